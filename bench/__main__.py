@@ -1,0 +1,145 @@
+"""filmlet and stock diffusers side by side, in turns: `python -m bench` writes RESULTS.md."""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+SIDES = ("filmlet", "stock")
+Figures = dict[str, list[float]]
+
+
+def start(side: str, frames: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.worker", side, str(frames)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def ask(worker: subprocess.Popen[str], path: Path) -> dict[str, float]:
+    """Have one clip made at `path`; the worker's figures for it."""
+    assert worker.stdin
+    assert worker.stdout
+    worker.stdin.write(f"{path}\n")
+    worker.stdin.flush()
+    answer: dict[str, float] = json.loads(worker.stdout.readline())
+    path.unlink()
+    return answer
+
+
+def stop(worker: subprocess.Popen[str]) -> None:
+    worker.communicate()
+
+
+def cold(folder: Path, frames: int, runs: int) -> Figures:
+    """Seconds from the start of a process to its finished MP4."""
+    figures: Figures = {side: [] for side in SIDES}
+    for _ in range(runs):
+        for side in SIDES:
+            began = time.perf_counter()
+            worker = start(side, frames)
+            ask(worker, folder / "cold.mp4")
+            figures[side].append(time.perf_counter() - began)
+            stop(worker)
+    return figures
+
+
+def warm(folder: Path, frames: int, runs: int) -> dict[str, Figures]:
+    """Both processes loaded, clips made in turns; one clip each is not counted."""
+    rows = ("clip", "first frame", "peak MB")
+    figures: dict[str, Figures] = {row: {side: [] for side in SIDES} for row in rows}
+    workers = {side: start(side, frames) for side in SIDES}
+    for run in range(runs + 1):
+        for side in SIDES:
+            answer = ask(workers[side], folder / "warm.mp4")
+            for row in rows:
+                if run:
+                    figures[row][side].append(answer[row])
+    for worker in workers.values():
+        stop(worker)
+    return figures
+
+
+def decode_memory(frames: int) -> float:
+    """MB that streaming decode adds at its peak."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.worker", "decode", str(frames)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak: float = json.loads(done.stdout)["peak MB"]
+    return peak
+
+
+def row(name: str, unit: str, figures: Figures) -> str:
+    ours, theirs = (median(figures[side]) for side in SIDES)
+    ratio = median(b / a for a, b in zip(figures["filmlet"], figures["stock"], strict=True))
+    return f"| {name} | {ours:.2f} {unit} | {theirs:.2f} {unit} | {ratio:.2f} |"
+
+
+def processor() -> str:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
+def report(runs: int, frames: int) -> str:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        cold_figures, warm_figures = cold(folder, frames, runs), warm(folder, frames, runs)
+    flat = {n: decode_memory(n) for n in (25, 121)}
+    names = ("torch", "diffusers", "transformers", "av")
+    versions = ", ".join(f"{n} {version(n)}" for n in names)
+    return "\n".join(
+        [
+            "# Results",
+            "",
+            f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, Python {platform.python_version()},",
+            f"{versions}.",
+            "",
+            f"`python -m bench --runs {runs} --frames {frames}`: pocket, 256x256, {frames} frames,",
+            "8 steps, float32, one prompt, seed and x264 setting; both sides in turns, medians.",
+            "Ratio: stock / filmlet, pair by pair, above 1 where filmlet is better.",
+            "",
+            "| | filmlet | stock diffusers | ratio |",
+            "|---|---|---|---|",
+            row("cold process to MP4", "s", cold_figures),
+            row("warm, prompt to MP4", "s", warm_figures["clip"]),
+            row("warm, prompt to first decoded frame", "s", warm_figures["first frame"]),
+            row("peak memory of the process", "MB", warm_figures["peak MB"]),
+            "",
+            "Memory that decoding adds at its peak, frames handed on as they come:",
+            "",
+            "| frames | added MB |",
+            "|---|---|",
+            *(f"| {n} | {peak:.0f} |" for n, peak in flat.items()),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="bench", description=__doc__)
+    options.add_argument("--runs", type=int, default=5)
+    options.add_argument("--frames", type=int, default=49)
+    options.add_argument("--output", type=Path, default=Path(__file__).parent / "RESULTS.md")
+    chosen = options.parse_args()
+    text = report(chosen.runs, chosen.frames)
+    chosen.output.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""One side of the comparison, in its own process: `python -m bench.worker filmlet|stock FRAMES`.
+
+Reads paths from stdin; for each makes the same clip and answers with one line of JSON.
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+PROMPT = "a red circle moving left on a white background"
+SEED, STEPS, SIDE, FPS = 1, 8, 256, 24
+X264 = {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "8"}
+Seconds = dict[str, float]
+
+
+def filmlet_side(frames: int) -> Callable[[Path], Seconds]:
+    """filmlet as its command line runs it."""
+    from filmlet import stages
+    from filmlet.events import Frames
+    from filmlet.request import clip_request
+    from filmlet.settings import Settings
+
+    def make(path: Path) -> Seconds:
+        start = time.perf_counter()
+        request = clip_request(PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}")
+        first = None
+        for event in stages.film(stages.plan(request, Settings.from_environment()), path):
+            if first is None and isinstance(event, Frames):
+                first = time.perf_counter() - start
+        return {"clip": time.perf_counter() - start, "first frame": first or 0.0}
+
+    return make
+
+
+def stock_side(frames: int) -> Callable[[Path], Seconds]:
+    """Stock diffusers on the same checkpoint, its frames encoded with the same settings."""
+    import av
+    import torch
+    from diffusers import LTXPipeline
+
+    from filmlet.models import CARDS, check
+
+    pipe = LTXPipeline.from_pretrained(check(CARDS["pocket"]), torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(path: Path) -> Seconds:
+        start = time.perf_counter()
+        video = pipe(
+            prompt=PROMPT, width=SIDE, height=SIDE, num_frames=frames, frame_rate=FPS,
+            num_inference_steps=STEPS, guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(SEED), output_type="np",
+        ).frames[0]  # fmt: skip
+        pixels = (video * 255).round().astype("uint8")
+        first = time.perf_counter() - start
+        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
+            stream = file.add_stream("libx264", rate=Fraction(FPS), options=dict(X264))
+            stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+            stream.codec_context.thread_count = 2
+            for picture in pixels:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode())
+        return {"clip": time.perf_counter() - start, "first frame": first}
+
+    return make
+
+
+def memory_mb(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process, MB."""
+    found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found.group(1)) / 1024 if found else float("nan")
+
+
+def decode_peak(frames: int) -> float:
+    """MB that filmlet's decoding adds at its peak, frames thrown away as they come."""
+    import torch
+
+    from filmlet import stages
+    from filmlet.request import clip_request
+    from filmlet.settings import Settings
+
+    request = clip_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")
+    work = stages.plan(request, Settings.from_environment())
+    engine = stages.load_engine(work.card, work.placement)
+    times, height, width = engine.latent_shape(work.effective.shape)
+    short = replace(work.recipe, shape=replace(work.recipe.shape, frames=17, made_frames=17))
+    for _ in engine.decode(torch.zeros(1, 3 * height * width, 64), short):
+        pass  # kernels and pools settle
+    before = memory_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    latents = torch.randn(1, times * height * width, 64)
+    for _ in engine.decode(latents, work.recipe):
+        pass
+    return memory_mb("VmHWM") - before
+
+
+def main() -> None:
+    side, frames = sys.argv[1], int(sys.argv[2])
+    if side == "decode":
+        print(json.dumps({"peak MB": decode_peak(frames)}), flush=True)
+        return
+    make = {"filmlet": filmlet_side, "stock": stock_side}[side](frames)
+    for line in sys.stdin:
+        times = make(Path(line.strip()))
+        print(json.dumps(times | {"peak MB": memory_mb("VmHWM")}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

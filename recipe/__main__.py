@@ -1,0 +1,136 @@
+"""The whole way from nothing to pocket: `python -m recipe`; stopped, it goes on where it was.
+
+`--compute 2` trains twice as long everywhere; `--only evaluate` runs one stage on what is there.
+"""
+
+import argparse
+import copy
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLLTXVideo
+from torch import Tensor
+
+from recipe import distil, evaluate, export, teacher, vae
+from recipe.corpus import Example
+from recipe.evaluate import Scores
+from recipe.run import Run
+from recipe.teacher import Latents, Pair
+
+STAGES = ("vae", "teacher", "student", "export", "evaluate")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long each stage trains at --compute 1: about two and a half hours of two CPU cores."""
+
+    vae_images: int = 600
+    vae_videos: int = 1100
+    clips: int = 1400  # encoded once for the transformer, whatever the compute
+    stills: int = 350
+    whole: int = 1300
+    student: int = 250
+
+    def scaled(self, compute: float) -> "Steps":
+        """Every length times `compute`, at least 1."""
+        return Steps(**{name: max(1, round(n * compute)) for name, n in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where the stages keep their work, and how long they train."""
+
+    folder: Path
+    target: Path
+    steps: Steps
+    device: torch.device
+    prompts: int
+
+    def run(self, name: str) -> Run:
+        return Run(self.folder, name, self.device)
+
+    @cached_property
+    def vae(self) -> AutoencoderKLLTXVideo:
+        """The trained VAE; trains what is missing."""
+        torch.manual_seed(0)
+        model = vae.build(vae.VaeSize()).to(self.device)
+        vae.train(self.run("vae"), model, self.steps.vae_images, self.steps.vae_videos)
+        return model.eval()
+
+    @cached_property
+    def data(self) -> Latents:
+        return teacher.encode(self.vae, self.steps.clips, self.folder / "latents.safetensors")
+
+    @cached_property
+    def teacher(self) -> Pair:
+        """The trained teacher; trains what is missing."""
+        torch.manual_seed(0)
+        pair = Pair(vae.VaeSize().latent_channels).to(self.device)
+        teacher.train(self.run("teacher"), pair, self.data, self.steps.stills, self.steps.whole)
+        return pair.eval()
+
+    @cached_property
+    def student(self) -> Pair:
+        """The distilled student; trains what is missing."""
+        pair = copy.deepcopy(self.teacher).requires_grad_(True)
+        distil.train(self.run("student"), pair, self.teacher, self.data, self.steps.student)
+        return pair.eval()
+
+    def export(self) -> None:
+        size = export.export(
+            self.target, copy.deepcopy(self.vae), copy.deepcopy(self.student), self.data
+        )
+        print(f"{self.target}: {size / 1e6:.1f} MB")
+
+    def evaluate(self) -> None:
+        """The judge on truth, the VAE, the teacher and the student; written to results.json."""
+        figures = vae.psnr(self.vae, 24)
+        table = {
+            "ground truth": evaluate.prove(200),
+            "vae": {"psnr": round(sum(figures) / len(figures), 2), "worst": round(min(figures), 2)},
+            "teacher, 30 steps, guidance 3": self._scores(self.teacher, 30, distil.GUIDANCE),
+            "student, 8 steps": self._scores(self.student, distil.STEPS, 1.0),
+        }
+        print(json.dumps(table, indent=2))
+        export.write_scores(self.folder / "results.json", table)
+
+    def _scores(self, pair: Pair, steps: int, guidance: float) -> Scores:
+        return evaluate.evaluate(lambda e: self._make(pair, e, steps, guidance), self.prompts)
+
+    @torch.inference_mode()
+    def _make(self, pair: Pair, example: Example, steps: int, guidance: float) -> Tensor:
+        """A clip for one prompt; the noise depends on the prompt alone: (3, 25, 256, 256)."""
+        generator = torch.Generator().manual_seed(len(example.prompt) * 7919)
+        shape = (1, vae.VaeSize().latent_channels, 4, 8, 8)
+        noise = torch.randn(shape, generator=generator).to(self.device)
+        latents = teacher.sample(pair, noise, [example.prompt], steps, guidance)
+        mean, std = (
+            t.view(1, -1, 1, 1, 1).to(self.device) for t in (self.data.mean, self.data.std)
+        )
+        return self.vae.decode(latents * std + mean).sample[0].cpu()
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="recipe", description=__doc__)
+    options.add_argument("--compute", type=float, default=1.0, help="training length, 1 = 2.5 h")
+    options.add_argument("--folder", type=Path, default=Path("build/recipe"))
+    options.add_argument("--target", type=Path, default=Path("src/filmlet/pocket"))
+    options.add_argument("--prompts", type=int, default=120, help="held-out prompts to judge")
+    options.add_argument("--only", choices=STAGES, help="one stage, with what it needs")
+    chosen = options.parse_args()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = Recipe(
+        chosen.folder, chosen.target, Steps().scaled(chosen.compute), device, chosen.prompts
+    )
+    for stage in [chosen.only] if chosen.only else STAGES:
+        value = getattr(recipe, stage)
+        if callable(value) and not isinstance(value, torch.nn.Module):
+            value()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Distillation: a student that does in 8 unguided steps what the teacher does in many guided ones.
+
+Progressive distillation with guidance built in (Salimans & Ho, 2022, arXiv 2202.00512; Meng et al.,
+2023, arXiv 2210.03142): one student step must land where two guided teacher steps land.
+"""
+
+import random
+
+import torch
+from torch import Tensor
+
+from recipe.run import Run
+from recipe.teacher import Latents, Pair, noised, sigmas
+
+GUIDANCE = 3.0
+STEPS = 8
+TEACHER_STEPS = 2  # guided teacher steps within one student step
+
+
+def train(run: Run, student: Pair, teacher: Pair, data: Latents, steps: int) -> None:
+    """Train the student, which starts as a copy of the teacher, on the sampler's own levels."""
+    levels = sigmas(STEPS)
+    teacher.requires_grad_(False)
+
+    def loss(step: int) -> Tensor:
+        choice = random.Random(f"student/{step}")
+        clean, prompts = data.draw(8, choice)
+        clean = clean.to(run.device)
+        start = torch.randint(0, STEPS, (len(clean),))
+        now, following = (levels[i].to(run.device) for i in (start, start + 1))
+        latents = noised(clean, torch.randn_like(clean), now)
+        target = _land(teacher, latents, now, following, prompts)
+        flow = student.velocity(latents, now, student.read(prompts))
+        return (flow - target).square().mean()
+
+    run.fit(student, loss, steps=steps, matrix_rate=0.003, rate=3e-4, average=0.98)
+
+
+@torch.no_grad()
+def _land(
+    teacher: Pair, latents: Tensor, now: Tensor, following: Tensor, prompts: list[str]
+) -> Tensor:
+    """The one velocity that leads where the teacher's guided steps end."""
+    place, level = latents, now
+    for k in range(TEACHER_STEPS):
+        ahead = torch.lerp(now, following, (k + 1) / TEACHER_STEPS)
+        flow = teacher.guided(place, level, prompts, GUIDANCE)
+        place = place + (ahead - level).view(-1, 1, 1, 1, 1) * flow
+        level = ahead
+    return (place - latents) / (following - now).view(-1, 1, 1, 1, 1)

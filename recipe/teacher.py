@@ -1,0 +1,172 @@
+"""The teacher: text encoder and transformer, trained together by flow matching on cached latents.
+
+Single latent frames first, whole clips after; then it needs many steps and guidance to sample.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from recipe.corpus import Example, describe, examples
+from recipe.run import Run
+from recipe.text import build_encoder, build_tokenizer, tokenize
+from recipe.world import FPS, render
+
+FRAMES = 25
+ROPE_SCALE = (8 / FPS, 32, 32)
+SHIFT = 3.0
+DROP_PROMPT = 0.1  # share of empty prompts, for guidance
+
+
+class Pair(nn.Module):
+    """Text encoder and transformer as one thing to train."""
+
+    def __init__(self, latent_channels: int, width: int = 256, layers: int = 6) -> None:
+        super().__init__()
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
+        self.text = build_encoder(len(self.tokenizer))
+        self.transformer = LTXVideoTransformer3DModel(
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            num_attention_heads=width // 32,
+            attention_head_dim=32,
+            cross_attention_dim=width,
+            num_layers=layers,
+            caption_channels=self.text.config.d_model,
+        )
+        # Each block starts as the identity, so that depth does no harm at first.
+        for block in self.transformer.transformer_blocks:
+            for last in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
+                nn.init.zeros_(last.weight)
+
+    def read(
+        self, prompts: Sequence[str], choice: random.Random | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (batch, longest, width) and their mask (batch, longest)."""
+        ids, mask = tokenize(self.tokenizer, prompts, choice)
+        device = self.text.device
+        return self.text(ids.to(device))[0][:, : mask.shape[1]], mask.to(device)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+        """The flow at `latents` (batch, channels, frames, height, width); sigma: (batch,)."""
+        _, _, frames, height, width = latents.shape
+        flow = self.transformer(
+            hidden_states=latents.flatten(2).transpose(1, 2),
+            encoder_hidden_states=text[0],
+            timestep=(sigma * 1000)[:, None],
+            encoder_attention_mask=text[1],
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=ROPE_SCALE,
+            return_dict=False,
+        )[0]
+        return flow.transpose(1, 2).unflatten(2, (frames, height, width))
+
+    def guided(
+        self, latents: Tensor, sigma: Tensor, prompts: Sequence[str], scale: float
+    ) -> Tensor:
+        """Classifier-free guidance: away from the empty prompt."""
+        text = self.read([*prompts, *[""] * len(prompts)])
+        both = self.velocity(torch.cat([latents] * 2), torch.cat([sigma] * 2), text)
+        flow, away = both.chunk(2)
+        return away + scale * (flow - away)
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Encoded training clips: normalised latents (clips, channels, frames, height, width)."""
+
+    clips: Tensor
+    corpus: list[Example]
+    mean: Tensor  # (channels,)
+    std: Tensor
+
+    def draw(self, count: int, choice: random.Random) -> tuple[Tensor, list[str]]:
+        """Random clips with a fresh wording each; some prompts are empty."""
+        rows = [choice.randrange(len(self.corpus)) for _ in range(count)]
+        prompts = [
+            "" if choice.random() < DROP_PROMPT else describe(self.corpus[r].scenario, choice)
+            for r in rows
+        ]
+        return self.clips[rows], prompts
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKLLTXVideo, count: int, path: Path) -> Latents:
+    """Draw `count` training clips and encode them once, or read them from the cache at `path`."""
+    stream = examples(seed=3)
+    corpus = [next(stream) for _ in range(count)]
+    if not path.exists():
+        parts = []
+        for i, example in enumerate(corpus):
+            pixels = render(example.scenario, FRAMES)[None].to(vae.device)
+            parts.append(vae.encode(pixels).latent_dist.mode().cpu())
+            if (i + 1) % 200 == 0:
+                print(f"latents {i + 1}/{count}")
+        save_file({"clips": torch.cat(parts).contiguous()}, path)
+    clips = load_file(path)["clips"]
+    mean, std = clips.mean((0, 2, 3, 4)), clips.std((0, 2, 3, 4)).clamp_min(1e-4)
+    shape = (1, -1, 1, 1, 1)
+    return Latents((clips - mean.view(shape)) / std.view(shape), corpus, mean, std)
+
+
+def random_sigma(count: int) -> Tensor:
+    """Noise levels: logit-normal, moved towards noise as the sampler's schedule is: (count,)."""
+    level = torch.sigmoid(torch.randn(count))
+    return SHIFT * level / (1 + (SHIFT - 1) * level)
+
+
+def noised(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The point at `sigma` on the straight line from clean to noise."""
+    return torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
+
+
+def train(run: Run, pair: Pair, data: Latents, stills: int, clips: int) -> None:
+    """Flow matching: `stills` steps on single latent frames, then `clips` steps on whole clips."""
+
+    def loss(step: int) -> Tensor:
+        choice = random.Random(f"teacher/{step}")
+        is_still = step < stills
+        clean, prompts = data.draw(48 if is_still else 16, choice)
+        clean = clean[:, :, :1] if is_still else clean
+        clean = clean.to(run.device)
+        noise = torch.randn_like(clean)
+        sigma = random_sigma(len(clean)).to(run.device)
+        text = pair.read(prompts, choice)
+        flow = pair.velocity(noised(clean, noise, sigma), sigma, text)
+        return (flow - (noise - clean)).square().mean()
+
+    run.fit(pair, loss, steps=stills + clips, matrix_rate=0.01, rate=1e-3, average=0.99)
+
+
+def sigmas(steps: int) -> Tensor:
+    """The sampler's noise levels, 0 at the end: (steps + 1,)."""
+    even = torch.linspace(1, 0, steps + 1)
+    return SHIFT * even / (1 + (SHIFT - 1) * even)
+
+
+@torch.inference_mode()
+def sample(
+    pair: Pair, noise: Tensor, prompts: Sequence[str], steps: int, guidance: float
+) -> Tensor:
+    """Euler from noise to normalised latents, both (batch, channels, frames, height, width)."""
+    levels = sigmas(steps).tolist()
+    text = pair.read(prompts)
+    latents = noise
+    for now, following in pairwise(levels):
+        sigma = torch.full((len(noise),), now, device=noise.device)
+        if guidance > 1:
+            flow = pair.guided(latents, sigma, prompts, guidance)
+        else:
+            flow = pair.velocity(latents, sigma, text)
+        latents = latents + (following - now) * flow
+    return latents

@@ -1,0 +1,111 @@
+"""The video VAE: single frames first, then moving crops around the sprite, then whole clips."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLLTXVideo
+from torch import Tensor
+
+from recipe.corpus import Example, draw, examples
+from recipe.run import Run
+from recipe.world import path, render
+
+CROP = 128
+LATENT_NOISE = 0.1  # share of each channel's spread: keeps the latent space smooth
+
+
+@dataclass(frozen=True)
+class VaeSize:
+    """Widths of the levels; a deep one is dear in bytes, a shallow one in time."""
+
+    latent_channels: int = 64
+    encoder: tuple[int, int, int, int] = (24, 48, 96, 192)
+    decoder: tuple[int, int, int] = (48, 96, 192)
+
+
+def build(size: VaeSize) -> AutoencoderKLLTXVideo:
+    """An untrained VAE with the blocks of LTX-Video 0.9.5: 32 x 32 pixels by 8 frames a latent."""
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=size.latent_channels,
+        block_out_channels=size.encoder,
+        down_block_types=("LTXVideo095DownBlock3D",) * 3,
+        spatio_temporal_scaling=(True,) * 3,
+        layers_per_block=(1, 1, 1, 1),
+        downsample_type=("spatiotemporal",) * 3,
+        decoder_block_out_channels=size.decoder,
+        decoder_spatio_temporal_scaling=(True,) * 3,
+        decoder_layers_per_block=(1, 1, 2, 1),
+        decoder_inject_noise=(False,) * 4,
+        upsample_residual=(True,) * 3,
+        upsample_factor=(2,) * 3,
+    )
+    return vae.to(memory_format=torch.channels_last_3d)
+
+
+def crop(example: Example, frames: int, start: int) -> Tensor:
+    """A window of CROP pixels that holds most of the sprite: (3, frames, CROP, CROP)."""
+    x, y, _, _ = path(example.scenario, torch.tensor([(start + frames / 2) / 24]))
+    wander = torch.randint(-40, 41, (2,)).tolist()
+    left = min(max(int(128 + x.item()) - CROP // 2 + wander[0], 0), 256 - CROP)
+    top = min(max(int(128 + y.item()) - CROP // 2 + wander[1], 0), 256 - CROP)
+    return render(example.scenario, frames, window=(top, left, CROP, CROP), first_frame=start)
+
+
+def batch(kind: str, corpus: list[Example]) -> Tensor:
+    """Draw one training batch: (batch, 3, frames, height, width)."""
+    starts = torch.randint(0, 32, (len(corpus),)).tolist()
+    match kind:
+        case "image":
+            clips = [crop(e, 1, s) for e, s in zip(corpus, starts, strict=True)]
+        case "moving":
+            clips = [crop(e, 17, s) for e, s in zip(corpus, starts, strict=True)]
+        case "whole":
+            clips = [render(e.scenario, 25, first_frame=0) for e in corpus]
+        case unknown:
+            raise ValueError(unknown)
+    return torch.stack(clips).contiguous(memory_format=torch.channels_last_3d)
+
+
+SIZES = {"image": 24, "moving": 4, "whole": 1}
+
+
+def kind_at(step: int, images: int) -> str:
+    """Images alone, then moving crops with every fourth batch images and every fourth whole."""
+    if step < images:
+        return "image"
+    return ("moving", "whole", "moving", "image")[step % 4]
+
+
+def reconstruct(vae: AutoencoderKLLTXVideo, pixels: Tensor, noise: float) -> Tensor:
+    """Encode, disturb the latents a little, decode."""
+    latents = vae.encode(pixels).latent_dist.mode()
+    if noise:
+        spread = latents.detach().std(dim=(0, 2, 3, 4), keepdim=True)
+        latents = latents + noise * spread * torch.randn_like(latents)
+    return vae.decode(latents).sample
+
+
+def train(run: Run, vae: AutoencoderKLLTXVideo, images: int, videos: int) -> None:
+    """Reach about 20 dB on images, then learn motion; every number of steps scales with compute."""
+
+    def loss(step: int) -> Tensor:
+        kind, choice = kind_at(step, images), random.Random(f"vae/{step}")
+        pixels = batch(kind, [draw(choice) for _ in range(SIZES[kind])]).to(run.device)
+        difference = reconstruct(vae, pixels, LATENT_NOISE if step > images // 2 else 0.0) - pixels
+        return difference.abs().mean() + 2 * difference.square().mean()
+
+    run.fit(vae, loss, steps=images + videos, matrix_rate=0.01, rate=3e-4, average=0.995)
+
+
+@torch.inference_mode()
+def psnr(vae: AutoencoderKLLTXVideo, count: int, frames: int = 25) -> list[float]:
+    """Peak signal to noise of whole held-out clips, dB."""
+    corpus = examples(seed=2, held_out=True)
+    figures = []
+    for _ in range(count):
+        pixels = render(next(corpus).scenario, frames)[None].to(vae.device)
+        error = (reconstruct(vae, pixels, 0.0).clamp(-1, 1) - pixels).square().mean().item()
+        figures.append(10 * math.log10(4 / max(error, 1e-10)))
+    return figures

@@ -1,0 +1,54 @@
+"""filmlet turns a sentence into a short video with distilled LTX models, on your own machine."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filmlet.clip import Clip, generate, stream
+    from filmlet.errors import FilmletError, InvalidRequest
+    from filmlet.events import Frames, Preview, Progress, Stage
+    from filmlet.request import Change, ClipRequest, Effective
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Clip": "filmlet.clip",
+    "generate": "filmlet.clip",
+    "stream": "filmlet.clip",
+    "ClipRequest": "filmlet.request",
+    "Effective": "filmlet.request",
+    "Change": "filmlet.request",
+    "Progress": "filmlet.events",
+    "Preview": "filmlet.events",
+    "Frames": "filmlet.events",
+    "Stage": "filmlet.events",
+    "FilmletError": "filmlet.errors",
+    "InvalidRequest": "filmlet.errors",
+}
+
+__all__ = [
+    "Change",
+    "Clip",
+    "ClipRequest",
+    "Effective",
+    "FilmletError",
+    "Frames",
+    "InvalidRequest",
+    "Preview",
+    "Progress",
+    "Stage",
+    "__version__",
+    "generate",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: `import filmlet` itself stays instant."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'filmlet' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,209 @@
+"""The command line. Heavy imports wait until a command needs them."""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from filmlet import __version__
+from filmlet.errors import FilmletError, InvalidRequest
+from filmlet.request import FORMATS, clip_request, parse_number, parse_whole
+
+if TYPE_CHECKING:
+    from filmlet.clip import Timings
+    from filmlet.events import Event
+    from filmlet.stages import Work
+
+
+REFUSED, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 2 with a sentence on stderr, or 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        return generate(options)
+    except FilmletError as error:
+        return _refuse(error, as_json=options.json)
+    except KeyboardInterrupt:
+        print("filmlet: stopped; nothing was left behind.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    top = argparse.ArgumentParser(
+        prog="filmlet", description="Turn a sentence into a short video on this machine."
+    )
+    top.add_argument("--version", action="version", version=f"filmlet {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    make = commands.add_parser("generate", help="make one clip", description="Make one clip.")
+    make.add_argument("prompt", help='what to show, such as "a cat moving left on white"')
+    make.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
+    make.add_argument("--force", action="store_true", help="overwrite the file")
+    make.add_argument("--model", default="pocket", help="name or folder (default: pocket)")
+    make.add_argument("--seed", help="the same seed and settings give the same file")
+    make.add_argument("--seconds", help="length of the clip")
+    make.add_argument("--frames", help="length of the clip in frames, instead of --seconds")
+    make.add_argument("--size", metavar="WxH", help="width x height in pixels")
+    make.add_argument("--fps", help="frames a second")
+    make.add_argument("--steps", help="model calls")
+    make.add_argument("--negative-prompt", default="", help="what to avoid (needs guidance)")
+    make.add_argument("--guidance", help="guidance scale; distilled models need none")
+    make.add_argument("--force-guidance", action="store_true", help="guide a distilled model too")
+    make.add_argument("--format", help=f"{', '.join(FORMATS)} (default: as --output ends)")
+    make.add_argument(
+        "--preview", action="store_true", help="keep OUTPUT.preview.png up to date after each step"
+    )
+    make.add_argument("--json", action="store_true", help="print one JSON object")
+    return top
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Make a clip as `options` ask and tell where it is."""
+    started = time.perf_counter()
+    request = clip_request(
+        options.prompt,
+        size=options.size,
+        model=options.model,
+        negative_prompt=options.negative_prompt,
+        force_guidance=options.force_guidance,
+        **_numbers(options),
+    )
+    suffix = _suffix(options)
+    from filmlet import stages
+    from filmlet.clip import Timings
+    from filmlet.media import check_target
+    from filmlet.settings import Settings
+
+    if options.output:
+        check_target(options.output, options.force)
+    work = stages.plan(request, Settings.from_environment())
+    path = options.output or _free_name(request.prompt, work.effective.seed, suffix)
+    check_target(path, options.force)
+    timings = Timings()
+    with _bar(quiet=options.json) as bar, closing(stages.film(work, path, options.force)) as events:
+        for event in events:
+            timings.note(event)
+            bar.show(event)
+            if options.preview:
+                _keep_preview(event, path)
+    report = Report(path, work, timings, time.perf_counter() - started)
+    print(report.as_json() if options.json else report.as_text())
+    return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was made, for people and for programs."""
+
+    path: Path
+    work: "Work"
+    timings: "Timings"
+    seconds: float
+
+    def as_text(self) -> str:
+        done = self.work.effective
+        shape = done.shape
+        lines = [
+            str(self.path),
+            f"  seed {done.seed}, {shape.width}x{shape.height}, {shape.frames} frames at "
+            f"{shape.fps:g} a second, {self.seconds:.1f} s taken",
+        ]
+        lines += [f"  note: {change.reason}" for change in done.changes]
+        return "\n".join(lines)
+
+    def as_json(self) -> str:
+        table = {
+            "path": str(self.path),
+            "seed": self.work.effective.seed,
+            "requested": self.work.request.asked(),
+            "effective": self.work.effective.as_json(),
+            "seconds_taken": round(self.seconds, 3),
+            "timings": self.timings.rounded(),
+        }
+        return json.dumps(table, ensure_ascii=False, indent=2)
+
+
+def _numbers(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that are numbers, those given."""
+    numbers: dict[str, Any] = {}
+    for name in ("seed", "frames", "steps", "seconds", "fps", "guidance"):
+        text = getattr(options, name)
+        if text is not None:
+            whole = name in ("seed", "frames", "steps")
+            numbers[name] = parse_whole(text, name) if whole else parse_number(text, name)
+    return numbers
+
+
+def _suffix(options: argparse.Namespace) -> str:
+    """The file's suffix; --format and --output must agree."""
+    if options.format is not None and options.format not in FORMATS:
+        raise InvalidRequest(
+            f"format must be one of {', '.join(FORMATS)}, got {options.format!r}.", param="format"
+        )
+    if options.output is None:
+        return f".{options.format or 'mp4'}"
+    suffix = options.output.suffix.lower()
+    if options.format is not None and suffix != f".{options.format}":
+        raise InvalidRequest(
+            f"--output {options.output} does not end in .{options.format}.", param="format"
+        )
+    return str(suffix)
+
+
+def _free_name(prompt: str, seed: int, suffix: str) -> Path:
+    """A name in clips/ that says what the clip shows and is not taken."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "clip"
+    path, number = Path("clips") / f"{words}-{seed}{suffix}", 2
+    while path.exists():
+        path, number = path.with_name(f"{words}-{seed}-{number}{suffix}"), number + 1
+    return path
+
+
+class Bar(Protocol):
+    """Whatever shows progress to a person."""
+
+    def show(self, event: "Event") -> None: ...
+
+
+class NoBar:
+    """Shows nothing: for pipes and for --json."""
+
+    def show(self, event: "Event") -> None:
+        """Take one event."""
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Bar]:
+    """A progress bar with the stage's name where a person watches."""
+    if quiet or not sys.stderr.isatty():
+        yield NoBar()
+        return
+    from filmlet.bar import TerminalBar
+
+    with TerminalBar() as bar:
+        yield bar
+
+
+def _keep_preview(event: "Event", path: Path) -> None:
+    from filmlet.events import Preview
+    from filmlet.media import save_still
+
+    if isinstance(event, Preview):
+        save_still(path.with_name(path.name + ".preview.png"), event.image)
+
+
+def _refuse(error: FilmletError, *, as_json: bool) -> int:
+    if as_json:
+        param = getattr(error, "param", None)
+        told = {"error": {"code": error.code, "message": str(error), "param": param}}
+        print(json.dumps(told, ensure_ascii=False, indent=2))
+    print(f"filmlet: {error} [{error.code}]", file=sys.stderr)
+    return REFUSED

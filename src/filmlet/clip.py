@@ -1,0 +1,108 @@
+"""The Python door: `generate` folds what `stream` yields into a Clip."""
+
+import base64
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from filmlet import stages
+from filmlet.events import Event, Frames, Pixels, Progress, Stage
+from filmlet.media import poster, tags, writing
+from filmlet.request import ClipRequest, ClipSettings, Effective, clip_request
+from filmlet.settings import Settings
+
+
+@dataclass
+class Timings:
+    """Seconds each stage has taken so far, told by its Progress."""
+
+    seconds: dict[Stage, float] = field(default_factory=dict)
+    _opened: float = 0.0
+
+    def note(self, event: Event) -> None:
+        """Take one event into account as it comes."""
+        if not isinstance(event, Progress):
+            return
+        now = time.perf_counter()
+        if event.done == 0:
+            self._opened = now
+        self.seconds[event.stage] = now - self._opened
+
+    def rounded(self) -> dict[str, float]:
+        return {stage.value: round(seconds, 3) for stage, seconds in self.seconds.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A finished clip. frames: (frames, height, width, 3) uint8, RGB; timings: seconds a stage."""
+
+    frames: Pixels
+    requested: ClipRequest
+    effective: Effective
+    timings: dict[str, float]
+
+    @property
+    def poster(self) -> NDArray[np.uint8]:
+        """The middle frame: (height, width, 3)."""
+        return poster(self.frames)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the clip; the suffix (.mp4, .webm, .gif, .webp) chooses the format.
+
+        Raises OutputExists unless `force`, OutputUnwritable, DiskFull.
+        """
+        target = Path(path)
+        with writing(target, self.effective.shape, tags(self.effective), force) as movie:
+            movie.add(self.frames)
+        return target
+
+    def __repr__(self) -> str:
+        shape = self.effective.shape
+        return (
+            f"Clip({self.effective.prompt!r}, {shape.width}x{shape.height}, {shape.frames} frames, "
+            f"{shape.fps:g} fps, seed {self.effective.seed})"
+        )
+
+    def _repr_html_(self) -> str:
+        """A player, for notebooks."""
+        with TemporaryDirectory() as folder:
+            data = base64.b64encode(self.save(Path(folder) / "clip.mp4").read_bytes()).decode()
+        shape = self.effective.shape
+        return (
+            f'<video controls loop autoplay muted width="{shape.width}" height="{shape.height}" '
+            f'src="data:video/mp4;base64,{data}"></video>'
+        )
+
+
+def stream(prompt: str, **settings: Unpack[ClipSettings]) -> Generator[Event]:
+    """Yield Progress, Preview and Frames of one clip; closing it stops within one denoising step.
+
+    The settings are those of `generate`.
+    """
+    yield from stages.run(stages.plan(clip_request(prompt, **settings), _settings()))
+
+
+def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
+    """Make one clip.
+
+    The settings are the command line's: ClipSettings lists them, ClipRequest says what they mean.
+    Raises InvalidRequest and the other FilmletErrors.
+    """
+    request = clip_request(prompt, **settings)
+    work = stages.plan(request, _settings())
+    timings, chunks = Timings(), []
+    for event in stages.run(work):
+        timings.note(event)
+        if isinstance(event, Frames):
+            chunks.append(event.pixels)
+    return Clip(np.concatenate(chunks), request, work.effective, timings.rounded())
+
+
+def _settings() -> Settings:
+    return Settings.from_environment()

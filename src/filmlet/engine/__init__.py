@@ -1,0 +1,1 @@
+"""Tensors: text to embeddings, noise to latents, latents to frames. Opens no socket."""

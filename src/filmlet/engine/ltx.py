@@ -1,0 +1,211 @@
+"""The LTX-Video engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel
+
+from filmlet.card import ModelCard
+from filmlet.engine import streaming
+from filmlet.engine.denoise import Step, euler, pack, unpack
+from filmlet.engine.loading import fill, on_meta
+from filmlet.engine.placement import Placement
+from filmlet.engine.text import Reading
+from filmlet.errors import NotFinite
+from filmlet.events import Pixels
+from filmlet.request import Shape
+
+Value = TypeVar("Value")
+PREVIEW_FILE = "preview.safetensors"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one clip is denoised. sigmas: noise level before each model call."""
+
+    shape: Shape
+    sigmas: tuple[float, ...]
+    guidance: float
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """What the transformer is told, (1, tokens, channels); `negative` only under guidance."""
+
+    prompt: Tensor
+    negative: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LtxEngine:
+    """One loaded checkpoint. Every method runs without gradients and leaves nothing behind."""
+
+    card: ModelCard
+    placement: Placement
+    text_encoder: T5EncoderModel
+    transformer: LTXVideoTransformer3DModel
+    vae: AutoencoderKLLTXVideo
+    projection: Tensor | None  # (channels + 1, 3): latent to RGB in [0, 1], the last row is added
+
+    @torch.inference_mode()
+    def encode(self, reading: Reading) -> Tensor:
+        """(1, tokens, channels): encoded with the padding it was trained with, cut to real tokens.
+
+        Cutting equals diffusers' attention mask, and costs less.
+        """
+        ids = reading.ids.to(self.placement.device)
+        return self.text_encoder(ids)[0][:, : reading.tokens]
+
+    def denoise(self, embeddings: Embeddings, recipe: Recipe) -> Iterator[Step]:
+        """Yield after each model call; the last step's latents are the clip's, normalised.
+
+        Latents are (1, tokens, channels) in float32. Raises NotFinite.
+        """
+        frames, height, width = self.latent_shape(recipe.shape)
+        # Drawn on the CPU, so that a seed gives the same noise on every device.
+        generator = torch.Generator().manual_seed(recipe.seed)
+        channels = self.transformer.config.in_channels
+
+        def noise() -> Tensor:
+            drawn = torch.randn(1, channels, frames, height, width, generator=generator)
+            return pack(drawn.to(self.placement.device))
+
+        rope_scale = (
+            self.card.grid.time / recipe.shape.fps,
+            self.card.grid.side,
+            self.card.grid.side,
+        )
+
+        def call(latents: Tensor, text: Tensor, sigma: float) -> Tensor:
+            timestep = torch.full((1,), sigma * 1000.0, device=latents.device)
+            return self.transformer(
+                hidden_states=latents.to(self.placement.dtype),
+                encoder_hidden_states=text,
+                timestep=timestep,
+                encoder_attention_mask=None,
+                num_frames=frames,
+                height=height,
+                width=width,
+                rope_interpolation_scale=rope_scale,
+                return_dict=False,
+            )[0].float()
+
+        def velocity(latents: Tensor, sigma: float) -> Tensor:
+            flow = call(latents, embeddings.prompt, sigma)
+            if embeddings.negative is None:
+                return flow
+            away = call(latents, embeddings.negative, sigma)
+            return away + recipe.guidance * (flow - away)
+
+        fresh = noise if self.card.stochastic else None
+        yield from _without_gradients(euler(velocity, noise(), recipe.sigmas, fresh))
+
+    def decode(self, latents: Tensor, recipe: Recipe) -> Iterator[Pixels]:
+        """Yield the made frames in order, (frames, height, width, 3), as soon as each is known.
+
+        latents: (1, tokens, channels), normalised. Raises NotFinite.
+        """
+        yield from _without_gradients(self._decode(latents, recipe))
+
+    def _decode(self, latents: Tensor, recipe: Recipe) -> Iterator[Pixels]:
+        video = self._denormalise(unpack(latents, *self.latent_shape(recipe.shape)))
+        timestep, generator = None, torch.Generator().manual_seed(recipe.seed)
+        if self.vae.config.timestep_conditioning:
+            noise = torch.randn(video.shape, generator=generator).to(video.device)
+            video = torch.lerp(video, noise, self.card.decode_noise)
+            timestep = torch.full((1,), self.card.decode_timestep, device=video.device)
+            timestep = timestep.to(self.placement.dtype)
+        chunks = video.to(self.placement.dtype).split(1, dim=2)
+        for pixels in streaming.decode(self.vae.decoder, chunks, timestep, generator):
+            if not torch.isfinite(pixels).all():
+                raise NotFinite("The VAE decoder gave values that are not numbers.")
+            yield _to_uint8(pixels[0])
+
+    def preview(self, clean: Tensor, shape: Shape) -> NDArray[np.uint8] | None:
+        """A rough picture of the clip's middle from clean latents: (height / 8, width / 8, 3)."""
+        if self.projection is None:
+            return None
+        with torch.inference_mode():
+            frames, height, width = self.latent_shape(shape)
+            middle = clean[0].view(frames, height, width, -1)[frames // 2]
+            picture = (middle @ self.projection[:-1] + self.projection[-1]).permute(2, 0, 1)
+            smooth = F.interpolate(picture[None], scale_factor=4, mode="bicubic")[0]
+            return _to_uint8(smooth[:, None] * 2 - 1)[0]
+
+    def latent_shape(self, shape: Shape) -> tuple[int, int, int]:
+        """(frames, height, width) of the latents of a clip."""
+        grid = self.card.grid
+        return (
+            (shape.made_frames - 1) // grid.time + 1,
+            shape.made_height // grid.side,
+            shape.made_width // grid.side,
+        )
+
+    def _denormalise(self, video: Tensor) -> Tensor:
+        mean, std = (
+            t.view(1, -1, 1, 1, 1).float() for t in (self.vae.latents_mean, self.vae.latents_std)
+        )
+        return video * std / self.vae.config.scaling_factor + mean
+
+
+def load(card: ModelCard, folder: Path, placement: Placement) -> LtxEngine:
+    """Read a checkpoint in diffusers' layout. Raises CheckpointDamaged."""
+    text_config = T5Config.from_dict(_config(folder / "text_encoder"))
+    with torch.device("meta"):
+        text_encoder = T5EncoderModel(text_config)
+    transformer = on_meta(LTXVideoTransformer3DModel, _config(folder / "transformer"))
+    vae = on_meta(AutoencoderKLLTXVideo, _config(folder / "vae"))
+    vae = fill(vae, folder / "vae", placement)
+    if placement.device == "cpu":
+        # The norms work over channels: this layout spares them a copy.
+        vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return LtxEngine(
+        card=card,
+        placement=placement,
+        text_encoder=fill(text_encoder, folder / "text_encoder", placement),
+        transformer=fill(transformer, folder / "transformer", placement),
+        vae=vae,
+        projection=_projection(folder, placement),
+    )
+
+
+def _config(component: Path) -> dict[str, object]:
+    return json.loads((component / "config.json").read_text())
+
+
+def _projection(folder: Path, placement: Placement) -> Tensor | None:
+    path = folder / PREVIEW_FILE
+    if not path.is_file():
+        return None
+    return load_file(path)["latent_to_rgb"].to(placement.device).float()
+
+
+def _to_uint8(pixels: Tensor) -> Pixels:
+    """(3, frames, height, width) in [-1, 1] -> (frames, height, width, 3) uint8."""
+    scaled = pixels.float().add(1).mul_(127.5).round_().clamp_(0, 255)
+    return scaled.permute(1, 2, 3, 0).to(torch.uint8).contiguous().cpu().numpy()
+
+
+def _without_gradients(steps: Iterator[Value]) -> Iterator[Value]:
+    """Advance a generator inside inference mode, and leave the mode between its values.
+
+    A mode that stays on across a `yield` would leak into the caller.
+    """
+    while True:
+        with torch.inference_mode():
+            try:
+                value = next(steps)
+            except StopIteration:
+                return
+        yield value

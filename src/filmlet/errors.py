@@ -1,0 +1,65 @@
+"""Everything that can go wrong, as one tree; each leaf has a stable code and a sentence."""
+
+
+class FilmletError(Exception):
+    """The root. `code` never changes between versions; the message may."""
+
+    code = "error"
+
+
+class InvalidRequest(FilmletError):
+    """The request cannot be met as asked; `param` names the setting at fault."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+    @property
+    def code(self) -> str:  # type: ignore[override]
+        """`invalid_prompt`, `invalid_size`, ...: one code a setting."""
+        return f"invalid_{self.param}"
+
+
+class UnknownModel(InvalidRequest):
+    """No model of this name, and no folder either."""
+
+    code = "unknown_model"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model")
+
+
+class CheckpointMissing(FilmletError):
+    """Files of a checkpoint are not there."""
+
+    code = "checkpoint_missing"
+
+
+class CheckpointDamaged(FilmletError):
+    """Files of a checkpoint are there and cannot be used."""
+
+    code = "checkpoint_damaged"
+
+
+class OutputExists(FilmletError):
+    """The file to write is already there."""
+
+    code = "output_exists"
+
+
+class OutputUnwritable(FilmletError):
+    """The place to write cannot be written to."""
+
+    code = "output_unwritable"
+
+
+class DiskFull(FilmletError):
+    """No room for the clip."""
+
+    code = "disk_full"
+
+
+class NotFinite(FilmletError):
+    """The model computed something that is not a number, in float32 as well."""
+
+    code = "not_finite"

@@ -1,0 +1,46 @@
+"""What a generation says while it runs."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  # (frames, height, width, 3), RGB
+
+
+class Stage(StrEnum):
+    """The stages of one clip, in the order they run."""
+
+    LOAD = "load"
+    ENCODE = "encode"
+    DENOISE = "denoise"
+    DECODE = "decode"
+    MUX = "mux"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of a stage are finished: steps, frames; done = 0 opens the stage."""
+
+    stage: Stage
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """A rough picture of the clip's middle after `step` model calls: (height, width, 3) uint8."""
+
+    step: int
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The next finished frames of the clip, in order."""
+
+    pixels: Pixels
+
+
+Event = Progress | Preview | Frames

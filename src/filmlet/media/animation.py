@@ -1,0 +1,58 @@
+"""GIF and animated WebP, written at the end: both need all frames at once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from filmlet.events import Pixels
+from filmlet.request import Shape
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+    'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:description="{}"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+class AnimationFile:
+    """Frames kept until the end, then written in one go."""
+
+    def __init__(self, path: Path, part: Path, shape: Shape, tags: dict[str, str]) -> None:
+        self.path, self.part, self.shape, self.tags = path, part, shape, tags
+        self.frames: list[Image.Image] = []
+
+    def add(self, pixels: Pixels) -> None:
+        """Keep the next frames: (frames, height, width, 3) RGB."""
+        self.frames.extend(Image.fromarray(picture) for picture in pixels)
+
+    def finish(self) -> None:
+        """Write the file and put it in its place."""
+        first, *rest = self.frames
+        note = json.dumps(self.tags, ensure_ascii=True, sort_keys=True)
+        if self.path.suffix.lower() == ".gif":
+            options = {"comment": note.encode(), "duration": self._durations(10), "optimize": False}
+            form = "GIF"
+        else:
+            xmp = XMP.format(note.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;"))
+            options = {
+                "duration": self._durations(1),
+                "quality": 85,
+                "method": 4,
+                "xmp": xmp.encode(),
+            }
+            form = "WEBP"
+        with self.part.open("wb") as file:
+            first.save(file, form, save_all=True, append_images=rest, loop=0, **options)
+        self.part.replace(self.path)
+
+    def abandon(self) -> None:
+        """Forget the frames."""
+        self.frames.clear()
+
+    def _durations(self, unit_ms: int) -> list[int]:
+        """Milliseconds each frame stands, in whole units, without drift over the clip."""
+        ends = np.arange(1, len(self.frames) + 1) * 1000 / self.shape.fps
+        whole = np.round(ends / unit_ms).astype(int) * unit_ms
+        return np.diff(whole, prepend=0).tolist()

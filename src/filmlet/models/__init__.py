@@ -1,0 +1,6 @@
+"""The catalogue: which models there are, how each is to be run, and whether its files are whole."""
+
+from filmlet.models.catalogue import CARDS, find
+from filmlet.models.folder import check
+
+__all__ = ["CARDS", "check", "find"]

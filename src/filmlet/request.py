@@ -1,0 +1,289 @@
+"""What is asked (ClipRequest), what will be done (Effective), and why the two differ (Change)."""
+
+import math
+import secrets
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict, Unpack
+
+from filmlet.errors import InvalidRequest
+
+MAX_SEED = 2**32 - 1
+FORMATS = ("mp4", "webm", "gif", "webp")
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip as the user asks for it; None leaves a setting to the model.
+
+    width, height: pixels; seconds or frames: length, not both; fps: frames a second;
+    steps: model calls; guidance: classifier-free guidance scale, 1 means none.
+    Raises InvalidRequest for anything that no model could mean.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    model: str = "pocket"
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    seconds: float | None = None
+    frames: int | None = None
+    fps: float | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    force_guidance: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("prompt", "negative_prompt", "model"):
+            if not isinstance(getattr(self, field), str):
+                raise InvalidRequest(f"{field} must be text.", param=field)
+        if not self.prompt.strip():
+            raise InvalidRequest(
+                'The prompt is empty; say what to show, such as "a cat moving left on white".',
+                param="prompt",
+            )
+        if self.seconds is not None and self.frames is not None:
+            raise InvalidRequest("Give seconds or frames, not both.", param="frames")
+        for name in ("seed", "width", "height", "frames", "steps"):
+            _check_number(name, getattr(self, name), int)
+        for name in ("seconds", "fps", "guidance"):
+            _check_number(name, getattr(self, name), float)
+
+    def asked(self) -> dict[str, object]:
+        """The settings that were given, defaults left out."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        }
+
+
+def _check_number(name: str, value: object, kind: type[int] | type[float]) -> None:
+    """None, or a finite number above 0 of the kind; a seed may be 0 and is bounded."""
+    if value is None:
+        return
+    param = "size" if name in ("width", "height") else name
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        noun = "a whole number" if kind is int else "a number"
+        raise InvalidRequest(f"{name} must be {noun}, got {value!r}.", param=param)
+    if name == "seed":
+        if not 0 <= value <= MAX_SEED:
+            raise InvalidRequest(f"seed must be 0 to {MAX_SEED}, got {value}.", param=param)
+    elif not (math.isfinite(value) and value > 0):
+        raise InvalidRequest(f"{name} must be a number above 0, got {value:g}.", param=param)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`256x384` -> (width 256, height 384)."""
+    width, by, height = text.lower().replace("×", "x").partition("x")
+    if not (by and width.strip().isdecimal() and height.strip().isdecimal()):
+        raise InvalidRequest(
+            f"size must be WIDTHxHEIGHT in pixels, such as 256x256, got {text!r}.", param="size"
+        )
+    return int(width), int(height)
+
+
+def parse_number(text: str, param: str) -> float:
+    """A number from the command line, or InvalidRequest that names its setting."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRequest(f"{param} must be a number, got {text!r}.", param=param) from None
+
+
+def parse_whole(text: str, param: str) -> int:
+    """A whole number from the command line, or InvalidRequest that names its setting."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{param} must be a whole number, got {text!r}.", param=param
+        ) from None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The shapes a model can make, and the ones it was made for.
+
+    side, time: pixels and frames that one latent stands for; sides are multiples of `side`,
+    frames are `time` x k + 1.
+    """
+
+    side: int = 32
+    time: int = 8
+    width: int = 256
+    height: int = 256
+    frames: int = 25
+    fps: float = 24.0
+    min_side: int = 64
+    max_side: int = 1280
+    max_frames: int = 257
+    max_fps: float = 60.0
+
+    def next_side(self, pixels: int) -> int:
+        """The smallest legal side that covers `pixels`."""
+        return math.ceil(pixels / self.side) * self.side
+
+    def next_frames(self, frames: int) -> int:
+        """The smallest legal number of frames that covers `frames`."""
+        return math.ceil((frames - 1) / self.time) * self.time + 1
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is not done as asked, and the reason."""
+
+    field: str
+    requested: object
+    effective: object
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """width, height, frames: of the clip; made_*: of what the model makes before the cut."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+    made_width: int
+    made_height: int
+    made_frames: int
+
+    @property
+    def is_cut(self) -> bool:
+        return (self.width, self.height, self.frames) != (
+            self.made_width,
+            self.made_height,
+            self.made_frames,
+        )
+
+
+def fit(request: ClipRequest, grid: Grid) -> tuple[Shape, list[Change]]:
+    """The shape that meets the request on this grid; InvalidRequest where none does."""
+    changes: list[Change] = []
+    fps = request.fps or grid.fps
+    _hold("fps", fps, 1, grid.max_fps)
+    width = _side("width", request.width or grid.width, grid, changes)
+    height = _side("height", request.height or grid.height, grid, changes)
+    frames = request.frames or grid.frames
+    if request.seconds is not None:
+        frames = max(1, round(request.seconds * fps))
+        longest = grid.max_frames / fps
+        if frames > grid.max_frames:
+            raise InvalidRequest(
+                f"seconds must be at most {longest:.2f} at {fps:g} frames a second, "
+                f"got {request.seconds:g}.",
+                param="seconds",
+            )
+        if not math.isclose(frames / fps, request.seconds, abs_tol=5e-4):
+            reason = f"a clip has whole frames: {frames} at {fps:g} a second"
+            changes.append(Change("seconds", request.seconds, round(frames / fps, 4), reason))
+    _hold("frames", frames, 1, grid.max_frames)
+    shape = Shape(
+        width=width,
+        height=height,
+        frames=frames,
+        fps=fps,
+        made_width=grid.next_side(width),
+        made_height=grid.next_side(height),
+        made_frames=grid.next_frames(frames),
+    )
+    changes.extend(_cuts(shape, grid))
+    return shape, changes
+
+
+def _hold(param: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:
+        raise InvalidRequest(
+            f"{param} must be between {lowest:g} and {highest:g}, got {value:g}.", param=param
+        )
+
+
+def _side(name: str, pixels: int, grid: Grid, changes: list[Change]) -> int:
+    if not grid.min_side <= pixels <= grid.max_side:
+        raise InvalidRequest(
+            f"{name} must be between {grid.min_side} and {grid.max_side} pixels, got {pixels}.",
+            param="size",
+        )
+    even = pixels + pixels % 2
+    if even != pixels:
+        changes.append(Change(name, pixels, even, "video in 4:2:0 needs even sides"))
+    return even
+
+
+def _cuts(shape: Shape, grid: Grid) -> list[Change]:
+    """Say what is made larger than asked and then cut."""
+    cuts = []
+    if shape.made_frames != shape.frames:
+        reason = f"the model makes {grid.time}k+1 frames; the clip is trimmed to {shape.frames}"
+        cuts.append(Change("made_frames", shape.frames, shape.made_frames, reason))
+    for name in ("width", "height"):
+        asked, made = getattr(shape, name), getattr(shape, f"made_{name}")
+        if asked != made:
+            reason = f"the model makes multiples of {grid.side}; the clip is cropped to {asked}"
+            cuts.append(Change(f"made_{name}", asked, made, reason))
+    return cuts
+
+
+@dataclass(frozen=True)
+class Effective:
+    """What is really done, with a reason for each difference from the request."""
+
+    prompt: str  # as the model reads it
+    prompt_tokens: int
+    negative_prompt: str
+    unknown_words: tuple[str, ...]
+    model: str
+    revision: str
+    seed: int
+    shape: Shape
+    sigmas: tuple[float, ...]  # noise level before each model call
+    guidance: float
+    device: str
+    dtype: str
+    changes: tuple[Change, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values, the shape spread out and the number of steps beside its sigmas."""
+        table: dict[str, object] = asdict(self)
+        del table["shape"]
+        seconds = round(self.shape.frames / self.shape.fps, 4)
+        return table | asdict(self.shape) | {"seconds": seconds, "steps": len(self.sigmas)}
+
+    @classmethod
+    def fresh_seed(cls) -> int:
+        """A seed for a request that names none."""
+        return secrets.randbelow(MAX_SEED + 1)
+
+
+class ClipSettings(TypedDict, total=False):
+    """The settings of a clip in the command line's words; ClipRequest says what they mean."""
+
+    negative_prompt: str
+    model: str
+    seed: int
+    size: str  # "WIDTHxHEIGHT"
+    seconds: float
+    frames: int
+    fps: float
+    steps: int
+    guidance: float
+    force_guidance: bool
+
+
+def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:
+    """A request in the command line's words; a setting that is None counts as not given."""
+    unknown = settings.keys() - ClipSettings.__annotations__.keys()
+    if unknown:
+        raise InvalidRequest(
+            f"There is no setting {min(unknown)!r}; there are "
+            f"{', '.join(ClipSettings.__annotations__)}.",
+            param="settings",
+        )
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    size = given.pop("size", None)
+    if size is not None:
+        given["width"], given["height"] = parse_size(size)
+    return ClipRequest(prompt, **given)

@@ -1,0 +1,202 @@
+"""The command line as a person runs it: real processes, exit statuses, files, signals."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+FILMLET = [sys.executable, "-m", "filmlet"]
+QUICK = ("--size", "64x64", "--frames", "9", "--steps", "2", "--seed", "5")
+
+
+def filmlet(*arguments: object, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*FILMLET, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | extra,
+    )
+
+
+def test_help_and_version_answer_without_heavy_imports(tmp_path: Path) -> None:
+    for option in ("--help", "--version"):
+        code = (
+            "import sys\nfrom filmlet.cli import main\n"
+            f"try: main(['{option}'])\nexcept SystemExit: pass\n"
+            "heavy = {'torch', 'diffusers', 'av', 'numpy', 'rich'} & set(sys.modules)\n"
+            "sys.exit(f'imported {heavy}' if heavy else 0)"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert run.returncode == 0, run.stderr
+        assert "filmlet" in run.stdout
+
+
+def test_a_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Path) -> None:
+    run = filmlet(
+        "generate", "a red castle", "-o", "clip.mp4", "--model", tiny, "--size", "70x64",
+        "--frames", 10, "--steps", 2, "--seed", 5, "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert run.stderr == ""
+    assert report["path"] == "clip.mp4"
+    assert report["seed"] == report["effective"]["seed"] == 5
+    assert report["requested"]["frames"] == 10
+    assert report["effective"]["unknown_words"] == ["castle"]
+    assert {c["field"] for c in report["effective"]["changes"]} == {
+        "made_frames", "made_width", "prompt_words",
+    }  # fmt: skip
+    assert all(c["reason"] for c in report["effective"]["changes"])
+    assert set(report["timings"]) == {"load", "encode", "denoise", "decode", "mux"}
+    with av.open(str(tmp_path / "clip.mp4")) as file:
+        assert file.metadata["seed"] == "5"
+        assert "castle" in file.metadata["effective"]
+        assert file.metadata["provenance"] == "AI-generated"
+        frames = list(file.decode(video=0))
+    assert (len(frames), frames[0].width, frames[0].height) == (10, 70, 64)
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("form", ["mp4", "webm", "gif", "webp"])
+def test_the_same_seed_and_settings_give_the_same_bytes(
+    tiny: Path, tmp_path: Path, form: str
+) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        run = filmlet(
+            "generate", "a ball", "--model", tiny, "--format", form, *QUICK, cwd=tmp_path / folder
+        )
+        assert run.returncode == 0, run.stderr
+    one, two = sorted(tmp_path.glob(f"*/clips/*.{form}"))
+    assert one.name == two.name == f"a-ball-5.{form}"
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_pipe_gets_the_path_and_the_notes_and_no_bar(tiny: Path, tmp_path: Path) -> None:
+    run = filmlet("generate", "a castle", "--model", tiny, *QUICK, cwd=tmp_path)
+    assert run.returncode == 0
+    assert run.stdout.splitlines()[0] == "clips/a-castle-5.mp4"
+    assert "seed 5, 64x64, 9 frames" in run.stdout
+    assert "does not know: 'castle'" in run.stdout
+    assert run.stderr == ""
+    again = filmlet("generate", "a castle", "--model", tiny, *QUICK, cwd=tmp_path)
+    assert again.stdout.splitlines()[0] == "clips/a-castle-5-2.mp4"
+
+
+def test_a_terminal_gets_a_bar_with_the_names_of_the_stages(tiny: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        [*FILMLET, "generate", "a ball", "--model", str(tiny), *QUICK],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=slave, env=os.environ | {"TERM": "xterm"},
+    ) as process:  # fmt: skip
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(master, 4096)
+            except OSError:
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(master)
+    assert process.returncode == 0
+    for stage in (b"load", b"encode", b"denoise", b"decode", b"mux"):
+        assert stage in shown
+
+
+def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
+    run = filmlet("generate", "a red circle", "-o", "clip.mp4", "--preview", *QUICK, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"clip.mp4", "clip.mp4.preview.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([""], "invalid_prompt", "empty"),
+        (["a ball", "--size", "huge"], "invalid_size", "WIDTHxHEIGHT"),
+        (["a ball", "--size", "4096x4096"], "invalid_size", "between"),
+        (["a ball", "--frames", "many"], "invalid_frames", "whole number"),
+        (["a ball", "--frames", "100000"], "invalid_frames", "between"),
+        (["a ball", "--frames", "-8"], "invalid_frames", "above 0"),
+        (["a ball", "--seconds", "nan"], "invalid_seconds", "above 0"),
+        (["a ball", "--seconds", "1e9"], "invalid_seconds", "at most"),
+        (["a ball", "--seconds", "1", "--frames", "9"], "invalid_frames", "not both"),
+        (["a ball", "--fps", "0"], "invalid_fps", "above 0"),
+        (["a ball", "--fps", "1000"], "invalid_fps", "between"),
+        (["a ball", "--steps", "0"], "invalid_steps", "above 0"),
+        (["a ball", "--steps", "5000"], "invalid_steps", "between"),
+        (["a ball", "--seed", "-1"], "invalid_seed", "0 to"),
+        (["a ball", "--guidance", "3"], "invalid_guidance", "--force-guidance"),
+        (["a ball", "--model", "pockt"], "unknown_model", "did you mean pocket"),
+        (["a ball", "--model", "ltxv-2b-0.9.8-distilled"], "checkpoint_missing", "--model pocket"),
+        (["a ball", "--format", "avi"], "invalid_format", "mp4"),
+        (["a ball", "-o", "clip.avi"], "invalid_format", "avi"),
+        (["a ball", "-o", "clip.gif", "--format", "mp4"], "invalid_format", ".mp4"),
+        (["a ball", "-o", "/proc/clip.mp4"], "output_unwritable", "/proc"),
+    ],
+)
+def test_bad_input_gets_one_sentence_a_code_and_status_2(
+    tmp_path: Path, arguments: list[str], code: str, says: str
+) -> None:
+    from filmlet.cli import main
+
+    run = subprocess.run(
+        [sys.executable, "-c", "import sys; from filmlet.cli import main; sys.exit(main())",
+         "generate", *arguments, "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert callable(main)
+    assert run.stderr.count("\n") == 1
+    assert says in run.stderr
+    assert f"[{code}]" in run.stderr
+    assert json.loads(run.stdout)["error"]["code"] == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_kept_unless_forced(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_text("mine")
+    command = ("generate", "a ball", "-o", "clip.mp4", "--model", tiny, *QUICK)
+    kept = filmlet(*command, cwd=tmp_path)
+    assert (kept.returncode, (tmp_path / "clip.mp4").read_text()) == (2, "mine")
+    assert "[output_exists]" in kept.stderr
+    assert filmlet(*command, "--force", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "clip.mp4").stat().st_size > 1000
+
+
+def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> None:
+    words = "a red circle moving left " * 40
+    run = filmlet("generate", words, *QUICK, "--json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    effective = json.loads(run.stdout)["effective"]
+    assert effective["prompt_tokens"] == 128
+    (change,) = [c for c in effective["changes"] if c["field"] == "prompt"]
+    assert words.rstrip().endswith(change["reason"].rsplit("'", 2)[-2].rstrip())
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 2.0, 4.0, 6.0])
+def test_ctrl_c_at_any_stage_leaves_nothing_behind(tmp_path: Path, delay_s: float) -> None:
+    with subprocess.Popen(
+        [*FILMLET, "generate", "a red circle", "-o", "clip.mp4", "--frames", "257", "--size",
+         "512x512", "--steps", "50"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,119 @@
+"""The Python API."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import filmlet
+from filmlet import stages
+from filmlet.clip import Clip
+from filmlet.request import ClipSettings, clip_request
+from filmlet.settings import Settings
+
+SMALL: ClipSettings = {"size": "64x64", "frames": 9, "steps": 3, "seed": 2}
+
+
+def test_a_clip_has_its_frames_its_settings_and_its_times(tiny: Path) -> None:
+    clip = filmlet.generate("a red castle", model=str(tiny), **SMALL)
+    assert clip.frames.shape == (9, 64, 64, 3)
+    assert clip.frames.dtype == np.uint8
+    assert clip.requested.frames == 9
+    assert clip.effective.unknown_words == ("castle",)
+    assert clip.poster.shape == (64, 64, 3)
+    assert clip.timings["denoise"] > 0
+    assert "64x64, 9 frames" in repr(clip)
+
+
+def test_saved_and_filmed_clips_are_the_same_file(tiny: Path, tmp_path: Path) -> None:
+    clip = filmlet.generate("a ball", model=str(tiny), **SMALL)
+    saved = clip.save(tmp_path / "saved.mp4")
+    request = clip_request("a ball", model=str(tiny), **SMALL)
+    work = stages.plan(request, Settings.from_environment())
+    for _ in stages.film(work, tmp_path / "filmed.mp4"):
+        pass
+    assert saved.read_bytes() == (tmp_path / "filmed.mp4").read_bytes()
+    with pytest.raises(filmlet.FilmletError, match="already there"):
+        clip.save(saved)
+
+
+def test_a_notebook_shows_a_player(tiny: Path) -> None:
+    html = filmlet.generate("a ball", model=str(tiny), **SMALL)._repr_html_()
+    assert html.startswith("<video")
+    assert "data:video/mp4;base64," in html
+
+
+def test_a_stream_tells_every_stage_in_order_and_ends_with_all_frames() -> None:
+    events = list(filmlet.stream("a red circle", **SMALL))
+    stages_told = [e.stage for e in events if isinstance(e, filmlet.Progress)]
+    assert list(dict.fromkeys(stages_told)) == ["load", "encode", "denoise", "decode"]
+    steps = [e.done for e in events if isinstance(e, filmlet.Progress) and e.stage == "denoise"]
+    assert steps == [0, 1, 2, 3]
+    previews = [e for e in events if isinstance(e, filmlet.Preview)]
+    assert [p.step for p in previews] == [1, 2, 3]
+    assert previews[0].image.shape == (8, 8, 3)
+    assert sum(len(e.pixels) for e in events if isinstance(e, filmlet.Frames)) == 9
+
+
+def test_closing_a_stream_stops_within_one_step(tiny: Path) -> None:
+    request: ClipSettings = {**SMALL, "model": str(tiny), "steps": 40}
+    stream = filmlet.stream("a ball", **request)
+    engine = None
+    for event in stream:
+        if isinstance(event, filmlet.Progress) and event.stage == "denoise" and event.done == 2:
+            work = stages.plan(clip_request("a ball", **request), Settings.from_environment())
+            engine = stages.load_engine(work.card, work.placement)
+            break
+    assert engine is not None
+    calls: list[int] = []
+    handle = engine.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    stream.close()
+    handle.remove()
+    assert calls == []
+    assert next(stream, None) is None
+
+
+def test_the_last_preview_looks_like_the_clip(pocket_clip: Clip) -> None:
+    previews = [
+        e.image
+        for e in filmlet.stream("a red circle moving left on a white background", seed=1)
+        if isinstance(e, filmlet.Preview)
+    ]
+    middle = pocket_clip.frames[len(pocket_clip.frames) // 2]
+    small = middle.reshape(32, 8, 32, 8, 3).mean((1, 3))
+    assert np.abs(previews[-1].astype(float) - small).mean() < 25
+
+
+def test_two_clips_of_one_seed_are_equal_and_of_two_seeds_are_not(pocket_clip: Clip) -> None:
+    prompt = pocket_clip.requested.prompt
+    again, other = (filmlet.generate(prompt, seed=seed) for seed in (1, 2))
+    assert (again.frames == pocket_clip.frames).all()
+    assert (other.frames != pocket_clip.frames).any()
+
+
+def test_a_negative_prompt_without_guidance_is_reported(pocket_clip: Clip) -> None:
+    request = clip_request(pocket_clip.requested.prompt, negative_prompt="a cat")
+    effective = stages.plan(request, Settings()).effective
+    (change,) = effective.changes
+    assert (change.field, effective.negative_prompt) == ("negative_prompt", "")
+
+
+def test_forced_guidance_is_done_and_changes_the_clip(tiny: Path) -> None:
+    with pytest.raises(filmlet.InvalidRequest, match="force"):
+        filmlet.generate("a red circle", guidance=2.0)
+    forced = filmlet.generate("a red circle", guidance=2.0, force_guidance=True, **SMALL)
+    plain = filmlet.generate("a red circle", **SMALL)
+    assert forced.effective.guidance == 2.0
+    assert (forced.frames != plain.frames).any()
+    full = filmlet.generate("a red ball", model=str(tiny), **SMALL)
+    assert full.effective.guidance == 3.0
+
+
+def test_a_clip_round_trips_through_a_player(pocket_clip: Clip, tmp_path: Path) -> None:
+    path = pocket_clip.save(tmp_path / "clip.mp4")
+    with av.open(str(path)) as file:
+        back = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
+    assert back.shape == pocket_clip.frames.shape
+    error = (back.astype(float) - pocket_clip.frames) ** 2
+    assert 10 * np.log10(255**2 / error.mean()) > 30

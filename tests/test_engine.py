@@ -1,0 +1,217 @@
+"""The engine against stock diffusers, and against itself in the plain way."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from filmlet import stages
+from filmlet.card import ModelCard
+from filmlet.engine import ltx, streaming
+from filmlet.engine.denoise import euler, pack, unpack
+from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
+from filmlet.engine.placement import Placement, choose
+from filmlet.engine.text import load_tokenizer, read
+from filmlet.errors import CheckpointDamaged, NotFinite
+from filmlet.models import CARDS, check, find
+from filmlet.request import clip_request, fit
+from filmlet.settings import Settings
+from tests.tiny import make_vae
+
+FLOAT32 = Placement("cpu", torch.float32, "a test")
+
+
+def load(card: ModelCard) -> LtxEngine:
+    return ltx.load(card, check(card), FLOAT32)
+
+
+def recipe_for(card: ModelCard, *, guidance: float, steps: int, **settings: object) -> Recipe:
+    shape, _ = fit(clip_request("a ball", **settings), card.grid)
+    return Recipe(shape, card.schedule.at(steps), guidance, seed=7)
+
+
+def stock_latents(folder: Path, prompt: str, recipe: Recipe, negative: str = "") -> Tensor:
+    """What LTXPipeline computes from the same seed: packed, normalised latents."""
+    pipe = LTXPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt=prompt,
+        negative_prompt=negative,
+        width=recipe.shape.made_width,
+        height=recipe.shape.made_height,
+        num_frames=recipe.shape.made_frames,
+        frame_rate=recipe.shape.fps,
+        num_inference_steps=len(recipe.sigmas),
+        guidance_scale=recipe.guidance,
+        generator=torch.Generator().manual_seed(recipe.seed),
+        output_type="latent",
+    ).frames
+
+
+@pytest.mark.filterwarnings("ignore")  # stock's own
+@pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (3.0, "red")])
+def test_latents_equal_stock_diffusers(tiny: Path, guidance: float, negative: str) -> None:
+    card, prompt = find(str(tiny)), "a red ball moving left"
+    recipe = recipe_for(card, guidance=guidance, steps=5, size="96x64", frames=17, fps=12)
+    engine, tokenizer = load(card), load_tokenizer(tiny)
+    text = engine.encode(read(tokenizer, prompt, card.max_tokens))
+    away = engine.encode(read(tokenizer, negative, card.max_tokens)) if guidance > 1 else None
+    *_, last = engine.denoise(Embeddings(text, away), recipe)
+    stock = stock_latents(tiny, prompt, recipe, negative)
+    assert (last.latents - stock).abs().max() <= 1e-4
+    assert stock.std() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pocket_in_unmodified_stock_diffusers_gives_the_same_latents_and_frames() -> None:
+    card, prompt = CARDS["pocket"], "a cat moving left on a white background"
+    recipe = recipe_for(card, guidance=1.0, steps=8, size="128x96", frames=9)
+    engine = load(card)
+    text = engine.encode(read(load_tokenizer(check(card)), prompt, card.max_tokens))
+    *_, last = engine.denoise(Embeddings(text), recipe)
+    stock = stock_latents(check(card), prompt, recipe)
+    assert (last.latents - stock).abs().max() <= 1e-4
+    pixels = np.concatenate(list(engine.decode(last.latents, recipe)))
+    pipe = LTXPipeline.from_pretrained(check(card), torch_dtype=torch.float32)
+    video = pipe._denormalize_latents(
+        unpack(stock, 2, 3, 4), pipe.vae.latents_mean, pipe.vae.latents_std
+    )
+    with torch.inference_mode():
+        expected = pipe.vae.decode(video, return_dict=False)[0]
+    whole = ((expected[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).numpy()
+    assert np.abs(pixels - whole).max() <= 1  # one grey level, where rounding falls apart
+
+
+def test_redrawing_the_noise_equals_the_stock_stochastic_scheduler() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    scheduler.set_timesteps(sigmas=[1.0, 0.7, 0.4])
+    start, flow = torch.randn(2, 1, 6, 4).unbind()
+    generator, expected = torch.Generator().manual_seed(1), start
+    for t in scheduler.timesteps:
+        expected = scheduler.step(flow, t, expected, generator=generator).prev_sample
+    fresh = torch.Generator().manual_seed(1)
+    steps = euler(
+        lambda *_: flow, start, (1.0, 0.7, 0.4), lambda: torch.randn(1, 6, 4, generator=fresh)
+    )
+    *_, last = steps
+    assert torch.allclose(last.latents, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"timed": True}, {"causal": True}, {"timed": True, "noisy": True}]
+)
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_decoding_in_chunks_equals_decoding_at_once(
+    kind: dict[str, bool], frames: int, chunk: int
+) -> None:
+    decoder = make_vae(**kind).decoder
+    latents = torch.randn(1, 16, frames, 2, 3, generator=torch.Generator().manual_seed(5))
+    timestep = torch.tensor([0.05]) if kind.get("timed") else None
+    with torch.inference_mode():
+        torch.manual_seed(3)
+        whole = decoder(latents, timestep)
+        torch.manual_seed(3)
+        parts = list(streaming.decode(decoder, latents.split(chunk, dim=2), timestep))
+    joined = torch.cat(parts, dim=2)
+    assert joined.shape == whole.shape == (1, 3, 8 * frames - 7, 64, 96)
+    assert (joined - whole).abs().max() <= 1e-5
+
+
+def test_frames_come_before_the_last_latent_is_asked_for() -> None:
+    decoder, asked = make_vae().decoder, []
+
+    def chunks() -> Iterator[Tensor]:
+        for i in range(12):
+            asked.append(i)
+            yield torch.zeros(1, 16, 1, 2, 2)
+
+    with torch.inference_mode():
+        next(streaming.decode(decoder, chunks()))
+    assert len(asked) < 12
+
+
+def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> None:
+    card = find(str(tiny_timed))
+    assert (card.decode_timestep, card.decode_noise) == (0.05, 0.025)
+    engine = load(card)
+    recipe = recipe_for(card, guidance=1.0, steps=2, size="64x64", frames=9)
+    latents = torch.randn(1, 8, 16)
+    once, again = (np.concatenate(list(engine.decode(latents, recipe))) for _ in range(2))
+    assert once.shape == (9, 64, 64, 3)
+    assert (once == again).all()
+
+
+def test_pack_and_unpack_are_inverse() -> None:
+    video = torch.randn(2, 5, 3, 4, 6)
+    assert torch.equal(unpack(pack(video), 3, 4, 6), video)
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_named(tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "broken"))
+    (path,) = (folder / "transformer").glob("*.safetensors")
+    weights = load_file(path)
+    whole = dict(weights)
+    del weights["proj_in.weight"]
+    save_file(weights, path)
+    with pytest.raises(CheckpointDamaged, match=r"proj_in\.weight"):
+        load(find(str(folder)))
+    save_file(whole | {"proj_in.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(CheckpointDamaged, match=r"shape of proj_in\.weight"):
+        load(find(str(folder)))
+
+
+def poison(folder: Path, component: str, name: str, value: float) -> None:
+    (path,) = (folder / component).glob("*.safetensors")
+    weights = load_file(path)
+    save_file(weights | {name: torch.full_like(weights[name], value)}, path)
+
+
+@pytest.mark.parametrize(
+    ("component", "name"), [("transformer", "proj_out.bias"), ("vae", "decoder.conv_out.conv.bias")]
+)
+def test_values_that_are_no_numbers_end_in_one_sentence_and_no_frames(
+    tiny: Path, tmp_path: Path, component: str, name: str
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "nan"))
+    poison(folder, component, name, float("nan"))
+    work = stages.plan(clip_request("a ball", model=str(folder), size="64x64"), Settings())
+    work.placement = FLOAT32
+    with pytest.raises(NotFinite, match="no clip was written"):
+        list(stages.run(work))
+
+
+def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
+    tiny: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "large"))
+    poison(folder, "transformer", "proj_out.bias", 70000.0)  # float16 ends at 65504
+    settings = {"model": str(folder), "size": "64x64", "guidance": 9.0}
+    work = stages.plan(clip_request("a red ball", **settings), Settings())
+    work.placement = Placement("cpu", torch.float16, "a test")
+    events = list(stages.run(work))
+    assert events
+    assert work.effective.dtype == "float32"
+    assert [c.field for c in work.effective.changes if c.field == "dtype"] == ["dtype"]
+
+
+def test_the_cpu_dtype_is_chosen_by_measurement_and_explained() -> None:
+    placement = choose("cpu")
+    assert placement.dtype in (torch.float32, torch.bfloat16)
+    assert "here" in placement.reason
+    assert choose("cpu") is placement
+
+
+def test_unknown_and_cut_words_are_noticed(tiny: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    reading = read(tokenizer, "A Red castle, a BALL!", 16)
+    assert reading.unknown == ("castle",)
+    assert (reading.cut, reading.tokens) == ("", 6)
+    long = read(tokenizer, "a red ball moving left on white", 5)
+    assert (long.text, long.cut, long.tokens) == ("a red ball moving", "left on white", 5)

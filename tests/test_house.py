@@ -1,0 +1,157 @@
+"""The rules of the house, held by reading the code."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import filmlet
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "filmlet"
+# Lowest first; rooms on one floor do not know each other. ARCHITECTURE.md shows the same list.
+FLOORS = (
+    ("errors", "events", "settings", "request", "card"),
+    ("models", "media", "engine"),
+    ("stages",),
+    ("clip", "bar"),
+    ("cli",),
+    ("__main__",),
+)
+WORDS = FLOORS[0]
+LIVES_IN = {
+    "torch": "engine",
+    "diffusers": "engine",
+    "transformers": "engine",
+    "safetensors": "engine",
+    "av": "media",
+    "PIL": "media",
+    "rich": "bar",
+}
+ALSO = {("stages", "torch")}  # compares a dtype
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def sources() -> list[Path]:
+    return [p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py"]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of every module that a file imports, for types only as well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_rooms(path: Path) -> set[str]:
+    parts = (name.split(".") for name in imports(path) if name.startswith("filmlet."))
+    return {p[1] for p in parts} & {r for floor in FLOORS for r in floor}
+
+
+def floor_of(name: str) -> int:
+    return next(i for i, floor in enumerate(FLOORS) if name in floor)
+
+
+def test_every_file_imports_only_from_floors_below() -> None:
+    assert len(sources()) > 15
+    for path in sources():
+        here = room(path)
+        for other in own_rooms(path) - {here}:
+            lower = floor_of(other) < floor_of(here)
+            among_words = here in WORDS and other in WORDS
+            assert lower or among_words, f"{path.name} imports {other}, which is not below it"
+
+
+def test_every_third_party_library_lives_in_one_room() -> None:
+    for path in sources():
+        for name in {n.split(".")[0] for n in imports(path)}:
+            home = LIVES_IN.get(name)
+            if home and room(path) != home:
+                assert (room(path), name) in ALSO, f"{path} imports {name}, which lives in {home}"
+
+
+def test_only_settings_reads_the_environment() -> None:
+    for path in sources():
+        text = path.read_text()
+        if room(path) != "settings":
+            assert "os.environ" not in text, path
+            assert "getenv" not in text, path
+
+
+def test_no_file_is_called_by_what_it_is_not() -> None:
+    forbidden = {"utils", "util", "common", "manager", "handler", "helper", "helpers", "misc"}
+    assert not {p.stem for p in ROOT.rglob("*.py") if ".venv" not in p.parts} & forbidden
+
+
+def test_nothing_loads_pickles() -> None:
+    for path in [*SOURCE.rglob("*.py"), *(ROOT / "recipe").glob("*.py")]:
+        assert not re.search(r"torch\.load\(|import pickle|\.bin\"", path.read_text()), path
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(filmlet.__all__) == [
+        "Change", "Clip", "ClipRequest", "Effective", "FilmletError", "Frames", "InvalidRequest",
+        "Preview", "Progress", "Stage", "__version__", "generate", "stream",
+    ]  # fmt: skip
+    for name in filmlet.__all__:
+        assert getattr(filmlet, name)
+
+
+def test_importing_filmlet_imports_no_third_party_library() -> None:
+    code = (
+        "import sys, filmlet; third = {m.split('.')[0] for m in sys.modules};"
+        f"print(third & {set(LIVES_IN) | {'numpy'}})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def commands(language: str) -> list[str]:
+    """The lines of the README's code blocks in a language."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_readmes_make_commands_are_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    asked = {line.split()[1] for line in commands("sh") if line.startswith("make ")}
+    assert {"run", "test"} <= asked <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
+    import shlex
+
+    from filmlet.cli import parser
+
+    asked = [line for line in commands("sh") if line.startswith("filmlet ")]
+    assert len(asked) >= 3
+    for line in asked:
+        options = parser().parse_args(shlex.split(line, comments=True)[1:])
+        assert options.command == "generate"
+
+
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    code = "\n".join(commands("python"))
+    assert "filmlet.generate" in code
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert list(tmp_path.glob("*.mp4"))
+
+
+def test_architecture_names_every_room() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for floor in FLOORS:
+        for name in floor:
+            assert name in text, name

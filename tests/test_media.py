@@ -1,0 +1,182 @@
+"""Every file is read back by the libraries that players use."""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from filmlet.errors import DiskFull, InvalidRequest, OutputExists, OutputUnwritable
+from filmlet.events import Pixels
+from filmlet.media import check_target, poster, writing
+from filmlet.media.movie import part_of
+from filmlet.request import Shape
+
+SHAPE = Shape(96, 64, 20, 24.0, 96, 64, 25)
+TAGS = {"title": "a red ball", "seed": "3", "provenance": "AI-generated", "comment": "AI-generated"}
+
+
+def moving_square(frames: int = SHAPE.frames) -> Pixels:
+    pixels = np.full((frames, 64, 96, 3), 255, np.uint8)
+    for i, picture in enumerate(pixels):
+        picture[20:40, 2 * i : 2 * i + 20] = (220, 30, 40)
+    return pixels
+
+
+def write(path: Path, pixels: Pixels, chunk: int = 7) -> Path:
+    with writing(path, SHAPE, TAGS) as movie:
+        for start in range(0, len(pixels), chunk):
+            movie.add(pixels[start : start + chunk])
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize("fps", [24.0, 29.97, 12.5, 60.0])
+def test_video_has_the_exact_rate_size_and_number_of_frames(
+    tmp_path: Path, suffix: str, fps: float
+) -> None:
+    path = tmp_path / f"clip{suffix}"
+    with writing(path, replace(SHAPE, fps=fps), TAGS) as movie:
+        movie.add(moving_square())
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        frames = list(file.decode(stream))
+        assert stream.average_rate == pytest.approx(fps, rel=1e-3)
+        assert file.start_time in (0, None)
+        assert (stream.width, stream.height, stream.pix_fmt) == (96, 64, "yuv420p")
+    assert len(frames) == SHAPE.frames
+    times = [frame.time for frame in frames]
+    assert times == pytest.approx([i / fps for i in range(len(frames))], abs=2e-3)
+
+
+def test_colours_survive_the_way_through_yuv(tmp_path: Path) -> None:
+    pixels = moving_square()
+    with av.open(str(write(tmp_path / "clip.mp4", pixels))) as file:
+        back = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
+    assert np.abs(back[:, 24:36, 45:55].astype(int) - pixels[:, 24:36, 45:55]).mean() < 6
+    assert np.abs(back[:, :10].astype(int) - 255).mean() < 3
+
+
+def test_metadata_can_be_read_back(tmp_path: Path) -> None:
+    for suffix in (".mp4", ".webm"):
+        with av.open(str(write(tmp_path / f"clip{suffix}", moving_square()))) as file:
+            found = {name.lower(): value for name, value in file.metadata.items()}
+        assert TAGS.items() <= found.items()
+    with Image.open(write(tmp_path / "clip.gif", moving_square())) as image:
+        assert json.loads(image.info["comment"]) == TAGS
+    with Image.open(write(tmp_path / "clip.webp", moving_square())) as image:
+        assert b"AI-generated" in image.info["xmp"]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animations_have_every_frame_and_the_right_length(tmp_path: Path, suffix: str) -> None:
+    with Image.open(write(tmp_path / f"clip{suffix}", moving_square())) as image:
+        assert image.n_frames == SHAPE.frames
+        total = 0
+        for i in range(image.n_frames):
+            image.seek(i)
+            image.load()
+            total += image.info["duration"]
+    assert total == pytest.approx(1000 * SHAPE.frames / SHAPE.fps, abs=10)
+
+
+def test_the_index_of_a_finished_mp4_stands_in_front(tmp_path: Path) -> None:
+    data = write(tmp_path / "clip.mp4", moving_square()).read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+    assert b"moof" not in data
+
+
+def test_a_growing_mp4_can_already_be_played(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with writing(path, SHAPE, TAGS) as movie:
+        movie.add(np.repeat(moving_square(), 5, axis=0))
+        with av.open(str(part_of(path))) as file:
+            readable = sum(1 for _ in file.decode(video=0))
+        assert readable > 40
+        assert not path.exists()
+    assert path.exists()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
+def test_the_same_frames_give_the_same_bytes_however_they_are_cut(
+    tmp_path: Path, suffix: str
+) -> None:
+    one = write(tmp_path / f"one{suffix}", moving_square(), chunk=1).read_bytes()
+    two = write(tmp_path / f"two{suffix}", moving_square(), chunk=20).read_bytes()
+    assert one == two
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, GeneratorExit])
+def test_leaving_early_leaves_nothing_behind(
+    tmp_path: Path, suffix: str, error: type[BaseException]
+) -> None:
+    def leave() -> None:
+        with writing(tmp_path / f"clip{suffix}", SHAPE, TAGS) as movie:
+            movie.add(moving_square())
+            raise error
+
+    with pytest.raises(error):
+        leave()
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from filmlet.errors import DiskFull
+from filmlet.media import writing
+from tests.test_media import SHAPE, TAGS
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+noise = np.random.default_rng(0).integers(0, 255, (20, 64, 96, 3), dtype=np.uint8)
+try:
+    with writing(Path(sys.argv[1]), SHAPE, TAGS) as movie:
+        for _ in range(10):
+            movie.add(noise)
+except DiskFull as error:
+    print(error)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
+def test_no_room_is_told_and_nothing_is_left(tmp_path: Path, suffix: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / f"clip{suffix}")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 7, run.stderr
+    assert "no room" in run.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
+
+
+def test_targets_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
+    there = write(tmp_path / "there.mp4", moving_square(2))
+    with pytest.raises(OutputExists, match="--force"):
+        check_target(there, force=False)
+    assert check_target(there, force=True) == "mp4"
+    with pytest.raises(InvalidRequest, match=r"\.webm"):
+        check_target(tmp_path / "clip.avi", force=False)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(OutputUnwritable, match="folder"):
+        check_target(tmp_path / "folder.mp4", force=True)
+    with pytest.raises(OutputUnwritable):
+        check_target(there / "clip.mp4", force=False)
+    with pytest.raises(OutputUnwritable):
+        check_target(Path("/proc/clip.mp4"), force=False)
+    assert DiskFull.code == "disk_full"
+
+
+def test_the_poster_is_the_middle_frame() -> None:
+    pixels = moving_square(9)
+    assert (poster(pixels) == pixels[4]).all()
