@@ -22,6 +22,7 @@ def filmlet_side(frames: int) -> Callable[[Path], Seconds]:
     """filmlet as its command line runs it."""
     from filmlet import stages
     from filmlet.events import Frames
+    from filmlet.plan import plan
     from filmlet.request import clip_request
     from filmlet.settings import Settings
 
@@ -29,7 +30,7 @@ def filmlet_side(frames: int) -> Callable[[Path], Seconds]:
         start = time.perf_counter()
         request = clip_request(PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}")
         first = None
-        for event in stages.film(stages.plan(request, Settings.from_environment()), path):
+        for event in stages.film(stages.prepare(plan(request), Settings.from_environment()), path):
             if first is None and isinstance(event, Frames):
                 first = time.perf_counter() - start
         return {"clip": time.perf_counter() - start, "first frame": first or 0.0}
@@ -80,12 +81,13 @@ def decode_peak(frames: int) -> float:
     import torch
 
     from filmlet import stages
+    from filmlet.plan import plan
     from filmlet.request import clip_request
     from filmlet.settings import Settings
 
     request = clip_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")
-    work = stages.plan(request, Settings.from_environment())
-    engine = stages.load_engine(work.card, work.placement)
+    work = stages.prepare(plan(request), Settings.from_environment())
+    engine = stages.load_engine(work.plan.card, work.plan.folder, work.placement)
     times, height, width = engine.latent_shape(work.effective.shape)
     short = replace(work.recipe, shape=replace(work.recipe.shape, frames=17, made_frames=17))
     for _ in engine.decode(torch.zeros(1, 3 * height * width, 64), short):

@@ -87,9 +87,9 @@ class Recipe:
 
     def evaluate(self) -> None:
         """The judge on truth, the VAE, the teacher and the student; written to results.json."""
-        figures = vae.psnr(self.vae, 24)
+        figures = vae.psnr(self.vae, max(2, self.prompts // 4))
         table = {
-            "ground truth": evaluate.prove(200),
+            "ground truth": evaluate.prove(self.prompts),
             "vae": {"psnr": round(sum(figures) / len(figures), 2), "worst": round(min(figures), 2)},
             "teacher, 30 steps, guidance 3": self._scores(self.teacher, 30, distil.GUIDANCE),
             "student, 8 steps": self._scores(self.student, distil.STEPS, 1.0),

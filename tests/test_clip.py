@@ -9,6 +9,7 @@ import pytest
 import filmlet
 from filmlet import stages
 from filmlet.clip import Clip
+from filmlet.plan import plan
 from filmlet.request import ClipSettings, clip_request
 from filmlet.settings import Settings
 
@@ -30,7 +31,7 @@ def test_saved_and_filmed_clips_are_the_same_file(tiny: Path, tmp_path: Path) ->
     clip = filmlet.generate("a ball", model=str(tiny), **SMALL)
     saved = clip.save(tmp_path / "saved.mp4")
     request = clip_request("a ball", model=str(tiny), **SMALL)
-    work = stages.plan(request, Settings.from_environment())
+    work = stages.prepare(plan(request), Settings())
     for _ in stages.film(work, tmp_path / "filmed.mp4"):
         pass
     assert saved.read_bytes() == (tmp_path / "filmed.mp4").read_bytes()
@@ -62,8 +63,8 @@ def test_closing_a_stream_stops_within_one_step(tiny: Path) -> None:
     engine = None
     for event in stream:
         if isinstance(event, filmlet.Progress) and event.stage == "denoise" and event.done == 2:
-            work = stages.plan(clip_request("a ball", **request), Settings.from_environment())
-            engine = stages.load_engine(work.card, work.placement)
+            work = stages.prepare(plan(clip_request("a ball", **request)), Settings())
+            engine = stages.load_engine(work.plan.card, work.plan.folder, work.placement)
             break
     assert engine is not None
     calls: list[int] = []
@@ -94,7 +95,7 @@ def test_two_clips_of_one_seed_are_equal_and_of_two_seeds_are_not(pocket_clip: C
 
 def test_a_negative_prompt_without_guidance_is_reported(pocket_clip: Clip) -> None:
     request = clip_request(pocket_clip.requested.prompt, negative_prompt="a cat")
-    effective = stages.plan(request, Settings()).effective
+    effective = stages.prepare(plan(request), Settings()).effective
     (change,) = effective.changes
     assert (change.field, effective.negative_prompt) == ("negative_prompt", "")
 

@@ -20,6 +20,7 @@ from filmlet.engine.placement import Placement, choose
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, NotFinite
 from filmlet.models import CARDS, check, find
+from filmlet.plan import plan
 from filmlet.request import clip_request, fit
 from filmlet.settings import Settings
 from tests.tiny import make_vae
@@ -137,15 +138,23 @@ def test_frames_come_before_the_last_latent_is_asked_for() -> None:
     assert len(asked) < 12
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> None:
     card = find(str(tiny_timed))
     assert (card.decode_timestep, card.decode_noise) == (0.05, 0.025)
     engine = load(card)
     recipe = recipe_for(card, guidance=1.0, steps=2, size="64x64", frames=9)
-    latents = torch.randn(1, 8, 16)
-    once, again = (np.concatenate(list(engine.decode(latents, recipe))) for _ in range(2))
-    assert once.shape == (9, 64, 64, 3)
-    assert (once == again).all()
+    text = engine.encode(read(load_tokenizer(tiny_timed), "a red ball", card.max_tokens))
+    *_, last = engine.denoise(Embeddings(text), recipe)
+    pixels = np.concatenate(list(engine.decode(last.latents, recipe)))
+    pipe = LTXPipeline.from_pretrained(tiny_timed, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(
+        "a red ball", width=64, height=64, num_frames=9, frame_rate=24, num_inference_steps=2,
+        guidance_scale=1.0, generator=torch.Generator().manual_seed(recipe.seed),
+        decode_timestep=0.05, decode_noise_scale=0.025, output_type="np",
+    ).frames[0]  # fmt: skip
+    assert np.abs(pixels - (stock * 255).round()).max() <= 1
 
 
 def test_pack_and_unpack_are_inverse() -> None:
@@ -181,7 +190,7 @@ def test_values_that_are_no_numbers_end_in_one_sentence_and_no_frames(
 ) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "nan"))
     poison(folder, component, name, float("nan"))
-    work = stages.plan(clip_request("a ball", model=str(folder), size="64x64"), Settings())
+    work = stages.prepare(plan(clip_request("a ball", model=str(folder), size="64x64")), Settings())
     work.placement = FLOAT32
     with pytest.raises(NotFinite, match="no clip was written"):
         list(stages.run(work))
@@ -193,7 +202,7 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     folder = Path(shutil.copytree(tiny, tmp_path / "large"))
     poison(folder, "transformer", "proj_out.bias", 70000.0)  # float16 ends at 65504
     settings = {"model": str(folder), "size": "64x64", "guidance": 9.0}
-    work = stages.plan(clip_request("a red ball", **settings), Settings())
+    work = stages.prepare(plan(clip_request("a red ball", **settings)), Settings())
     work.placement = Placement("cpu", torch.float16, "a test")
     events = list(stages.run(work))
     assert events

@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "filmlet"
 FLOORS = (
     ("errors", "events", "settings", "request", "card"),
     ("models", "media", "engine"),
+    ("plan",),
     ("stages",),
     ("clip", "bar"),
     ("cli",),

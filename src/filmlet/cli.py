@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filmlet import __version__
 from filmlet.errors import FilmletError, InvalidRequest
+from filmlet.plan import plan
 from filmlet.request import FORMATS, clip_request, parse_number, parse_whole
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def generate(options: argparse.Namespace) -> int:
         **_numbers(options),
     )
     suffix = _suffix(options)
+    planned = plan(request)
     from filmlet import stages
     from filmlet.clip import Timings
     from filmlet.media import check_target
@@ -84,7 +86,7 @@ def generate(options: argparse.Namespace) -> int:
 
     if options.output:
         check_target(options.output, options.force)
-    work = stages.plan(request, Settings.from_environment())
+    work = stages.prepare(planned, Settings.from_environment())
     path = options.output or _free_name(request.prompt, work.effective.seed, suffix)
     check_target(path, options.force)
     timings = Timings()
@@ -123,7 +125,7 @@ class Report:
         table = {
             "path": str(self.path),
             "seed": self.work.effective.seed,
-            "requested": self.work.request.asked(),
+            "requested": self.work.plan.request.asked(),
             "effective": self.work.effective.as_json(),
             "seconds_taken": round(self.seconds, 3),
             "timings": self.timings.rounded(),

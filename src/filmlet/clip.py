@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from filmlet import stages
 from filmlet.events import Event, Frames, Pixels, Progress, Stage
 from filmlet.media import poster, tags, writing
+from filmlet.plan import plan
 from filmlet.request import ClipRequest, ClipSettings, Effective, clip_request
 from filmlet.settings import Settings
 
@@ -85,7 +86,7 @@ def stream(prompt: str, **settings: Unpack[ClipSettings]) -> Generator[Event]:
 
     The settings are those of `generate`.
     """
-    yield from stages.run(stages.plan(clip_request(prompt, **settings), _settings()))
+    yield from stages.run(_prepare(clip_request(prompt, **settings)))
 
 
 def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
@@ -95,7 +96,7 @@ def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
     Raises InvalidRequest and the other FilmletErrors.
     """
     request = clip_request(prompt, **settings)
-    work = stages.plan(request, _settings())
+    work = _prepare(request)
     timings, chunks = Timings(), []
     for event in stages.run(work):
         timings.note(event)
@@ -104,5 +105,5 @@ def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
     return Clip(np.concatenate(chunks), request, work.effective, timings.rounded())
 
 
-def _settings() -> Settings:
-    return Settings.from_environment()
+def _prepare(request: ClipRequest) -> stages.Work:
+    return stages.prepare(plan(request), Settings.from_environment())

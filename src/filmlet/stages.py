@@ -1,4 +1,4 @@
-"""The story of one clip: plan, load, encode, denoise, decode, mux."""
+"""The story of one clip: prepare, load, encode, denoise, decode, mux."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from filmlet.engine.denoise import Step
 from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
 from filmlet.engine.placement import Placement, choose
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
-from filmlet.errors import InvalidRequest, NotFinite
+from filmlet.errors import NotFinite
 from filmlet.events import Event, Frames, Pixels, Preview, Progress, Stage
 from filmlet.media import tags, writing
-from filmlet.models import check, find
-from filmlet.request import Change, ClipRequest, Effective, Shape, fit
+from filmlet.plan import Plan
+from filmlet.request import Change, Effective, Shape
 from filmlet.settings import Settings
 
 Denoising = Generator[Event, None, Step]
@@ -25,10 +25,9 @@ Denoising = Generator[Event, None, Step]
 
 @dataclass(eq=False)
 class Work:
-    """One clip that is planned. `effective` changes only if the model must be run in float32."""
+    """One clip, ready to be made. `effective` changes only if it must be run in float32."""
 
-    request: ClipRequest
-    card: ModelCard
+    plan: Plan
     placement: Placement
     prompt: Reading
     negative: Reading | None
@@ -40,51 +39,45 @@ class Work:
         return Recipe(done.shape, done.sigmas, done.guidance, done.seed)
 
 
-def plan(request: ClipRequest, settings: Settings) -> Work:
-    """Decide everything before anything heavy is loaded; raises what is wrong with the request."""
-    card = find(request.model)
-    shape, changes = fit(request, card.grid)
-    sigmas = _sigmas(request, card, changes)
-    guidance = _guidance(request, card)
-    tokenizer = _tokenizer(check(card))
-    prompt = _read(tokenizer, "prompt", request.prompt, card, changes)
+def prepare(plan: Plan, settings: Settings) -> Work:
+    """Read the prompt and choose where to compute; nothing heavy is loaded yet."""
+    card, request = plan.card, plan.request
+    tokenizer = _tokenizer(plan.folder)
+    prompt = read(tokenizer, request.prompt, card.max_tokens)
     negative = None
-    if guidance > 1:
+    if plan.guidance > 1:
         negative = read(tokenizer, request.negative_prompt, card.max_tokens)
-    elif request.negative_prompt:
-        reason = f"{card.name} runs without guidance, which a negative prompt needs"
-        changes.append(Change("negative_prompt", request.negative_prompt, "", reason))
     placement = choose(settings.device)
     effective = Effective(
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
-        negative_prompt=request.negative_prompt if negative else "",
+        negative_prompt=negative.text if negative else "",
         unknown_words=prompt.unknown,
         model=card.name,
         revision=card.revision,
         seed=Effective.fresh_seed() if request.seed is None else request.seed,
-        shape=shape,
-        sigmas=sigmas,
-        guidance=guidance,
+        shape=plan.shape,
+        sigmas=plan.sigmas,
+        guidance=plan.guidance,
         device=placement.device,
         dtype=placement.dtype_name,
-        changes=tuple(changes),
+        changes=(*plan.changes, *_told(prompt, request.prompt, card)),
     )
-    return Work(request, card, placement, prompt, negative, effective)
+    return Work(plan, placement, prompt, negative, effective)
 
 
 def run(work: Work) -> Generator[Event]:
     """Make the clip: Progress of each stage, a Preview a step, Frames cut to what was asked.
 
-    Close the generator to stop within one model call. A model that leaves the range of its dtype is
-    run once more in float32. Raises NotFinite where that does not help.
+    Close the generator to stop within one model call. A model that leaves the range of its dtype
+    is run once more in float32. Raises NotFinite where that does not help.
     """
     try:
         yield from _make(work)
     except NotFinite as error:
         if work.placement.dtype == torch.float32:
             raise NotFinite(
-                f"{error} This happens in float32 as well, so {work.card.name} is damaged or its "
+                f"{error} This happens in float32 as well, so {work.plan.card.name} is damaged or its "
                 "settings are too far off; no clip was written."
             ) from error
         _fall_back(work, str(error))
@@ -113,7 +106,7 @@ def film(work: Work, path: Path, force: bool = False) -> Generator[Event]:
 
 def _make(work: Work) -> Iterator[Event]:
     yield Progress(Stage.LOAD, 0, 1)
-    engine = load_engine(work.card, work.placement)
+    engine = load_engine(work.plan.card, work.plan.folder, work.placement)
     yield Progress(Stage.LOAD, 1, 1)
     yield Progress(Stage.ENCODE, 0, 1)
     embeddings = Embeddings(
@@ -154,9 +147,9 @@ def cut(pixels: Pixels, shape: Shape) -> Pixels:
 
 
 @lru_cache(maxsize=1)
-def load_engine(card: ModelCard, placement: Placement) -> LtxEngine:
+def load_engine(card: ModelCard, folder: Path, placement: Placement) -> LtxEngine:
     """The engine of a card, kept for the next clip of the same model."""
-    return ltx.load(card, check(card), placement)
+    return ltx.load(card, folder, placement)
 
 
 @lru_cache(maxsize=4)
@@ -173,40 +166,12 @@ def _fall_back(work: Work, error: str) -> None:
     )
 
 
-def _sigmas(request: ClipRequest, card: ModelCard, changes: list[Change]) -> tuple[float, ...]:
-    steps = card.schedule.steps if request.steps is None else request.steps
-    if steps > card.max_steps:
-        raise InvalidRequest(
-            f"steps must be between 1 and {card.max_steps}, got {steps}.", param="steps"
-        )
-    sigmas = card.schedule.at(steps)
-    if card.distilled and steps != card.schedule.steps:
-        reason = f"{card.name} is distilled for {card.schedule.steps} steps; expect a weaker clip"
-        changes.append(Change("sigmas", None, sigmas, reason))
-    return sigmas
-
-
-def _guidance(request: ClipRequest, card: ModelCard) -> float:
-    if request.guidance is None:
-        return card.guidance
-    if card.distilled and request.guidance > 1 and not request.force_guidance:
-        raise InvalidRequest(
-            f"{card.name} is distilled to run without guidance, and guidance {request.guidance:g} "
-            "would spoil its clips; say --force-guidance to do it all the same.",
-            param="guidance",
-        )
-    return request.guidance
-
-
-def _read(
-    tokenizer: Tokenizer, field: str, prompt: str, card: ModelCard, changes: list[Change]
-) -> Reading:
-    reading = read(tokenizer, prompt, card.max_tokens)
+def _told(reading: Reading, prompt: str, card: ModelCard) -> Iterator[Change]:
+    """What of the prompt does not reach the model."""
     if reading.cut:
         reason = f"{card.name} reads {card.max_tokens} tokens; this was cut off: {reading.cut!r}"
-        changes.append(Change(field, prompt, reading.text, reason))
+        yield Change("prompt", prompt, reading.text, reason)
     if reading.unknown:
         words = ", ".join(repr(word) for word in reading.unknown)
         reason = f"{card.name} does not know: {words}"
-        changes.append(Change(f"{field}_words", list(reading.unknown), [], reason))
-    return reading
+        yield Change("prompt_words", list(reading.unknown), [], reason)

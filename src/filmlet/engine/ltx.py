@@ -121,6 +121,7 @@ class LtxEngine:
     def _decode(self, latents: Tensor, recipe: Recipe) -> Iterator[Pixels]:
         video = self._denormalise(unpack(latents, *self.latent_shape(recipe.shape)))
         timestep, generator = None, torch.Generator().manual_seed(recipe.seed)
+        torch.randn(video.shape, generator=generator)  # spent on the first latents, as in stock
         if self.vae.config.timestep_conditioning:
             noise = torch.randn(video.shape, generator=generator).to(video.device)
             video = torch.lerp(video, noise, self.card.decode_noise)

@@ -173,7 +173,8 @@ def decode(
     """Yield pixels (batch, 3, frames, height, width) in [-1, 1] as soon as they are known.
 
     chunks: latents (batch, channels, frames, height, width), in order. timestep: (batch,), for
-    decoders that take one; generator: of the noise that some decoders add. Joined, the pixels equal `decoder(torch.cat(chunks), timestep)`.
+    decoders that take one; generator: of the noise that some decoders add. Joined, the pixels
+    equal `decoder(torch.cat(chunks), timestep)`.
     """
     streams = list(_streams(decoder, timestep, generator))
     held: Tensor | None = None

@@ -1,0 +1,66 @@
+"""What can be decided about a clip without touching a tensor: quick, fit for a web process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from filmlet.card import ModelCard
+from filmlet.errors import InvalidRequest
+from filmlet.models import check, find
+from filmlet.request import Change, ClipRequest, Shape, fit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that a model can meet, and how. folder: the model's files, whole."""
+
+    request: ClipRequest
+    card: ModelCard
+    folder: Path
+    shape: Shape
+    sigmas: tuple[float, ...]
+    guidance: float
+    changes: tuple[Change, ...]
+
+
+def plan(request: ClipRequest) -> Plan:
+    """Fit the request to its model.
+
+    Raises InvalidRequest, UnknownModel, CheckpointMissing, CheckpointDamaged.
+    """
+    card = find(request.model)
+    shape, changes = fit(request, card.grid)
+    sigmas = _sigmas(request, card, changes)
+    guidance = _guidance(request, card)
+    if request.negative_prompt and guidance <= 1:
+        reason = f"{card.name} runs without guidance, which a negative prompt needs"
+        changes.append(Change("negative_prompt", request.negative_prompt, "", reason))
+    return Plan(request, card, check(card), shape, sigmas, guidance, tuple(changes))
+
+
+def _sigmas(request: ClipRequest, card: ModelCard, changes: list[Change]) -> tuple[float, ...]:
+    steps = card.schedule.steps if request.steps is None else request.steps
+    if steps > card.max_steps:
+        raise InvalidRequest(
+            f"steps must be between 1 and {card.max_steps}, got {steps}.", param="steps"
+        )
+    sigmas = card.schedule.at(steps)
+    if card.distilled and steps != card.schedule.steps:
+        reason = f"{card.name} is distilled for {card.schedule.steps} steps; expect a weaker clip"
+        changes.append(Change("sigmas", None, sigmas, reason))
+    return sigmas
+
+
+def _guidance(request: ClipRequest, card: ModelCard) -> float:
+    if request.guidance is None:
+        return card.guidance
+    if request.guidance < 1:
+        raise InvalidRequest(
+            f"guidance must be 1 (none) or more, got {request.guidance:g}.", param="guidance"
+        )
+    if card.distilled and request.guidance > 1 and not request.force_guidance:
+        raise InvalidRequest(
+            f"{card.name} is distilled to run without guidance, and guidance {request.guidance:g} "
+            "would spoil its clips; say --force-guidance to do it all the same.",
+            param="guidance",
+        )
+    return request.guidance

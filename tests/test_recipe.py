@@ -1,0 +1,108 @@
+"""The recipe that made pocket: its judge can see, its runs resume, its stages all run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recipe import run as runs
+from recipe.corpus import combinations, draw, examples, is_held_out, vocabulary
+from recipe.evaluate import evaluate, prove
+from recipe.muon import orthogonal
+from recipe.run import Run
+from recipe.text import build_tokenizer
+from recipe.world import EMOJI_FONT, Scenario, render
+
+ROOT = Path(__file__).parent.parent
+needs_font = pytest.mark.skipif(not EMOJI_FONT.is_file(), reason="needs fonts-noto-color-emoji")
+
+
+@needs_font
+def test_the_judge_is_right_on_rendered_truth() -> None:
+    scores = prove(60)
+    assert min(scores.values()) >= 98, scores
+
+
+@needs_font
+def test_the_judge_is_not_right_on_something_else() -> None:
+    other = Scenario("purple triangle", "growing", "sea")
+    scores = evaluate(lambda _: render(other, 25), 40)
+    assert max(scores.values()) < 50, scores
+
+
+def test_held_out_combinations_are_never_drawn_for_training() -> None:
+    import random
+
+    choice = random.Random(0)
+    assert not any(is_held_out(draw(choice).scenario) for _ in range(300))
+    stream = examples(4, held_out=True)
+    assert all(is_held_out(next(stream).scenario) for _ in range(100))
+    seen, held = combinations(False), combinations(True)
+    assert len(held) > 200
+    assert not {(s.subject, s.motion, s.scene) for s in held} & {
+        (s.subject, s.motion, s.scene) for s in seen
+    }
+
+
+def test_every_word_of_every_prompt_is_known_to_the_tokenizer() -> None:
+    tokenizer = build_tokenizer()
+    stream = examples(0)
+    for _ in range(300):
+        prompt = next(stream).prompt
+        assert tokenizer.unk_token_id not in tokenizer(prompt).input_ids, prompt
+    assert len(vocabulary()) > 90
+
+
+def test_orthogonal_brings_all_singular_values_near_one() -> None:
+    matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(matrix))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "SAVE_EVERY_S", -1.0)
+
+    def fit(name: str, stop_at: int | None) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Linear(64, 1))
+
+        def loss(step: int) -> Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            inputs = torch.randn(16, 8)
+            return (model(inputs)[:, 0] - inputs.sum(1)).square().mean()
+
+        run = Run(tmp_path, name, torch.device("cpu"))
+        run.fit(model, loss, steps=8, matrix_rate=0.02, rate=1e-3, average=0.9)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    straight = fit("straight", None)
+    with pytest.raises(KeyboardInterrupt):
+        fit("stopped", 5)
+    assert torch.equal(fit("stopped", None), straight)
+
+
+@needs_font
+@pytest.mark.filterwarnings("ignore")
+def test_the_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -> None:
+    target = tmp_path / "pocket"
+    subprocess.run(
+        [sys.executable, "-m", "recipe", "--compute", "0.001", "--prompts", "2",
+         "--folder", str(tmp_path), "--target", str(target)],
+        cwd=ROOT, check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert "student, 8 steps" in (tmp_path / "results.json").read_text()
+    made = subprocess.run(
+        [sys.executable, "-m", "filmlet", "generate", "a cat", "-o", "clip.mp4", "--model",
+         str(target), "--size", "64x64", "--frames", "9", "--steps", "2"],
+        cwd=tmp_path, check=False, capture_output=True, text=True, env=os.environ,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "clip.mp4").stat().st_size > 500
