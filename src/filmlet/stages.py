@@ -77,8 +77,8 @@ def run(work: Work) -> Generator[Event]:
     except NotFinite as error:
         if work.placement.dtype == torch.float32:
             raise NotFinite(
-                f"{error} This happens in float32 as well, so {work.plan.card.name} is damaged or its "
-                "settings are too far off; no clip was written."
+                f"{error} This happens in float32 as well: {work.plan.card.name} is damaged or "
+                "its settings are too far off; no clip was written."
             ) from error
         _fall_back(work, str(error))
         yield from _make(work)
