@@ -68,7 +68,7 @@ def test_a_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-@pytest.mark.parametrize("form", ["mp4", "webm", "gif", "webp"])
+@pytest.mark.parametrize("form", ["mp4", "webp"])
 def test_the_same_seed_and_settings_give_the_same_bytes(
     tiny: Path, tmp_path: Path, form: str
 ) -> None:
@@ -187,7 +187,7 @@ def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> N
     assert words.rstrip().endswith(change["reason"].rsplit("'", 2)[-2].rstrip())
 
 
-@pytest.mark.parametrize("delay_s", [0.3, 2.0, 4.0, 6.0])
+@pytest.mark.parametrize("delay_s", [0.7, 2.5, 5.0, 9.0])
 def test_ctrl_c_at_any_stage_leaves_nothing_behind(tmp_path: Path, delay_s: float) -> None:
     with subprocess.Popen(
         [*FILMLET, "generate", "a red circle", "-o", "clip.mp4", "--frames", "257", "--size",
@@ -195,7 +195,7 @@ def test_ctrl_c_at_any_stage_leaves_nothing_behind(tmp_path: Path, delay_s: floa
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         time.sleep(delay_s)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM if delay_s == 5.0 else signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "Traceback" not in told
