@@ -4,11 +4,12 @@ PROMPT ?= a rocket rising in a starry night
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+export PROMPT # by the environment, so that quotes in it are safe
 
 .PHONY: run test lint bench recipe clean
 
 run: $(READY)
-	@$(BIN)/filmlet generate "$(PROMPT)"
+	@$(BIN)/filmlet generate "$$PROMPT"
 
 test: $(READY)
 	@$(BIN)/python -m ruff check .

@@ -30,10 +30,10 @@ class Steps:
 
     vae_images: int = 600
     vae_videos: int = 1100
-    clips: int = 1400  # encoded once for the transformer, whatever the compute
+    clips: int = 1400  # encoded once for the transformer
     stills: int = 350
-    whole: int = 1300
-    student: int = 250
+    whole: int = 1500
+    student: int = 220
 
     def scaled(self, compute: float) -> "Steps":
         """Every length times `compute`, at least 1."""

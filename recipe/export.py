@@ -55,6 +55,8 @@ def export(folder: Path, vae: AutoencoderKLLTXVideo, pair: Pair, data: Latents) 
     save_file({"latent_to_rgb": projection.contiguous()}, folder / "preview.safetensors")
     if kept is not None:
         card.write_text(kept)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)  # an installed package is read by other users too
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 

@@ -107,7 +107,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def warm_then_linear(step: int, steps: int, warm: int = 20, floor: float = 0.05) -> float:
-    """Share of the learning rate at `step`: a short warm-up, full, then straight down from 60 %."""
+    """Share of the learning rate at `step`: a short warm-up, full, then straight down from 40 %."""
     rise = min(1.0, (step + 1) / warm)
-    fall = min(1.0, (1 - step / steps) / 0.4)
+    fall = min(1.0, (1 - step / steps) / 0.6)
     return rise * max(floor, fall)

@@ -145,7 +145,7 @@ def train(run: Run, pair: Pair, data: Latents, stills: int, clips: int) -> None:
         flow = pair.velocity(noised(clean, noise, sigma), sigma, text)
         return (flow - (noise - clean)).square().mean()
 
-    run.fit(pair, loss, steps=stills + clips, matrix_rate=0.01, rate=1e-3, average=0.99)
+    run.fit(pair, loss, steps=stills + clips, matrix_rate=0.005, rate=5e-4, average=0.99)
 
 
 def sigmas(steps: int) -> Tensor:

@@ -81,13 +81,14 @@ def generate(options: argparse.Namespace) -> int:
     )
     suffix = _suffix(options)
     planned = plan(request)
-    from filmlet import stages
-    from filmlet.clip import Timings
     from filmlet.media import check_target
-    from filmlet.settings import Settings
 
     if options.output:
         check_target(options.output, options.force)
+    from filmlet import stages
+    from filmlet.clip import Timings
+    from filmlet.settings import Settings
+
     work = stages.prepare(planned, Settings.from_environment())
     path = options.output or _free_name(request.prompt, work.effective.seed, suffix)
     check_target(path, options.force)

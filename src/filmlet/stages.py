@@ -70,15 +70,18 @@ def run(work: Work) -> Generator[Event]:
     """Make the clip: Progress of each stage, a Preview a step, Frames cut to what was asked.
 
     Close the generator to stop within one model call. A model that leaves the range of its dtype
-    is run once more in float32. Raises NotFinite where that does not help.
+    before the first frame is run once more in float32. Raises NotFinite where that does not help.
     """
+    shown = False
     try:
-        yield from _make(work)
+        for event in _make(work):
+            shown = shown or isinstance(event, Frames)
+            yield event
     except NotFinite as error:
-        if work.placement.dtype == torch.float32:
+        if shown or work.placement.dtype == torch.float32:
             raise NotFinite(
-                f"{error} This happens in float32 as well: {work.plan.card.name} is damaged or "
-                "its settings are too far off; no clip was written."
+                f"{error} {work.plan.card.name} is damaged or its settings are too far off; "
+                f"it was run in {work.placement.dtype_name} and no clip was written."
             ) from error
         _fall_back(work, str(error))
         yield from _make(work)
@@ -137,6 +140,8 @@ def _decode(work: Work, engine: LtxEngine, step: Step) -> Iterator[Event]:
             done += len(wanted)
             yield Frames(wanted)
             yield Progress(Stage.DECODE, done, shape.frames)
+        if done == shape.frames:
+            return  # the rest would only be cut off
 
 
 def cut(pixels: Pixels, shape: Shape) -> Pixels:
