@@ -1,6 +1,7 @@
 """The whole way from nothing to pocket: `python -m recipe`; stopped, it goes on where it was.
 
-`--compute 2` trains twice as long everywhere; `--only evaluate` runs one stage on what is there.
+`--compute 2` trains twice as long everywhere; `--only evaluate` runs one stage on what is there;
+`--start src/filmlet/pocket` keeps the VAE of a checkpoint and goes on from its transformer.
 """
 
 import argparse
@@ -49,6 +50,7 @@ class Recipe:
     steps: Steps
     device: torch.device
     prompts: int
+    start: Path | None = None
 
     def run(self, name: str) -> Run:
         return Run(self.folder, name, self.device)
@@ -57,6 +59,9 @@ class Recipe:
     def vae(self) -> AutoencoderKLLTXVideo:
         """The trained VAE; trains what is missing."""
         torch.manual_seed(0)
+        if self.start:
+            kept = AutoencoderKLLTXVideo.from_pretrained(self.start / "vae").float()
+            return kept.to(self.device, memory_format=torch.channels_last_3d).eval()
         model = vae.build(vae.VaeSize()).to(self.device)
         vae.train(self.run("vae"), model, self.steps.vae_images, self.steps.vae_videos)
         return model.eval()
@@ -70,6 +75,8 @@ class Recipe:
         """The trained teacher; trains what is missing."""
         torch.manual_seed(0)
         pair = Pair(vae.VaeSize().latent_channels).to(self.device)
+        if self.start:
+            pair.start_from(self.start)
         teacher.train(self.run("teacher"), pair, self.data, self.steps.stills, self.steps.whole)
         return pair.eval()
 
@@ -121,11 +128,17 @@ def main() -> None:
     options.add_argument("--target", type=Path, default=Path("src/filmlet/pocket"))
     options.add_argument("--prompts", type=int, default=120, help="held-out prompts to judge")
     options.add_argument("--only", choices=STAGES, help="one stage, with what it needs")
+    options.add_argument("--start", type=Path, help="a checkpoint to go on from")
     chosen = options.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = Recipe(
-        chosen.folder, chosen.target, Steps().scaled(chosen.compute), device, chosen.prompts
+        chosen.folder,
+        chosen.target,
+        Steps().scaled(chosen.compute),
+        device,
+        chosen.prompts,
+        chosen.start,
     )
     for stage in [chosen.only] if chosen.only else STAGES:
         value = getattr(recipe, stage)

@@ -31,7 +31,7 @@ CARDS = {
             name="pocket",
             summary="bundled; a small world of emoji, shapes, motions and scenes; two CPU cores",
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
-            schedule=ShiftedSigmas(steps=8, shift=3.0),
+            schedule=ShiftedSigmas(steps=8, shift=8.0),
             grid=Grid(max_side=512),
             folder=POCKET,
             revision="1",
