@@ -1,6 +1,6 @@
 # The words a newcomer types. PYTHON chooses the interpreter: 3.11 or 3.12.
 PYTHON ?= python3
-PROMPT ?= a rocket rising in a starry night
+PROMPT ?= a red square on a black background
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

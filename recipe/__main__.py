@@ -34,7 +34,7 @@ class Steps:
     clips: int = 1400  # encoded once for the transformer
     stills: int = 350
     whole: int = 1500
-    student: int = 220
+    student: int = 170
 
     def scaled(self, compute: float) -> "Steps":
         """Every length times `compute`, at least 1."""
