@@ -68,18 +68,11 @@ def test_a_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-@pytest.mark.parametrize("form", ["mp4", "webp"])
-def test_the_same_seed_and_settings_give_the_same_bytes(
-    tiny: Path, tmp_path: Path, form: str
-) -> None:
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        run = filmlet(
-            "generate", "a ball", "--model", tiny, "--format", form, *QUICK, cwd=tmp_path / folder
-        )
+def test_the_same_seed_and_settings_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run = filmlet("generate", "a ball", "--model", tiny, *QUICK, cwd=tmp_path)
         assert run.returncode == 0, run.stderr
-    one, two = sorted(tmp_path.glob(f"*/clips/*.{form}"))
-    assert one.name == two.name == f"a-ball-5.{form}"
+    one, two = tmp_path / "clips" / "a-ball-5.mp4", tmp_path / "clips" / "a-ball-5-2.mp4"
     assert one.read_bytes() == two.read_bytes()
 
 
@@ -90,8 +83,6 @@ def test_a_pipe_gets_the_path_and_the_notes_and_no_bar(tiny: Path, tmp_path: Pat
     assert "seed 5, 64x64, 9 frames" in run.stdout
     assert "does not know: 'castle'" in run.stdout
     assert run.stderr == ""
-    again = filmlet("generate", "a castle", "--model", tiny, *QUICK, cwd=tmp_path)
-    assert again.stdout.splitlines()[0] == "clips/a-castle-5-2.mp4"
 
 
 def test_a_terminal_gets_a_bar_with_the_names_of_the_stages(tiny: Path, tmp_path: Path) -> None:
@@ -187,7 +178,7 @@ def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> N
     assert words.rstrip().endswith(change["reason"].rsplit("'", 2)[-2].rstrip())
 
 
-@pytest.mark.parametrize("delay_s", [0.7, 2.5, 5.0, 9.0])
+@pytest.mark.parametrize("delay_s", [0.7, 3.0, 6.0])
 def test_ctrl_c_at_any_stage_leaves_nothing_behind(tmp_path: Path, delay_s: float) -> None:
     with subprocess.Popen(
         [*FILMLET, "generate", "a red circle", "-o", "clip.mp4", "--frames", "257", "--size",
@@ -195,7 +186,7 @@ def test_ctrl_c_at_any_stage_leaves_nothing_behind(tmp_path: Path, delay_s: floa
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         time.sleep(delay_s)
-        process.send_signal(signal.SIGTERM if delay_s == 5.0 else signal.SIGINT)
+        process.send_signal(signal.SIGTERM if delay_s == 3.0 else signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "Traceback" not in told
