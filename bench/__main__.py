@@ -99,7 +99,7 @@ def report(runs: int, frames: int) -> str:
     with TemporaryDirectory() as name:
         folder = Path(name)
         cold_figures, warm_figures = cold(folder, frames, runs), warm(folder, frames, runs)
-    flat = {n: decode_memory(n) for n in (25, 121)}
+    flat = {n: decode_memory(n) for n in (25, 121, 257)}
     names = ("torch", "diffusers", "transformers", "av")
     versions = ", ".join(f"{n} {version(n)}" for n in names)
     return "\n".join(

@@ -6,7 +6,7 @@ the convolutions beside it, and the end is flushed with the last frame repeated,
 decoder pads it. The result equals the one-shot decode; memory does not grow with the clip.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import (
 from torch import Tensor
 
 Embed = Callable[[Tensor], Tensor]
+PIECE = 8  # frames that one module works on at a time
 
 
 class Stream(Protocol):
@@ -186,13 +187,15 @@ def decode(
         yield from _through(streams, held, last=True)
 
 
-def _through(streams: list[Stream], x: Tensor, last: bool) -> Iterator[Tensor]:
-    for stream in streams:
-        if not x.shape[2] and not last:
-            return
-        x = stream.push(x, last)
-    if x.shape[2]:
+def _through(streams: Sequence[Stream], x: Tensor, last: bool) -> Iterator[Tensor]:
+    """Push frames through the streams in pieces: the flush at the end stays small, too."""
+    if not streams and x.shape[2]:
         yield x
+    if not streams or not (x.shape[2] or last):
+        return
+    pieces = streams[0].push(x, last).split(PIECE, dim=2)
+    for i, piece in enumerate(pieces, start=1):
+        yield from _through(streams[1:], piece, last and i == len(pieces))
 
 
 def _streams(
