@@ -21,7 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import (
 from torch import Tensor
 
 Embed = Callable[[Tensor], Tensor]
-PIECE = 8  # frames that one module works on at a time
+PIECE = 32  # frames that one module works on at a time; far smaller pieces are slower on CPUs
 
 
 class Stream(Protocol):
