@@ -100,6 +100,12 @@ def test_a_negative_prompt_without_guidance_is_reported(pocket_clip: Clip) -> No
     assert (change.field, effective.negative_prompt) == ("negative_prompt", "")
 
 
+def test_a_negative_prompt_that_is_cut_or_unknown_is_told(tiny: Path) -> None:
+    request = clip_request("a ball", model=str(tiny), negative_prompt="red castle " * 200)
+    changes = stages.prepare(plan(request), Settings()).effective.changes
+    assert {c.field for c in changes} == {"negative_prompt", "negative_prompt_words"}
+
+
 def test_forced_guidance_is_done_and_changes_the_clip(tiny: Path) -> None:
     with pytest.raises(filmlet.InvalidRequest, match="force"):
         filmlet.generate("a red circle", guidance=2.0)

@@ -1,7 +1,6 @@
 """Every file is read back by the libraries that players use."""
 
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filmlet.errors import DiskFull, InvalidRequest, OutputExists, OutputUnwritable
+from filmlet.errors import InvalidRequest, OutputExists, OutputUnwritable
 from filmlet.events import Pixels
 from filmlet.media import check_target, poster, writing
 from filmlet.media.movie import part_of
@@ -141,7 +140,7 @@ try:
         for _ in range(10):
             movie.add(noise)
 except DiskFull as error:
-    print(error)
+    print(error.code, error)
     sys.exit(7)
 """
 
@@ -155,9 +154,8 @@ def test_no_room_is_told_and_nothing_is_left(tmp_path: Path, suffix: str) -> Non
         check=False,
     )
     assert run.returncode == 7, run.stderr
-    assert "no room" in run.stdout
+    assert run.stdout.startswith("disk_full There is no room")
     assert list(tmp_path.iterdir()) == []
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
 
 
 def test_targets_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
@@ -174,7 +172,6 @@ def test_targets_that_cannot_be_written_are_refused_before_any_work(tmp_path: Pa
         check_target(there / "clip.mp4", force=False)
     with pytest.raises(OutputUnwritable):
         check_target(Path("/proc/clip.mp4"), force=False)
-    assert DiskFull.code == "disk_full"
 
 
 def test_the_poster_is_the_middle_frame() -> None:

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,12 +93,15 @@ def generate(options: argparse.Namespace) -> int:
     path = options.output or _free_name(request.prompt, work.effective.seed, suffix)
     check_target(path, options.force)
     timings = Timings()
-    with _bar(quiet=options.json) as bar, closing(stages.film(work, path, options.force)) as events:
+    with (
+        _preview(path if options.preview else None) as preview,
+        _bar(quiet=options.json) as bar,
+        closing(stages.film(work, path, options.force)) as events,
+    ):
         for event in events:
             timings.note(event)
             bar.show(event)
-            if options.preview:
-                _keep_preview(event, path)
+            preview(event)
     report = Report(path, work, timings, time.perf_counter() - started)
     print(report.as_json() if options.json else report.as_text())
     return 0
@@ -197,12 +200,24 @@ def _bar(quiet: bool) -> Iterator[Bar]:
         yield bar
 
 
-def _keep_preview(event: "Event", path: Path) -> None:
+@contextmanager
+def _preview(clip: Path | None) -> Iterator[Callable[["Event"], None]]:
+    """Keeps a picture beside the clip up to date; a clip that fails takes it along."""
     from filmlet.events import Preview
     from filmlet.media import save_still
 
-    if isinstance(event, Preview):
-        save_still(path.with_name(path.name + ".preview.png"), event.image)
+    picture = clip.with_name(clip.name + ".preview.png") if clip else None
+
+    def keep(event: "Event") -> None:
+        if picture and isinstance(event, Preview):
+            save_still(picture, event.image)
+
+    try:
+        yield keep
+    except BaseException:
+        if picture:
+            picture.unlink(missing_ok=True)
+        raise
 
 
 def _refuse(error: FilmletError, *, as_json: bool) -> int:

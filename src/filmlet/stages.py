@@ -47,6 +47,9 @@ def prepare(plan: Plan, settings: Settings) -> Work:
     negative = None
     if plan.guidance > 1:
         negative = read(tokenizer, request.negative_prompt, card.max_tokens)
+    told = list(_told("prompt", prompt, request.prompt, card))
+    if negative:
+        told += _told("negative_prompt", negative, request.negative_prompt, card)
     placement = choose(settings.device)
     effective = Effective(
         prompt=prompt.text,
@@ -61,7 +64,7 @@ def prepare(plan: Plan, settings: Settings) -> Work:
         guidance=plan.guidance,
         device=placement.device,
         dtype=placement.dtype_name,
-        changes=(*plan.changes, *_told(prompt, request.prompt, card)),
+        changes=(*plan.changes, *told),
     )
     return Work(plan, placement, prompt, negative, effective)
 
@@ -171,12 +174,12 @@ def _fall_back(work: Work, error: str) -> None:
     )
 
 
-def _told(reading: Reading, prompt: str, card: ModelCard) -> Iterator[Change]:
-    """What of the prompt does not reach the model."""
+def _told(field: str, reading: Reading, prompt: str, card: ModelCard) -> Iterator[Change]:
+    """What of a prompt does not reach the model."""
     if reading.cut:
         reason = f"{card.name} reads {card.max_tokens} tokens; this was cut off: {reading.cut!r}"
-        yield Change("prompt", prompt, reading.text, reason)
+        yield Change(field, prompt, reading.text, reason)
     if reading.unknown:
         words = ", ".join(repr(word) for word in reading.unknown)
         reason = f"{card.name} does not know: {words}"
-        yield Change("prompt_words", list(reading.unknown), [], reason)
+        yield Change(f"{field}_words", list(reading.unknown), [], reason)

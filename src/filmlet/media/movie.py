@@ -50,7 +50,7 @@ def check_target(path: Path, force: bool) -> str:
         part.touch()
         part.unlink()
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     return form
 
 
@@ -77,11 +77,12 @@ def writing(path: Path, shape: Shape, tags: dict[str, str], force: bool = False)
             movie.abandon()
         part_of(path).unlink(missing_ok=True)
         if isinstance(error, (OSError, FFmpegError)) and not isinstance(error, FilmletError):
-            raise _explain(error, path) from error
+            raise explain(error, path) from error
         raise
 
 
-def _explain(error: Exception, path: Path) -> FilmletError:
+def explain(error: Exception, path: Path) -> FilmletError:
+    """The operating system's refusal to write `path`, as an error that says what to do."""
     number = getattr(error, "errno", None)
     if number in NO_ROOM:
         return DiskFull(f"There is no room left to write {path}; free some and run again.")

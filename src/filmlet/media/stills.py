@@ -1,6 +1,5 @@
 """Single pictures: a clip's poster."""
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from filmlet.events import Pixels
+from filmlet.media.movie import explain
 
 
 def poster(pixels: Pixels) -> NDArray[np.uint8]:
@@ -16,12 +16,12 @@ def poster(pixels: Pixels) -> NDArray[np.uint8]:
 
 
 def save_still(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write one picture in the format of the path's suffix."""
-    Image.fromarray(image).save(path)
+    """Write one picture in the format of the path's suffix.
 
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """One picture as PNG."""
-    file = BytesIO()
-    Image.fromarray(image).save(file, "png")
-    return file.getvalue()
+    Raises DiskFull, OutputUnwritable; leaves nothing half-written.
+    """
+    try:
+        Image.fromarray(image).save(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise explain(error, path) from error
