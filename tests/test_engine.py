@@ -162,7 +162,7 @@ def test_pack_and_unpack_are_inverse() -> None:
     assert torch.equal(unpack(pack(video), 3, 4, 6), video)
 
 
-def test_weights_that_are_missing_or_of_another_shape_are_named(tiny: Path, tmp_path: Path) -> None:
+def test_weights_missing_stray_or_misshapen_are_named(tiny: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "broken"))
     (path,) = (folder / "transformer").glob("*.safetensors")
     weights = load_file(path)
@@ -173,6 +173,9 @@ def test_weights_that_are_missing_or_of_another_shape_are_named(tiny: Path, tmp_
         load(find(str(folder)))
     save_file(whole | {"proj_in.weight": torch.zeros(3, 3)}, path)
     with pytest.raises(CheckpointDamaged, match=r"shape of proj_in\.weight"):
+        load(find(str(folder)))
+    save_file(whole | {"transformer_blocks.9.stray": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointDamaged, match=r"no place for transformer_blocks\.9\.stray"):
         load(find(str(folder)))
 
 

@@ -23,20 +23,32 @@ if TYPE_CHECKING:
     from filmlet.stages import Work
 
 
-REFUSED, INTERRUPTED = 2, 130
+REFUSED = 2
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a polite kill; `code` is told as that of an error is.
+
+    A kind of its own, for Python ends a process by SIGINT, whatever its exit status, once a plain
+    KeyboardInterrupt has passed through code that was compiled from a string, as imports do.
+    """
+
+    code = "interrupted"
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted("stopped; nothing was left behind.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 2 with a sentence on stderr, or 130 after Ctrl-C."""
+    """Run one command; the exit status is 0, or 2 with a sentence on stderr."""
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as well
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         return generate(options)
-    except FilmletError as error:
+    except (FilmletError, Interrupted) as error:
         return _refuse(error, as_json=options.json)
-    except KeyboardInterrupt:
-        print("filmlet: stopped; nothing was left behind.", file=sys.stderr)
-        return INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -220,7 +232,7 @@ def _preview(clip: Path | None) -> Iterator[Callable[["Event"], None]]:
         raise
 
 
-def _refuse(error: FilmletError, *, as_json: bool) -> int:
+def _refuse(error: FilmletError | Interrupted, *, as_json: bool) -> int:
     if as_json:
         param = getattr(error, "param", None)
         told = {"error": {"code": error.code, "message": str(error), "param": param}}

@@ -1,5 +1,6 @@
 """From files to modules: built without memory, filled from .safetensors, checked by name."""
 
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ def read_weights(component: Path) -> dict[str, Tensor]:
 def fill(module: Module, component: Path, placement: Placement) -> Module:
     """Give a module on the meta device its weights, on the device and in the dtype it computes in.
 
-    Raises CheckpointDamaged that names what is missing or has another shape.
+    Raises CheckpointDamaged that names what is missing, too much or of another shape.
     """
     weights = {
         name: tensor.to(placement.device, placement.dtype)
@@ -38,6 +39,10 @@ def fill(module: Module, component: Path, placement: Placement) -> Module:
     wrong = [n for n, t in weights.items() if n in wanted and wanted[n].shape != t.shape]
     if wrong:
         raise CheckpointDamaged(f"{component}: wrong shape of {_some(wrong)}.")
+    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    surplus = [n for n in weights if n not in wanted and not any(re.search(i, n) for i in ignored)]
+    if surplus:
+        raise CheckpointDamaged(f"{component}: config.json has no place for {_some(surplus)}.")
     module.load_state_dict(weights, strict=False, assign=True)
     tie = getattr(module, "tie_weights", None)
     if callable(tie):
