@@ -29,6 +29,12 @@ def tiny_timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint that draws noise anew before each call."""
+    return make_checkpoint(tmp_path_factory.mktemp("noisy") / "noisy", stochastic=True)
+
+
+@pytest.fixture(scope="session")
 def pocket_clip() -> Clip:
     """The default clip of the bundled model."""
     import filmlet

@@ -100,7 +100,8 @@ def test_nothing_loads_pickles() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert sorted(filmlet.__all__) == [
-        "Change", "Clip", "ClipRequest", "Effective", "FilmletError", "Frames", "InvalidRequest",
+        "Change", "Clip", "ClipRequest", "Effective", "FilmletError", "Finished",
+        "Frames", "InvalidRequest",
         "Preview", "Progress", "Stage", "__version__", "generate", "stream",
     ]  # fmt: skip
     for name in filmlet.__all__:

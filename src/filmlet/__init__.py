@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filmlet.clip import Clip, generate, stream
     from filmlet.errors import FilmletError, InvalidRequest
-    from filmlet.events import Frames, Preview, Progress, Stage
+    from filmlet.events import Finished, Frames, Preview, Progress, Stage
     from filmlet.request import Change, ClipRequest, Effective
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ _HOME = {
     "Change": "filmlet.request",
     "Progress": "filmlet.events",
     "Preview": "filmlet.events",
+    "Finished": "filmlet.events",
     "Frames": "filmlet.events",
     "Stage": "filmlet.events",
     "FilmletError": "filmlet.errors",
@@ -32,6 +33,7 @@ __all__ = [
     "ClipRequest",
     "Effective",
     "FilmletError",
+    "Finished",
     "Frames",
     "InvalidRequest",
     "Preview",

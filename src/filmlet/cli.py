@@ -18,7 +18,6 @@ from filmlet.plan import plan
 from filmlet.request import FORMATS, clip_request, parse_number, parse_whole
 
 if TYPE_CHECKING:
-    from filmlet.clip import Timings
     from filmlet.events import Event
     from filmlet.stages import Work
 
@@ -98,20 +97,21 @@ def generate(options: argparse.Namespace) -> int:
     if options.output:
         check_target(options.output, options.force)
     from filmlet import stages
-    from filmlet.clip import Timings
+    from filmlet.events import Finished
     from filmlet.settings import Settings
 
     work = stages.prepare(planned, Settings.from_environment())
     path = options.output or _free_name(request.prompt, work.effective.seed, suffix)
     check_target(path, options.force)
-    timings = Timings()
+    timings: dict[str, float] = {}
     with (
         _preview(path if options.preview else None) as preview,
         _bar(quiet=options.json) as bar,
         closing(stages.film(work, path, options.force)) as events,
     ):
         for event in events:
-            timings.note(event)
+            if isinstance(event, Finished):
+                timings[event.stage.value] = round(event.seconds, 3)
             bar.show(event)
             preview(event)
     report = Report(path, work, timings, time.perf_counter() - started)
@@ -125,7 +125,7 @@ class Report:
 
     path: Path
     work: "Work"
-    timings: "Timings"
+    timings: dict[str, float]
     seconds: float
 
     def as_text(self) -> str:
@@ -146,7 +146,7 @@ class Report:
             "requested": self.work.plan.request.asked(),
             "effective": self.work.effective.as_json(),
             "seconds_taken": round(self.seconds, 3),
-            "timings": self.timings.rounded(),
+            "timings": self.timings,
         }
         return json.dumps(table, ensure_ascii=False, indent=2)
 

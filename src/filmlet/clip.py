@@ -1,9 +1,8 @@
 """The Python door: `generate` folds what `stream` yields into a Clip."""
 
 import base64
-import time
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Unpack
@@ -12,31 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet import stages
-from filmlet.events import Event, Frames, Pixels, Progress, Stage
+from filmlet.events import Event, Finished, Frames, Pixels
 from filmlet.media import poster, tags, writing
 from filmlet.plan import plan
 from filmlet.request import ClipRequest, ClipSettings, Effective, clip_request
 from filmlet.settings import Settings
-
-
-@dataclass
-class Timings:
-    """Seconds each stage has taken so far, told by its Progress."""
-
-    seconds: dict[Stage, float] = field(default_factory=dict)
-    _opened: float = 0.0
-
-    def note(self, event: Event) -> None:
-        """Take one event into account as it comes."""
-        if not isinstance(event, Progress):
-            return
-        now = time.perf_counter()
-        if event.done == 0:
-            self._opened = now
-        self.seconds[event.stage] = now - self._opened
-
-    def rounded(self) -> dict[str, float]:
-        return {stage.value: round(seconds, 3) for stage, seconds in self.seconds.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +76,13 @@ def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
     """
     request = clip_request(prompt, **settings)
     work = _prepare(request)
-    timings, chunks = Timings(), []
+    timings, chunks = {}, []
     for event in stages.run(work):
-        timings.note(event)
         if isinstance(event, Frames):
             chunks.append(event.pixels)
-    return Clip(np.concatenate(chunks), request, work.effective, timings.rounded())
+        if isinstance(event, Finished):
+            timings[event.stage.value] = event.seconds
+    return Clip(np.concatenate(chunks), request, work.effective, timings)
 
 
 def _prepare(request: ClipRequest) -> stages.Work:

@@ -59,6 +59,12 @@ class DiskFull(FilmletError):
     code = "disk_full"
 
 
+class Cancelled(FilmletError):
+    """Whoever asked for the clip wants it no longer."""
+
+    code = "cancelled"
+
+
 class NotFinite(FilmletError):
     """The model computed something that is not a number, in float32 as well."""
 

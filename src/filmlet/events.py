@@ -21,11 +21,20 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of a stage are finished: steps, frames; done = 0 opens the stage."""
+    """`done` of `total` units of a stage are finished: steps, frames; the first opens the stage."""
 
     stage: Stage
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage is over; `reused` if its result was there from an earlier attempt."""
+
+    stage: Stage
+    seconds: float
+    reused: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,4 +52,4 @@ class Frames:
     pixels: Pixels
 
 
-Event = Progress | Preview | Frames
+Event = Progress | Finished | Preview | Frames

@@ -1,37 +1,53 @@
 """The story of one clip: prepare, load, encode, denoise, decode, mux."""
 
+import threading
+import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from filmlet.card import ModelCard
-from filmlet.engine import ltx
-from filmlet.engine.denoise import Step
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
+from filmlet.engine import artefacts, ltx
+from filmlet.engine.artefacts import Tensors
+from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
 from filmlet.engine.placement import Placement, choose
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
 from filmlet.errors import NotFinite
-from filmlet.events import Event, Frames, Pixels, Preview, Progress, Stage
-from filmlet.media import tags, writing
+from filmlet.events import Event, Finished, Frames, Pixels, Preview, Progress, Stage
+from filmlet.media import check_target, growing, part_of, place, tags
 from filmlet.plan import Plan
 from filmlet.request import Change, Effective, Shape
 from filmlet.settings import Settings
 
-Denoising = Generator[Event, None, Step]
+Value = TypeVar("Value")
+Making = Generator[Event, None, Tensors]
+KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much
 
 
 @dataclass(eq=False)
 class Work:
-    """One clip, ready to be made. `effective` changes only if it must be run in float32."""
+    """One clip, ready to be made. `effective` changes only if it must be run in float32.
+
+    folder: where the stages keep what they make; what is there is not made again. None keeps
+    nothing. cancelled: set from another thread, it stops the work inside a model call.
+    """
 
     plan: Plan
     placement: Placement
     prompt: Reading
     negative: Reading | None
     effective: Effective
+    folder: Path | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def file(self, name: str) -> Path | None:
+        """Where a result of this name is kept, if at all."""
+        return self.folder / name if self.folder else None
 
     @property
     def recipe(self) -> Recipe:
@@ -91,53 +107,125 @@ def run(work: Work) -> Generator[Event]:
 
 
 def film(work: Work, path: Path, force: bool = False) -> Generator[Event]:
-    """Make the clip and write it to `path` while it is being decoded."""
+    """Make the clip and write it to `path`; it grows beside it, or in the work's folder."""
+    form, shape = check_target(path, force), work.effective.shape
+    grown = work.file(f"decoded.{form}") or part_of(path)
+    if work.folder and grown.exists():
+        for stage in (Stage.ENCODE, Stage.DENOISE, Stage.DECODE):
+            yield Finished(stage, 0.0, reused=True)
+    else:
+        yield from _grow(work, grown, form)
+    started = time.perf_counter()
+    yield Progress(Stage.MUX, 0, shape.frames)
+    try:
+        place(grown, path, tags(work.effective))
+    finally:
+        if not work.folder:
+            grown.unlink(missing_ok=True)
+    yield Progress(Stage.MUX, shape.frames, shape.frames)
+    yield Finished(Stage.MUX, time.perf_counter() - started)
+
+
+def _grow(work: Work, grown: Path, form: str) -> Generator[Event]:
+    """Decode into a file that can be played meanwhile; it has its name when it is whole."""
     events = run(work)
+    first: Frames | None = None
     for event in events:
         if isinstance(event, Frames):
             first = event
             break
         yield event
-    shape = work.effective.shape
-    with writing(path, shape, tags(work.effective), force) as movie:
+    if first is None:
+        return
+    part = part_of(grown) if work.folder else grown
+    # What the tags say is certain only now: the model may have been run again in float32.
+    with growing(part, form, work.effective.shape, tags(work.effective)) as movie:
         movie.add(first.pixels)
         yield first
         for event in events:
             if isinstance(event, Frames):
                 movie.add(event.pixels)
             yield event
-        yield Progress(Stage.MUX, 0, shape.frames)
-    yield Progress(Stage.MUX, shape.frames, shape.frames)
+    part.replace(grown)
 
 
-def _make(work: Work) -> Iterator[Event]:
+def _make(work: Work) -> Generator[Event]:
+    engine = yield from _timed(Stage.LOAD, _load(work))
+    told = yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
+    embeddings = Embeddings(told["prompt"], told.get("negative"))
+    made = yield from _kept(work, Stage.DENOISE, "latents", _denoise(work, engine, embeddings))
+    yield from _timed(Stage.DECODE, _decode(work, engine, made["latents"]))
+
+
+def _timed(stage: Stage, events: Generator[Event, None, Value]) -> Generator[Event, None, Value]:
+    """A stage's events, and at the end how long it took."""
+    started = time.perf_counter()
+    value = yield from events
+    yield Finished(stage, time.perf_counter() - started)
+    return value
+
+
+def _kept(work: Work, stage: Stage, name: str, events: Making) -> Making:
+    """A stage's result: read from the work's folder, or made and kept there."""
+    file = work.file(f"{name}.safetensors")
+    kept = artefacts.load(file, work.placement.device) if file else None
+    if kept is not None:
+        yield Finished(stage, 0.0, reused=True)
+        return kept
+    made = yield from _timed(stage, _saved(file, events))
+    return made
+
+
+def _saved(file: Path | None, events: Making) -> Making:
+    made = yield from events
+    if file:
+        artefacts.save(file, made)
+    return made
+
+
+def _load(work: Work) -> Generator[Event, None, LtxEngine]:
     yield Progress(Stage.LOAD, 0, 1)
     engine = load_engine(work.plan.card, work.plan.folder, work.placement)
     yield Progress(Stage.LOAD, 1, 1)
+    return engine
+
+
+def _encode(work: Work, engine: LtxEngine) -> Making:
     yield Progress(Stage.ENCODE, 0, 1)
-    embeddings = Embeddings(
-        engine.encode(work.prompt), engine.encode(work.negative) if work.negative else None
-    )
+    made = {"prompt": engine.encode(work.prompt)}
+    if work.negative:
+        made["negative"] = engine.encode(work.negative)
     yield Progress(Stage.ENCODE, 1, 1)
-    step = yield from _denoise(work, engine, embeddings)
-    yield from _decode(work, engine, step)
+    return made
 
 
-def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings) -> Denoising:
-    recipe = work.recipe
-    yield Progress(Stage.DENOISE, 0, len(recipe.sigmas))
-    for step in engine.denoise(embeddings, recipe):
-        yield Progress(Stage.DENOISE, step.done, len(recipe.sigmas))
-        image = engine.preview(step.clean, recipe.shape)
-        if image is not None:
-            yield Preview(step.done, image)
-    return step
+def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings) -> Making:
+    recipe, file = work.recipe, work.file("step.safetensors")
+    total, saved = len(recipe.sigmas), time.monotonic()
+    start = _left_at(file, engine)
+    yield Progress(Stage.DENOISE, start.done if start else 0, total)
+    with engine.stopping(lambda: not work.cancelled.is_set()):
+        for step in engine.denoise(embeddings, recipe, start):
+            if file and step.done < total and time.monotonic() - saved > KEEP_EVERY_S:
+                artefacts.save(file, {"latents": step.latents, "done": torch.tensor(step.done)})
+                saved = time.monotonic()
+            yield Progress(Stage.DENOISE, step.done, total)
+            image = engine.preview(step.clean, recipe.shape)
+            if image is not None:
+                yield Preview(step.done, image)
+    return {"latents": step.latents}
 
 
-def _decode(work: Work, engine: LtxEngine, step: Step) -> Iterator[Event]:
+def _left_at(file: Path | None, engine: LtxEngine) -> Start | None:
+    """The step that an earlier attempt had come to."""
+    kept = artefacts.load(file, engine.placement.device) if file else None
+    return Start(int(kept["done"]), kept["latents"]) if kept else None
+
+
+def _decode(work: Work, engine: LtxEngine, latents: Tensor) -> Generator[Event]:
     shape, done = work.effective.shape, 0
     yield Progress(Stage.DECODE, 0, shape.frames)
-    for pixels in engine.decode(step.latents, work.recipe):
+    for pixels in engine.decode(latents, work.recipe):
         wanted = cut(pixels, shape)[: shape.frames - done]
         if len(wanted):
             done += len(wanted)
@@ -166,7 +254,9 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _fall_back(work: Work, error: str) -> None:
-    """Run in float32 from here on, and say so."""
+    """Run in float32 from here on, and say so; what was kept has the old dtype."""
+    for file in work.folder.glob("*.safetensors") if work.folder else ():
+        file.unlink()
     change = Change("dtype", work.effective.dtype, "float32", error)
     work.placement = replace(work.placement, dtype=torch.float32, reason=error)
     work.effective = replace(

@@ -26,14 +26,15 @@ def euler(
     latents: Tensor,
     sigmas: Sequence[float],
     fresh_noise: Callable[[], Tensor] | None = None,
+    already: int = 0,
 ) -> Iterator[Step]:
-    """Yield after each step from sigmas[0] down to 0; close the generator to stop.
+    """Yield after each step from sigmas[already] down to 0; close the generator to stop.
 
-    latents: (batch, tokens, channels). With `fresh_noise` the clean estimate is noised anew at each
-    level instead of following the flow. Raises NotFinite.
+    latents: (batch, tokens, channels), `already` so many steps in. With `fresh_noise` the clean
+    estimate is noised anew at each level instead of following the flow. Raises NotFinite.
     """
     levels = torch.tensor([*sigmas, 0.0], dtype=torch.float32).tolist()
-    for done, (now, following) in enumerate(pairwise(levels), start=1):
+    for done, (now, following) in enumerate(pairwise(levels[already:]), start=already + 1):
         flow = velocity(latents, now)
         clean = latents - now * flow
         if fresh_noise is None:

@@ -1,7 +1,8 @@
 """The LTX-Video engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from filmlet.engine.denoise import Step, euler, pack, unpack
 from filmlet.engine.loading import fill, on_meta
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import Reading
-from filmlet.errors import NotFinite
+from filmlet.errors import Cancelled, NotFinite
 from filmlet.events import Pixels
 from filmlet.request import Shape
 
@@ -48,6 +49,14 @@ class Embeddings:
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """Where denoising was left: the latents after `done` model calls."""
+
+    done: int
+    latents: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class LtxEngine:
     """One loaded checkpoint. Every method runs without gradients and leaves nothing behind."""
 
@@ -67,10 +76,13 @@ class LtxEngine:
         ids = reading.ids.to(self.placement.device)
         return self.text_encoder(ids)[0][:, : reading.tokens]
 
-    def denoise(self, embeddings: Embeddings, recipe: Recipe) -> Iterator[Step]:
+    def denoise(
+        self, embeddings: Embeddings, recipe: Recipe, start: Start | None = None
+    ) -> Iterator[Step]:
         """Yield after each model call; the last step's latents are the clip's, normalised.
 
-        Latents are (1, tokens, channels) in float32. Raises NotFinite.
+        Latents are (1, tokens, channels) in float32; `start` goes on after an earlier step, to the
+        same end. Raises NotFinite.
         """
         frames, height, width = self.latent_shape(recipe.shape)
         # Drawn on the CPU, so that a seed gives the same noise on every device.
@@ -108,8 +120,28 @@ class LtxEngine:
             away = call(latents, embeddings.negative, sigma)
             return away + recipe.guidance * (flow - away)
 
+        latents, done = noise(), 0
+        if start is not None:
+            latents, done = start.latents, start.done
         fresh = noise if self.card.stochastic else None
-        yield from _without_gradients(euler(velocity, noise(), recipe.sigmas, fresh))
+        for _ in range(done if fresh else 0):
+            noise()  # the steps that were done have drawn theirs
+        yield from _without_gradients(euler(velocity, latents, recipe.sigmas, fresh, done))
+
+    @contextmanager
+    def stopping(self, wanted: Callable[[], bool]) -> Iterator[None]:
+        """Ask before each block of the transformer; raises Cancelled once nobody wants the clip."""
+
+        def ask(*_: object) -> None:
+            if not wanted():
+                raise Cancelled("The clip was cancelled.")
+
+        hooks = [b.register_forward_pre_hook(ask) for b in self.transformer.transformer_blocks]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def decode(self, latents: Tensor, recipe: Recipe) -> Iterator[Pixels]:
         """Yield the made frames in order, (frames, height, width, 3), as soon as each is known.

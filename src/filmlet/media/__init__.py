@@ -1,7 +1,17 @@
 """Files a person can watch: video while it grows, animations, posters, and what made them."""
 
-from filmlet.media.movie import Movie, check_target, writing
+from filmlet.media.movie import Movie, check_target, growing, part_of, place, writing
 from filmlet.media.provenance import tags
 from filmlet.media.stills import poster, save_still
 
-__all__ = ["Movie", "check_target", "poster", "save_still", "tags", "writing"]
+__all__ = [
+    "Movie",
+    "check_target",
+    "growing",
+    "part_of",
+    "place",
+    "poster",
+    "save_still",
+    "tags",
+    "writing",
+]

@@ -19,21 +19,20 @@ XMP = (
 class AnimationFile:
     """Frames kept until the end, then written in one go."""
 
-    def __init__(self, path: Path, part: Path, shape: Shape, tags: dict[str, str]) -> None:
-        self.path, self.part, self.shape, self.tags = path, part, shape, tags
+    def __init__(self, path: Path, form: str, shape: Shape, tags: dict[str, str]) -> None:
+        self.path, self.form, self.shape, self.tags = path, form, shape, tags
         self.frames: list[Image.Image] = []
 
     def add(self, pixels: Pixels) -> None:
         """Keep the next frames: (frames, height, width, 3) RGB."""
         self.frames.extend(Image.fromarray(picture) for picture in pixels)
 
-    def finish(self) -> None:
-        """Write the file and put it in its place."""
+    def close(self) -> None:
+        """Write the file."""
         first, *rest = self.frames
         note = json.dumps(self.tags, ensure_ascii=True, sort_keys=True)
-        if self.path.suffix.lower() == ".gif":
+        if self.form == "gif":
             options = {"comment": note.encode(), "duration": self._durations(10), "optimize": False}
-            form = "GIF"
         else:
             xmp = XMP.format(note.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;"))
             options = {
@@ -42,10 +41,8 @@ class AnimationFile:
                 "method": 4,
                 "xmp": xmp.encode(),
             }
-            form = "WEBP"
-        with self.part.open("wb") as file:
-            first.save(file, form, save_all=True, append_images=rest, loop=0, **options)
-        self.part.replace(self.path)
+        with self.path.open("wb") as file:
+            first.save(file, self.form, save_all=True, append_images=rest, loop=0, **options)
 
     def abandon(self) -> None:
         """Forget the frames."""

@@ -11,20 +11,18 @@ from av.error import FFmpegError
 from filmlet.errors import DiskFull, FilmletError, InvalidRequest, OutputExists, OutputUnwritable
 from filmlet.events import Pixels
 from filmlet.media.animation import AnimationFile
-from filmlet.media.video import VideoFile
+from filmlet.media.video import VideoFile, index_first
 from filmlet.request import FORMATS, Shape
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Movie(Protocol):
-    """A file that frames are added to; `finish` leaves it whole at `path`."""
-
-    path: Path
+    """A file that frames are added to; `close` leaves it whole."""
 
     def add(self, pixels: Pixels) -> None: ...
 
-    def finish(self) -> None: ...
+    def close(self) -> None: ...
 
     def abandon(self) -> None: ...
 
@@ -60,29 +58,67 @@ def part_of(path: Path) -> Path:
 
 
 @contextmanager
-def writing(path: Path, shape: Shape, tags: dict[str, str], force: bool = False) -> Iterator[Movie]:
-    """A movie to add frames to; whole at `path` after the block, gone if the block is left early.
+def growing(grown: Path, form: str, shape: Shape, tags: dict[str, str]) -> Iterator[Movie]:
+    """A movie to add frames to; whole at `grown` after the block, gone if the block is left early.
 
     Raises DiskFull and OutputUnwritable in place of the operating system's errors.
     """
-    form = check_target(path, force)
     kind = AnimationFile if form in ("gif", "webp") else VideoFile
     movie: Movie | None = None
-    try:
-        movie = kind(path, part_of(path), shape, tags)
+    with _refusals(grown):
+        try:
+            movie = kind(grown, form, shape, tags)
+            yield movie
+            movie.close()
+        except BaseException:
+            if movie is not None:
+                movie.abandon()
+            grown.unlink(missing_ok=True)
+            raise
+
+
+def place(grown: Path, path: Path, tags: dict[str, str]) -> None:
+    """Put a grown clip at `path`, whole or not at all; an MP4 gets its index in front.
+
+    `grown` stays where the index had to be moved. Raises DiskFull and OutputUnwritable.
+    """
+    if path.suffix.lower() != ".mp4":
+        grown.replace(path)
+        return
+    whole = path.with_name(path.name + ".whole")
+    with _refusals(path):
+        try:
+            index_first(grown, whole, tags)
+            whole.replace(path)
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, shape: Shape, tags: dict[str, str], force: bool = False) -> Iterator[Movie]:
+    """`growing` and `place` in one: whole at `path` after the block, gone if it is left early."""
+    form, part = check_target(path, force), part_of(path)
+    with growing(part, form, shape, tags) as movie:
         yield movie
-        movie.finish()
-    except BaseException as error:
-        if movie is not None:
-            movie.abandon()
-        part_of(path).unlink(missing_ok=True)
-        if isinstance(error, (OSError, FFmpegError)) and not isinstance(error, FilmletError):
-            raise explain(error, path) from error
+    try:
+        place(part, path, tags)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FilmletError:
         raise
+    except (OSError, FFmpegError) as error:
+        raise explain(error, path) from error
 
 
 def explain(error: Exception, path: Path) -> FilmletError:
     """The operating system's refusal to write `path`, as an error that says what to do."""
+    path = path.with_name(path.name.removesuffix(".part"))
     number = getattr(error, "errno", None)
     if number in NO_ROOM:
         return DiskFull(f"There is no room left to write {path}; free some and run again.")

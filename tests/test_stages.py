@@ -1,0 +1,107 @@
+"""Stages keep what they make: whatever stops a clip, it goes on from there to the same file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from filmlet import stages
+from filmlet.errors import Cancelled
+from filmlet.events import Event, Finished, Frames, Progress, Stage
+from filmlet.plan import plan
+from filmlet.request import ClipSettings, clip_request
+from filmlet.settings import Settings
+from filmlet.stages import Work
+
+SMALL: ClipSettings = {"size": "64x64", "frames": 25, "steps": 4, "seed": 2}
+Stop = Callable[[Event], bool]
+
+
+@pytest.fixture(autouse=True)
+def _keep_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
+
+
+def prepare(model: Path, folder: Path | None) -> Work:
+    settings = SMALL | {"model": str(model)}
+    work = stages.prepare(plan(clip_request("a red ball", **settings)), Settings())
+    if folder:
+        folder.mkdir(exist_ok=True)
+    work.folder = folder
+    return work
+
+
+def film(work: Work, path: Path, stop: Stop | None = None) -> list[Event]:
+    """The events of a clip, up to the one at which it is left."""
+    told = []
+    events = stages.film(work, path)
+    for event in events:
+        told.append(event)
+        if stop and stop(event):
+            events.close()
+            break
+    return told
+
+
+def finished(events: list[Event]) -> dict[str, bool]:
+    """Which stages are over, and whether their result was reused."""
+    return {e.stage.value: e.reused for e in events if isinstance(e, Finished)}
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize(
+    ("stop", "reused"),
+    [
+        (lambda e: isinstance(e, Progress) and e.stage == Stage.LOAD, set()),
+        (lambda e: isinstance(e, Finished) and e.stage == Stage.ENCODE, {"encode"}),
+        (lambda e: e == Progress(Stage.DENOISE, 2, 4), {"encode"}),
+        (lambda e: isinstance(e, Finished) and e.stage == Stage.DENOISE, {"encode", "denoise"}),
+        (lambda e: isinstance(e, Frames), {"encode", "denoise"}),
+        (lambda e: isinstance(e, Progress) and e.stage == Stage.MUX,
+         {"encode", "denoise", "decode"}),
+    ],
+)  # fmt: skip
+def test_a_clip_left_in_any_stage_goes_on_to_the_same_bytes(
+    tmp_path: Path, stop: Stop, reused: set[str], stochastic: bool, tiny: Path, tiny_noisy: Path
+) -> None:
+    model = tiny_noisy if stochastic else tiny
+    film(prepare(model, None), tmp_path / "straight.mp4")
+    left = film(prepare(model, tmp_path / "kept"), tmp_path / "clip.mp4", stop)
+    assert not (tmp_path / "clip.mp4").exists()
+    assert not any(finished(left).values())
+    events = film(prepare(model, tmp_path / "kept"), tmp_path / "clip.mp4")
+    assert {stage for stage, was in finished(events).items() if was} == reused
+    assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
+
+
+def test_denoising_goes_on_from_the_step_it_was_left_at(tiny: Path, tmp_path: Path) -> None:
+    film(
+        prepare(tiny, tmp_path / "kept"), tmp_path / "clip.mp4",
+        lambda e: e == Progress(Stage.DENOISE, 3, 4),
+    )  # fmt: skip
+    events = film(prepare(tiny, tmp_path / "kept"), tmp_path / "clip.mp4")
+    steps = [e.done for e in events if isinstance(e, Progress) and e.stage == Stage.DENOISE]
+    assert steps == [3, 4]
+
+
+def test_a_kept_result_that_cannot_be_read_is_made_again(tiny: Path, tmp_path: Path) -> None:
+    film(prepare(tiny, tmp_path / "kept"), tmp_path / "one.mp4")
+    for name in ("latents.safetensors", "step.safetensors"):
+        (tmp_path / "kept" / name).write_bytes(b"half")
+    (tmp_path / "kept" / "decoded.mp4").unlink()
+    events = film(prepare(tiny, tmp_path / "kept"), tmp_path / "two.mp4")
+    assert finished(events)["denoise"] is False
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+
+
+def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) -> None:
+    work = prepare(tiny, tmp_path / "kept")
+    events = stages.film(work, tmp_path / "clip.mp4")
+    for event in events:
+        if event == Progress(Stage.DENOISE, 1, 4):
+            break
+    work.cancelled.set()
+    told: list[Event] = []
+    with pytest.raises(Cancelled):
+        told.extend(events)
+    assert not [e for e in told if isinstance(e, Progress)], "a whole step was made"
