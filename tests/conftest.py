@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from filmlet.clip import Clip
+from tests.queues import postgres, queue, settings, start
 from tests.tiny import make_checkpoint
+
+__all__ = ["postgres", "queue", "settings", "start"]
 
 PROMPT = "a red ball moving left on white"
 

@@ -1,5 +1,7 @@
 """Stages keep what they make: whatever stops a clip, it goes on from there to the same file."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,3 +107,26 @@ def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) 
     with pytest.raises(Cancelled):
         told.extend(events)
     assert not [e for e in told if isinstance(e, Progress)], "a whole step was made"
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from filmlet.errors import DiskFull
+from tests.test_stages import film, prepare
+work = prepare(Path(sys.argv[1]), Path(sys.argv[2]) / "kept")
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+try:
+    film(work, Path(sys.argv[2]) / "clip.mp4")
+except DiskFull as error:
+    sys.exit(7)
+"""
+
+
+def test_no_room_for_what_a_stage_has_made_is_told_and_leaves_no_half(
+    tiny: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", FULL_DISK, str(tiny), str(tmp_path)]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert run.returncode == 7, run.stderr
+    assert list((tmp_path / "kept").iterdir()) == []

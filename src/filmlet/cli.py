@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filmlet import __version__
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.plan import plan
-from filmlet.request import FORMATS, clip_request, parse_number, parse_whole
+from filmlet.request import FORMATS, ClipRequest, clip_request, parse_number, parse_whole
 
 if TYPE_CHECKING:
     from filmlet.events import Event
@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        return generate(options)
+        return COMMANDS[options.command](options)
     except (FilmletError, Interrupted) as error:
-        return _refuse(error, as_json=options.json)
+        return _refuse(error, as_json=getattr(options, "json", False))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,9 +58,31 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"filmlet {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     make = commands.add_parser("generate", help="make one clip", description="Make one clip.")
-    make.add_argument("prompt", help='what to show, such as "a cat moving left on white"')
+    _clip_options(make)
     make.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
     make.add_argument("--force", action="store_true", help="overwrite the file")
+    make.add_argument("--format", help=f"{', '.join(FORMATS)} (default: as --output ends)")
+    make.add_argument(
+        "--preview", action="store_true", help="keep OUTPUT.preview.png up to date after each step"
+    )
+    queue = commands.add_parser("submit", help="put a clip into the queue, print its id")
+    _clip_options(queue)
+    queue.add_argument("--priority", choices=("high", "normal", "low"), default="normal")
+    queue.add_argument("--key", help="asking twice under one key makes one job")
+    look = commands.add_parser("jobs", help="list, show, watch, cancel, retry, delete jobs")
+    actions = ("list", "show", "watch", "cancel", "retry", "delete")
+    look.add_argument("action", nargs="?", choices=actions, default="list")
+    look.add_argument("id", nargs="?", help="the job's id")
+    look.add_argument("--limit", type=int, default=50, help="how many to list (default: 50)")
+    look.add_argument("--json", action="store_true", help="print JSON")
+    work = commands.add_parser("worker", help="run jobs until told to stop")
+    work.add_argument("--quiet", action="store_true", help="log warnings only")
+    return top
+
+
+def _clip_options(make: argparse.ArgumentParser) -> None:
+    """What a clip can be asked for."""
+    make.add_argument("prompt", help='what to show, such as "a cat moving left on white"')
     make.add_argument("--model", default="pocket", help="name or folder (default: pocket)")
     make.add_argument("--seed", help="the same seed and settings give the same file")
     make.add_argument("--seconds", help="length of the clip")
@@ -71,25 +93,34 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--negative-prompt", default="", help="what to avoid (needs guidance)")
     make.add_argument("--guidance", help="guidance scale; distilled models need none")
     make.add_argument("--force-guidance", action="store_true", help="guide a distilled model too")
-    make.add_argument("--format", help=f"{', '.join(FORMATS)} (default: as --output ends)")
-    make.add_argument(
-        "--preview", action="store_true", help="keep OUTPUT.preview.png up to date after each step"
-    )
     make.add_argument("--json", action="store_true", help="print one JSON object")
-    return top
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Put a clip into the queue."""
+    from filmlet import cli_jobs
+
+    return cli_jobs.submit(options, _request(options))
+
+
+def jobs(options: argparse.Namespace) -> int:
+    """Look at jobs or change them."""
+    from filmlet import cli_jobs
+
+    return cli_jobs.jobs(options)
+
+
+def worker(options: argparse.Namespace) -> int:
+    """Run jobs."""
+    from filmlet import cli_jobs
+
+    return cli_jobs.worker(options)
 
 
 def generate(options: argparse.Namespace) -> int:
     """Make a clip as `options` ask and tell where it is."""
     started = time.perf_counter()
-    request = clip_request(
-        options.prompt,
-        size=options.size,
-        model=options.model,
-        negative_prompt=options.negative_prompt,
-        force_guidance=options.force_guidance,
-        **_numbers(options),
-    )
+    request = _request(options)
     suffix = _suffix(options)
     planned = plan(request)
     from filmlet.media import check_target
@@ -117,6 +148,9 @@ def generate(options: argparse.Namespace) -> int:
     report = Report(path, work, timings, time.perf_counter() - started)
     print(report.as_json() if options.json else report.as_text())
     return 0
+
+
+COMMANDS = {"generate": generate, "submit": submit, "jobs": jobs, "worker": worker}
 
 
 @dataclass(frozen=True)
@@ -149,6 +183,17 @@ class Report:
             "timings": self.timings,
         }
         return json.dumps(table, ensure_ascii=False, indent=2)
+
+
+def _request(options: argparse.Namespace) -> ClipRequest:
+    return clip_request(
+        options.prompt,
+        size=options.size,
+        model=options.model,
+        negative_prompt=options.negative_prompt,
+        force_guidance=options.force_guidance,
+        **_numbers(options),
+    )
 
 
 def _numbers(options: argparse.Namespace) -> dict[str, Any]:

@@ -29,6 +29,12 @@ class UnknownModel(InvalidRequest):
         super().__init__(message, param="model")
 
 
+class InvalidSetting(FilmletError):
+    """The environment says something that no setting can mean."""
+
+    code = "invalid_setting"
+
+
 class CheckpointMissing(FilmletError):
     """Files of a checkpoint are not there."""
 
@@ -69,3 +75,43 @@ class NotFinite(FilmletError):
     """The model computed something that is not a number, in float32 as well."""
 
     code = "not_finite"
+
+
+class UnknownJob(FilmletError):
+    """No job of this id, or none of this user's."""
+
+    code = "unknown_job"
+
+
+class TooManyJobs(FilmletError):
+    """A limit of the queue is reached; `retry_after_s` says when to try again."""
+
+    code = "too_many_jobs"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class JobConflict(FilmletError):
+    """The job is not in a state in which this can be done."""
+
+    code = "job_conflict"
+
+
+class DatabaseUnusable(FilmletError):
+    """The queue's database cannot be reached, read or written."""
+
+    code = "database_unusable"
+
+
+class StorageUnusable(FilmletError):
+    """The place of finished clips cannot be reached, read or written."""
+
+    code = "storage_unusable"
+
+
+class WorkerTaken(FilmletError):
+    """Another worker of this name is alive."""
+
+    code = "worker_taken"

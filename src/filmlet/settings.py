@@ -1,17 +1,55 @@
 """What the environment says: the only reader of it."""
 
 import os
-from dataclasses import dataclass
-from typing import Self
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from filmlet.errors import InvalidSetting
 
 
 @dataclass(frozen=True)
 class Settings:
-    """device: `cpu`, `cuda`, `mps`, or None for the best there is."""
+    """Where filmlet keeps things, and how much of them.
+
+    device: `cpu`, `cuda`, `mps`, or None for the best there is.
+    home: folder of the queue and its files. database_url: None is a SQLite file in `home`.
+    storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
+    lease_s: after so long without a sign of life a worker counts as dead.
+    max_queued, max_active, max_per_minute: jobs in all, of one user, and submitted by one user.
+    keep_days, keep_gb: how long finished jobs stay, and how much disk they may take.
+    """
 
     device: str | None = None
+    home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "filmlet")
+    database_url: str | None = None
+    storage_url: str | None = None
+    worker: str = field(default_factory=socket.gethostname)
+    lease_s: float = 60.0
+    max_queued: int = 1000
+    max_active: int = 100
+    max_per_minute: int = 60
+    keep_days: float = 30.0
+    keep_gb: float = 20.0
 
     @classmethod
-    def from_environment(cls) -> Self:
-        """FILMLET_DEVICE."""
-        return cls(device=os.environ.get("FILMLET_DEVICE") or None)
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """FILMLET_DEVICE, FILMLET_HOME, FILMLET_DATABASE_URL, ...: one variable a setting.
+
+        Raises InvalidSetting.
+        """
+        given: dict[str, Any] = {}
+        for name, value in vars(cls()).items():
+            variable = f"FILMLET_{name.upper()}"
+            text = environment.get(variable)
+            if not text:
+                continue
+            kind = str if value is None else type(value)
+            try:
+                given[name] = kind(text)
+            except ValueError:
+                noun = "a whole number" if kind is int else "a number"
+                raise InvalidSetting(f"{variable} must be {noun}, not {text!r}.") from None
+        return cls(**given)

@@ -19,7 +19,7 @@ from filmlet.engine.placement import Placement, choose
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
 from filmlet.errors import NotFinite
 from filmlet.events import Event, Finished, Frames, Pixels, Preview, Progress, Stage
-from filmlet.media import check_target, growing, part_of, place, tags
+from filmlet.media import check_target, explain, growing, part_of, place, tags
 from filmlet.plan import Plan
 from filmlet.request import Change, Effective, Shape
 from filmlet.settings import Settings
@@ -55,8 +55,11 @@ class Work:
         return Recipe(done.shape, done.sigmas, done.guidance, done.seed)
 
 
-def prepare(plan: Plan, settings: Settings) -> Work:
-    """Read the prompt and choose where to compute; nothing heavy is loaded yet."""
+def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
+    """Read the prompt and choose where to compute; nothing heavy is loaded yet.
+
+    dtype: of an earlier attempt, so that its bytes come again; None chooses.
+    """
     card, request = plan.card, plan.request
     tokenizer = _tokenizer(plan.folder)
     prompt = read(tokenizer, request.prompt, card.max_tokens)
@@ -67,6 +70,8 @@ def prepare(plan: Plan, settings: Settings) -> Work:
     if negative:
         told += _told("negative_prompt", negative, request.negative_prompt, card)
     placement = choose(settings.device)
+    if dtype and dtype != placement.dtype_name:
+        placement = replace(placement, dtype=getattr(torch, dtype), reason="as it was begun")
     effective = Effective(
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
@@ -179,8 +184,15 @@ def _kept(work: Work, stage: Stage, name: str, events: Making) -> Making:
 def _saved(file: Path | None, events: Making) -> Making:
     made = yield from events
     if file:
-        artefacts.save(file, made)
+        _keep(file, made)
     return made
+
+
+def _keep(file: Path, made: Tensors) -> None:
+    try:
+        artefacts.save(file, made)
+    except OSError as error:
+        raise explain(error, file) from error
 
 
 def _load(work: Work) -> Generator[Event, None, LtxEngine]:
@@ -207,7 +219,7 @@ def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings) -> Making:
     with engine.stopping(lambda: not work.cancelled.is_set()):
         for step in engine.denoise(embeddings, recipe, start):
             if file and step.done < total and time.monotonic() - saved > KEEP_EVERY_S:
-                artefacts.save(file, {"latents": step.latents, "done": torch.tensor(step.done)})
+                _keep(file, {"latents": step.latents, "done": torch.tensor(step.done)})
                 saved = time.monotonic()
             yield Progress(Stage.DENOISE, step.done, total)
             image = engine.preview(step.clean, recipe.shape)

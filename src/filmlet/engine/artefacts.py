@@ -1,5 +1,7 @@
 """What a stage has made, in a file: it is there whole or not at all."""
 
+import errno
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,10 +12,16 @@ Tensors = dict[str, Tensor]
 
 
 def save(path: Path, tensors: Tensors) -> None:
-    """Write a table of tensors, under another name first."""
+    """Write a table of tensors, under another name first. Raises OSError."""
     part = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-    part.replace(path)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        part.replace(path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(path: Path, device: str) -> Tensors | None:

