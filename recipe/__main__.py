@@ -27,14 +27,14 @@ STAGES = ("vae", "teacher", "student", "export", "evaluate")
 
 @dataclass(frozen=True)
 class Steps:
-    """How long each stage trains at --compute 1: about two and a half hours of two CPU cores."""
+    """How long each stage trains at --compute 1: about three hours of two CPU cores."""
 
     vae_images: int = 600
     vae_videos: int = 1100
-    clips: int = 1400  # encoded once for the transformer
+    clips: int = 2000  # encoded once for the transformer
     stills: int = 350
-    whole: int = 1500
-    student: int = 170
+    whole: int = 2400
+    student: int = 220
 
     def scaled(self, compute: float) -> "Steps":
         """Every length times `compute`, at least 1."""
@@ -77,7 +77,8 @@ class Recipe:
         pair = Pair(vae.VaeSize().latent_channels).to(self.device)
         if self.start:
             pair.start_from(self.start)
-        teacher.train(self.run("teacher"), pair, self.data, self.steps.stills, self.steps.whole)
+        stills = 0 if self.start else self.steps.stills  # a checkpoint has seen its stills
+        teacher.train(self.run("teacher"), pair, self.data, stills, self.steps.whole)
         return pair.eval()
 
     @cached_property
@@ -123,7 +124,7 @@ class Recipe:
 
 def main() -> None:
     options = argparse.ArgumentParser(prog="recipe", description=__doc__)
-    options.add_argument("--compute", type=float, default=1.0, help="training length, 1 = 2.5 h")
+    options.add_argument("--compute", type=float, default=1.0, help="training length, 1 = 3 h")
     options.add_argument("--folder", type=Path, default=Path("build/recipe"))
     options.add_argument("--target", type=Path, default=Path("src/filmlet/pocket"))
     options.add_argument("--prompts", type=int, default=120, help="held-out prompts to judge")

@@ -108,7 +108,7 @@ def _training() -> tuple[list[Scenario], list[Scenario]]:
 
 
 def _with_accidents(plain: Scenario, choice: random.Random) -> Example:
-    shift = (choice.uniform(-16, 16), choice.uniform(-16, 16))
+    shift = (choice.uniform(-8, 8), choice.uniform(-8, 8))
     scenario = replace(plain, shift=shift, scale=choice.uniform(0.9, 1.1))
     return Example(scenario, describe(scenario, choice))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recipe.run import Run
-from recipe.teacher import Latents, Pair, noised, sigmas
+from recipe.teacher import Latents, Pair, noised, sigmas, weighted_square
 
 GUIDANCE = 3.0
 STEPS = 8
@@ -24,14 +24,14 @@ def train(run: Run, student: Pair, teacher: Pair, data: Latents, steps: int) -> 
 
     def loss(step: int) -> Tensor:
         choice = random.Random(f"student/{step}")
-        clean, prompts = data.draw(8, choice)
+        clean, weight, prompts = data.draw(8, choice)
         clean = clean.to(run.device)
         start = torch.randint(0, STEPS, (len(clean),))
         now, following = (levels[i].to(run.device) for i in (start, start + 1))
         latents = noised(clean, torch.randn_like(clean), now)
         target = _land(teacher, latents, now, following, prompts)
         flow = student.velocity(latents, now, student.read(prompts))
-        return (flow - target).square().mean()
+        return weighted_square(flow - target, weight.to(run.device))
 
     run.fit(student, loss, steps=steps, matrix_rate=0.003, rate=3e-4, average=0.98)
 

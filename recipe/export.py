@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recipe.corpus import examples
 from recipe.teacher import FRAMES, SHIFT, Latents, Pair
+from recipe.text import build_tokenizer
 from recipe.world import render
 
 
@@ -45,7 +46,7 @@ def export(folder: Path, vae: AutoencoderKLLTXVideo, pair: Pair, data: Latents) 
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae.to(torch.bfloat16, memory_format=torch.contiguous_format),
         text_encoder=pair.text.to(torch.bfloat16),
-        tokenizer=pair.tokenizer,
+        tokenizer=build_tokenizer(),  # training has set this one's padding
         transformer=pair.transformer.to(torch.bfloat16),
     )
     card = folder / "README.md"

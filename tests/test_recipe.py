@@ -14,6 +14,7 @@ from recipe.corpus import combinations, draw, examples, is_held_out, vocabulary
 from recipe.evaluate import evaluate, prove
 from recipe.muon import orthogonal
 from recipe.run import Run
+from recipe.teacher import CHANGE, weighted_square
 from recipe.text import build_tokenizer
 from recipe.world import EMOJI_FONT, Scenario, render
 
@@ -62,6 +63,17 @@ def test_orthogonal_brings_all_singular_values_near_one() -> None:
     values = torch.linalg.svdvals(orthogonal(matrix))
     assert values.min() > 0.6
     assert values.max() < 1.3
+
+
+def test_the_weighted_loss_is_the_plain_one_but_for_what_changes_in_time() -> None:
+    even, still = torch.ones(2, 1, 4, 3, 3), torch.randn(2, 5, 1, 3, 3).expand(-1, -1, 4, -1, -1)
+    moving = torch.randn(2, 5, 4, 3, 3)
+    moving = moving - moving.mean(2, keepdim=True)
+    plain = (still + moving).square().mean()
+    assert torch.allclose(weighted_square(still, even), still.square().mean())
+    assert torch.allclose(weighted_square(moving, even), CHANGE * moving.square().mean())
+    extra = (CHANGE - 1) * moving.square().mean()
+    assert torch.allclose(weighted_square(still + moving, even), plain + extra)
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
