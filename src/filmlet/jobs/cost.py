@@ -82,12 +82,19 @@ class CostModel:
     def __init__(self, samples: Sequence[Sample], speed: float) -> None:
         """samples: latest last; speed: of the device, operations a second."""
         self.speed = speed
+        self._parts: dict[tuple[Stage, Size], Part] = {}
+        self._spreads: dict[Stage, float] = {}
         self.samples = {
             stage: [s for s in samples if s.stage == stage][-LATEST:] for stage in Stage
         }
 
     def part(self, stage: Stage, size: Size) -> Part:
         """What one stage will take."""
+        if (stage, size) not in self._parts:
+            self._parts[stage, size] = self._part(stage, size)
+        return self._parts[stage, size]
+
+    def _part(self, stage: Stage, size: Size) -> Part:
         calls = size.calls if stage == Stage.DENOISE else 1
         known = self.samples[stage]
         if not known:
@@ -96,7 +103,9 @@ class CostModel:
         seconds = np.array([max(s.seconds, 1e-4) for s in known])
         is_flat = stage in (Stage.LOAD, Stage.ENCODE)
         predicted = _predict(units, seconds, size.units(stage), is_flat)
-        return Part(calls * predicted, _spread(units, seconds, is_flat))
+        if stage not in self._spreads:
+            self._spreads[stage] = _spread(units, seconds, is_flat)
+        return Part(calls * predicted, self._spreads[stage])
 
     def estimate(self, size: Size, stages: Sequence[Stage] = tuple(Stage)) -> Estimate:
         """Seconds for these stages, and the band."""
@@ -115,11 +124,11 @@ class CostModel:
 
 
 def total(parts: Sequence[Part]) -> Estimate:
-    """The sum of parts whose errors do not know each other."""
+    """The sum of parts; a busy machine makes all of them late, so their errors add up."""
     seconds = sum(part.seconds for part in parts)
     if seconds <= 0:
         return Estimate(0.0, 0.0, 0.0)
-    spread = math.sqrt(sum((part.seconds * part.spread) ** 2 for part in parts)) / seconds
+    spread = sum(part.seconds * part.spread for part in parts) / seconds
     factor = math.exp(BAND_SIGMAS * spread)
     return Estimate(seconds, seconds / factor, seconds * factor)
 

@@ -25,6 +25,7 @@ APPLICATION_VERSION = "1"  # of the workflow's arguments; a job waits for a work
 RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 CLASS_RANK = 100_000  # more than one user can have active
 FOLLOW_EVERY_S = 0.15
+TAKE = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
 OVER = tuple(status.value for status in Status if status.is_over)
 SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over
     Stage.LOAD: 0.05,
@@ -280,7 +281,7 @@ class _Outlook:
             own = self._left(row)
             if row["status"] == Status.QUEUED:
                 self.positions[row["id"]] = len(self.positions) + 1
-                own = _after(start, own)
+                own = _after(_after(start, TAKE), own)
             free[free.index(start)] = own
             self.etas[row["id"]] = own
 

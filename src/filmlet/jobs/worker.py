@@ -34,6 +34,7 @@ log = logging.getLogger("filmlet.worker")
 
 ATTEMPTS = 3
 PULSE_S = 0.2
+LISTEN_S = 0.35  # between two questions for a cancel while nothing else is to be told
 SWEEP_S = 60.0
 POLL_S = 0.2
 NEVER = 1_000_000  # DBOS' own limit of attempts; ours counts, and says why
@@ -335,7 +336,7 @@ class Worker:
     def _report(self, running: Running) -> None:
         """Progress, sign of life and the wish to cancel in one statement."""
         latest, now = (running.latest, running.preview), time.monotonic()
-        if latest == running.told and now - running.told_at < 1.0:
+        if latest == running.told and now - running.told_at < LISTEN_S:
             return
         progress = running.latest or Progress(Stage.LOAD, 0, 1)
         with self.queue.database.transaction() as t:
