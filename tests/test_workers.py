@@ -17,7 +17,7 @@ from filmlet.plan import plan
 from filmlet.settings import Settings
 from tests.queues import Start, ask, is_over, wait
 
-LONG = {"frames": 25, "steps": 100}
+LONG = {"frames": 97, "steps": 100, "size": "320x320"}  # some seconds, even on a fast machine
 
 
 def bytes_of(queue: Queue, job: str) -> bytes:
@@ -129,8 +129,8 @@ def test_a_worker_that_has_lost_its_lease_stops_and_writes_nothing(
     tiny: Path, settings: Settings, start: Start
 ) -> None:
     queue = Queue(settings)
-    job = queue.submit(ask(tiny, frames=25, steps=100, size="256x256")).id
-    worker = start()
+    job = queue.submit(ask(tiny, **LONG)).id
+    worker = start(FILMLET_LEASE_S="3")  # it beats every half second
     wait(queue, job, lambda j: j.stage == Stage.DENOISE and j.done > 0)
     with queue.database.transaction() as t:
         t.rows("update filmlet_worker set dead = 1")
@@ -144,7 +144,7 @@ def test_a_worker_that_has_lost_its_lease_stops_and_writes_nothing(
 def test_a_worker_told_to_stop_leaves_its_job_to_the_next(
     tiny: Path, queue: Queue, start: Start
 ) -> None:
-    job = queue.submit(ask(tiny, frames=25, steps=100, size="256x256")).id
+    job = queue.submit(ask(tiny, **LONG)).id
     worker = start()
     wait(queue, job, lambda j: j.stage == Stage.DENOISE and j.done > 0)
     worker.send_signal(signal.SIGTERM)
