@@ -53,12 +53,21 @@ def export(folder: Path, vae: AutoencoderKLLTXVideo, pair: Pair, data: Latents) 
     kept = card.read_text() if card.exists() else None
     shutil.rmtree(folder, ignore_errors=True)
     pipe.save_pretrained(folder, safe_serialization=True)
+    _forget_origin(folder)
     save_file({"latent_to_rgb": projection.contiguous()}, folder / "preview.safetensors")
     if kept is not None:
         card.write_text(kept)
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)  # an installed package is read by other users too
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def _forget_origin(folder: Path) -> None:
+    """A module that was loaded remembers the path it came from; nobody else has that path."""
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def write_scores(path: Path, table: dict[str, dict[str, float]]) -> None:

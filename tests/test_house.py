@@ -97,6 +97,11 @@ def test_no_file_is_called_by_what_it_is_not() -> None:
     assert not {p.stem for p in ROOT.rglob("*.py") if ".venv" not in p.parts} & forbidden
 
 
+def test_the_bundled_checkpoint_names_no_path_of_the_machine_that_made_it() -> None:
+    for file in (SOURCE / "pocket").rglob("*.json"):
+        assert not re.search(r'"_name_or_path"|"/[a-z]+/', file.read_text()), file
+
+
 def test_nothing_loads_pickles() -> None:
     for path in [*SOURCE.rglob("*.py"), *(ROOT / "recipe").glob("*.py")]:
         assert not re.search(r"torch\.load\(|import pickle|\.bin\"", path.read_text()), path
