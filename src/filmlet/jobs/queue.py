@@ -269,7 +269,7 @@ class _Outlook:
         self.device = str(workers[0]["device"]) if workers else "cpu"
         self.speed = float(workers[0]["speed"]) if workers else cost.probe()
         rows = t.rows(
-            "select id, status, model, work, stage, done, total, stages, {now} - beat as silent"
+            "select id, status, model, work, stage, done, total"
             " from filmlet_job where status in ('queued', 'running')"
             " order by case status when 'running' then 0 else 1 end, rank, queued, id"
         )

@@ -72,7 +72,6 @@ class Worker:
         self.running: Running | None = None
         self.stop = threading.Event()
         self.lost = False
-        self.model = ""
         self.heard = time.monotonic()  # when the database last answered
 
     def run(self) -> None:
@@ -143,7 +142,13 @@ class Worker:
             serialization_type=WorkflowSerializationFormat.PORTABLE,
         )
         def make(job: str) -> None:
-            self._take(job)
+            try:
+                self._take(job)
+            except DatabaseUnusable as error:
+                # What became of the job cannot be recorded: unfinished, it is taken up again.
+                self.running = None
+                self._lose(str(error))
+                _wait_for_the_end()
 
         DBOS.launch()
         DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
@@ -167,6 +172,8 @@ class Worker:
             self._film(row)
         except Cancelled:
             self._cancelled(row)
+        except DatabaseUnusable:
+            raise
         except FilmletError as error:
             self._fail(row, error.code, str(error))
         except Exception as error:  # the outermost line: whatever it was, the next job must run
@@ -241,13 +248,13 @@ class Worker:
                 "reused": event.reused,
             }
         )
-        self.model = row["model"]
         sample = None if event.reused else _sample(running, event)
         with self.queue.database.transaction() as t:
             t.rows(
-                "update filmlet_job set stages = :stages, seq = seq + 1"
+                "update filmlet_job set stages = :stages, effective = :effective, seq = seq + 1"
                 " where id = :id and worker = :worker and attempt = :attempt",
-                stages=json.dumps(running.records), **_mine(row),
+                stages=json.dumps(running.records),
+                effective=json.dumps(running.work.effective.as_json()), **_mine(row),
             )  # fmt: skip
             if sample:
                 units, seconds = sample
@@ -259,7 +266,7 @@ class Worker:
                 )  # fmt: skip
             t.rows(
                 "update filmlet_worker set model = :model where id = :id",
-                model=self.model, id=self.name,
+                model=row["model"], id=self.name,
             )  # fmt: skip
 
     def _note_effective(self, running: Running) -> None:
