@@ -1,7 +1,7 @@
 """The whole way from nothing to pocket: `python -m recipe`; stopped, it goes on where it was.
 
 `--compute 2` trains twice as long everywhere; `--only evaluate` runs one stage on what is there;
-`--start src/filmlet/pocket` keeps the VAE of a checkpoint and goes on from its transformer.
+`--start src/filmlet/pocket` goes on from a checkpoint; its single pictures are not learned again.
 """
 
 import argparse
@@ -59,11 +59,13 @@ class Recipe:
     def vae(self) -> AutoencoderKLLTXVideo:
         """The trained VAE; trains what is missing."""
         torch.manual_seed(0)
+        images = self.steps.vae_images
         if self.start:
-            kept = AutoencoderKLLTXVideo.from_pretrained(self.start / "vae").float()
-            return kept.to(self.device, memory_format=torch.channels_last_3d).eval()
-        model = vae.build(vae.VaeSize()).to(self.device)
-        vae.train(self.run("vae"), model, self.steps.vae_images, self.steps.vae_videos)
+            model, images = vae.load(self.start / "vae"), 0  # a checkpoint has seen its images
+        else:
+            model = vae.build(vae.VaeSize())
+        model = model.to(self.device)
+        vae.train(self.run("vae"), model, images, self.steps.vae_videos)
         return model.eval()
 
     @cached_property

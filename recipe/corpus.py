@@ -10,6 +10,7 @@ from itertools import product
 from recipe.world import COLOURS, EMOJI, MOTIONS, SCENES, SHAPES, SUBJECTS, Scenario
 
 HELD_OUT = 8  # one combination of subject, motion and scene in this many is never trained on
+OFTEN = {"spinning": 3}  # how often a motion is drawn in training, 1 by default: it blurs most
 
 NOUNS: dict[str, Sequence[str]] = {
     "cat": ("cat", "kitten", "kitty"),
@@ -103,7 +104,7 @@ def draw(choice: random.Random) -> Example:
 @cache
 def _training() -> tuple[list[Scenario], list[Scenario]]:
     """The training combinations: of shapes, of emoji."""
-    seen = combinations(held_out=False)
+    seen = [s for s in combinations(held_out=False) for _ in range(OFTEN.get(s.motion, 1))]
     return [s for s in seen if s.subject not in EMOJI], [s for s in seen if s.subject in EMOJI]
 
 

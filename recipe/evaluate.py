@@ -13,6 +13,7 @@ from recipe.world import COLOURS, SCENES, SUBJECTS, atlas, render, scenery
 
 PATCH = 48
 MASK = 0.12  # difference from the scene that counts as subject, of 1
+SPECK = 5
 QUARTER = 6  # frames after which a spinning sprite has turned by 45 degrees
 
 
@@ -30,7 +31,7 @@ def judge(clip: Tensor) -> Verdict:
     """clip: (3, frames, height, width) in [-1, 1], at least 25 frames."""
     clip = ((clip.float() + 1) / 2).clamp(0, 1)
     scene, back = _scene(clip)
-    masks = (clip - back[:, None]).abs().amax(0) > MASK  # (frames, height, width)
+    masks = _opened((clip - back[:, None]).abs().amax(0) > MASK)  # (frames, height, width)
     boxes = [_box(mask) for mask in masks]
     return Verdict(
         subject=_subject(clip[:, 0], masks[0], boxes[0]),
@@ -49,6 +50,15 @@ def _scene(clip: Tensor) -> tuple[str, Tensor]:
         errors[name] = (typical - back).abs().amax(0).clamp(max=0.3).mean().item()
     best = min(errors, key=errors.__getitem__)
     return best, scenery(best, *typical.shape[1:])
+
+
+def _opened(masks: Tensor) -> Tensor:
+    """Without specks: shrunk, then grown back (a morphological opening)."""
+
+    def grown(cover: Tensor) -> Tensor:
+        return F.max_pool2d(cover, SPECK, stride=1, padding=SPECK // 2)
+
+    return grown(-grown(-masks.float()[:, None]))[:, 0] > 0.5
 
 
 Box = tuple[float, float, float]  # centre x, centre y, half side: pixels
@@ -94,7 +104,7 @@ def _templates() -> Tensor:
     """Every subject on grey, cut out as a clip's subject is: (subjects, 3, PATCH, PATCH)."""
     pieces = []
     for sprite in atlas():
-        cover = (sprite[3:] > 0.5).float()
+        cover = _opened(sprite[3:] > 0.5).float()
         picture = (sprite[:3] / sprite[3:].clamp_min(1e-3)).clamp(0, 1)
         pieces.append(_patch(picture * cover + 0.5 * (1 - cover), _box(cover[0] > 0.5)))
     return torch.stack(pieces)

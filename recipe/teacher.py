@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from recipe.corpus import Example, describe, examples
+from recipe.corpus import OFTEN, Example, describe, examples
 from recipe.run import Run
 from recipe.text import build_encoder, build_tokenizer, tokenize
 from recipe.world import FPS, SCENES, render, scenery
@@ -110,9 +110,9 @@ class Latents:
     weight: Tensor  # of each token in the loss: (clips, 1, frames, height, width)
 
     @cached_property
-    def _often(self) -> list[float]:
-        """How often each clip is drawn: the hardest motion, which the VAE blurs, comes more."""
-        return [3.0 if e.scenario.motion == "spinning" else 1.0 for e in self.corpus]
+    def _often(self) -> list[int]:
+        """How often each clip is drawn."""
+        return [OFTEN.get(e.scenario.motion, 1) for e in self.corpus]
 
     def draw(self, count: int, choice: random.Random) -> tuple[Tensor, Tensor, list[str]]:
         """Random clips, their weights, and a fresh wording for each; some prompts are empty."""

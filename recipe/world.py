@@ -219,6 +219,17 @@ def render(
 
     size: (height, width) of the canvas; window: (top, left, height, width) cuts a piece out of it.
     """
+    return render_with_cover(scenario, frames, size, window, first_frame)[0]
+
+
+def render_with_cover(
+    scenario: Scenario,
+    frames: int,
+    size: tuple[int, int] = (256, 256),
+    window: tuple[int, int, int, int] | None = None,
+    first_frame: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """A clip as `render` draws it, and the subject's cover: (1, frames, ...) in [0, 1]."""
     top, left, height, width = window or (0, 0, *size)
     sprite = atlas()[SUBJECTS.index(scenario.subject)]
     seconds = (torch.arange(frames) + first_frame) / FPS
@@ -232,7 +243,7 @@ def render(
     grid = torch.stack([columns * cos + rows * sin, rows * cos - columns * sin], dim=-1)
     layer = F.grid_sample(
         sprite.expand(frames, -1, -1, -1), grid, mode="bilinear", align_corners=False
-    )  # (frames, 4, height, width)
-    back = scenery(scenario.scene, *size)[None, :, top : top + height, left : left + width]
-    picture = layer[:, :3] + back * (1 - layer[:, 3:])
-    return (picture * 2 - 1).transpose(0, 1)
+    ).transpose(0, 1)  # (4, frames, height, width)
+    back = scenery(scenario.scene, *size)[:, None, top : top + height, left : left + width]
+    picture = layer[:3] + back * (1 - layer[3:])
+    return picture * 2 - 1, layer[3:]

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from dbos import DBOS, WorkflowSerializationFormat
@@ -23,8 +22,7 @@ from filmlet import stages
 from filmlet.errors import Cancelled, DatabaseUnusable, FilmletError, WorkerTaken
 from filmlet.events import Event, Finished, Preview, Progress, Stage
 from filmlet.jobs import cost
-from filmlet.jobs.cost import Size
-from filmlet.jobs.database import Row
+from filmlet.jobs.held import Held
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue, request_of
 from filmlet.media import save_still
 from filmlet.plan import plan
@@ -34,7 +32,6 @@ log = logging.getLogger("filmlet.worker")
 
 ATTEMPTS = 3
 PULSE_S = 0.2
-LISTEN_S = 0.35  # between two questions for a cancel while nothing else is to be told
 SWEEP_S = 60.0
 POLL_S = 0.2
 NEVER = 1_000_000  # DBOS' own limit of attempts; ours counts, and says why
@@ -46,20 +43,6 @@ KEPT = {
 }
 
 
-@dataclass(eq=False)
-class Running:
-    """The job in hand. `told` is what the pulse has reported of `latest`."""
-
-    row: Row
-    work: stages.Work
-    latest: Progress | None = None
-    preview: str | None = None
-    told: tuple[Progress | None, str | None] = (None, None)
-    told_at: float = 0.0
-    begun: Progress | None = None  # of the stage in hand
-    records: list[dict[str, object]] = field(default_factory=list)
-
-
 class Worker:
     """One device's worker. `run` returns when it is told to stop or has lost its lease."""
 
@@ -69,7 +52,8 @@ class Worker:
         self.queue = Queue(settings)
         self.name = f"{settings.worker}:{settings.device or 'auto'}"
         self.token = secrets.token_hex(8)
-        self.running: Running | None = None
+        self.held: Held | None = None
+        self.device = settings.device or "cpu"
         self.stop = threading.Event()
         self.lost = False
         self.heard = time.monotonic()  # when the database last answered
@@ -115,7 +99,7 @@ class Worker:
                 " dead = 0, model = ''"
                 " where filmlet_worker.dead = 1 or filmlet_worker.home = excluded.home"
                 " or filmlet_worker.beat < {now} - :lease returning id",
-                id=self.name, token=self.token, home=home, device=self.settings.device or "cpu",
+                id=self.name, token=self.token, home=home, device=self.device,
                 speed=cost.probe(), lease=self.settings.lease_s,
             )  # fmt: skip
         if taken is None:
@@ -146,7 +130,7 @@ class Worker:
                 self._take(job)
             except DatabaseUnusable as error:
                 # What became of the job cannot be recorded: unfinished, it is taken up again.
-                self.running = None
+                self.held = None
                 self._lose(str(error))
                 _wait_for_the_end()
 
@@ -159,160 +143,65 @@ class Worker:
         """Make one job's clip, or record why not."""
         if self.stop.is_set():
             _wait_for_the_end()
-        row = self._claim(job)
-        if row is None:
-            self._let_go(job)
+        held = Held.claim(self.queue.database, job, self.name, self.device)
+        if held is None:
             return
-        if row["attempt"] > ATTEMPTS:
-            self._fail(
-                row, "worker_died", f"The worker died {ATTEMPTS} times while making this clip."
-            )
+        if held.attempt > ATTEMPTS:
+            held.fail("worker_died", f"The worker died {ATTEMPTS} times while making this clip.")
             return
         try:
-            self._film(row)
+            self._film(held)
         except Cancelled:
-            self._cancelled(row)
+            self._cancelled(held)
         except DatabaseUnusable:
             raise
         except FilmletError as error:
-            self._fail(row, error.code, str(error))
+            log.info("%s failed: %s", job, error)
+            held.fail(error.code, str(error))
         except Exception as error:  # the outermost line: whatever it was, the next job must run
             log.exception("%s", job)
-            self._fail(row, "internal", f"{type(error).__name__}: {error}")
+            held.fail("internal", f"{type(error).__name__}: {error}")
         finally:
-            self.running = None
+            self.held = None
 
-    def _claim(self, job: str) -> Row | None:
-        with self.queue.database.transaction() as t:
-            return t.row(
-                "update filmlet_job set status = 'running', worker = :worker,"
-                " attempt = attempt + 1, started = coalesce(started, {now}), beat = {now},"
-                " seq = seq + 1 where id = :id and cancel is null"
-                " and status in ('queued', 'running') returning *",
-                id=job, worker=self.name,
-            )  # fmt: skip
-
-    def _let_go(self, job: str) -> None:
-        """The job was deleted, or cancelled while it waited or its worker died."""
-        with self.queue.database.transaction() as t:
-            t.rows(
-                "update filmlet_job set status = 'cancelled', finished = {now},"
-                " idle_s = {now} - cancel, seq = seq + 1"
-                " where id = :id and cancel is not null and status in ('queued', 'running')",
-                id=job,
-            )
-
-    def _film(self, row: Row) -> None:
-        folder = self.queue.storage.fetch(row["id"])
-        planned = plan(request_of(row))
+    def _film(self, held: Held) -> None:
+        self.held = held
+        folder = self.queue.storage.fetch(held.id)
+        row = held.row
         earlier = json.loads(row["effective"])["dtype"] if row["effective"] else None
-        work = stages.prepare(planned, self.settings, earlier)
-        work.folder = folder
-        running = Running(row, work, records=json.loads(row["stages"]))
-        self.running = running
-        self._note_effective(running)
+        work = stages.prepare(plan(request_of(row)), self.settings, earlier)
+        work.folder, held.work = folder, work
+        held.note_effective()
         started = time.monotonic()
         for event in stages.film(work, folder / "clip.mp4", force=True):
-            self._note(running, event)
+            self._note(held, folder, event)
             if work.cancelled.is_set():
                 raise Cancelled("The clip was cancelled.")
-        self._complete(running)
-        log.info("%s completed in %.1f s", row["id"], time.monotonic() - started)
+        held.complete(self.queue.storage.size(held.id))
+        self.queue.storage.leave(held.id)
+        log.info("%s completed in %.1f s", held.id, time.monotonic() - started)
 
-    def _note(self, running: Running, event: Event) -> None:
-        job = running.row["id"]
+    def _note(self, held: Held, folder: Path, event: Event) -> None:
         match event:
             case Progress():
-                if running.begun is None or running.begun.stage != event.stage:
-                    running.begun = event
-                running.latest = event
+                held.seen(event)
             case Preview():
-                assert running.work.folder
-                before, running.preview = running.preview, f"preview-{event.step}.png"
-                save_still(running.work.folder / running.preview, event.image)
-                self.queue.storage.store(job, running.preview, "step.safetensors")
+                before, held.preview = held.preview, f"preview-{event.step}.png"
+                save_still(folder / held.preview, event.image)
+                self.queue.storage.store(held.id, held.preview, "step.safetensors")
                 if before:
-                    (running.work.folder / before).unlink(missing_ok=True)
+                    (folder / before).unlink(missing_ok=True)
             case Finished():
-                self.queue.storage.store(job, *KEPT.get(event.stage, ()))
-                self._record(running, event)
+                self.queue.storage.store(held.id, *KEPT.get(event.stage, ()))
+                held.record(event)
 
-    def _record(self, running: Running, event: Finished) -> None:
-        """Add the stage to the job's record, and what it took to what is known of costs."""
-        row = running.row
-        running.records.append(
-            {
-                "stage": event.stage.value,
-                "attempt": row["attempt"],
-                "seconds": round(event.seconds, 4),
-                "reused": event.reused,
-            }
-        )
-        sample = None if event.reused else _sample(running, event)
-        with self.queue.database.transaction() as t:
-            t.rows(
-                "update filmlet_job set stages = :stages, effective = :effective, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
-                stages=json.dumps(running.records),
-                effective=json.dumps(running.work.effective.as_json()), **_mine(row),
-            )  # fmt: skip
-            if sample:
-                units, seconds = sample
-                t.rows(
-                    "insert into filmlet_cost values"
-                    " (:model, :device, :stage, :units, :seconds, {now})",
-                    model=row["model"], device=self.settings.device or "cpu",
-                    stage=event.stage.value, units=units, seconds=seconds,
-                )  # fmt: skip
-            t.rows(
-                "update filmlet_worker set model = :model where id = :id",
-                model=row["model"], id=self.name,
-            )  # fmt: skip
-
-    def _note_effective(self, running: Running) -> None:
-        with self.queue.database.transaction() as t:
-            t.rows(
-                "update filmlet_job set effective = :effective, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
-                effective=json.dumps(running.work.effective.as_json()), **_mine(running.row),
-            )  # fmt: skip
-
-    def _complete(self, running: Running) -> None:
-        job = running.row["id"]
-        size = self.queue.storage.size(job)
-        with self.queue.database.transaction() as t:
-            t.rows(
-                "update filmlet_job set status = 'completed', clip = 'clip.mp4', bytes = :bytes,"
-                " effective = :effective, finished = {now}, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
-                bytes=size, effective=json.dumps(running.work.effective.as_json()),
-                **_mine(running.row),
-            )  # fmt: skip
-        self.queue.storage.leave(job)
-
-    def _fail(self, row: Row, code: str, message: str) -> None:
-        log.info("%s failed: %s", row["id"], message)
-        with self.queue.database.transaction() as t:
-            t.rows(
-                "update filmlet_job set status = 'failed', failure_code = :code,"
-                " failure = :message, finished = {now}, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
-                code=code, message=message, **_mine(row),
-            )  # fmt: skip
-
-    def _cancelled(self, row: Row) -> None:
+    def _cancelled(self, held: Held) -> None:
         """The job was cancelled; or the worker must stop, and another attempt goes on from here."""
         if self.stop.is_set():
-            self.running = None
+            self.held = None
             _wait_for_the_end()
-        log.info("%s cancelled", row["id"])
-        with self.queue.database.transaction() as t:
-            t.rows(
-                "update filmlet_job set status = 'cancelled', finished = {now},"
-                " idle_s = {now} - cancel, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
-                **_mine(row),
-            )
+        log.info("%s cancelled", held.id)
+        held.cancelled()
 
     # The pulse
 
@@ -323,8 +212,8 @@ class Worker:
         while not self.stop.wait(PULSE_S):
             now = time.monotonic()
             try:
-                if self.running:
-                    self._report(self.running)
+                if self.held:
+                    self.held.report()
                 if now - beaten >= beat_every:
                     self._beat()
                     self._reap()
@@ -339,26 +228,6 @@ class Worker:
                     self._lose("the database has not answered for a whole lease")
             except FilmletError as error:
                 log.warning("%s", error)
-
-    def _report(self, running: Running) -> None:
-        """Progress, sign of life and the wish to cancel in one statement."""
-        latest, now = (running.latest, running.preview), time.monotonic()
-        if latest == running.told and now - running.told_at < LISTEN_S:
-            return
-        progress = running.latest or Progress(Stage.LOAD, 0, 1)
-        with self.queue.database.transaction() as t:
-            mine = t.row(
-                "update filmlet_job set stage = :stage, done = :done, total = :total,"
-                " preview = :preview, seq = seq + :changed, beat = {now}"
-                " where id = :id and worker = :worker and attempt = :attempt"
-                " and status = 'running' returning cancel",
-                stage=progress.stage.value, done=progress.done, total=progress.total,
-                preview=running.preview, changed=int(latest != running.told),
-                **_mine(running.row),
-            )  # fmt: skip
-        running.told, running.told_at = latest, now
-        if self.running is running and (mine is None or mine["cancel"] is not None):
-            running.work.cancelled.set()
 
     def _beat(self) -> None:
         with self.queue.database.transaction() as t:
@@ -398,11 +267,11 @@ class Worker:
 
     def _leave(self) -> None:
         """Stop what is in hand at its next step, and tell the others."""
-        running = self.running
-        if running:
-            running.work.cancelled.set()
+        held = self.held
+        if held:
+            held.stop()
             for _ in range(100):
-                if self.running is None:
+                if self.held is None:
                     break
                 time.sleep(0.1)
         if self.lost:
@@ -412,13 +281,8 @@ class Worker:
                 "update filmlet_worker set dead = 1 where id = :id and token = :token",
                 id=self.name, token=self.token,
             )  # fmt: skip
-            if running:
-                t.rows(
-                    "update filmlet_job set attempt = attempt - 1"
-                    " where id = :id and worker = :worker and attempt = :attempt"
-                    " and status = 'running'",
-                    **_mine(running.row),
-                )
+            if held:
+                held.give_back(t)
 
 
 def run(settings: Settings) -> int:
@@ -430,24 +294,6 @@ def run(settings: Settings) -> int:
     logging.shutdown()
     # DBOS must not see the job in hand end: unfinished, it goes on in another process.
     os._exit(3 if worker.lost else 0)
-
-
-def _sample(running: Running, event: Finished) -> tuple[float, float] | None:
-    """Units and seconds of a stage for the cost model; a model that was loaded costs nothing."""
-    size, begun = Size(**json.loads(running.row["work"])), running.begun
-    if event.stage == Stage.LOAD and event.seconds < 0.05:
-        return None
-    seconds = event.seconds
-    if event.stage == Stage.DENOISE:
-        done = begun.done if begun and begun.stage == Stage.DENOISE else 0
-        steps = len(running.work.effective.sigmas)
-        seconds /= size.calls * (steps - done) / steps
-    return size.units(event.stage), seconds
-
-
-def _mine(row: Row) -> dict[str, object]:
-    """What a statement must name to change a job only while it is ours."""
-    return {"id": row["id"], "worker": row["worker"], "attempt": row["attempt"]}
 
 
 def _machine(home: Path) -> str:

@@ -1,0 +1,190 @@
+"""The job in a worker's hands, and every statement that the worker makes about it.
+
+Each names worker and attempt: whoever has lost the job changes nothing, and hears it.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Self
+
+from filmlet.events import Finished, Progress, Stage
+from filmlet.jobs.cost import Size
+from filmlet.jobs.database import Database, Row, Transaction
+from filmlet.stages import Work
+
+LISTEN_S = 0.35  # between two questions for a cancel while nothing else is to be told
+
+
+@dataclass(eq=False)
+class Held:
+    """One job in hand. `told` is what was last reported of `latest`; `work` is there once known."""
+
+    database: Database
+    row: Row
+    device: str
+    work: Work | None = None
+    latest: Progress | None = None
+    preview: str | None = None
+    told: tuple[Progress | None, str | None] = (None, None)
+    told_at: float = 0.0
+    begun: Progress | None = None  # of the stage in hand
+    records: list[dict[str, object]] = field(default_factory=list)
+
+    @classmethod
+    def claim(cls, database: Database, job: str, worker: str, device: str) -> Self | None:
+        """Begin the next attempt; None where the job was deleted or cancelled meanwhile."""
+        with database.transaction() as t:
+            row = t.row(
+                "update filmlet_job set status = 'running', worker = :worker,"
+                " attempt = attempt + 1, started = coalesce(started, {now}), beat = {now},"
+                " seq = seq + 1 where id = :id and cancel is null"
+                " and status in ('queued', 'running') returning *",
+                id=job, worker=worker,
+            )  # fmt: skip
+            if row is None:
+                t.rows(
+                    "update filmlet_job set status = 'cancelled', finished = {now},"
+                    " idle_s = {now} - cancel, seq = seq + 1"
+                    " where id = :id and cancel is not null and status in ('queued', 'running')",
+                    id=job,
+                )
+        return cls(database, row, device, records=json.loads(row["stages"])) if row else None
+
+    @property
+    def id(self) -> str:
+        return str(self.row["id"])
+
+    @property
+    def attempt(self) -> int:
+        return int(self.row["attempt"])
+
+    def seen(self, progress: Progress) -> None:
+        """Remember how far the work is; `report` tells it."""
+        if self.begun is None or self.begun.stage != progress.stage:
+            self.begun = progress
+        self.latest = progress
+
+    def stop(self) -> None:
+        """End the work inside its model call."""
+        if self.work:
+            self.work.cancelled.set()
+
+    def report(self) -> None:
+        """Progress, sign of life and the wish to cancel in one statement."""
+        latest, now = (self.latest, self.preview), time.monotonic()
+        if latest == self.told and now - self.told_at < LISTEN_S:
+            return
+        progress = self.latest or Progress(Stage.LOAD, 0, 1)
+        with self.database.transaction() as t:
+            row = t.row(
+                "update filmlet_job set stage = :stage, done = :done, total = :total,"
+                " preview = :preview, seq = seq + :changed, beat = {now}"
+                " where id = :id and worker = :worker and attempt = :attempt"
+                " and status = 'running' returning cancel",
+                stage=progress.stage.value, done=progress.done, total=progress.total,
+                preview=self.preview, changed=int(latest != self.told), **self._mine,
+            )  # fmt: skip
+        self.told, self.told_at = latest, now
+        if row is None or row["cancel"] is not None:
+            self.stop()
+
+    def note_effective(self) -> None:
+        """Record what will really be done."""
+        with self.database.transaction() as t:
+            t.rows(
+                "update filmlet_job set effective = :effective, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt",
+                effective=self._effective, **self._mine,
+            )  # fmt: skip
+
+    def record(self, event: Finished) -> None:
+        """Add the stage to the job's record, and what it took to what is known of costs."""
+        self.records.append(
+            {
+                "stage": event.stage.value,
+                "attempt": self.attempt,
+                "seconds": round(event.seconds, 4),
+                "reused": event.reused,
+            }
+        )
+        sample = None if event.reused else self._sample(event)
+        with self.database.transaction() as t:
+            t.rows(
+                "update filmlet_job set stages = :stages, effective = :effective, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt",
+                stages=json.dumps(self.records), effective=self._effective, **self._mine,
+            )  # fmt: skip
+            if sample:
+                units, seconds = sample
+                t.rows(
+                    "insert into filmlet_cost values"
+                    " (:model, :device, :stage, :units, :seconds, {now})",
+                    model=self.row["model"], device=self.device, stage=event.stage.value,
+                    units=units, seconds=seconds,
+                )  # fmt: skip
+            t.rows(
+                "update filmlet_worker set model = :model where id = :id",
+                model=self.row["model"], id=self.row["worker"],
+            )  # fmt: skip
+
+    def complete(self, size: int) -> None:
+        """The clip is in its place; size: bytes of everything that is kept of the job."""
+        with self.database.transaction() as t:
+            t.rows(
+                "update filmlet_job set status = 'completed', clip = 'clip.mp4', bytes = :bytes,"
+                " effective = :effective, finished = {now}, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt",
+                bytes=size, effective=self._effective, **self._mine,
+            )  # fmt: skip
+
+    def fail(self, code: str, message: str) -> None:
+        """The job has no clip, and this is why."""
+        with self.database.transaction() as t:
+            t.rows(
+                "update filmlet_job set status = 'failed', failure_code = :code,"
+                " failure = :message, finished = {now}, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt",
+                code=code, message=message, **self._mine,
+            )  # fmt: skip
+
+    def cancelled(self) -> None:
+        """The worker has stopped and is free again."""
+        with self.database.transaction() as t:
+            t.rows(
+                "update filmlet_job set status = 'cancelled', finished = {now},"
+                " idle_s = {now} - cancel, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt",
+                **self._mine,
+            )
+
+    def give_back(self, t: Transaction) -> None:
+        """The attempt does not count: the worker was told to stop."""
+        t.rows(
+            "update filmlet_job set attempt = attempt - 1"
+            " where id = :id and worker = :worker and attempt = :attempt and status = 'running'",
+            **self._mine,
+        )
+
+    @property
+    def _mine(self) -> dict[str, object]:
+        return {"id": self.id, "worker": self.row["worker"], "attempt": self.attempt}
+
+    @property
+    def _effective(self) -> str:
+        assert self.work
+        return json.dumps(self.work.effective.as_json())
+
+    def _sample(self, event: Finished) -> tuple[float, float] | None:
+        """Units and seconds of a stage for the cost model; a load that was none costs nothing."""
+        size = Size(**json.loads(self.row["work"]))
+        if event.stage == Stage.LOAD and event.seconds < 0.05:
+            return None
+        seconds = event.seconds
+        if event.stage == Stage.DENOISE:
+            assert self.work
+            begun = self.begun
+            done = begun.done if begun and begun.stage == Stage.DENOISE else 0
+            steps = len(self.work.effective.sigmas)
+            seconds /= size.calls * (steps - done) / steps
+        return size.units(event.stage), seconds
