@@ -77,7 +77,35 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--json", action="store_true", help="print JSON")
     work = commands.add_parser("worker", help="run jobs until told to stop")
     work.add_argument("--quiet", action="store_true", help="log warnings only")
+    work.add_argument(
+        "--finish", action="store_true", help="when told to stop, finish the job in hand"
+    )
+    _log_option(work)
+    web = commands.add_parser("serve", help="serve the API and make clips, on this machine")
+    web.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    web.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
+    web.add_argument("--open", action="store_true", help="let others in without a key")
+    web.add_argument("--no-worker", action="store_true", help="make no clips here")
+    web.add_argument(
+        "--finish", action="store_true", help="when told to stop, finish the clip in hand"
+    )
+    _log_option(web)
+    keys = commands.add_parser("keys", help="list, add, remove keys of the server's users")
+    keys.add_argument("action", nargs="?", choices=("list", "add", "remove"), default="list")
+    keys.add_argument("name", nargs="?", help="whose key")
+    keys.add_argument("--admin", action="store_true", help="sees and cancels everybody's jobs")
+    keys.add_argument("--max-active", type=int, metavar="N", help="unfinished jobs at once")
+    keys.add_argument("--max-per-minute", type=int, metavar="N", help="jobs a minute")
+    keys.add_argument("--seconds-per-day", type=float, metavar="S", help="of video, 0: any")
+    keys.add_argument("--webhook", metavar="URL", help="is told when a job is over")
+    keys.add_argument("--json", action="store_true", help="print JSON")
     return top
+
+
+def _log_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--log", choices=("lines", "json"), default="lines", help="form of the log"
+    )
 
 
 def _clip_options(make: argparse.ArgumentParser) -> None:
@@ -117,6 +145,20 @@ def worker(options: argparse.Namespace) -> int:
     return cli_jobs.worker(options)
 
 
+def serve(options: argparse.Namespace) -> int:
+    """Serve the API."""
+    from filmlet import cli_serve
+
+    return cli_serve.serve(options)
+
+
+def keys(options: argparse.Namespace) -> int:
+    """Look at keys or change them."""
+    from filmlet import cli_serve
+
+    return cli_serve.keys(options)
+
+
 def generate(options: argparse.Namespace) -> int:
     """Make a clip as `options` ask and tell where it is."""
     started = time.perf_counter()
@@ -150,7 +192,14 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"generate": generate, "submit": submit, "jobs": jobs, "worker": worker}
+COMMANDS = {
+    "generate": generate,
+    "submit": submit,
+    "jobs": jobs,
+    "worker": worker,
+    "serve": serve,
+    "keys": keys,
+}
 
 
 @dataclass(frozen=True)

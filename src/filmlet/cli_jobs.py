@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from filmlet import logs
 from filmlet.errors import InvalidRequest
 from filmlet.jobs import Asking, Job, Priority, Queue, Status
 from filmlet.request import ClipRequest
@@ -35,10 +35,8 @@ def worker(options: argparse.Namespace) -> int:
     """Run jobs until told to stop."""
     from filmlet.jobs.worker import run
 
-    level = logging.WARNING if options.quiet else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("filmlet").setLevel(level)
-    return run(Settings.from_environment())
+    logs.begin(options.log, quiet=options.quiet)
+    return run(Settings.from_environment(), finishes=options.finish)
 
 
 def _list(queue: Queue, options: argparse.Namespace) -> None:

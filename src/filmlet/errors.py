@@ -83,6 +83,18 @@ class UnknownJob(FilmletError):
     code = "unknown_job"
 
 
+class UnknownKey(FilmletError):
+    """No key of this name, or the secret is nobody's."""
+
+    code = "unknown_key"
+
+
+class NotOffered(InvalidRequest):
+    """The model, or this server, cannot do what `param` asks for."""
+
+    code = "not_offered"
+
+
 class TooManyJobs(FilmletError):
     """A limit of the queue is reached; `retry_after_s` says when to try again."""
 
@@ -115,3 +127,15 @@ class WorkerTaken(FilmletError):
     """Another worker of this name is alive."""
 
     code = "worker_taken"
+
+
+class AddressUnusable(FilmletError):
+    """The server cannot listen where it was told to."""
+
+    code = "address_unusable"
+
+
+class NeedsKey(FilmletError):
+    """A server that others can reach needs keys, or the wish to be open."""
+
+    code = "needs_key"

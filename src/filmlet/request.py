@@ -37,6 +37,8 @@ class ClipRequest:
         for field in ("prompt", "negative_prompt", "model"):
             if not isinstance(getattr(self, field), str):
                 raise InvalidRequest(f"{field} must be text.", param=field)
+            if not _is_plain(getattr(self, field)):
+                raise InvalidRequest(f"{field} has characters that are no text.", param=field)
         if not self.prompt.strip():
             raise InvalidRequest(
                 'The prompt is empty; say what to show, such as "a cat moving left on white".',
@@ -56,6 +58,11 @@ class ClipRequest:
             for f in fields(self)
             if getattr(self, f.name) != f.default
         }
+
+
+def _is_plain(text: str) -> bool:
+    """Text that every file, database and tokenizer can hold: no NUL, no half of a surrogate."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _check_number(name: str, value: object, kind: type[int] | type[float]) -> None:

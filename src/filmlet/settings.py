@@ -19,6 +19,9 @@ class Settings:
     storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
     lease_s: after so long without a sign of life a worker counts as dead.
     max_queued, max_active, max_per_minute: jobs in all, of one user, and submitted by one user.
+    seconds_per_day: of video that one user may ask for, 0 is any number.
+    webhook_url, webhook_secret (whsec_ and base64): who is told of ended jobs without a key of
+    their own; webhook_private: addresses in private networks may be told.
     keep_days, keep_gb: how long finished jobs stay, and how much disk they may take.
     """
 
@@ -31,6 +34,10 @@ class Settings:
     max_queued: int = 1000
     max_active: int = 100
     max_per_minute: int = 60
+    seconds_per_day: float = 0.0
+    webhook_url: str | None = None
+    webhook_secret: str | None = None
+    webhook_private: int = 0
     keep_days: float = 30.0
     keep_gb: float = 20.0
 

@@ -1,6 +1,22 @@
 """Jobs that survive: a durable queue over DBOS, workers with leases, learned ETA."""
 
-from filmlet.jobs.job import Estimate, Failure, Job, Priority, StageRecord, Status
+from filmlet.jobs.job import Census, Estimate, Failure, Job, Priority, StageRecord, Status
+from filmlet.jobs.keys import Granted, Key, Keys
+from filmlet.jobs.limits import Limits
 from filmlet.jobs.queue import Asking, Queue
 
-__all__ = ["Asking", "Estimate", "Failure", "Job", "Priority", "Queue", "StageRecord", "Status"]
+__all__ = [
+    "Asking",
+    "Census",
+    "Estimate",
+    "Failure",
+    "Granted",
+    "Job",
+    "Key",
+    "Keys",
+    "Limits",
+    "Priority",
+    "Queue",
+    "StageRecord",
+    "Status",
+]

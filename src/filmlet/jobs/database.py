@@ -88,8 +88,48 @@ def _first(connection: Connection) -> None:
         connection.execute(sa.text(index))
 
 
+def _second(connection: Connection) -> None:
+    """What a server needs: shapes and sources of jobs, keys, use of them, counts for metrics."""
+    for statement in (
+        "alter table filmlet_job add column shape text",
+        "alter table filmlet_job add column source text",
+        """
+        create table filmlet_key (
+            id text primary key,
+            name text not null unique,
+            hash text not null unique,
+            admin integer not null,
+            max_active integer,
+            max_per_minute integer,
+            seconds_per_day double precision,
+            webhook text,
+            webhook_secret text,
+            created double precision not null
+        )
+        """,
+        """
+        create table filmlet_use (
+            owner text not null,
+            at double precision not null,
+            seconds double precision not null
+        )
+        """,
+        "create index filmlet_use_owner on filmlet_use (owner, at)",
+        """
+        create table filmlet_tally (
+            name text not null,
+            label text not null,
+            count bigint not null,
+            seconds double precision not null,
+            primary key (name, label)
+        )
+        """,
+    ):
+        connection.execute(sa.text(statement))
+
+
 # A change of the schema is a new function at the end.
-MIGRATIONS = (_first,)
+MIGRATIONS = (_first, _second)
 
 
 class Database:
@@ -200,6 +240,16 @@ class Transaction:
     def row(self, statement: str, **values: Any) -> Row | None:
         rows = self.rows(statement, **values)
         return rows[0] if rows else None
+
+
+def tally(t: Transaction, name: str, label: str, seconds: float = 0.0) -> None:
+    """Count one more of something, and what it took; these only grow, as a metric must."""
+    t.rows(
+        "insert into filmlet_tally values (:name, :label, 1, :seconds) on conflict (name, label)"
+        " do update set count = filmlet_tally.count + 1,"
+        " seconds = filmlet_tally.seconds + excluded.seconds",
+        name=name, label=label, seconds=seconds,
+    )  # fmt: skip
 
 
 def _write_ahead(file: Path) -> None:

@@ -10,7 +10,10 @@ from typing import Self
 
 from filmlet.events import Finished, Progress, Stage
 from filmlet.jobs.cost import Size
-from filmlet.jobs.database import Database, Row, Transaction
+from filmlet.jobs.database import Database, Row, Transaction, tally
+from filmlet.jobs.job import Status
+from filmlet.jobs.webhooks import announce
+from filmlet.settings import Settings
 from filmlet.stages import Work
 
 LISTEN_S = 0.35  # between two questions for a cancel while nothing else is to be told
@@ -21,8 +24,8 @@ class Held:
     """One job in hand. `told` is what was last reported of `latest`; `work` is there once known."""
 
     database: Database
+    settings: Settings
     row: Row
-    device: str
     work: Work | None = None
     latest: Progress | None = None
     preview: str | None = None
@@ -32,7 +35,7 @@ class Held:
     records: list[dict[str, object]] = field(default_factory=list)
 
     @classmethod
-    def claim(cls, database: Database, job: str, worker: str, device: str) -> Self | None:
+    def claim(cls, database: Database, settings: Settings, job: str, worker: str) -> Self | None:
         """Begin the next attempt; None where the job was deleted or cancelled meanwhile."""
         with database.transaction() as t:
             row = t.row(
@@ -43,13 +46,16 @@ class Held:
                 id=job, worker=worker,
             )  # fmt: skip
             if row is None:
-                t.rows(
+                gone = t.row(
                     "update filmlet_job set status = 'cancelled', finished = {now},"
-                    " idle_s = {now} - cancel, seq = seq + 1"
-                    " where id = :id and cancel is not null and status in ('queued', 'running')",
+                    " idle_s = {now} - cancel, seq = seq + 1 where id = :id"
+                    " and cancel is not null and status in ('queued', 'running') returning id",
                     id=job,
                 )
-        return cls(database, row, device, records=json.loads(row["stages"])) if row else None
+                if gone:
+                    tally(t, "jobs", Status.CANCELLED)
+                    announce(t, database, settings, job)
+        return cls(database, settings, row, records=json.loads(row["stages"])) if row else None
 
     @property
     def id(self) -> str:
@@ -115,13 +121,15 @@ class Held:
                 " where id = :id and worker = :worker and attempt = :attempt",
                 stages=json.dumps(self.records), effective=self._effective, **self._mine,
             )  # fmt: skip
+            if not event.reused:
+                tally(t, "stage", event.stage.value, event.seconds)
             if sample:
                 units, seconds = sample
                 t.rows(
                     "insert into filmlet_cost values"
                     " (:model, :device, :stage, :units, :seconds, {now})",
-                    model=self.row["model"], device=self.device, stage=event.stage.value,
-                    units=units, seconds=seconds,
+                    model=self.row["model"], device=self.settings.device or "cpu",
+                    stage=event.stage.value, units=units, seconds=seconds,
                 )  # fmt: skip
             t.rows(
                 "update filmlet_worker set model = :model where id = :id",
@@ -131,32 +139,46 @@ class Held:
     def complete(self, size: int) -> None:
         """The clip is in its place; size: bytes of everything that is kept of the job."""
         with self.database.transaction() as t:
-            t.rows(
+            ended = t.row(
                 "update filmlet_job set status = 'completed', clip = 'clip.mp4', bytes = :bytes,"
+                " stage = 'mux', done = 1, total = 1,"
                 " effective = :effective, finished = {now}, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
+                " where id = :id and worker = :worker and attempt = :attempt"
+                " returning started - queued as waited",
                 bytes=size, effective=self._effective, **self._mine,
             )  # fmt: skip
+            if ended:
+                tally(t, "jobs", Status.COMPLETED)
+                tally(t, "wait", "", max(0.0, ended["waited"]))
+                announce(t, self.database, self.settings, self.id)
 
     def fail(self, code: str, message: str) -> None:
         """The job has no clip, and this is why."""
         with self.database.transaction() as t:
-            t.rows(
+            ended = t.row(
                 "update filmlet_job set status = 'failed', failure_code = :code,"
                 " failure = :message, finished = {now}, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
+                " where id = :id and worker = :worker and attempt = :attempt returning id",
                 code=code, message=message, **self._mine,
             )  # fmt: skip
+            if ended:
+                tally(t, "jobs", Status.FAILED)
+                tally(t, "failure", code)
+                announce(t, self.database, self.settings, self.id)
 
     def cancelled(self) -> None:
         """The worker has stopped and is free again."""
         with self.database.transaction() as t:
-            t.rows(
+            ended = t.row(
                 "update filmlet_job set status = 'cancelled', finished = {now},"
                 " idle_s = {now} - cancel, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
+                " where id = :id and worker = :worker and attempt = :attempt returning idle_s",
                 **self._mine,
             )
+            if ended:
+                tally(t, "jobs", Status.CANCELLED)
+                tally(t, "cancel", "", ended["idle_s"])
+                announce(t, self.database, self.settings, self.id)
 
     def give_back(self, t: Transaction) -> None:
         """The attempt does not count: the worker was told to stop."""

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from filmlet.events import Stage
+from filmlet.request import Shape
 
 
 class Status(StrEnum):
@@ -60,10 +61,11 @@ class Failure:
 class Job:
     """One clip that was asked for, and what has become of it.
 
-    requested, effective: settings as asked and as done (None before the first start). progress:
-    0 to 1. position: 1 is next, None unless queued. eta: None once over. clip: its name in the
-    storage. Times are seconds since 1970 by the database's clock. idle_s: from the wish to cancel
-    to the worker's being free.
+    requested, effective: settings as asked and as done (None before the first start). shape: of
+    the clip, known from the start. source: the job that this one varies. progress: 0 to 1.
+    position: 1 is next, None unless queued. eta: None once over. clip: its name in the storage.
+    Times are seconds since 1970 by the database's clock. idle_s: from the wish to cancel to the
+    worker's being free.
     """
 
     id: str
@@ -72,6 +74,10 @@ class Job:
     priority: Priority
     requested: dict[str, Any]
     effective: dict[str, Any] | None
+    model: str
+    seed: int
+    shape: Shape | None
+    source: str | None
     stage: Stage | None
     done: int
     total: int
@@ -89,3 +95,24 @@ class Job:
     finished: float | None
     idle_s: float | None
     seq: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How often something happened since the database was made, and the seconds it took."""
+
+    name: str
+    label: str
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Census:
+    """The queue as a whole. jobs: how many of each status; loaded: models in workers' memory."""
+
+    jobs: dict[str, int]
+    workers: int
+    loaded: list[str]
+    oldest_wait_s: float
+    tallies: tuple[Tally, ...]

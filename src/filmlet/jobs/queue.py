@@ -9,15 +9,17 @@ from typing import Any
 
 from dbos import WorkflowSerializationFormat
 
-from filmlet.errors import JobConflict, TooManyJobs, UnknownJob
+from filmlet.errors import JobConflict, UnknownJob
 from filmlet.events import Stage
-from filmlet.jobs import cost
-from filmlet.jobs.cost import CostModel, Sample, Size
-from filmlet.jobs.database import Database, Row, Transaction
-from filmlet.jobs.job import Estimate, Failure, Job, Priority, StageRecord, Status
+from filmlet.jobs.cost import Size
+from filmlet.jobs.database import Database, Row, Transaction, tally
+from filmlet.jobs.job import Census, Failure, Job, Priority, StageRecord, Status, Tally
+from filmlet.jobs.limits import Limits, used
+from filmlet.jobs.outlook import Outlook
 from filmlet.jobs.storage import Storage
+from filmlet.jobs.webhooks import announce
 from filmlet.plan import Plan, plan
-from filmlet.request import ClipRequest, Effective
+from filmlet.request import ClipRequest, Effective, Shape
 from filmlet.settings import Settings
 
 QUEUE, WORKFLOW = "filmlet_clips", "filmlet_clip"
@@ -25,7 +27,6 @@ APPLICATION_VERSION = "1"  # of the workflow's arguments; a job waits for a work
 RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 CLASS_RANK = 100_000  # more than one user can have active
 FOLLOW_EVERY_S = 0.15
-TAKE = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
 OVER = tuple(status.value for status in Status if status.is_over)
 SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over
     Stage.LOAD: 0.05,
@@ -38,11 +39,18 @@ SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is o
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks, how urgent it is, and the key under which asking twice makes one job."""
+    """Who asks, how urgent it is, and the key under which asking twice makes one job.
+
+    limits: of this user, None takes the settings'. source: the job that this one varies.
+    is_admin: may look at everybody's jobs.
+    """
 
     owner: str = "local"
     priority: Priority = Priority.NORMAL
     key: str | None = None
+    limits: Limits | None = None
+    source: str | None = None
+    is_admin: bool = False
 
 
 class Queue:
@@ -70,53 +78,27 @@ class Queue:
             )  # fmt: skip
             if there:
                 return self.get(there["id"], asking.owner)
-            rank = self._admit(t, asking)
+            seconds = planned.shape.frames / planned.shape.fps
+            rank = self._admit(t, asking, seconds)
             t.rows(
-                "insert into filmlet_job"
-                " (id, owner, key, class, rank, request, model, seed, work, created, queued)"
-                " values (:id, :owner, :key, :class, :rank, :request, :model, :seed, :work,"
-                " {now}, {now})",
+                "insert into filmlet_job (id, owner, key, class, rank, request, model, seed, work,"
+                " shape, source, created, queued) values (:id, :owner, :key, :class, :rank,"
+                " :request, :model, :seed, :work, :shape, :source, {now}, {now})",
                 **{"class": asking.priority.value}, id=job, owner=asking.owner, key=asking.key,
                 rank=rank, request=json.dumps(asdict(request)), model=planned.card.name,
                 seed=seed, work=json.dumps(asdict(size_of(planned))),
+                shape=json.dumps(asdict(planned.shape)), source=asking.source,
             )  # fmt: skip
+            used(t, asking.owner, seconds)
             self._enqueue(t, job, 1, rank)
         return self.get(job, asking.owner)
 
-    def _admit(self, t: Transaction, asking: Asking) -> int:
+    def _admit(self, t: Transaction, asking: Asking, seconds: float) -> int:
         """The job's rank in the queue; raises TooManyJobs over a limit."""
-        limits = self.settings
-        counts = t.row(
-            "select count(*) filter (where status = 'queued') as queued,"
-            " count(*) filter (where owner = :owner and status in ('queued', 'running')) as active,"
-            " count(*) filter (where owner = :owner and created > {now} - 60) as recent,"
-            " min(case when owner = :owner and created > {now} - 60 then created end) as oldest,"
-            " {now} as now from filmlet_job"
-            " where status in ('queued', 'running') or created > {now} - 60",
-            owner=asking.owner,
-        )
-        assert counts
-        if counts["queued"] >= limits.max_queued:
-            raise TooManyJobs(
-                f"The queue is full ({limits.max_queued} jobs); try again in a minute.",
-                retry_after_s=60,
-            )
-        if counts["active"] >= limits.max_active:
-            raise TooManyJobs(
-                f"You have {counts['active']} unfinished jobs and may have {limits.max_active}; "
-                "try again when one is over.",
-                retry_after_s=30,
-            )
-        if counts["recent"] >= limits.max_per_minute:
-            wait = max(1.0, counts["oldest"] + 60 - counts["now"])
-            raise TooManyJobs(
-                f"You submitted {counts['recent']} jobs within a minute, the limit is "
-                f"{limits.max_per_minute}; try again in {wait:.0f} s.",
-                retry_after_s=wait,
-            )
+        limits = asking.limits or Limits.of(self.settings)
+        active = limits.admit(t, asking.owner, self.settings.max_queued, seconds)
         # Among equals, who has fewer unfinished jobs goes first. 0 would be DBOS' "not given".
-        active: int = min(counts["active"], CLASS_RANK - 1)
-        return 1 + RANKS[asking.priority] * CLASS_RANK + active
+        return 1 + RANKS[asking.priority] * CLASS_RANK + min(active, CLASS_RANK - 1)
 
     def _enqueue(self, t: Transaction, job: str, run: int, rank: int) -> None:
         self.database.client.enqueue_in_transaction(
@@ -138,18 +120,33 @@ class Queue:
             return self._jobs(t, [_row(t, job, owner)])[0]
 
     def jobs(
-        self, owner: str | None = None, *, limit: int = 50, after: str | None = None
+        self,
+        owner: str | None = None,
+        *,
+        limit: int = 50,
+        after: str | None = None,
+        oldest_first: bool = False,
     ) -> list[Job]:
         """Jobs, the newest first; `after` the id that the last page ended with."""
+        beyond, order = (">", "asc") if oldest_first else ("<", "desc")
         with self.database.reading() as t:
             since = _row(t, after, owner)["created"] if after else None
             rows = t.rows(
                 "select * from filmlet_job where (cast(:owner as text) is null or owner = :owner)"
-                " and (cast(:after as text) is null or (created, id) < (:since, :after))"
-                " order by created desc, id desc limit :limit",
+                f" and (cast(:after as text) is null or (created, id) {beyond} (:since, :after))"
+                f" order by created {order}, id {order} limit :limit",
                 owner=owner, after=after, since=since or 0.0, limit=limit,
             )  # fmt: skip
             return self._jobs(t, rows)
+
+    def vary(self, job: str, prompt: str, asking: Asking) -> Job:
+        """A new job with the settings and the seed of another and a prompt of its own.
+
+        Raises UnknownJob and what `submit` raises.
+        """
+        with self.database.reading() as t:
+            row = _row(t, job, None if asking.is_admin else asking.owner)
+        return self.submit(replace(request_of(row), prompt=prompt), replace(asking, source=job))
 
     def follow(self, job: str, owner: str | None = None) -> Iterator[Job]:
         """Yield the job whenever something about it changed, until it is over."""
@@ -175,6 +172,9 @@ class Queue:
                 " where id = :id and status in ('queued', 'running')",
                 id=job,
             )
+            if row["status"] == Status.QUEUED:
+                tally(t, "jobs", Status.CANCELLED)
+                announce(t, self.database, self.settings, job)
         if row["status"] == Status.QUEUED:
             self.database.client.cancel_workflow(f"{job}.{row['run']}")
         return self.get(job, owner)
@@ -191,7 +191,7 @@ class Queue:
                 raise JobConflict(
                     f"{job} is {row['status']}; only a failed or cancelled job can be retried."
                 )
-            rank = self._admit(t, Asking(row["owner"], Priority(row["class"])))
+            rank = self._admit(t, Asking(row["owner"], Priority(row["class"])), 0.0)
             t.rows(
                 "update filmlet_job set status = 'queued', run = run + 1, rank = :rank,"
                 " cancel = null, attempt = 0, failure = null, failure_code = null, worker = null,"
@@ -213,12 +213,13 @@ class Queue:
 
     def sweep(self) -> int:
         """Delete what is over and older than the settings allow, oldest first; how many went."""
-        with self.database.reading() as t:
+        with self.database.transaction() as t:
             rows = t.rows(
                 "select id, bytes, finished < {now} - :age as old from filmlet_job"
                 " where status in ('completed', 'failed', 'cancelled') order by finished",
                 age=self.settings.keep_days * 86400,
             )  # fmt: skip
+            t.rows("delete from filmlet_use where at < {now} - 86400")
         taken, allowed = sum(row["bytes"] for row in rows), self.settings.keep_gb * 1e9
         gone = 0
         for row in rows:
@@ -231,8 +232,29 @@ class Queue:
                 gone += 1
         return gone
 
+    def census(self) -> Census:
+        """The whole queue in figures."""
+        with self.database.reading() as t:
+            counts = t.rows(
+                "select status, count(*) as count, {now} - min(queued) as oldest from filmlet_job"
+                " where status in ('queued', 'running') group by status"
+            )
+            workers = t.rows(
+                "select model from filmlet_worker where dead = 0 and beat > {now} - :lease",
+                lease=self.settings.lease_s,
+            )
+            tallies = t.rows("select * from filmlet_tally order by name, label")
+        waiting = [row["oldest"] for row in counts if row["status"] == Status.QUEUED]
+        return Census(
+            jobs={row["status"]: row["count"] for row in counts},
+            workers=len(workers),
+            loaded=sorted({row["model"] for row in workers} - {""}),
+            oldest_wait_s=max(0.0, *waiting, 0.0),
+            tallies=tuple(Tally(**row) for row in tallies),
+        )
+
     def _jobs(self, t: Transaction, rows: Sequence[Row]) -> list[Job]:
-        outlook = _Outlook(t) if any(row["status"] not in OVER for row in rows) else None
+        outlook = Outlook(t) if any(row["status"] not in OVER for row in rows) else None
         return [_job(row, outlook) for row in rows]
 
     def close(self) -> None:
@@ -258,63 +280,7 @@ def _row(t: Transaction, job: str, owner: str | None) -> Row:
     return row
 
 
-class _Outlook:
-    """What is ahead of each unfinished job: position in the queue and time."""
-
-    def __init__(self, t: Transaction) -> None:
-        self.models: dict[str, CostModel] = {}
-        self.t = t
-        workers = t.rows("select id, device, speed, model from filmlet_worker where dead = 0")
-        self.loaded = {str(w["model"]) for w in workers}
-        self.device = str(workers[0]["device"]) if workers else "cpu"
-        self.speed = float(workers[0]["speed"]) if workers else cost.probe()
-        rows = t.rows(
-            "select id, status, model, work, stage, done, total"
-            " from filmlet_job where status in ('queued', 'running')"
-            " order by case status when 'running' then 0 else 1 end, rank, queued, id"
-        )
-        self.positions: dict[str, int] = {}
-        self.etas: dict[str, Estimate] = {}
-        free = [Estimate(0, 0, 0)] * max(1, len(workers))
-        for row in rows:
-            start = min(free, key=lambda e: e.seconds)
-            own = self._left(row)
-            if row["status"] == Status.QUEUED:
-                self.positions[row["id"]] = len(self.positions) + 1
-                own = _after(_after(start, TAKE), own)
-            free[free.index(start)] = own
-            self.etas[row["id"]] = own
-
-    def _left(self, row: Row) -> Estimate:
-        """Seconds of work that a job still needs by itself."""
-        model = self._model(row["model"])
-        size = Size(**json.loads(row["work"]))
-        stages = [s for s in Stage if s != Stage.LOAD or row["model"] not in self.loaded]
-        if row["status"] == Status.QUEUED or row["stage"] not in stages:
-            return model.estimate(size, stages)
-        now = Stage(row["stage"])
-        share = row["done"] / max(1, row["total"])
-        later = [model.part(stage, size) for stage in stages[stages.index(now) + 1 :]]
-        current = model.part(now, size)
-        return cost.total([replace(current, seconds=current.seconds * (1 - share)), *later])
-
-    def _model(self, name: str) -> CostModel:
-        if name not in self.models:
-            rows = self.t.rows(
-                "select stage, units, seconds from filmlet_cost"
-                " where model = :model and device = :device order by at desc limit 400",
-                model=name, device=self.device,
-            )  # fmt: skip
-            samples = [Sample(Stage(r["stage"]), r["units"], r["seconds"]) for r in reversed(rows)]
-            self.models[name] = CostModel(samples, self.speed)
-        return self.models[name]
-
-
-def _after(first: Estimate, then: Estimate) -> Estimate:
-    return Estimate(first.seconds + then.seconds, first.low + then.low, first.high + then.high)
-
-
-def _job(row: Row, outlook: _Outlook | None) -> Job:
+def _job(row: Row, outlook: Outlook | None) -> Job:
     status, stage = Status(row["status"]), Stage(row["stage"]) if row["stage"] else None
     is_open = outlook is not None and not status.is_over
     failure = Failure(row["failure_code"], row["failure"]) if row["failure_code"] else None
@@ -326,6 +292,10 @@ def _job(row: Row, outlook: _Outlook | None) -> Job:
         priority=Priority(row["class"]),
         requested=ClipRequest(**json.loads(row["request"])).asked(),
         effective=json.loads(row["effective"]) if row["effective"] else None,
+        model=row["model"],
+        seed=row["seed"],
+        shape=Shape(**json.loads(row["shape"])) if row["shape"] else None,
+        source=row["source"],
         stage=stage,
         done=row["done"],
         total=row["total"],

@@ -74,6 +74,11 @@ class Storage:
         with self._refusals():
             return cast(BinaryIO, self.files.open(f"{self.root}/{job}/{name}", "rb"))
 
+    def length(self, job: str, name: str) -> int:
+        """Bytes of one file."""
+        with self._refusals():
+            return int(self.files.size(f"{self.root}/{job}/{name}"))
+
     def where(self, job: str, name: str) -> str:
         """A path or URL that names the file to a person."""
         return str(self.files.unstrip_protocol(f"{self.root}/{job}/{name}")).removeprefix("file://")

@@ -21,7 +21,7 @@ from dbos import DBOS, WorkflowSerializationFormat
 from filmlet import stages
 from filmlet.errors import Cancelled, DatabaseUnusable, FilmletError, WorkerTaken
 from filmlet.events import Event, Finished, Preview, Progress, Stage
-from filmlet.jobs import cost
+from filmlet.jobs import cost, webhooks
 from filmlet.jobs.held import Held
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue, request_of
 from filmlet.media import save_still
@@ -55,6 +55,7 @@ class Worker:
         self.held: Held | None = None
         self.device = settings.device or "cpu"
         self.stop = threading.Event()
+        self.drain = threading.Event()  # finish the job in hand, take no other
         self.lost = False
         self.heard = time.monotonic()  # when the database last answered
 
@@ -134,16 +135,25 @@ class Worker:
                 self._lose(str(error))
                 _wait_for_the_end()
 
+        @DBOS.workflow(
+            name=webhooks.WORKFLOW,
+            max_recovery_attempts=NEVER,
+            serialization_type=WorkflowSerializationFormat.PORTABLE,
+        )
+        def tell(job: str, attempt: int) -> None:
+            webhooks.deliver(self.queue.database, self.settings, job, attempt)
+
         DBOS.launch()
         DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
+        DBOS.register_queue(webhooks.QUEUE, worker_concurrency=8, polling_interval_sec=1.0)
 
     # The job's thread
 
     def _take(self, job: str) -> None:
         """Make one job's clip, or record why not."""
-        if self.stop.is_set():
+        if self.stop.is_set() or self.drain.is_set():
             _wait_for_the_end()
-        held = Held.claim(self.queue.database, job, self.name, self.device)
+        held = Held.claim(self.queue.database, self.settings, job, self.name)
         if held is None:
             return
         if held.attempt > ATTEMPTS:
@@ -156,10 +166,10 @@ class Worker:
         except DatabaseUnusable:
             raise
         except FilmletError as error:
-            log.info("%s failed: %s", job, error)
+            log.info("%s failed: %s", job, error, extra={"job": job})
             held.fail(error.code, str(error))
         except Exception as error:  # the outermost line: whatever it was, the next job must run
-            log.exception("%s", job)
+            log.exception("%s", job, extra={"job": job})
             held.fail("internal", f"{type(error).__name__}: {error}")
         finally:
             self.held = None
@@ -179,7 +189,8 @@ class Worker:
                 raise Cancelled("The clip was cancelled.")
         held.complete(self.queue.storage.size(held.id))
         self.queue.storage.leave(held.id)
-        log.info("%s completed in %.1f s", held.id, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        log.info("%s completed in %.1f s", held.id, seconds, extra={"job": held.id})
 
     def _note(self, held: Held, folder: Path, event: Event) -> None:
         match event:
@@ -200,7 +211,7 @@ class Worker:
         if self.stop.is_set():
             self.held = None
             _wait_for_the_end()
-        log.info("%s cancelled", held.id)
+        log.info("%s cancelled", held.id, extra={"job": held.id})
         held.cancelled()
 
     # The pulse
@@ -210,6 +221,8 @@ class Worker:
         beat_every = min(5.0, self.settings.lease_s / 6)
         beaten = swept = 0.0
         while not self.stop.wait(PULSE_S):
+            if self.drain.is_set() and not self.held:
+                return
             now = time.monotonic()
             try:
                 if self.held:
@@ -255,7 +268,9 @@ class Worker:
             left = client.list_workflows(status="PENDING", executor_id=row["id"], load_input=False)
             if left:
                 log.warning("worker %s is gone; its job goes on elsewhere", row["id"])
-                client.resume_workflows([w.workflow_id for w in left], queue_name=QUEUE)
+                for name in (QUEUE, webhooks.QUEUE):
+                    own = [w.workflow_id for w in left if w.queue_name == name]
+                    client.resume_workflows(own, queue_name=name)
             elif row["old"]:
                 with self.queue.database.transaction() as t:
                     t.rows("delete from filmlet_worker where id = :id and dead = 1", id=row["id"])
@@ -285,11 +300,19 @@ class Worker:
                 held.give_back(t)
 
 
-def run(settings: Settings) -> int:
-    """Work until SIGINT or SIGTERM; the exit status: 0, or 3 where the lease was lost."""
+def run(settings: Settings, *, finishes: bool = False) -> int:
+    """Work until SIGINT or SIGTERM; the exit status: 0, or 3 where the lease was lost.
+
+    finishes: the first signal lets the job in hand end, the second does not.
+    """
     worker = Worker(settings)
+
+    def told(*_: object) -> None:
+        is_second = worker.drain.is_set()
+        (worker.stop if is_second or not finishes else worker.drain).set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: worker.stop.set())
+        signal.signal(number, told)
     worker.run()
     logging.shutdown()
     # DBOS must not see the job in hand end: unfinished, it goes on in another process.

@@ -1,7 +1,10 @@
-"""Single pictures: a clip's poster."""
+"""Single pictures of a clip: its poster, its thumbnail, all of it on one sheet."""
 
+import io
 from pathlib import Path
+from typing import BinaryIO
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,3 +28,36 @@ def save_still(path: Path, image: NDArray[np.uint8]) -> None:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise explain(error, path) from error
+
+
+def thumbnail(clip: BinaryIO) -> bytes:
+    """The middle frame of a finished clip, as WebP."""
+    pixels = _read(clip)
+    return _packed(poster(pixels), "WEBP")
+
+
+def spritesheet(clip: BinaryIO, columns: int = 5, width: int = 160) -> bytes:
+    """Up to 25 frames, evenly spaced, row by row in one JPEG; each `width` pixels wide."""
+    pixels = _read(clip)
+    chosen = pixels[
+        np.linspace(0, len(pixels) - 1, min(len(pixels), columns**2)).round().astype(int)
+    ]
+    height = max(1, round(width * pixels.shape[1] / pixels.shape[2]))
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for i, picture in enumerate(chosen):
+        small = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+        sheet.paste(small, (i % columns * width, i // columns * height))
+    return _packed(np.asarray(sheet), "JPEG")
+
+
+def _read(clip: BinaryIO) -> Pixels:
+    with av.open(clip) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)
+
+
+def _packed(picture: NDArray[np.uint8], form: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, form, quality=85)
+    return file.getvalue()

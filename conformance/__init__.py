@@ -1,0 +1,1 @@
+"""Does a server speak OpenAI's Videos API? Asked with the official clients; imports no filmlet."""

@@ -1,0 +1,5 @@
+"""The HTTP API: OpenAI's Videos, events, health and metrics. The web process imports no torch."""
+
+from filmlet.api.app import create
+
+__all__ = ["create"]

@@ -1,0 +1,68 @@
+"""The app: routes over one queue."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from filmlet import __version__
+from filmlet.api import operations, videos
+from filmlet.api.doors import House, hold, refuse
+from filmlet.api.following import Hub
+from filmlet.api.uploads import BODY_BYTES
+from filmlet.api.words import Refusal
+from filmlet.jobs import Keys, Queue
+from filmlet.settings import Settings
+
+
+def create(settings: Settings, hosts: list[str] | None = None) -> FastAPI:
+    """The app over the settings' database and storage. Raises DatabaseUnusable, StorageUnusable.
+
+    hosts: names it answers to, None is any. On loopback only its own: a page of another site must
+    not reach it by a name that leads here.
+    """
+    queue = Queue(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        queue.close()
+
+    app = FastAPI(
+        title="filmlet",
+        version=__version__,
+        summary="Sentences into short videos: OpenAI's Videos API over a queue that survives.",
+        lifespan=lifespan,
+        max_body_size=BODY_BYTES,
+    )
+    app.state.house = House(settings, queue, Keys(queue.database, settings), Hub(queue))
+    app.include_router(videos.router)
+    app.include_router(operations.router)
+    hold(app)
+    app.add_middleware(SameOrigin)
+    if hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    return app
+
+
+class SameOrigin:
+    """Refuses what a page of another site sends from the browser of somebody who may ask here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            if origin and origin.partition("://")[2] != headers.get("host"):
+                text = "This server takes no requests from pages of other sites."
+                told = Refusal(
+                    message=text, type="invalid_request_error", param=None, code="other_origin"
+                )
+                await refuse(403, told)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

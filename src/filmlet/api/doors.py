@@ -1,0 +1,152 @@
+"""Who comes in, and how a refusal sounds: keys and OpenAI's error envelope."""
+
+import hmac
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from filmlet.api.following import Hub
+from filmlet.api.words import ErrorEnvelope, Refusal
+from filmlet.errors import (
+    DatabaseUnusable,
+    FilmletError,
+    InvalidRequest,
+    JobConflict,
+    StorageUnusable,
+    TooManyJobs,
+    UnknownJob,
+    UnknownKey,
+)
+from filmlet.jobs import Asking, Key, Keys, Limits, Priority, Queue
+from filmlet.settings import Settings
+
+log = logging.getLogger("filmlet.api")
+
+REMEMBER_S = 2.0  # a key that was removed opens nothing after this
+STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (
+    (UnknownKey, 401, "authentication_error"),
+    (UnknownJob, 404, "invalid_request_error"),
+    (TooManyJobs, 429, "rate_limit_error"),
+    (InvalidRequest, 400, "invalid_request_error"),
+    # Not 409: OpenAI's clients would try that again by themselves.
+    (JobConflict, 400, "invalid_request_error"),
+    (DatabaseUnusable, 503, "server_error"),
+    (StorageUnusable, 503, "server_error"),
+    (FilmletError, 500, "server_error"),
+)
+
+
+@dataclass
+class House:
+    """What the routes share."""
+
+    settings: Settings
+    queue: Queue
+    keys: Keys
+    hub: Hub
+    known: dict[str, tuple[float, Key | None]] = field(default_factory=dict)
+    counted: tuple[float, bool] = (0.0, False)
+
+    def needs_key(self) -> bool:
+        """Whether any key was ever made here."""
+        now = time.monotonic()
+        if now - self.counted[0] > REMEMBER_S:
+            self.counted = now, bool(self.keys.all())
+        return self.counted[1]
+
+    def key(self, secret: str) -> Key | None:
+        """Whose secret this is; asked of the database every two seconds at most."""
+        now = time.monotonic()
+        asked, key = self.known.get(secret, (-REMEMBER_S, None))
+        if now - asked > REMEMBER_S:
+            key = self.keys.find(secret)
+            if len(self.known) > 1000:
+                self.known.clear()  # somebody is guessing
+            self.known[secret] = now, key
+        return key
+
+
+def house(request: Request) -> House:
+    """What the routes share, of this app."""
+    shared: House = request.app.state.house
+    return shared
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. sees: the owner whose jobs are shown, None for everybody's."""
+
+    owner: str
+    sees: str | None
+    limits: Limits | None
+
+    def asking(self, priority: Priority = Priority.NORMAL, key: str | None = None) -> Asking:
+        return Asking(self.owner, priority, key, self.limits, is_admin=self.sees is None)
+
+
+def caller(request: Request, shared: Annotated[House, Depends(house)]) -> Caller:
+    """The owner of the key that was sent; without keys everybody is the one local user."""
+    if not shared.needs_key():
+        return Caller("local", None, None)
+    kind, _, secret = request.headers.get("authorization", "").partition(" ")
+    key = shared.key(secret.strip()) if hmac.compare_digest(kind.lower(), "bearer") else None
+    if key is None:
+        raise UnknownKey("This server needs a key: send Authorization: Bearer sk-...")
+    return Caller(key.id, None if key.admin else key.id, key.limits)
+
+
+Shared = Annotated[House, Depends(house)]
+From = Annotated[Caller, Depends(caller)]
+
+
+def refuse(status: int, error: Refusal, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The envelope that OpenAI's clients read."""
+    return JSONResponse(ErrorEnvelope(error=error).model_dump(), status, headers)
+
+
+def hold(app: FastAPI) -> None:
+    """Answer every error in the envelope; nobody sees a trace."""
+
+    @app.exception_handler(FilmletError)
+    def refused(_: Request, error: FilmletError) -> JSONResponse:
+        status, kind = next((s, k) for c, s, k in STATUSES if isinstance(error, c))
+        headers = {}
+        if isinstance(error, TooManyJobs):
+            headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
+        param = getattr(error, "param", None)
+        return refuse(
+            status, Refusal(message=str(error), type=kind, param=param, code=error.code), headers
+        )
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = ".".join(str(p) for p in first["loc"][1:]) or None
+        unknown = first["type"] == "extra_forbidden"
+        code = "unknown_parameter" if unknown else "invalid_value"
+        text = f"There is no parameter {param!r}." if unknown else f"{param}: {first['msg']}."
+        kind = "invalid_request_error"
+        return refuse(400, Refusal(message=text, type=kind, param=param, code=code))
+
+    @app.exception_handler(HTTPException)
+    def plain(_: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+        code = codes.get(error.status_code, "error")
+        kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+        told = Refusal(message=str(error.detail), type=kind, param=None, code=code)
+        return refuse(error.status_code, told, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+        text = "The server made a mistake; its log says which."
+        told = Refusal(message=text, type="server_error", param=None, code="internal")
+        return refuse(500, told)

@@ -1,0 +1,147 @@
+"""For who runs the server: is it alive, can it work, what has it done; and which models it has."""
+
+import time
+from collections.abc import Iterator
+from datetime import date
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from pydantic import BaseModel
+
+from filmlet import __version__
+from filmlet.api.doors import From, Shared
+from filmlet.api.words import Model, ModelList
+from filmlet.errors import FilmletError, UnknownModel
+from filmlet.jobs import Census, Queue
+from filmlet.models import CARDS, check
+
+router = APIRouter()
+SINCE = int(time.mktime(date(2026, 11, 22).timetuple()))
+
+
+class Health(BaseModel):
+    """The web process answers."""
+
+    status: str
+    version: str
+
+
+class Ready(BaseModel):
+    """Whether clips can be made now: living workers, and the models that they hold in memory."""
+
+    ready: bool
+    workers: int
+    loaded: list[str]
+    queued: int
+    running: int
+
+
+@router.get("/health", tags=["operations"])
+def health() -> Health:
+    """Alive: this needs neither database nor worker."""
+    return Health(status="ok", version=__version__)
+
+
+@router.get("/ready", tags=["operations"], responses={503: {"model": Ready}})
+def ready(shared: Shared, response: Response) -> Ready:
+    """200 if a worker is alive, else 503."""
+    now = shared.queue.census()
+    if not now.workers:
+        response.status_code = 503
+    return Ready(
+        ready=bool(now.workers),
+        workers=now.workers,
+        loaded=now.loaded,
+        queued=now.jobs.get("queued", 0),
+        running=now.jobs.get("running", 0),
+    )
+
+
+@router.get("/metrics", tags=["operations"], response_class=Response)
+def metrics(shared: Shared) -> Response:
+    """Prometheus: the queue's figures are the database's, alike from every web process."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(QueueCollector(shared.queue))
+    return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+
+class QueueCollector:
+    """The database's counts as Prometheus' families."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.now: Census = queue.census()
+
+    def collect(self) -> Iterator[Metric]:
+        now = self.now
+        depth = GaugeMetricFamily("filmlet_jobs", "Unfinished jobs.", labels=["status"])
+        for status in ("queued", "running"):
+            depth.add_metric([status], now.jobs.get(status, 0))
+        yield depth
+        yield GaugeMetricFamily("filmlet_workers", "Living workers.", value=now.workers)
+        oldest = "Age of the oldest job that waits."
+        yield GaugeMetricFamily("filmlet_oldest_wait_seconds", oldest, value=now.oldest_wait_s)
+        for name, label, text in (
+            ("jobs", "status", "Jobs that ended"),
+            ("failure", "code", "Failures"),
+            ("stage", "stage", "Stages that were computed"),
+            ("wait", "", "Jobs that left the queue"),
+            ("cancel", "", "Cancels of running jobs"),
+        ):
+            counts = [t for t in now.tallies if t.name == name]
+            labels = [label] if label else []
+            total = CounterMetricFamily(f"filmlet_{name}", f"{text}.", labels=labels)
+            for one in counts:
+                total.add_metric([one.label] if label else [], one.count)
+            yield total
+            if name in ("stage", "wait", "cancel"):
+                taken = CounterMetricFamily(
+                    f"filmlet_{name}_seconds", f"{text}: seconds taken.", labels=labels
+                )
+                for one in counts:
+                    taken.add_metric([one.label] if label else [], one.seconds)
+                yield taken
+
+
+@router.get("/v1/models", tags=["models"])
+def models(who: From) -> ModelList:
+    """Every model of the catalogue."""
+    del who
+    return ModelList(data=[_model(name) for name in CARDS])
+
+
+def known(id: str) -> str:
+    if id not in CARDS:
+        raise UnknownModel(f"There is no model {id!r}; there are {', '.join(CARDS)}.")
+    return id
+
+
+@router.get("/v1/models/{id}", tags=["models"])
+def model(id: Annotated[str, Depends(known)], who: From) -> Model:
+    """One model."""
+    del who
+    return _model(id)
+
+
+def _model(name: str) -> Model:
+    card = CARDS[name]
+    try:
+        check(card)
+        available = True
+    except FilmletError:
+        available = False
+    return Model(
+        id=name,
+        created=SINCE,
+        owned_by=card.repo.partition("/")[0] if card.repo else "filmlet",
+        summary=card.summary,
+        licence=card.licence,
+        available=available,
+        default_size=f"{card.grid.width}x{card.grid.height}",
+        default_seconds=round(card.grid.frames / card.grid.fps, 4),
+        max_side=card.grid.max_side,
+        max_frames=card.grid.max_frames,
+        has_draft=card.refine is not None,
+    )

@@ -1,0 +1,257 @@
+"""/v1/videos: create, look, list, delete, download, remix, follow."""
+
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from filmlet.api import content, uploads
+from filmlet.api.doors import Caller, From, House, Shared
+from filmlet.api.following import mark
+from filmlet.api.words import (
+    ErrorEnvelope,
+    Video,
+    VideoCreate,
+    VideoDeleted,
+    VideoList,
+    VideoRemix,
+    poll_after_ms,
+)
+from filmlet.errors import InvalidRequest, JobConflict, NotOffered, UnknownJob, UnknownModel
+from filmlet.jobs import Job, Status
+from filmlet.media import spritesheet, thumbnail
+from filmlet.models import CARDS
+
+FREE_S = 10.0  # how long a delete waits for the worker
+PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorEnvelope} for code in (400, 401, 404, 413, 429, 500, 503)
+}
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255)]
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"], responses=REFUSALS)
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": VideoCreate.model_json_schema()},
+            "application/json": {"schema": VideoCreate.model_json_schema()},
+        },
+    }
+}
+
+
+def find(id: str, shared: Shared, who: From) -> Job:
+    """The job of the path, if the caller may see it."""
+    if not re.fullmatch(r"clip_[0-9a-f]{24}", id):
+        raise UnknownJob(f"There is no video {id!r}.")
+    return shared.queue.get(id, who.sees)
+
+
+Found = Annotated[Job, Depends(find)]
+
+
+@router.post("", response_model=Video, openapi_extra=BODY)
+async def create(
+    request: Request, response: Response, shared: Shared, who: From, key: IdempotencyKey = None
+) -> Video:
+    """Put a clip into the queue; a form or JSON. One Idempotency-Key makes one clip."""
+    fields, files = await _body(request)
+    named = [name for name in fields if name.partition("[")[0] == "input_reference"]
+    reference = [fields.pop(name) for name in named]
+    upload = files.pop("input_reference", None)
+    asked = _valid(fields, files)
+    if upload or reference:
+        if upload:
+            await run_in_threadpool(uploads.check, upload, "input_reference", video=False)
+        raise NotOffered(f"{asked.model} cannot start from a picture yet.", param="input_reference")
+    return await run_in_threadpool(_submit, shared, who, asked, key, response)
+
+
+def _submit(
+    shared: House, who: Caller, asked: VideoCreate, key: str | None, response: Response
+) -> Video:
+    if asked.model not in CARDS:  # a folder is for who is at the machine
+        raise UnknownModel(f"There is no model {asked.model!r}; there are {', '.join(CARDS)}.")
+    if asked.draft and CARDS[asked.model].refine is None:
+        raise NotOffered(f"{asked.model} has one stage: it makes no drafts.", param="draft")
+    job = shared.queue.submit(asked.request(), who.asking(asked.priority, key))
+    return _shown(shared, job, response)
+
+
+async def _body(request: Request) -> tuple[dict[str, Any], dict[str, UploadFile]]:
+    """Fields and files of a form or a JSON body."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        form = await request.form(max_files=2, max_fields=50, max_part_size=256 * 1024)
+        files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
+        return {k: v for k, v in form.items() if isinstance(v, str)}, files
+    try:
+        table = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise InvalidRequest(
+            "The body must be a form or JSON; send its Content-Type.", param="body"
+        ) from None
+    if not isinstance(table, dict):
+        raise InvalidRequest("The body must be a JSON object.", param="body")
+    return table, {}
+
+
+def _valid(fields: dict[str, Any], files: dict[str, UploadFile]) -> VideoCreate:
+    for name in files:
+        raise InvalidRequest(f"There is no file parameter {name!r}.", param="body")
+    try:
+        return VideoCreate.model_validate(fields)
+    except ValidationError as error:
+        found = [e | {"loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
+        raise RequestValidationError(found) from error
+
+
+def _shown(shared: House, job: Job, response: Response) -> Video:
+    if not job.status.is_over:
+        response.headers["openai-poll-after-ms"] = str(poll_after_ms(job))
+    return Video.of(job, shared.settings.keep_days)
+
+
+@router.get("", response_model=VideoList)
+def page(
+    shared: Shared,
+    who: From,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> VideoList:
+    """A page of jobs, the newest first; the next one comes `after` the last id."""
+    if after is not None:
+        find(after, shared, who)
+    jobs = shared.queue.jobs(who.sees, limit=limit + 1, after=after, oldest_first=order == "asc")
+    data = [Video.of(job, shared.settings.keep_days) for job in jobs[:limit]]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)
+
+
+@router.post("/characters", response_model=Video)
+@router.post("/edits", response_model=Video)
+@router.post("/extensions", response_model=Video)
+async def change(request: Request, who: From) -> Video:
+    """Change or lengthen a video. No model here can: the video is checked, and this is said."""
+    del who
+    fields, files = await _body(request)
+    name = "name" if request.url.path.endswith("/characters") else "prompt"
+    if not str(fields.get(name, "")).strip():
+        raise InvalidRequest(f"{name} is empty.", param=name)
+    if upload := files.get("video"):
+        await run_in_threadpool(uploads.check, upload, "video", video=True)
+    raise NotOffered("No model of this server can work on a video yet.", param="video")
+
+
+@router.get("/{id}", response_model=Video)
+def retrieve(job: Found, shared: Shared, response: Response) -> Video:
+    """One job; `openai-poll-after-ms` says when asking again is worth it."""
+    return _shown(shared, job, response)
+
+
+@router.delete("/{id}", response_model=VideoDeleted)
+def delete(job: Found, shared: Shared) -> VideoDeleted:
+    """Cancel, wait until the worker is free, remove the job and its files."""
+    queue, until = shared.queue, time.monotonic() + FREE_S
+    job = queue.cancel(job.id)
+    while not job.status.is_over and time.monotonic() < until:
+        time.sleep(0.05)
+        job = queue.get(job.id)
+    if job.status.is_over:
+        queue.delete(job.id)
+    return VideoDeleted(id=job.id, deleted=job.status.is_over, worker_idle=job.status.is_over)
+
+
+@router.get(
+    "/{id}/content",
+    response_class=Response,
+    responses={200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
+)
+def download(
+    job: Found,
+    shared: Shared,
+    variant: Literal["video", "thumbnail", "spritesheet"] = "video",
+    stream: bool = False,
+    range: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The clip, in ranges if wanted; `stream=true` sends it while it is still being made."""
+    queue = shared.queue
+    if stream and variant == "video" and not job.status.is_over:
+        return StreamingResponse(content.growing(queue, shared.hub, job), media_type="video/mp4")
+    if job.clip is None or job.status != Status.COMPLETED:
+        raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
+    file = queue.storage.open(job.id, job.clip)
+    if variant in PICTURES:
+        picture, kind = PICTURES[variant]
+        with file:
+            return Response(picture(file), media_type=kind)
+    size = queue.storage.length(job.id, job.clip)
+    return content.ranged(file, size, range, "video/mp4", f"{job.id}.mp4")
+
+
+@router.get(
+    "/{id}/preview",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+def preview(job: Found, shared: Shared) -> Response:
+    """A rough picture of the clip as it is now."""
+    if job.preview is None:
+        raise UnknownJob(f"{job.id} has no preview yet.")
+    with shared.queue.storage.open(job.id, job.preview) as file:
+        return Response(file.read(), media_type="image/png", headers={"cache-control": "no-store"})
+
+
+@router.post("/{id}/remix", response_model=Video)
+def remix(
+    job: Found, asked: VideoRemix, shared: Shared, who: From, response: Response,
+    key: IdempotencyKey = None,
+) -> Video:  # fmt: skip
+    """The same settings and seed with another prompt."""
+    asking = who.asking(job.priority, key)
+    return _shown(shared, shared.queue.vary(job.id, asked.prompt, asking), response)
+
+
+@router.post("/{id}/refine", response_model=Video)
+def refine(job: Found) -> Video:
+    """Finish a draft from its stored latents."""
+    raise JobConflict(f"{job.id} is no draft; there is nothing to refine.")
+
+
+@router.get("/{id}/events", response_class=EventSourceResponse)
+async def events(
+    job: Found, shared: Shared, last_event_id: Annotated[str | None, Header()] = None
+) -> AsyncIterator[ServerSentEvent]:
+    """Every change of the job as it happens: `position`, `progress`, `preview`, then `done`.
+
+    Each carries the whole job. Who comes back with Last-Event-ID hears what changed meanwhile.
+    """
+    seen: Job | None = None
+    async for now in shared.hub.follow(job):
+        if mark(now) == last_event_id and not now.status.is_over:
+            seen = now
+            continue
+        told = Video.of(now, shared.settings.keep_days)
+        yield ServerSentEvent(data=told, event=_kind(now, seen), id=mark(now), retry=1000)
+        seen = now
+
+
+def _kind(now: Job, before: Job | None) -> str:
+    if now.status.is_over:
+        return "done"
+    if now.status == Status.QUEUED:
+        return "position"
+    if before and now.preview and now.preview != before.preview:
+        return "preview"
+    return "progress"

@@ -1,0 +1,218 @@
+"""OpenAI's words for a job: what a client may send, what it is answered.
+
+Source: the `openai` package, resources/videos.py and types/video*.py; fields of our own come after
+the standard ones, each with None or a value, never left out.
+"""
+
+import math
+from dataclasses import asdict
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from filmlet.jobs import Job, Priority, Status
+from filmlet.request import ClipRequest, clip_request
+
+SOON_MS, LATE_MS = 250, 5000  # bounds of when to ask again
+Word = Literal["queued", "in_progress", "completed", "failed"]
+STATUSES: dict[Status, Word] = {
+    Status.QUEUED: "queued",
+    Status.RUNNING: "in_progress",
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "failed",  # typed clients know four; `error.code` tells the two apart
+}
+LONGEST_PROMPT = 32_000
+Number = float | None
+
+
+class Sent(BaseModel):
+    """A body; what it has no field for is refused, for it would be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class VideoCreate(Sent):
+    """A clip to make. Only the prompt is needed; the rest is the model's own."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"prompt": "a red star bouncing at sunset", "seconds": "1", "seed": 7}]
+        },
+    )
+
+    prompt: str = Field(max_length=LONGEST_PROMPT)
+    model: str = "pocket"
+    seconds: Number = Field(None, description="Length of the clip; text or a number.")
+    size: str | None = Field(None, description="WIDTHxHEIGHT in pixels.", examples=["256x256"])
+    seed: int | None = None
+    frames: int | None = Field(None, description="Length in frames, instead of seconds.")
+    fps: Number = None
+    steps: int | None = None
+    negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
+    guidance: Number = None
+    priority: Priority = Priority.NORMAL
+    draft: bool = Field(False, description="Stop after the first of two stages.")
+
+    def request(self) -> ClipRequest:
+        """The same in filmlet's words. Raises InvalidRequest."""
+        return clip_request(
+            self.prompt,
+            **self.model_dump(exclude={"prompt", "priority", "draft"}, exclude_none=True),
+        )
+
+
+class VideoRemix(Sent):
+    """The same settings with another prompt."""
+
+    prompt: str = Field(max_length=LONGEST_PROMPT)
+
+
+class VideoError(BaseModel):
+    """Why there is no clip: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+class Eta(BaseModel):
+    """Seconds until the clip is done, and the range that four of five end in."""
+
+    seconds: float
+    low: float
+    high: float
+
+
+class StageTime(BaseModel):
+    """One stage of one attempt; `reused` where its result was there already."""
+
+    stage: str
+    attempt: int
+    seconds: float
+    reused: bool
+
+
+class Video(BaseModel):
+    """One job as OpenAI's clients know it, and more."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Word
+    progress: int = Field(ge=0, le=100)
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    prompt: str
+    seconds: str
+    size: str
+    remixed_from_video_id: str | None
+    error: VideoError | None
+    seed: int
+    position: int | None = Field(description="Place in the queue, 1 is next.")
+    eta: Eta | None
+    stage: str | None
+    step: int
+    steps: int
+    preview_url: str | None
+    requested: dict[str, Any]
+    effective: dict[str, Any] | None
+    stages: list[StageTime]
+    attempt: int
+    idle_seconds: float | None = Field(description="From the wish to cancel to a free worker.")
+
+    @classmethod
+    def of(cls, job: Job, keep_days: float) -> "Video":
+        shape, failure = job.shape, job.failure
+        error = VideoError(code=failure.code, message=failure.message) if failure else None
+        if job.status == Status.CANCELLED:
+            error = VideoError(code="cancelled", message="The clip was cancelled.")
+        is_done = job.status == Status.COMPLETED and job.finished is not None
+        has_preview = job.preview is not None and not job.status.is_over
+        return cls(
+            id=job.id,
+            model=job.model,
+            status=STATUSES[job.status],
+            progress=math.floor(job.progress * 100),
+            created_at=int(job.created),
+            completed_at=int(job.finished) if is_done and job.finished else None,
+            expires_at=int(job.finished + keep_days * 86400) if job.finished else None,
+            prompt=job.requested["prompt"],
+            seconds=f"{shape.frames / shape.fps:.4f}".rstrip("0").rstrip(".") if shape else "",
+            size=f"{shape.width}x{shape.height}" if shape else "",
+            remixed_from_video_id=job.source,
+            error=error,
+            seed=job.seed,
+            position=job.position,
+            eta=Eta(**asdict(job.eta)) if job.eta else None,
+            stage=job.stage,
+            step=job.done,
+            steps=job.total,
+            preview_url=f"/v1/videos/{job.id}/preview" if has_preview else None,
+            requested=job.requested,
+            effective=job.effective,
+            stages=[StageTime(**asdict(record)) for record in job.stages],
+            attempt=job.attempt,
+            idle_seconds=job.idle_s,
+        )
+
+
+class VideoList(BaseModel):
+    """A page of jobs; `last_id` is the next page's `after`."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    """What a delete came to. worker_idle: nothing works on the clip any more."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool
+    worker_idle: bool
+
+
+class Model(BaseModel):
+    """One model of the catalogue; `available` if its files are here."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    summary: str
+    licence: str
+    available: bool
+    default_size: str
+    default_seconds: float
+    max_side: int
+    max_frames: int
+    has_draft: bool
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Refusal(BaseModel):
+    """What was wrong: a sentence, its kind, the parameter at fault, a stable code."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorEnvelope(BaseModel):
+    error: Refusal
+
+
+def poll_after_ms(job: Job) -> int:
+    """When asking again is worth it: a fifth of the time that is left, within bounds."""
+    left = job.eta.seconds if job.eta else 0.0
+    return max(SOON_MS, min(LATE_MS, round(left * 200)))

@@ -1,0 +1,68 @@
+"""What is ahead of each unfinished job: its place in the queue, and the time until it is over."""
+
+import json
+from dataclasses import replace
+
+from filmlet.events import Stage
+from filmlet.jobs import cost
+from filmlet.jobs.cost import CostModel, Sample, Size
+from filmlet.jobs.database import Row, Transaction
+from filmlet.jobs.job import Estimate, Status
+
+TAKE = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
+
+
+class Outlook:
+    """positions, etas: of every unfinished job by its id, as one transaction sees them."""
+
+    def __init__(self, t: Transaction) -> None:
+        self.models: dict[str, CostModel] = {}
+        self.t = t
+        workers = t.rows("select id, device, speed, model from filmlet_worker where dead = 0")
+        self.loaded = {str(w["model"]) for w in workers}
+        self.device = str(workers[0]["device"]) if workers else "cpu"
+        self.speed = float(workers[0]["speed"]) if workers else cost.probe()
+        rows = t.rows(
+            "select id, status, model, work, stage, done, total"
+            " from filmlet_job where status in ('queued', 'running')"
+            " order by case status when 'running' then 0 else 1 end, rank, queued, id"
+        )
+        self.positions: dict[str, int] = {}
+        self.etas: dict[str, Estimate] = {}
+        free = [Estimate(0, 0, 0)] * max(1, len(workers))
+        for row in rows:
+            start = min(free, key=lambda e: e.seconds)
+            own = self._left(row)
+            if row["status"] == Status.QUEUED:
+                self.positions[row["id"]] = len(self.positions) + 1
+                own = _after(_after(start, TAKE), own)
+            free[free.index(start)] = own
+            self.etas[row["id"]] = own
+
+    def _left(self, row: Row) -> Estimate:
+        """Seconds of work that a job still needs by itself."""
+        model = self._model(row["model"])
+        size = Size(**json.loads(row["work"]))
+        stages = [s for s in Stage if s != Stage.LOAD or row["model"] not in self.loaded]
+        if row["status"] == Status.QUEUED or row["stage"] not in stages:
+            return model.estimate(size, stages)
+        now = Stage(row["stage"])
+        share = row["done"] / max(1, row["total"])
+        later = [model.part(stage, size) for stage in stages[stages.index(now) + 1 :]]
+        current = model.part(now, size)
+        return cost.total([replace(current, seconds=current.seconds * (1 - share)), *later])
+
+    def _model(self, name: str) -> CostModel:
+        if name not in self.models:
+            rows = self.t.rows(
+                "select stage, units, seconds from filmlet_cost"
+                " where model = :model and device = :device order by at desc limit 400",
+                model=name, device=self.device,
+            )  # fmt: skip
+            samples = [Sample(Stage(r["stage"]), r["units"], r["seconds"]) for r in reversed(rows)]
+            self.models[name] = CostModel(samples, self.speed)
+        return self.models[name]
+
+
+def _after(first: Estimate, then: Estimate) -> Estimate:
+    return Estimate(first.seconds + then.seconds, first.low + then.low, first.high + then.high)

@@ -1,0 +1,146 @@
+"""Webhooks: who asked is told once a job is over; signed, and tried again with growing pauses.
+
+Signed as https://www.standardwebhooks.com says; the body is OpenAI's event. A delivery is a
+workflow of its own, put into its queue by the statement that ends the job.
+"""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import socket
+import time
+from dataclasses import dataclass
+
+import httpx2
+from dbos import WorkflowSerializationFormat
+
+from filmlet.jobs.database import Database, Transaction
+from filmlet.jobs.job import Status
+from filmlet.settings import Settings
+
+log = logging.getLogger("filmlet.webhooks")
+
+QUEUE, WORKFLOW = "filmlet_webhooks", "filmlet_webhook"
+APPLICATION_VERSION = "1"
+PAUSES_S = (5.0, 30.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)  # before each further attempt
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Where a user is told, and the secret that signs it."""
+
+    url: str
+    secret: str
+
+
+def announce(t: Transaction, database: Database, settings: Settings, job: str) -> None:
+    """The job is over: enqueue the delivery if its owner has a webhook."""
+    if _hook(t, settings, job):
+        _enqueue(t, database, job, 0)
+
+
+def deliver(database: Database, settings: Settings, job: str, attempt: int) -> bool:
+    """Tell once; where that fails, enqueue the next attempt. Whether it was heard."""
+    with database.reading() as t:
+        row = t.row("select id, run, status, finished from filmlet_job where id = :id", id=job)
+        hook = _hook(t, settings, job)
+    if row is None or hook is None or not Status(row["status"]).is_over:
+        return False
+    about = {"job": job}
+    kind = "completed" if row["status"] == Status.COMPLETED else "failed"
+    event = f"evt_{job}_{row['run']}"
+    told = {
+        "id": event,
+        "object": "event",
+        "type": f"video.{kind}",
+        "created_at": int(row["finished"]),
+        "data": {"id": job},
+    }
+    body = json.dumps(told, separators=(",", ":")).encode()
+    try:
+        post(hook, event, body, allow_private=bool(settings.webhook_private))
+    except (httpx2.HTTPError, OSError, ValueError) as error:
+        if attempt < len(PAUSES_S):
+            log.warning("%s: webhook, attempt %d: %s", job, attempt + 1, error, extra=about)
+            with database.transaction() as t:
+                _enqueue(t, database, job, attempt + 1)
+        else:
+            log.error("%s: webhook given up: %s", job, error, extra=about)
+        return False
+    log.info("%s: webhook told %s", job, told["type"], extra=about)
+    return True
+
+
+def post(hook: Hook, event: str, body: bytes, *, allow_private: bool) -> None:
+    """Send one signed event. Raises HTTPError, OSError, ValueError."""
+    url = httpx2.URL(hook.url)
+    address = _address(url.host, url.port or (443 if url.scheme == "https" else 80), allow_private)
+    now = str(int(time.time()))
+    headers = {
+        "host": url.netloc.decode(),
+        "content-type": "application/json",
+        "user-agent": "filmlet",
+        "webhook-id": event,
+        "webhook-timestamp": now,
+        "webhook-signature": sign(hook.secret, event, now, body),
+    }
+    # To the very address that was looked at: a name may lead elsewhere when it is asked again.
+    with httpx2.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False) as client:
+        answer = client.post(
+            url.copy_with(host=address), content=body, headers=headers,
+            extensions={"sni_hostname": url.host},
+        )  # fmt: skip
+        if not answer.is_success:
+            raise ValueError(f"answered {answer.status_code}")
+
+
+def sign(secret: str, event: str, timestamp: str, body: bytes) -> str:
+    """`v1,` and the base64 of HMAC-SHA256 over id, timestamp and body."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    content = f"{event}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+
+
+def _address(host: str, port: int, allow_private: bool) -> str:
+    """An address of the host, none of which may lie in a private network unless that is allowed."""
+    found = [i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for text in found:
+        ip = ipaddress.ip_address(str(text).partition("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        if not allow_private and (not ip.is_global or ip.is_multicast):
+            raise ValueError(f"{host} is in a private network; FILMLET_WEBHOOK_PRIVATE=1 allows it")
+    return str(found[0])
+
+
+def _hook(t: Transaction, settings: Settings, job: str) -> Hook | None:
+    """The owner's own webhook, else the server's."""
+    row = t.row(
+        "select k.webhook, k.webhook_secret from filmlet_job j"
+        " join filmlet_key k on k.id = j.owner where j.id = :id",
+        id=job,
+    )
+    if row and row["webhook"]:
+        return Hook(row["webhook"], row["webhook_secret"])
+    if settings.webhook_url and settings.webhook_secret:
+        return Hook(settings.webhook_url, settings.webhook_secret)
+    return None
+
+
+def _enqueue(t: Transaction, database: Database, job: str, attempt: int) -> None:
+    pause = PAUSES_S[attempt - 1] if attempt else 0.0
+    database.client.enqueue_in_transaction(
+        t.connection,
+        {
+            "queue_name": QUEUE,
+            "workflow_name": WORKFLOW,
+            "app_version": APPLICATION_VERSION,
+            "delay_seconds": pause,
+            "serialization_type": WorkflowSerializationFormat.PORTABLE,
+        },
+        job,
+        attempt,
+    )

@@ -1,0 +1,135 @@
+"""One machine's server: the web process, and a worker that is started again when it dies."""
+
+import ipaddress
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import uvicorn
+
+from filmlet import api
+from filmlet.errors import AddressUnusable, NeedsKey
+from filmlet.jobs import Keys
+from filmlet.jobs.database import Database
+from filmlet.settings import Settings
+
+log = logging.getLogger("filmlet.server")
+
+LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+CLOSE_S = 5  # for answers that are still under way when the server stops
+REQUEUE_S = 15.0  # for a worker to put its job back
+CALM_S = 60.0  # a worker that lived so long starts anew at once
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How to serve. is_open: anybody may ask, without a key and from anywhere.
+
+    has_worker: this machine makes clips too. finishes: the job in hand is finished before the
+    server stops, otherwise it goes back into the queue. log: `lines` or `json`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    is_open: bool = False
+    has_worker: bool = True
+    finishes: bool = False
+    log: str = "lines"
+
+
+def serve(settings: Settings, serving: Serving) -> None:
+    """Serve until SIGINT or SIGTERM. Raises AddressUnusable, NeedsKey, DatabaseUnusable."""
+    is_local = _is_loopback(serving.host)
+    if not is_local and not serving.is_open:
+        _demand_keys(settings, serving.host)
+    app = api.create(settings, LOOPBACK if is_local else None)
+    with _listening(serving.host, serving.port) as listener:
+        host, port = listener.getsockname()[:2]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)  # uvicorn hears them, and tells us once more
+        worker = Supervised(serving) if serving.has_worker else None
+        log.info("filmlet listens on http://%s:%s", host, port)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S,
+            server_header=False,
+        )  # fmt: skip
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            if worker:
+                worker.stop()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _demand_keys(settings: Settings, host: str) -> None:
+    database = Database(settings)
+    try:
+        if not Keys(database, settings).all():
+            raise NeedsKey(
+                f"{host} can be reached by others and there is no key yet: make one with "
+                "`filmlet keys add NAME`, or say --open to let everybody in."
+            )
+    finally:
+        database.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        raise AddressUnusable(
+            f"{host}:{port} cannot be listened on: {error}; try another --port."
+        ) from error
+
+
+class Supervised:
+    """A worker process that is started again, with growing pauses, until it is told to stop."""
+
+    def __init__(self, serving: Serving) -> None:
+        self.finishes = serving.finishes
+        self.command = [sys.executable, "-m", "filmlet", "worker", "--log", serving.log]
+        if serving.finishes:
+            self.command.append("--finish")
+        self.stopping = threading.Event()
+        self.process = self._start()
+        self.watch = threading.Thread(target=self._keep, name="supervisor", daemon=True)
+        self.watch.start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C is for the server, which tells the worker once.
+        return subprocess.Popen(self.command, start_new_session=True)
+
+    def _keep(self) -> None:
+        pause = 1.0
+        while True:
+            started = time.monotonic()
+            status = self.process.wait()
+            if self.stopping.is_set():
+                return
+            pause = 1.0 if time.monotonic() - started > CALM_S else min(30.0, pause * 2)
+            log.warning("the worker ended with status %d; again in %.0f s", status, pause)
+            if self.stopping.wait(pause):
+                return
+            self.process = self._start()
+
+    def stop(self) -> None:
+        """Tell the worker, and wait: for its clip, or until the job is back in the queue."""
+        self.stopping.set()
+        self.process.terminate()
+        try:
+            self.process.wait(None if self.finishes else REQUEUE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.watch.join(1)

@@ -1,0 +1,107 @@
+"""Whole servers for the tests: `filmlet serve` in a process of its own."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from filmlet.settings import Settings
+from tests.queues import ROOT, environment
+
+SMALL = {"prompt": "a red ball", "size": "64x64", "frames": 9, "steps": 2, "seed": 3}
+LONG = {"prompt": "a red ball", "size": "256x256", "frames": 97}
+
+
+@dataclass
+class Running:
+    """A server, what it has said so far, and a client of it."""
+
+    process: subprocess.Popen[str]
+    url: str = ""
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=60)
+
+    def wait_ready(self, seconds: float = 90) -> None:
+        until(lambda: self.client.get("/ready").status_code == 200, seconds)
+
+    def job(self, **fields: object) -> str:
+        """Create a clip and return its id."""
+        answer = self.client.post("/v1/videos", json=SMALL | fields)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def wait_over(self, job: str, seconds: float = 90) -> dict[str, object]:
+        until(lambda: self.video(job)["status"] in ("completed", "failed"), seconds)
+        return self.video(job)
+
+    def video(self, job: str) -> dict[str, object]:
+        return dict(self.client.get(f"/v1/videos/{job}").json())
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.05)
+
+
+Serve = Callable[..., Running]
+
+
+def serving() -> Iterator[Serve]:
+    """Starts servers, which end with the fixture."""
+    servers: list[Running] = []
+
+    def run(settings: Settings, *arguments: str, **extra: str) -> Running:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "filmlet", "serve", "--port", "0", *arguments],
+            cwd=ROOT, env=environment(settings) | extra, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        server = Running(process)
+        servers.append(server)
+        threading.Thread(target=_listen, args=(server,), daemon=True).start()
+        until(lambda: bool(server.url) or process.poll() is not None)
+        assert server.url, server.said
+        return server
+
+    yield run
+    for server in servers:
+        server.process.terminate()
+        try:
+            server.process.wait(30)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+
+
+def _listen(server: Running) -> None:
+    assert server.process.stderr
+    for line in server.process.stderr:
+        server.said.append(line)
+        if found := re.search(r"listens on (http://\S+?)[\"\s]", line):
+            server.url = found[1]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    yield from serving()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server with a worker, for every test that only asks."""
+    starts = serving()
+    home: Path = tmp_path_factory.mktemp("server")
+    server = next(starts)(Settings(home=home, worker="shared", max_per_minute=10_000))
+    server.wait_ready()
+    yield server
+    next(starts, None)

@@ -1,0 +1,451 @@
+"""The HTTP API beyond OpenAI's shape: events, streaming, uploads, keys, limits, operations."""
+
+import asyncio
+import hashlib
+import io
+import json
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from filmlet.api import create
+from filmlet.api.following import Hub
+from filmlet.jobs import Job, Keys, Limits, Queue
+from filmlet.jobs.database import Database
+from filmlet.request import clip_request
+from filmlet.settings import Settings
+from tests.queues import environment
+from tests.servers import LONG, SMALL, Running, Serve, until
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", worker="own", max_per_minute=10_000)
+
+
+@pytest.fixture
+def client(home: Settings) -> Iterator[TestClient]:
+    """The app without a worker."""
+    with TestClient(create(home), raise_server_exceptions=False) as client:
+        yield client
+
+
+def refusal(answer: httpx2.Response) -> dict[str, str]:
+    assert set(answer.json()) == {"error"}
+    return dict(answer.json()["error"])
+
+
+def events(server: Running, job: str, **headers: str) -> Iterator[dict[str, str]]:
+    """Server-sent events of a job, as they come."""
+    with server.client.stream("GET", f"/v1/videos/{job}/events", headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        event: dict[str, str] = {}
+        for line in answer.iter_lines():
+            name, _, value = line.partition(": ")
+            if name:
+                event[name] = value
+            elif event:
+                yield event
+                event = {}
+
+
+def test_the_web_process_imports_no_torch() -> None:
+    code = (
+        "import sys, filmlet.server; print({'torch', 'diffusers', 'transformers'} & {*sys.modules})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_events_tell_steps_previews_and_the_end(shared_server: Running) -> None:
+    job = shared_server.job(**LONG)
+    told = list(events(shared_server, job))
+    kinds = [event["event"] for event in told]
+    assert kinds[-1] == "done"
+    assert {"progress", "preview", "done"} <= set(kinds)
+    steps = [json.loads(e["data"]) for e in told]
+    progress = [video["progress"] for video in steps]
+    assert progress == sorted(progress)
+    assert len(set(progress)) > 4
+    assert steps[-1]["status"] == "completed"
+    shown = next(video["preview_url"] for video in steps if video["preview_url"])
+    assert shown == f"/v1/videos/{job}/preview"
+    picture = shared_server.client.get(shown)
+    assert picture.content[:4] == b"\x89PNG"
+
+
+def test_who_comes_back_to_the_events_hears_only_what_is_new(shared_server: Running) -> None:
+    job = shared_server.job(**LONG)
+    stream = events(shared_server, job)
+    first = next(stream)
+    stream.close()
+    again = list(events(shared_server, job, **{"Last-Event-ID": first["id"]}))
+    assert first["id"] not in [event["id"] for event in again]
+    assert again[-1]["event"] == "done"
+
+
+class Counting(Queue):
+    """A queue that counts how often it is asked."""
+
+    asked = 0
+
+    def get(self, job: str, owner: str | None = None) -> Job:
+        self.asked += 1
+        return super().get(job, owner)
+
+
+def test_a_hundred_readers_of_one_job_cost_one_poll(home: Settings) -> None:
+    queue = Counting(home)
+    job = queue.submit(clip_request("a ball"))
+
+    async def read(hub: Hub) -> int:
+        seen = 0
+        async for _ in hub.follow(job):
+            seen += 1
+        return seen
+
+    async def together() -> list[int]:
+        hub = Hub(queue)
+        readers = [asyncio.create_task(read(hub)) for _ in range(100)]
+        await asyncio.sleep(1.0)
+        await asyncio.to_thread(queue.cancel, job.id)
+        seen = await asyncio.gather(*readers)
+        assert not hub.watches
+        return seen
+
+    queue.asked = 0
+    seen = asyncio.run(together())
+    queue.close()
+    assert seen == [2] * 100  # queued, cancelled
+    assert queue.asked < 12  # five a second, however many read
+
+
+def test_a_running_clip_streams_as_a_playable_mp4_while_it_grows(shared_server: Running) -> None:
+    job = shared_server.job(**LONG)
+    came: list[float] = []
+    data = b""
+    path = f"/v1/videos/{job}/content"
+    with shared_server.client.stream("GET", path, params={"stream": "true"}) as answer:
+        for piece in answer.iter_bytes():
+            came.append(time.monotonic())
+            data += piece
+            if len(came) == 1:
+                assert shared_server.video(job)["status"] == "in_progress"
+    with av.open(io.BytesIO(data)) as movie:
+        assert sum(1 for _ in movie.decode(video=0)) == 97
+    assert len(came) > 2
+
+
+def test_a_reader_that_goes_away_costs_nothing(shared_server: Running) -> None:
+    job = shared_server.job(**LONG)
+    path = f"/v1/videos/{job}/content"
+    with shared_server.client.stream("GET", path, params={"stream": "true"}) as answer:
+        next(answer.iter_bytes())
+    assert shared_server.wait_over(job)["status"] == "completed"
+
+
+def test_without_a_worker_the_server_is_alive_but_not_ready(client: TestClient) -> None:
+    assert client.get("/health").json()["status"] == "ok"
+    assert client.get("/ready").status_code == 503
+    client.post("/v1/videos", json=SMALL)
+    video = client.get("/v1/videos").json()["data"][0]
+    assert (video["status"], video["position"]) == ("queued", 1)
+    assert video["eta"]["low"] < video["eta"]["seconds"] < video["eta"]["high"]
+
+
+def test_metrics_count_what_happened(shared_server: Running) -> None:
+    def figures() -> dict[str, float]:
+        lines = shared_server.client.get("/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line.startswith(("filmlet", "process")))
+        return {name: float(value) for name, value in pairs}
+
+    before = figures()
+    shared_server.wait_over(shared_server.job())
+    after = figures()
+    done = 'filmlet_jobs_total{status="completed"}'
+    assert after[done] == before.get(done, 0) + 1
+    decode = 'filmlet_stage_seconds_total{stage="decode"}'
+    assert after[decode] > before.get(decode, 0)
+    assert after["filmlet_workers"] == 1
+    assert after["process_resident_memory_bytes"] > 1e6
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "a\0b"}, "prompt"),
+        ({"prompt": "x" * 40_000}, "prompt"),
+        ({"prompt": "a", "size": "10x"}, "size"),
+        ({"prompt": "a", "size": "100000x64"}, "size"),
+        ({"prompt": "a", "seconds": "soon"}, "seconds"),
+        ({"prompt": "a", "seconds": "NaN"}, "seconds"),
+        ({"prompt": "a", "seconds": "4", "frames": 9}, "frames"),
+        ({"prompt": "a", "steps": 1.5}, "steps"),
+        ({"prompt": "a", "seed": -1}, "seed"),
+        ({"prompt": "a", "model": "../../etc"}, "model"),
+        ({"prompt": "a", "draft": True}, "draft"),
+        ({"prompt": "a", "colour": "red"}, "colour"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({}, "prompt"),
+    ],
+)
+def test_a_bad_field_is_named(client: TestClient, fields: dict[str, object], param: str) -> None:
+    answer = client.post("/v1/videos", json=fields)
+    assert answer.status_code == 400, answer.text
+    assert refusal(answer)["param"] == param
+    assert client.get("/v1/videos").json()["data"] == []
+
+
+def test_a_folder_of_the_machine_is_no_model_for_a_client(client: TestClient, tiny: Path) -> None:
+    answer = client.post("/v1/videos", json=SMALL | {"model": str(tiny)})
+    assert refusal(answer)["code"] == "unknown_model"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff\xfe"])
+def test_a_body_that_is_no_object_is_refused(client: TestClient, body: bytes) -> None:
+    answer = client.post("/v1/videos", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert refusal(answer)["type"] == "invalid_request_error"
+
+
+def picture(form: str = "PNG", size: tuple[int, int] = (64, 64)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 40)).save(file, form)
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A small PNG that says it is 60000 x 60000 pixels."""
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (picture(), "not_offered"),  # whole, and pocket cannot start from it
+        (picture("JPEG"), "not_offered"),
+        (picture()[:-30], "invalid_input_reference"),
+        (picture("GIF"), "invalid_input_reference"),
+        (bomb(), "invalid_input_reference"),
+        (b"<svg onload=alert(1)>", "invalid_input_reference"),
+        (b"", "invalid_input_reference"),
+        (b"\x00" * 1000, "invalid_input_reference"),
+    ],
+)
+def test_pictures_are_checked_by_their_content(client: TestClient, data: bytes, code: str) -> None:
+    files = {"input_reference": ("../../x.png", data, "image/png")}
+    answer = client.post("/v1/videos", data={"prompt": "a"}, files=files)
+    assert answer.status_code == 400
+    assert refusal(answer)["code"] == code
+
+
+def test_videos_are_checked_by_their_content(client: TestClient, pocket_clip, tmp_path) -> None:
+    pocket_clip.save(tmp_path / "clip.mp4")
+    whole = (tmp_path / "clip.mp4").read_bytes()
+    for path in ("edits", "extensions"):
+        for data, code in (
+            (whole, "not_offered"),
+            (whole[:900], "invalid_video"),
+            (b"x" * 99, "invalid_video"),
+        ):
+            answer = client.post(
+                f"/v1/videos/{path}", data={"prompt": "a"}, files={"video": ("a.mp4", data)}
+            )
+            assert answer.status_code == 400
+            assert refusal(answer)["code"] == code
+
+
+def test_a_body_over_the_limit_is_refused_while_it_comes(shared_server: Running) -> None:
+    import psutil
+
+    process = psutil.Process(shared_server.process.pid)
+    before = process.memory_info().rss
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(300):
+            yield bytes(2**20)
+
+    for _ in range(2):
+        try:
+            answer = shared_server.client.post("/v1/videos", content=endless())
+            assert answer.status_code == 413
+        except httpx2.HTTPError:
+            pass  # the server hung up first, as it may
+    assert process.memory_info().rss - before < 250e6
+    assert shared_server.client.get("/health").status_code == 200
+
+
+def test_pages_of_other_sites_are_refused(client: TestClient, serve: Serve, home: Settings) -> None:
+    answer = client.post("/v1/videos", json=SMALL, headers={"origin": "http://evil.example"})
+    assert answer.status_code == 403
+    same = client.post("/v1/videos", json=SMALL, headers={"origin": "http://testserver"})
+    assert same.status_code == 200
+    server = serve(home, "--no-worker")
+    assert server.client.get("/health").status_code == 200
+    elsewhere = server.client.get("/health", headers={"host": "evil.example"})
+    assert elsewhere.status_code == 400
+
+
+def test_jobs_belong_to_their_key(home: Settings) -> None:
+    database = Database(home)
+    keys = Keys(database, home)
+    ann, bob, root = keys.add("ann"), keys.add("bob"), keys.add("root", admin=True)
+    assert ann.secret not in str(database.url)
+    with database.reading() as t:
+        stored = t.rows("select hash from filmlet_key where name = 'ann'")[0]["hash"]
+    assert stored == hashlib.sha256(ann.secret.encode()).hexdigest()
+    with TestClient(create(home)) as client:
+
+        def ask(method: str, path: str, secret: str | None, **rest: object) -> httpx2.Response:
+            headers = {"authorization": f"Bearer {secret}"} if secret else {}
+            return client.request(method, f"/v1/videos{path}", headers=headers, **rest)
+
+        for wrong in (None, "sk-wrong", ann.secret[:-1]):
+            answer = ask("GET", "", wrong)
+            assert answer.status_code == 401
+            assert refusal(answer)["type"] == "authentication_error"
+        job = ask("POST", "", ann.secret, json=SMALL).json()["id"]
+        for method, path in (
+            ("GET", ""), ("GET", "/content"), ("GET", "/events"), ("GET", "/preview"),
+            ("DELETE", ""), ("POST", "/refine"),
+        ):  # fmt: skip
+            assert ask(method, f"/{job}{path}", bob.secret).status_code == 404
+        remix = ask("POST", f"/{job}/remix", bob.secret, json={"prompt": "b"})
+        assert remix.status_code == 404
+        assert ask("GET", "", bob.secret).json()["data"] == []
+        assert ask("GET", f"?after={job}", bob.secret).status_code == 404
+        assert [v["id"] for v in ask("GET", "", root.secret).json()["data"]] == [job]
+        assert ask("GET", f"/{job}", ann.secret).status_code == 200
+        keys.remove("ann")
+        until(lambda: ask("GET", f"/{job}", ann.secret).status_code == 401, 5)
+    database.close()
+
+
+def test_limits_of_a_key_answer_429_and_say_when_to_come_back(home: Settings) -> None:
+    database = Database(home)
+    keys = Keys(database, home)
+    granted = {
+        "active": keys.add("active", limits=Limits(1, 100, 0)),
+        "minute": keys.add("minute", limits=Limits(100, 2, 0)),
+        "day": keys.add("day", limits=Limits(100, 100, 1.0)),
+    }
+    with TestClient(create(home)) as client:
+
+        def ask(name: str) -> httpx2.Response:
+            headers = {"authorization": f"Bearer {granted[name].secret}"}
+            answer: httpx2.Response = client.post("/v1/videos", json=SMALL, headers=headers)
+            return answer
+
+        for name, allowed in (("active", 1), ("minute", 2), ("day", 2)):
+            for _ in range(allowed):
+                assert ask(name).status_code == 200
+            answer = ask(name)
+            assert answer.status_code == 429, name
+            assert int(answer.headers["retry-after"]) >= 1
+            assert refusal(answer)["type"] == "rate_limit_error"
+    database.close()
+
+
+def test_a_server_that_others_can_reach_wants_keys(home: Settings) -> None:
+    def start(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "filmlet", "serve", "--host", "0.0.0.0", "--port", "0", *more],
+            env=environment(home), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    refused = start("--no-worker")
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith("[needs_key]")
+    run = [sys.executable, "-m", "filmlet", "keys", "add", "ann", "--json"]
+    added = subprocess.run(run, env=environment(home), capture_output=True, text=True, check=True)
+    assert json.loads(added.stdout)["secret"].startswith("sk-")
+    with pytest.raises(subprocess.TimeoutExpired):  # it serves now
+        subprocess.run(
+            [sys.executable, "-m", "filmlet", "serve", "--host", "0.0.0.0", "--port", "0",
+             "--no-worker"],
+            env=environment(home), capture_output=True, timeout=6, check=False,
+        )  # fmt: skip
+
+
+def test_a_server_killed_under_load_loses_no_job(serve: Serve, home: Settings) -> None:
+    first = serve(home)
+    first.wait_ready()
+    made: list[str] = []
+    stop = threading.Event()
+
+    def submit() -> None:
+        while not stop.is_set():
+            try:
+                made.append(first.job())
+            except (httpx2.HTTPError, AssertionError):
+                return
+
+    threads = [threading.Thread(target=submit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(made) > 12)
+    first.process.kill()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    second = serve(home)
+    until(lambda: all(second.video(job)["status"] == "completed" for job in made), 120)
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_stopped_server_finishes_its_clip_or_puts_it_back(
+    serve: Serve, home: Settings, finish: bool
+) -> None:
+    server = serve(home, *(["--finish"] if finish else []))
+    server.wait_ready()
+    job = server.job(**LONG)
+    until(lambda: server.video(job)["status"] == "in_progress")
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+    queue = Queue(home)
+    left = queue.get(job)
+    queue.close()
+    assert left.status == ("completed" if finish else "running")
+    if not finish:
+        assert left.attempt == 0  # it does not count
+        again = serve(home)
+        assert again.wait_over(job)["status"] == "completed"
+
+
+def test_the_log_is_json_with_the_jobs_id_where_that_is_asked(serve: Serve, home: Settings) -> None:
+    server = serve(home, "--log", "json")
+    server.wait_ready()
+    job = server.job()
+    server.wait_over(job)
+    until(lambda: any(json.loads(line).get("job") == job for line in server.said))
+    assert all({"time", "level", "message"} <= set(json.loads(line)) for line in server.said)
+
+
+def test_a_worker_that_dies_is_started_again(serve: Serve, home: Settings) -> None:
+    import psutil
+
+    server = serve(home)
+    server.wait_ready()
+    (worker,) = psutil.Process(server.process.pid).children()
+    job = server.job(**LONG)
+    until(lambda: server.video(job)["status"] == "in_progress")
+    worker.kill()
+    assert server.wait_over(job, 120)["status"] == "completed"
