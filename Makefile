@@ -6,10 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PROMPT # by the environment, so that quotes in it are safe
 
-.PHONY: run test lint bench recipe clean
+.PHONY: run serve test lint bench recipe clean
 
 run: $(READY)
 	@$(BIN)/filmlet generate "$$PROMPT"
+
+serve: $(READY)
+	@$(BIN)/filmlet serve
 
 test: $(READY)
 	@$(BIN)/python -m ruff check .

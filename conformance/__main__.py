@@ -5,6 +5,7 @@ Needs `pip install openai`; the JavaScript client as well with `--javascript` an
 
 import argparse
 import sys
+import warnings
 
 from conformance.checks import CHECKS, Server
 from conformance.javascript import javascript
@@ -19,6 +20,7 @@ def main() -> int:
     options.add_argument("--seconds", default="1", help="a length the model can make")
     options.add_argument("--javascript", action="store_true", help="ask the JavaScript client too")
     chosen = options.parse_args()
+    warnings.filterwarnings("ignore", "The Sora API", DeprecationWarning)
     server = Server(chosen.url, chosen.key, chosen.model, chosen.size, chosen.seconds)
     broken = 0
     for check in [*CHECKS, *([javascript] if chosen.javascript else [])]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import httpx2
@@ -26,10 +27,25 @@ class Running:
     process: subprocess.Popen[str]
     url: str = ""
     said: list[str] = field(default_factory=list)
+    listener: threading.Thread | None = None
 
-    @property
+    @cached_property
     def client(self) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, timeout=60)
+
+    def close(self) -> None:
+        """End it politely, or else."""
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.client.close()
+        if self.listener:
+            self.listener.join()
+        assert self.process.stderr
+        self.process.stderr.close()
 
     def wait_ready(self, seconds: float = 90) -> None:
         until(lambda: self.client.get("/ready").status_code == 200, seconds)
@@ -69,18 +85,15 @@ def serving() -> Iterator[Serve]:
         )  # fmt: skip
         server = Running(process)
         servers.append(server)
-        threading.Thread(target=_listen, args=(server,), daemon=True).start()
+        server.listener = threading.Thread(target=_listen, args=(server,), daemon=True)
+        server.listener.start()
         until(lambda: bool(server.url) or process.poll() is not None)
         assert server.url, server.said
         return server
 
     yield run
     for server in servers:
-        server.process.terminate()
-        try:
-            server.process.wait(30)
-        except subprocess.TimeoutExpired:
-            server.process.kill()
+        server.close()
 
 
 def _listen(server: Running) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -162,6 +163,19 @@ def test_without_a_worker_the_server_is_alive_but_not_ready(client: TestClient) 
     video = client.get("/v1/videos").json()["data"][0]
     assert (video["status"], video["position"]) == ("queued", 1)
     assert video["eta"]["low"] < video["eta"]["seconds"] < video["eta"]["high"]
+
+
+def test_the_description_has_examples_and_its_page_asks_no_outside_host(
+    client: TestClient,
+) -> None:
+    described = client.get("/openapi.json").json()
+    body = described["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
+    assert body["application/json"]["schema"]["examples"]
+    page = client.get("/docs").text
+    assert "swagger" in page
+    assert "https://" not in page
+    for asset in re.findall(r'(?:src|href)="(/[^"]+)"', page):
+        assert client.get(asset).status_code == 200, asset
 
 
 def test_metrics_count_what_happened(shared_server: Running) -> None:

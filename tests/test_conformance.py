@@ -1,15 +1,20 @@
 """The published conformance suite, with both official clients, against a live server."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from conformance.checks import CHECKS, Server
 from conformance.javascript import javascript
 from tests.servers import Running
 
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
-def asked(shared_server: Running) -> Server:
-    return Server(f"{shared_server.url}/v1", "none", "pocket", "64x64", "1")
+def asked(shared_server: Running) -> Iterator[Server]:
+    with Server(f"{shared_server.url}/v1", "none", "pocket", "64x64", "1") as server:
+        yield server
 
 
 @pytest.mark.parametrize("check", [*CHECKS, javascript], ids=lambda check: check.__name__)
@@ -36,8 +41,9 @@ def test_the_suite_notices_a_server_that_breaks_promises() -> None:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty) as liar:
         threading.Thread(target=liar.serve_forever, daemon=True).start()
-        asked = Server(f"http://127.0.0.1:{liar.server_port}/v1", "none", "pocket", "64x64", "1")
-        for check in CHECKS:
-            with pytest.raises(Exception):  # noqa: B017, PT011
-                check(asked)
+        url = f"http://127.0.0.1:{liar.server_port}/v1"
+        with Server(url, "none", "pocket", "64x64", "1") as asked:
+            for check in CHECKS:
+                with pytest.raises(Exception):  # noqa: B017, PT011
+                    check(asked)
         liar.shutdown()

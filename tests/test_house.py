@@ -7,17 +7,20 @@ import sys
 from pathlib import Path
 
 import filmlet
+from tests.servers import Running
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "filmlet"
 # Lowest first; rooms on one floor do not know each other. ARCHITECTURE.md shows the same list.
 FLOORS = (
-    ("errors", "events", "settings", "request", "card"),
+    ("errors", "events", "settings", "request", "card", "logs"),
     ("models", "media", "engine"),
     ("plan",),
     ("stages",),
     ("jobs", "clip", "bar"),
-    ("cli_jobs",),
+    ("api",),
+    ("server",),
+    ("cli_jobs", "cli_serve"),
     ("cli",),
     ("__main__",),
 )
@@ -33,6 +36,13 @@ LIVES_IN = {
     "dbos": "jobs",
     "sqlalchemy": "jobs",
     "fsspec": "jobs",
+    "httpx2": "jobs",
+    "fastapi": "api",
+    "fastapi_offline": "api",
+    "starlette": "api",
+    "pydantic": "api",
+    "prometheus_client": "api",
+    "uvicorn": "server",
 }
 ALSO = {("stages", "torch")}  # compares a dtype
 
@@ -148,17 +158,19 @@ def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
     assert len(asked) >= 3
     for line in asked:
         options = parser().parse_args(shlex.split(line, comments=True)[1:])
-        assert options.command in ("generate", "submit", "jobs", "worker")
+        assert options.command in ("generate", "submit", "jobs", "worker", "serve", "keys")
 
 
-def test_the_readmes_python_runs(tmp_path: Path) -> None:
+def test_the_readmes_python_runs(tmp_path: Path, shared_server: Running) -> None:
     code = "\n".join(commands("python"))
     assert "filmlet.generate" in code
+    assert "http://127.0.0.1:7860" in code
+    code = code.replace("http://127.0.0.1:7860", shared_server.url)
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert list(tmp_path.glob("*.mp4"))
+    assert {path.name for path in tmp_path.glob("*.mp4")} == {"square.mp4", "star.mp4"}
 
 
 def test_architecture_names_every_room() -> None:

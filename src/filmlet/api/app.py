@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,12 +32,13 @@ def create(settings: Settings, hosts: list[str] | None = None) -> FastAPI:
         yield
         queue.close()
 
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # its description's page asks no outside host
         title="filmlet",
         version=__version__,
         summary="Sentences into short videos: OpenAI's Videos API over a queue that survives.",
         lifespan=lifespan,
         max_body_size=BODY_BYTES,
+        redoc_url=None,
     )
     app.state.house = House(settings, queue, Keys(queue.database, settings), Hub(queue))
     app.include_router(videos.router)

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -65,16 +66,18 @@ async def create(
     request: Request, response: Response, shared: Shared, who: From, key: IdempotencyKey = None
 ) -> Video:
     """Put a clip into the queue; a form or JSON. One Idempotency-Key makes one clip."""
-    fields, files = await _body(request)
-    named = [name for name in fields if name.partition("[")[0] == "input_reference"]
-    reference = [fields.pop(name) for name in named]
-    upload = files.pop("input_reference", None)
-    asked = _valid(fields, files)
-    if upload or reference:
+    async with _body(request) as (fields, files):
+        named = [name for name in fields if name.partition("[")[0] == "input_reference"]
+        reference = [fields.pop(name) for name in named]
+        upload = files.pop("input_reference", None)
+        asked = _valid(fields, files)
         if upload:
             await run_in_threadpool(uploads.check, upload, "input_reference", video=False)
-        raise NotOffered(f"{asked.model} cannot start from a picture yet.", param="input_reference")
-    return await run_in_threadpool(_submit, shared, who, asked, key, response)
+        if upload or reference:
+            raise NotOffered(
+                f"{asked.model} cannot start from a picture yet.", param="input_reference"
+            )
+        return await run_in_threadpool(_submit, shared, who, asked, key, response)
 
 
 def _submit(
@@ -88,13 +91,15 @@ def _submit(
     return _shown(shared, job, response)
 
 
-async def _body(request: Request) -> tuple[dict[str, Any], dict[str, UploadFile]]:
-    """Fields and files of a form or a JSON body."""
+@asynccontextmanager
+async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[str, UploadFile]]]:
+    """Fields and files of a form or a JSON body; the files are gone afterwards."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        form = await request.form(max_files=2, max_fields=50, max_part_size=256 * 1024)
-        files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
-        return {k: v for k, v in form.items() if isinstance(v, str)}, files
+        async with request.form(max_files=2, max_fields=50, max_part_size=256 * 1024) as form:
+            files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
+            yield {k: v for k, v in form.items() if isinstance(v, str)}, files
+        return
     try:
         table = json.loads(await request.body())
     except (ValueError, RecursionError):
@@ -103,7 +108,7 @@ async def _body(request: Request) -> tuple[dict[str, Any], dict[str, UploadFile]
         ) from None
     if not isinstance(table, dict):
         raise InvalidRequest("The body must be a JSON object.", param="body")
-    return table, {}
+    yield table, {}
 
 
 def _valid(fields: dict[str, Any], files: dict[str, UploadFile]) -> VideoCreate:
@@ -145,12 +150,12 @@ def page(
 async def change(request: Request, who: From) -> Video:
     """Change or lengthen a video. No model here can: the video is checked, and this is said."""
     del who
-    fields, files = await _body(request)
     name = "name" if request.url.path.endswith("/characters") else "prompt"
-    if not str(fields.get(name, "")).strip():
-        raise InvalidRequest(f"{name} is empty.", param=name)
-    if upload := files.get("video"):
-        await run_in_threadpool(uploads.check, upload, "video", video=True)
+    async with _body(request) as (fields, files):
+        if not str(fields.get(name, "")).strip():
+            raise InvalidRequest(f"{name} is empty.", param=name)
+        if upload := files.get("video"):
+            await run_in_threadpool(uploads.check, upload, "video", video=True)
     raise NotOffered("No model of this server can work on a video yet.", param="video")
 
 

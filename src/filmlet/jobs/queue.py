@@ -27,6 +27,7 @@ APPLICATION_VERSION = "1"  # of the workflow's arguments; a job waits for a work
 RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 CLASS_RANK = 100_000  # more than one user can have active
 FOLLOW_EVERY_S = 0.15
+OUTLOOK_S = 0.25
 OVER = tuple(status.value for status in Status if status.is_over)
 SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over
     Stage.LOAD: 0.05,
@@ -61,6 +62,7 @@ class Queue:
         self.settings = settings
         self.database = Database(settings)
         self.storage = Storage(settings)
+        self._seen: tuple[float, Outlook | None] = (0.0, None)
 
     def submit(self, request: ClipRequest, asking: Asking = Asking()) -> Job:
         """Put a clip into the queue: row and workflow in one transaction.
@@ -254,8 +256,18 @@ class Queue:
         )
 
     def _jobs(self, t: Transaction, rows: Sequence[Row]) -> list[Job]:
-        outlook = Outlook(t) if any(row["status"] not in OVER for row in rows) else None
+        waiting = {row["id"] for row in rows if row["status"] not in OVER}
+        outlook = self._outlook(t, waiting) if waiting else None
         return [_job(row, outlook) for row in rows]
+
+    def _outlook(self, t: Transaction, jobs: set[str]) -> Outlook:
+        """What lies ahead, as it was a moment ago: hundreds may ask within that."""
+        at, outlook = self._seen
+        now = time.monotonic()
+        if outlook is None or now - at > OUTLOOK_S or not jobs <= outlook.etas.keys():
+            outlook = Outlook(t)
+            self._seen = now, outlook
+        return outlook
 
     def close(self) -> None:
         """Let go of the database."""
@@ -301,7 +313,7 @@ def _job(row: Row, outlook: Outlook | None) -> Job:
         total=row["total"],
         progress=_progress(status, stage, row["done"] / max(1, row["total"])),
         preview=row["preview"],
-        position=outlook.positions.get(row["id"]) if outlook and is_open else None,
+        position=outlook.positions.get(row["id"]) if outlook and status == Status.QUEUED else None,
         eta=outlook.etas.get(row["id"]) if outlook and is_open else None,
         failure=failure,
         stages=tuple(

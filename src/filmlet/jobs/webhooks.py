@@ -131,15 +131,15 @@ def _hook(t: Transaction, settings: Settings, job: str) -> Hook | None:
 
 
 def _enqueue(t: Transaction, database: Database, job: str, attempt: int) -> None:
-    pause = PAUSES_S[attempt - 1] if attempt else 0.0
+    pause = {"delay_seconds": PAUSES_S[attempt - 1]} if attempt else {}
     database.client.enqueue_in_transaction(
         t.connection,
         {
             "queue_name": QUEUE,
             "workflow_name": WORKFLOW,
             "app_version": APPLICATION_VERSION,
-            "delay_seconds": pause,
             "serialization_type": WorkflowSerializationFormat.PORTABLE,
+            **pause,  # type: ignore[typeddict-item]
         },
         job,
         attempt,

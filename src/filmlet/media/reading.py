@@ -43,7 +43,7 @@ def check_video(file: BinaryIO) -> float:
     if start[4:8] != b"ftyp" and start[:4] != b"\x1aE\xdf\xa3":
         raise Refused("this is neither an MP4 nor a WebM video.")
     try:
-        with av.open(file) as container:
+        with av.open(file, mode="r") as container:
             if not container.streams.video:
                 raise Refused("there is no picture in this video.")
             stream = container.streams.video[0]

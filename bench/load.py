@@ -1,0 +1,154 @@
+"""The server under load on loopback: `python -m bench.load` writes LOAD.md.
+
+Clients create, poll and list for a minute while one long clip is made; half of them ask when the
+server says, half every second. The clients compute on the same machine as server and worker.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+
+import httpx2
+
+from bench.__main__ import processor
+
+LONG = {"prompt": "a red circle moving left on white", "size": "384x256", "frames": 257, "seed": 1}
+SMALL = {"prompt": "a ball", "size": "64x64", "frames": 1, "steps": 1, "priority": "low"}
+
+
+@dataclass
+class Seen:
+    """Milliseconds of each kind of request, and what went wrong."""
+
+    poll: list[float] = field(default_factory=list)
+    page: list[float] = field(default_factory=list)
+    create: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def server(home: Path) -> Iterator[str]:
+    """A server with its worker; yields its address."""
+    told = {"FILMLET_HOME": str(home), "FILMLET_MAX_ACTIVE": "1000"}
+    told |= {"FILMLET_MAX_PER_MINUTE": "100000"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "filmlet", "serve", "--port", "0"],
+        env=os.environ | told, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr
+        line = next(line for line in process.stderr if "listens on" in line)
+        address = re.search(r"http://\S+", line)
+        assert address
+        try:
+            while httpx2.get(f"{address[0]}/ready").status_code != 200:
+                time.sleep(0.2)
+            yield address[0]
+        finally:
+            process.terminate()
+            process.stderr.read()
+
+
+def long_clip(client: httpx2.Client) -> str:
+    answer = client.post("/v1/videos", json=LONG | {"priority": "high"}).raise_for_status()
+    return str(answer.json()["id"])
+
+
+def wait(client: httpx2.Client, job: str) -> float:
+    """Seconds of work that the job took, without waiting."""
+    while True:
+        video = client.get(f"/v1/videos/{job}").json()
+        if video["status"] == "completed":
+            return sum(stage["seconds"] for stage in video["stages"] if stage["stage"] != "load")
+        assert video["status"] != "failed", video
+        time.sleep(0.5)
+
+
+async def visit(client: httpx2.AsyncClient, number: int, until: float, seen: Seen) -> None:
+    """One client: creates a clip, polls it, looks at the list now and then."""
+    await asyncio.sleep(number / 100)
+    try:
+        job = (await timed(client.post("/v1/videos", json=SMALL), seen.create)).json()["id"]
+        asked = 0
+        while time.monotonic() < until:
+            answer = await timed(client.get(f"/v1/videos/{job}"), seen.poll)
+            asked += 1
+            if asked % 5 == 0:
+                await timed(client.get("/v1/videos", params={"limit": 20}), seen.page)
+            told = float(answer.headers.get("openai-poll-after-ms", 1000)) / 1000
+            await asyncio.sleep(told if number % 2 else 1.0)
+    except (httpx2.HTTPError, KeyError) as error:
+        seen.errors.append(repr(error))
+
+
+async def timed(asking: object, times: list[float]) -> httpx2.Response:
+    began = time.perf_counter()
+    answer: httpx2.Response = await asking  # type: ignore[misc]
+    times.append(1000 * (time.perf_counter() - began))
+    return answer.raise_for_status()
+
+
+async def crowd(url: str, count: int, seconds: float) -> Seen:
+    seen = Seen()
+    limits = httpx2.Limits(max_connections=count)
+    async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(visit(client, i, until, seen) for i in range(count)))
+    return seen
+
+
+def line(name: str, times: list[float]) -> str:
+    cuts = quantiles(times, n=100)
+    return f"| {name} | {len(times)} | {cuts[49]:.0f} ms | {cuts[94]:.0f} ms | {cuts[98]:.0f} ms |"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="bench.load", description=__doc__)
+    options.add_argument("--clients", type=int, default=200)
+    options.add_argument("--seconds", type=float, default=60)
+    options.add_argument("--to", type=Path, default=Path(__file__).parent / "LOAD.md")
+    chosen = options.parse_args()
+    with (
+        TemporaryDirectory() as folder,
+        server(Path(folder)) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+    ):
+        wait(client, long_clip(client))  # loads the model
+        alone = wait(client, long_clip(client))
+        job = long_clip(client)
+        seen = asyncio.run(crowd(url, chosen.clients, chosen.seconds))
+        busy = wait(client, job)
+    kinds = (("poll", seen.poll), ("list of 20", seen.page), ("create", seen.create))
+    text = f"""# The server under load
+
+{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} x {processor()}, Python {platform.python_version()},
+SQLite, one worker, pocket: `python -m bench.load`.
+
+{chosen.clients} clients create, poll and list for {chosen.seconds:.0f} s while a clip of 257 frames
+at 384x256 is made; half of them poll when told, half every second. Clients, server and worker
+share the machine.
+
+| | requests | median | 95 % | 99 % |
+|---|---|---|---|---|
+{chr(10).join(line(*kind) for kind in kinds)}
+
+Errors: {len(seen.errors)}. The clip took {alone:.1f} s alone and {busy:.1f} s under load:
+{busy / alone:.2f}x.
+"""
+    chosen.to.write_text(text)
+    print(text, *seen.errors[:3])
+
+
+if __name__ == "__main__":
+    main()
