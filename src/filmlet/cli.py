@@ -75,11 +75,18 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("id", nargs="?", help="the job's id")
     look.add_argument("--limit", type=int, default=50, help="how many to list (default: 50)")
     look.add_argument("--json", action="store_true", help="print JSON")
+    _server_commands(commands)
+    return top
+
+
+def _server_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """What a machine that makes clips for others runs."""
     work = commands.add_parser("worker", help="run jobs until told to stop")
     work.add_argument("--quiet", action="store_true", help="log warnings only")
     work.add_argument(
         "--finish", action="store_true", help="when told to stop, finish the job in hand"
     )
+    work.add_argument("--supervised", action="store_true", help="stop when stdin closes")
     _log_option(work)
     web = commands.add_parser("serve", help="serve the API and make clips, on this machine")
     web.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -99,7 +106,6 @@ def parser() -> argparse.ArgumentParser:
     keys.add_argument("--seconds-per-day", type=float, metavar="S", help="of video, 0: any")
     keys.add_argument("--webhook", metavar="URL", help="is told when a job is over")
     keys.add_argument("--json", action="store_true", help="print JSON")
-    return top
 
 
 def _log_option(command: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ def worker(options: argparse.Namespace) -> int:
     from filmlet.jobs.worker import run
 
     logs.begin(options.log, quiet=options.quiet)
-    return run(Settings.from_environment(), finishes=options.finish)
+    return run(Settings.from_environment(), finishes=options.finish, supervised=options.supervised)
 
 
 def _list(queue: Queue, options: argparse.Namespace) -> None:

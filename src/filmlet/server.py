@@ -99,7 +99,8 @@ class Supervised:
 
     def __init__(self, serving: Serving) -> None:
         self.finishes = serving.finishes
-        self.command = [sys.executable, "-m", "filmlet", "worker", "--log", serving.log]
+        self.command = [sys.executable, "-m", "filmlet", "worker", "--supervised"]
+        self.command += ["--log", serving.log]
         if serving.finishes:
             self.command.append("--finish")
         self.stopping = threading.Event()
@@ -108,14 +109,17 @@ class Supervised:
         self.watch.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C is for the server, which tells the worker once.
-        return subprocess.Popen(self.command, start_new_session=True)
+        # A session of its own: Ctrl-C is for the server, which tells the worker once. Its stdin
+        # closes when this process is gone, however it went.
+        return subprocess.Popen(self.command, stdin=subprocess.PIPE, start_new_session=True)
 
     def _keep(self) -> None:
         pause = 1.0
         while True:
             started = time.monotonic()
             status = self.process.wait()
+            assert self.process.stdin
+            self.process.stdin.close()
             if self.stopping.is_set():
                 return
             pause = 1.0 if time.monotonic() - started > CALM_S else min(30.0, pause * 2)

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -300,12 +301,15 @@ class Worker:
                 held.give_back(t)
 
 
-def run(settings: Settings, *, finishes: bool = False) -> int:
+def run(settings: Settings, *, finishes: bool = False, supervised: bool = False) -> int:
     """Work until SIGINT or SIGTERM; the exit status: 0, or 3 where the lease was lost.
 
-    finishes: the first signal lets the job in hand end, the second does not.
+    finishes: the first signal lets the job in hand end, the second does not. supervised: stop as
+    well when stdin closes, for then whoever started this is gone.
     """
     worker = Worker(settings)
+    if supervised:
+        threading.Thread(target=_outlive_nobody, args=(worker,), daemon=True).start()
 
     def told(*_: object) -> None:
         is_second = worker.drain.is_set()
@@ -317,6 +321,11 @@ def run(settings: Settings, *, finishes: bool = False) -> int:
     logging.shutdown()
     # DBOS must not see the job in hand end: unfinished, it goes on in another process.
     os._exit(3 if worker.lost else 0)
+
+
+def _outlive_nobody(worker: Worker) -> None:
+    sys.stdin.buffer.read()
+    worker.stop.set()
 
 
 def _machine(home: Path) -> str:
