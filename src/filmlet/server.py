@@ -21,6 +21,7 @@ from filmlet.settings import Settings
 log = logging.getLogger("filmlet.server")
 
 LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+KEEP_S = 75  # longer than a client waits between two polls
 CLOSE_S = 5  # for answers that are still under way when the server stops
 REQUEUE_S = 15.0  # for a worker to put its job back
 CALM_S = 60.0  # a worker that lived so long starts anew at once
@@ -56,7 +57,7 @@ def serve(settings: Settings, serving: Serving) -> None:
         log.info("filmlet listens on http://%s:%s", host, port)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S,
-            server_header=False,
+            server_header=False, timeout_keep_alive=KEEP_S,
         )  # fmt: skip
         try:
             uvicorn.Server(config).run(sockets=[listener])
@@ -109,9 +110,9 @@ class Supervised:
         self.watch.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C is for the server, which tells the worker once. Its stdin
-        # closes when this process is gone, however it went.
-        return subprocess.Popen(self.command, stdin=subprocess.PIPE, start_new_session=True)
+        # A process group of its own: Ctrl-C is for the server, which tells the worker once. Its
+        # stdin closes when this process is gone, however it went.
+        return subprocess.Popen(self.command, stdin=subprocess.PIPE, process_group=0)
 
     def _keep(self) -> None:
         pause = 1.0

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers
@@ -18,6 +19,8 @@ from filmlet.api.words import Refusal
 from filmlet.jobs import Keys, Queue
 from filmlet.settings import Settings
 
+THREADS = 8  # at the database at once: more of them only wait for each other
+
 
 def create(settings: Settings, hosts: list[str] | None = None) -> FastAPI:
     """The app over the settings' database and storage. Raises DatabaseUnusable, StorageUnusable.
@@ -29,6 +32,7 @@ def create(settings: Settings, hosts: list[str] | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
         queue.close()
 

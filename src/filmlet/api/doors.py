@@ -1,12 +1,12 @@
 """Who comes in, and how a refusal sounds: keys and OpenAI's error envelope."""
 
-import hmac
 import logging
 import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -53,26 +53,27 @@ class House:
     known: dict[str, tuple[float, Key | None]] = field(default_factory=dict)
     counted: tuple[float, bool] = (0.0, False)
 
-    def needs_key(self) -> bool:
-        """Whether any key was ever made here."""
+    async def needs_key(self) -> bool:
+        """Whether there is any key."""
         now = time.monotonic()
         if now - self.counted[0] > REMEMBER_S:
-            self.counted = now, bool(self.keys.all())
+            self.counted = now, bool(await run_in_threadpool(self.keys.all))
         return self.counted[1]
 
-    def key(self, secret: str) -> Key | None:
+    async def key(self, secret: str) -> Key | None:
         """Whose secret this is; asked of the database every two seconds at most."""
         now = time.monotonic()
         asked, key = self.known.get(secret, (-REMEMBER_S, None))
         if now - asked > REMEMBER_S:
-            key = self.keys.find(secret)
+            key = await run_in_threadpool(self.keys.find, secret)
             if len(self.known) > 1000:
                 self.known.clear()  # somebody is guessing
             self.known[secret] = now, key
         return key
 
 
-def house(request: Request) -> House:
+# The dependencies are coroutines: a plain function would cost each request a thread of its own.
+async def house(request: Request) -> House:
     """What the routes share, of this app."""
     shared: House = request.app.state.house
     return shared
@@ -90,12 +91,12 @@ class Caller:
         return Asking(self.owner, priority, key, self.limits, is_admin=self.sees is None)
 
 
-def caller(request: Request, shared: Annotated[House, Depends(house)]) -> Caller:
+async def caller(request: Request, shared: Annotated[House, Depends(house)]) -> Caller:
     """The owner of the key that was sent; without keys everybody is the one local user."""
-    if not shared.needs_key():
+    if not await shared.needs_key():
         return Caller("local", None, None)
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    key = shared.key(secret.strip()) if hmac.compare_digest(kind.lower(), "bearer") else None
+    key = await shared.key(secret.strip()) if kind.lower() == "bearer" else None
     if key is None:
         raise UnknownKey("This server needs a key: send Authorization: Bearer sk-...")
     return Caller(key.id, None if key.admin else key.id, key.limits)

@@ -1,5 +1,6 @@
 """/v1/videos: create, look, list, delete, download, remix, follow."""
 
+import asyncio
 import json
 import re
 import time
@@ -160,21 +161,21 @@ async def change(request: Request, who: From) -> Video:
 
 
 @router.get("/{id}", response_model=Video)
-def retrieve(job: Found, shared: Shared, response: Response) -> Video:
+async def retrieve(job: Found, shared: Shared, response: Response) -> Video:
     """One job; `openai-poll-after-ms` says when asking again is worth it."""
     return _shown(shared, job, response)
 
 
 @router.delete("/{id}", response_model=VideoDeleted)
-def delete(job: Found, shared: Shared) -> VideoDeleted:
+async def delete(job: Found, shared: Shared) -> VideoDeleted:
     """Cancel, wait until the worker is free, remove the job and its files."""
     queue, until = shared.queue, time.monotonic() + FREE_S
-    job = queue.cancel(job.id)
+    job = await run_in_threadpool(queue.cancel, job.id)
     while not job.status.is_over and time.monotonic() < until:
-        time.sleep(0.05)
-        job = queue.get(job.id)
+        await asyncio.sleep(0.1)
+        job = await run_in_threadpool(queue.get, job.id)
     if job.status.is_over:
-        queue.delete(job.id)
+        await run_in_threadpool(queue.delete, job.id)
     return VideoDeleted(id=job.id, deleted=job.status.is_over, worker_idle=job.status.is_over)
 
 

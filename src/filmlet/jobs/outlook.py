@@ -12,12 +12,16 @@ from filmlet.jobs.job import Estimate, Status
 TAKE = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
 
 
+Fitted = dict[tuple[str, str], tuple[float, CostModel]]  # by model and device: newest sample, fit
+
+
 class Outlook:
     """positions, etas: of every unfinished job by its id, as one transaction sees them."""
 
-    def __init__(self, t: Transaction) -> None:
+    def __init__(self, t: Transaction, fitted: Fitted) -> None:
+        """fitted: models of earlier outlooks, kept while nothing new was measured."""
         self.models: dict[str, CostModel] = {}
-        self.t = t
+        self.t, self.fitted = t, fitted
         workers = t.rows("select id, device, speed, model from filmlet_worker where dead = 0")
         self.loaded = {str(w["model"]) for w in workers}
         self.device = str(workers[0]["device"]) if workers else "cpu"
@@ -54,14 +58,26 @@ class Outlook:
 
     def _model(self, name: str) -> CostModel:
         if name not in self.models:
-            rows = self.t.rows(
-                "select stage, units, seconds from filmlet_cost"
-                " where model = :model and device = :device order by at desc limit 400",
+            newest = self.t.rows(
+                "select coalesce(max(at), 0) as at from filmlet_cost"
+                " where model = :model and device = :device",
                 model=name, device=self.device,
-            )  # fmt: skip
-            samples = [Sample(Stage(r["stage"]), r["units"], r["seconds"]) for r in reversed(rows)]
-            self.models[name] = CostModel(samples, self.speed)
+            )[0]["at"]  # fmt: skip
+            at, model = self.fitted.get((name, self.device), (-1.0, None))
+            if model is None or at != newest:
+                model = self._fit(name)
+                self.fitted[name, self.device] = newest, model
+            self.models[name] = model
         return self.models[name]
+
+    def _fit(self, name: str) -> CostModel:
+        rows = self.t.rows(
+            "select stage, units, seconds from filmlet_cost"
+            " where model = :model and device = :device order by at desc limit 400",
+            model=name, device=self.device,
+        )  # fmt: skip
+        samples = [Sample(Stage(r["stage"]), r["units"], r["seconds"]) for r in reversed(rows)]
+        return CostModel(samples, self.speed)
 
 
 def _after(first: Estimate, then: Estimate) -> Estimate:

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from filmlet.jobs.cost import Size
 from filmlet.jobs.database import Database, Row, Transaction, tally
 from filmlet.jobs.job import Census, Failure, Job, Priority, StageRecord, Status, Tally
 from filmlet.jobs.limits import Limits, used
-from filmlet.jobs.outlook import Outlook
+from filmlet.jobs.outlook import Fitted, Outlook
 from filmlet.jobs.storage import Storage
 from filmlet.jobs.webhooks import announce
 from filmlet.plan import Plan, plan
@@ -63,6 +64,8 @@ class Queue:
         self.database = Database(settings)
         self.storage = Storage(settings)
         self._seen: tuple[float, Outlook | None] = (0.0, None)
+        self._fitted: Fitted = {}
+        self._looking = threading.Lock()
 
     def submit(self, request: ClipRequest, asking: Asking = Asking()) -> Job:
         """Put a clip into the queue: row and workflow in one transaction.
@@ -262,11 +265,12 @@ class Queue:
 
     def _outlook(self, t: Transaction, jobs: set[str]) -> Outlook:
         """What lies ahead, as it was a moment ago: hundreds may ask within that."""
-        at, outlook = self._seen
-        now = time.monotonic()
-        if outlook is None or now - at > OUTLOOK_S or not jobs <= outlook.etas.keys():
-            outlook = Outlook(t)
-            self._seen = now, outlook
+        with self._looking:
+            at, outlook = self._seen
+            now = time.monotonic()
+            if outlook is None or now - at > OUTLOOK_S or not jobs <= outlook.etas.keys():
+                outlook = Outlook(t, self._fitted)
+                self._seen = now, outlook
         return outlook
 
     def close(self) -> None:
