@@ -207,24 +207,57 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_files_come_back_from_the_storage_on_another_machine(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    url = f"file://{tmp_path}/shared"
-    if kind == "s3":
-        import s3fs
+@pytest.fixture(params=["folder", "s3"])
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The URL of a storage that several machines share."""
+    if request.param == "folder":
+        return f"file://{tmp_path}/shared"
+    import s3fs
 
-        for name, value in [
-            ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"),
-            ("AWS_ENDPOINT_URL", request.getfixturevalue("s3")),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-        ]:  # fmt: skip
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem().mkdir("clips")
-        url = "s3://clips/filmlet"
-    here = Storage(Settings(home=tmp_path / "here", storage_url=url))
-    there = Storage(Settings(home=tmp_path / "there", storage_url=url))
+    for name, value in [
+        ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("AWS_ENDPOINT_URL", request.getfixturevalue("s3")),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ]:  # fmt: skip
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem().makedirs("clips", exist_ok=True)
+    return f"s3://clips/{tmp_path.name}"
+
+
+def test_a_growing_file_is_read_on_another_machine(tmp_path: Path, remote: str) -> None:
+    worker, other, web = (
+        Storage(Settings(home=tmp_path / name, storage_url=remote)) for name in ("a", "b", "web")
+    )
+    names, whole = ("part", "whole"), bytes(range(256)) * 40
+
+    def read(sent: int) -> bytes:
+        got = b""
+        while piece := web.grown("job", names, sent + len(got), 1000):
+            got += piece
+        return got
+
+    assert read(0) == b""
+    for end in (100, 5000):  # the first attempt dies here
+        (worker.folder("job") / "part").write_bytes(whole[:end])
+        worker.grow("job", "part")
+    assert read(0) == whole[:5000]
+    for end in (3000, 7000):  # another worker begins again, in other pieces
+        (other.folder("job") / "part").write_bytes(whole[:end])
+        other.grow("job", "part")
+    assert read(5000) == whole[5000:7000]
+    (other.folder("job") / "whole").write_bytes(whole)
+    other.grow("job", "whole")
+    assert read(4321) == whole[4321:]
+    assert not [f for f in worker.fetch("job").iterdir() if f.name.startswith("growing")]
+    other.store("job", "whole")
+    other.leave("job")  # the pieces are gone, who was reading goes on with the whole file
+    assert read(7777) == whole[7777:]
+    assert web.size("job") == len(whole)
+
+
+def test_files_come_back_from_the_storage_on_another_machine(tmp_path: Path, remote: str) -> None:
+    here = Storage(Settings(home=tmp_path / "here", storage_url=remote))
+    there = Storage(Settings(home=tmp_path / "there", storage_url=remote))
     (here.folder("job") / "latents.safetensors").write_bytes(b"latents")
     (here.folder("job") / "clip.mp4").write_bytes(b"clip")
     here.store("job", "latents.safetensors", "clip.mp4", "missing")

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import Response
@@ -13,7 +12,7 @@ from filmlet.api.following import Hub
 from filmlet.jobs import Job, Queue
 
 PIECE = 256 * 1024
-GROWING = ("decoded.mp4.part", "decoded.mp4")  # the names of a clip before it is whole
+GROWING = ("decoded.mp4.part", "decoded.mp4")  # the names of a clip before its index is in front
 
 
 def ranged(file: BinaryIO, size: int, wanted: str | None, kind: str, name: str) -> Response:
@@ -49,30 +48,17 @@ async def growing(queue: Queue, hub: Hub, job: Job) -> AsyncIterator[bytes]:
     """The clip's bytes as they are written, until it is whole; a playable MP4 from the first on.
 
     A worker that takes the job over writes the same bytes again: the reader goes on where it is.
-    Where the worker's disk is another machine's, the bytes come once the clip is whole.
     """
-    folder, sent, latest = queue.storage.folder(job.id), 0, job
-    async for now in hub.follow(job):
-        latest = now
-        while piece := await asyncio.to_thread(_next, folder, sent):
+    sent = 0
+
+    async def gained() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while piece := await asyncio.to_thread(queue.storage.grown, job.id, GROWING, sent, PIECE):
             sent += len(piece)
             yield piece
-    while piece := await asyncio.to_thread(_next, folder, sent):
-        sent += len(piece)
+
+    async for _ in hub.follow(job):
+        async for piece in gained():
+            yield piece
+    async for piece in gained():
         yield piece
-    if not sent and latest.clip:
-        with await asyncio.to_thread(queue.storage.open, job.id, latest.clip) as file:
-            while piece := await asyncio.to_thread(file.read, PIECE):
-                yield piece
-
-
-def _next(folder: Path, sent: int) -> bytes:
-    """What has been written beyond `sent`."""
-    for name in GROWING:
-        try:
-            with (folder / name).open("rb") as file:
-                file.seek(sent)
-                return file.read(PIECE)
-        except FileNotFoundError:
-            continue
-    return b""

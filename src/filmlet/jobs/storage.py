@@ -1,7 +1,7 @@
 """Where finished clips and kept results lie: a folder, or any place fsspec knows (s3://...)."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -11,6 +11,8 @@ import fsspec
 from filmlet.errors import DiskFull, StorageUnusable
 from filmlet.media import explain
 from filmlet.settings import Settings
+
+PIECE = "growing-"  # of a clip that is being made; the number after it says where it belongs
 
 
 class Storage:
@@ -22,6 +24,7 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self.local = settings.home / "jobs"
+        self._grown: dict[str, int] = {}  # bytes of a growing file that are known elsewhere
         url = settings.storage_url
         with self._refusals():
             self.files, self.root = fsspec.core.url_to_fs(
@@ -45,7 +48,7 @@ class Storage:
         if self.is_remote:
             with self._refusals():
                 for name in self._names(job):
-                    if not (folder / name).exists():
+                    if not name.startswith(PIECE) and not (folder / name).exists():
                         self.files.get_file(f"{self.root}/{job}/{name}", str(folder / name))
         return folder
 
@@ -64,6 +67,49 @@ class Storage:
                         self.files.mv(f"{target}.part", target)
                     else:
                         self.files.put_file(str(file), target)
+
+    def grow(self, job: str, name: str) -> None:
+        """Bring what a growing file has gained to a remote place, for readers elsewhere."""
+        if not self.is_remote:
+            return
+        told = self._grown.get(job, 0)
+        try:
+            with (self.local / job / name).open("rb") as file:
+                file.seek(told)
+                gained = file.read()
+        except FileNotFoundError:
+            return
+        if gained:
+            with self._refusals():
+                self.files.makedirs(f"{self.root}/{job}", exist_ok=True)
+                self.files.pipe_file(f"{self.root}/{job}/{PIECE}{told:012d}", gained)
+            self._grown[job] = told + len(gained)
+
+    def grown(self, job: str, names: Sequence[str], sent: int, most: int) -> bytes:
+        """At most `most` bytes of a growing file beyond `sent`; it has one of `names`, or pieces.
+
+        Every attempt writes the same bytes, so pieces of an earlier one are as good.
+        """
+        for name in names:
+            try:
+                with (self.local / job / name).open("rb") as file:
+                    file.seek(sent)
+                    return file.read(most)
+            except FileNotFoundError:
+                continue
+        if not self.is_remote:
+            return b""
+        with self._refusals():
+            starts = [int(n.removeprefix(PIECE)) for n in self._names(job) if n.startswith(PIECE)]
+            for start in sorted((s for s in starts if s <= sent), reverse=True):
+                piece = bytes(self.files.cat_file(f"{self.root}/{job}/{PIECE}{start:012d}"))
+                if start + len(piece) > sent:
+                    return piece[sent - start :]
+            whole = [n for n in names if self.files.exists(f"{self.root}/{job}/{n}")]
+            if whole and self.length(job, whole[0]) > sent:
+                place = f"{self.root}/{job}/{whole[0]}"
+                return bytes(self.files.cat_file(place, start=sent, end=sent + most))
+        return b""
 
     @property
     def _is_folder(self) -> bool:
@@ -91,6 +137,10 @@ class Storage:
 
     def leave(self, job: str) -> None:
         """Clear the local folder of a job that lies elsewhere."""
+        if self._grown.pop(job, 0):
+            with self._refusals():
+                pieces = [n for n in self._names(job) if n.startswith(PIECE)]
+                self.files.rm([f"{self.root}/{job}/{n}" for n in pieces])
         if self.is_remote:
             shutil.rmtree(self.local / job, ignore_errors=True)
 

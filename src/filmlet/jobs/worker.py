@@ -197,6 +197,8 @@ class Worker:
         match event:
             case Progress():
                 held.seen(event)
+                if event.stage == Stage.DECODE:
+                    self.queue.storage.grow(held.id, "decoded.mp4.part")
             case Preview():
                 before, held.preview = held.preview, f"preview-{event.step}.png"
                 save_still(folder / held.preview, event.image)
@@ -204,6 +206,8 @@ class Worker:
                 if before:
                     (folder / before).unlink(missing_ok=True)
             case Finished():
+                if event.stage == Stage.DECODE:
+                    self.queue.storage.grow(held.id, "decoded.mp4")
                 self.queue.storage.store(held.id, *KEPT.get(event.stage, ()))
                 held.record(event)
 
