@@ -86,7 +86,7 @@ def decode_peak(frames: int) -> float:
 
     request = clip_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")
     work = stages.prepare(plan(request), Settings.from_environment())
-    engine = stages.load_engine(work.plan.card, work.plan.folder, work.placement)
+    engine = stages.load_engine(work)
     times, height, width = engine.latent_shape(work.effective.shape)
     before = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

@@ -193,7 +193,8 @@ def train(run: Run, pair: Pair, data: Latents, stills: int, clips: int) -> None:
         flow = pair.velocity(noised(clean, noise, sigma), sigma, text)
         return weighted_square(flow - (noise - clean), weight.to(run.device))
 
-    run.fit(pair, loss, steps=stills + clips, matrix_rate=0.008, rate=5e-4, average=0.99)
+    matrix_rate = 0.008 if stills else 0.005  # a trained one must not be shaken
+    run.fit(pair, loss, steps=stills + clips, matrix_rate=matrix_rate, rate=5e-4, average=0.99)
 
 
 def sigmas(steps: int) -> Tensor:

@@ -178,7 +178,7 @@ def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> N
 @pytest.mark.parametrize("delay_s", [0.7, 3.0, 6.0])
 def test_ctrl_c_at_any_stage_leaves_nothing_behind(tmp_path: Path, delay_s: float) -> None:
     with subprocess.Popen(
-        [*FILMLET, "generate", "a red circle", "-o", "clip.mp4", "--frames", "257", "--size",
+        [*FILMLET, "generate", "a red circle", "--frames", "257", "--size",
          "512x512", "--steps", "50", "--preview"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip

@@ -64,7 +64,7 @@ def test_closing_a_stream_stops_within_one_step(tiny: Path) -> None:
     for event in stream:
         if isinstance(event, filmlet.Progress) and event.stage == "denoise" and event.done == 2:
             work = stages.prepare(plan(clip_request("a ball", **request)), Settings())
-            engine = stages.load_engine(work.plan.card, work.plan.folder, work.placement)
+            engine = stages.load_engine(work)
             break
     assert engine is not None
     calls: list[int] = []

@@ -29,7 +29,7 @@ FLOAT32 = Placement("cpu", torch.float32, "a test")
 
 
 def load(card: ModelCard) -> LtxEngine:
-    return ltx.load(card, check(card), FLOAT32)
+    return stages.fold(ltx.load(card, check(card), FLOAT32))
 
 
 def recipe_for(card: ModelCard, *, guidance: float, steps: int, **settings: object) -> Recipe:

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from filmlet.errors import (
     DatabaseUnusable,
@@ -161,6 +162,22 @@ def test_a_database_that_cannot_be_reached_is_told_in_one_sentence(tmp_path: Pat
         Queue(Settings(home=tmp_path))
 
 
+def test_a_database_that_may_only_be_read_is_told_in_one_sentence(
+    postgres: Callable[[], str], tmp_path: Path, tiny: Path
+) -> None:
+    url = postgres()
+    queue = Queue(Settings(home=tmp_path, database_url=url))
+    job = queue.submit(ask(tiny)).id
+    readable = sa.make_url(url).update_query_dict(
+        {"options": "-c default_transaction_read_only=on"}
+    )
+    again = Settings(home=tmp_path, database_url=readable.render_as_string(hide_password=False))
+    with pytest.raises(DatabaseUnusable, match="read-only"):
+        Queue(again).submit(ask(tiny))
+    assert queue.get(job).status == Status.QUEUED
+    queue.close()
+
+
 def test_a_database_of_a_newer_version_is_left_alone(settings: Settings, queue: Queue) -> None:
     with queue.database.transaction() as t:
         t.rows("insert into filmlet_schema values (99)")
@@ -268,6 +285,11 @@ def test_files_come_back_from_the_storage_on_another_machine(tmp_path: Path, rem
     with here.open("job", "clip.mp4") as file:
         assert file.read() == b"clip"
     assert here.where("job", "clip.mp4").endswith("job/clip.mp4")
+    there.drop("job", "clip.mp4")
+    there.drop("job", "missing")
+    assert here.size("job") == 7
+    (here.folder("job") / "clip.mp4").write_bytes(b"clip")
+    here.store("job", "clip.mp4")
     there.delete("job")
     assert here.size("job") == 0
     with pytest.raises(StorageUnusable):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from filmlet import stages
+from filmlet.engine import loading
 from filmlet.errors import Cancelled
 from filmlet.events import Event, Finished, Frames, Progress, Stage
 from filmlet.plan import plan
@@ -107,6 +108,30 @@ def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) 
     with pytest.raises(Cancelled):
         told.extend(events)
     assert not [e for e in told if isinstance(e, Progress)], "a whole step was made"
+
+
+def test_loading_tells_its_bytes_and_can_be_stopped_between_them(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "PIECE", 1000)
+    stages._engines.clear()
+    events = stages.film(prepare(tiny, None), tmp_path / "clip.mp4")
+    told = [next(events) for _ in range(4)]
+    assert [e.stage for e in told if isinstance(e, Progress)] == [Stage.LOAD] * 4
+    done, total = zip(*((e.done, e.total) for e in told if isinstance(e, Progress)), strict=True)
+    assert list(done) == sorted(set(done))
+    assert done[-1] < total[0]
+    events.close()
+    assert not stages._engines
+    assert list(tmp_path.iterdir()) == []
+    *_, last = (
+        e for e in film_events(tiny, tmp_path) if isinstance(e, Progress) and e.stage == "load"
+    )
+    assert last.done == last.total
+
+
+def film_events(model: Path, folder: Path) -> list[Event]:
+    return list(stages.film(prepare(model, None), folder / "clip.mp4"))
 
 
 FULL_DISK = """

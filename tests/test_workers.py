@@ -154,6 +154,24 @@ def test_a_worker_told_to_stop_leaves_its_job_to_the_next(
     assert wait(queue, job, is_over).status == Status.COMPLETED
 
 
+def test_a_worker_whose_database_fails_in_mid_job_gives_up_and_the_job_goes_on(
+    tiny: Path, queue: Queue, start: Start
+) -> None:
+    job = queue.submit(ask(tiny, **LONG)).id
+    worker = start()
+    wait(queue, job, lambda j: j.stage == Stage.DENOISE and j.done > 0)
+    with queue.database.transaction() as t:
+        t.rows("alter table filmlet_job rename to filmlet_lost")
+    assert worker.wait(60) == 3
+    with queue.database.transaction() as t:
+        t.rows("alter table filmlet_lost rename to filmlet_job")
+    assert queue.get(job).status == Status.RUNNING
+    start()
+    after = wait(queue, job, is_over)
+    assert after.status == Status.COMPLETED, after.failure
+    assert [r.reused for r in after.stages if r.stage == Stage.ENCODE] == [False, True]
+
+
 def test_two_workers_cannot_share_an_identity(
     settings: Settings, start: Start, queue: Queue
 ) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,10 +19,12 @@ from filmlet.request import FORMATS, ClipRequest, clip_request, parse_number, pa
 
 if TYPE_CHECKING:
     from filmlet.events import Event
+    from filmlet.plan import Plan
     from filmlet.stages import Work
 
 
 REFUSED = 2
+CLIPS = Path("clips")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -171,6 +173,13 @@ def generate(options: argparse.Namespace) -> int:
     request = _request(options)
     suffix = _suffix(options)
     planned = plan(request)
+    with _room(options.output or CLIPS / "clip"):
+        report = _film(options, planned, suffix, started)
+    print(report.as_json() if options.json else report.as_text())
+    return 0
+
+
+def _film(options: argparse.Namespace, planned: "Plan", suffix: str, started: float) -> "Report":
     from filmlet.media import check_target
 
     if options.output:
@@ -180,7 +189,7 @@ def generate(options: argparse.Namespace) -> int:
     from filmlet.settings import Settings
 
     work = stages.prepare(planned, Settings.from_environment())
-    path = options.output or _free_name(request.prompt, work.effective.seed, suffix)
+    path = options.output or _free_name(planned.request.prompt, work.effective.seed, suffix)
     check_target(path, options.force)
     timings: dict[str, float] = {}
     with (
@@ -193,9 +202,20 @@ def generate(options: argparse.Namespace) -> int:
                 timings[event.stage.value] = round(event.seconds, 3)
             bar.show(event)
             preview(event)
-    report = Report(path, work, timings, time.perf_counter() - started)
-    print(report.as_json() if options.json else report.as_text())
-    return 0
+    return Report(path, work, timings, time.perf_counter() - started)
+
+
+@contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """Folders that are made for a clip go with it if it fails."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 COMMANDS = {
@@ -281,7 +301,7 @@ def _suffix(options: argparse.Namespace) -> str:
 def _free_name(prompt: str, seed: int, suffix: str) -> Path:
     """A name in clips/ that says what the clip shows and is not taken."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "clip"
-    path, number = Path("clips") / f"{words}-{seed}{suffix}", 2
+    path, number = CLIPS / f"{words}-{seed}{suffix}", 2
     while path.exists():
         path, number = path.with_name(f"{words}-{seed}-{number}{suffix}"), number + 1
     return path

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from filmlet.settings import Settings
 
 Value = TypeVar("Value")
 Making = Generator[Event, None, Tensors]
+_engines: dict[tuple[ModelCard, Path, Placement], LtxEngine] = {}  # the last one, for the next clip
 KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much
 
 
@@ -196,10 +197,13 @@ def _keep(file: Path, made: Tensors) -> None:
 
 
 def _load(work: Work) -> Generator[Event, None, LtxEngine]:
-    yield Progress(Stage.LOAD, 0, 1)
-    engine = load_engine(work.plan.card, work.plan.folder, work.placement)
-    yield Progress(Stage.LOAD, 1, 1)
-    return engine
+    key = work.plan.card, work.plan.folder, work.placement
+    if key not in _engines:
+        _engines.clear()  # one model at a time: the other's memory is free before this one comes
+        _engines[key] = yield from ltx.load(*key)
+    else:
+        yield Progress(Stage.LOAD, 1, 1)
+    return _engines[key]
 
 
 def _encode(work: Work, engine: LtxEngine) -> Making:
@@ -254,10 +258,18 @@ def cut(pixels: Pixels, shape: Shape) -> Pixels:
     return pixels[:, top : top + shape.height, left : left + shape.width]
 
 
-@lru_cache(maxsize=1)
-def load_engine(card: ModelCard, folder: Path, placement: Placement) -> LtxEngine:
-    """The engine of a card, kept for the next clip of the same model."""
-    return ltx.load(card, folder, placement)
+def load_engine(work: Work) -> LtxEngine:
+    """The engine of a clip, ready before it is asked for."""
+    return fold(_load(work))
+
+
+def fold(events: Generator[Event, None, Value]) -> Value:
+    """What a stage comes to, its events unheard."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return cast(Value, end.value)
 
 
 @lru_cache(maxsize=4)

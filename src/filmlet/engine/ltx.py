@@ -1,7 +1,7 @@
 """The LTX-Video engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ from transformers import T5Config, T5EncoderModel
 from filmlet.card import ModelCard
 from filmlet.engine import streaming
 from filmlet.engine.denoise import Step, euler, pack, unpack
-from filmlet.engine.loading import fill, on_meta
+from filmlet.engine.loading import fill, on_meta, weigh
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import Reading
 from filmlet.errors import Cancelled, NotFinite
-from filmlet.events import Pixels
+from filmlet.events import Pixels, Progress, Stage
 from filmlet.request import Shape
 
 Value = TypeVar("Value")
@@ -192,25 +192,27 @@ class LtxEngine:
         return video * std / self.vae.config.scaling_factor + mean
 
 
-def load(card: ModelCard, folder: Path, placement: Placement) -> LtxEngine:
-    """Read a checkpoint in diffusers' layout. Raises CheckpointDamaged."""
-    text_config = T5Config.from_dict(_config(folder / "text_encoder"))
+def load(
+    card: ModelCard, folder: Path, placement: Placement
+) -> Generator[Progress, None, LtxEngine]:
+    """Read a checkpoint in diffusers' layout; Progress counts bytes. Raises CheckpointDamaged."""
     with torch.device("meta"):
-        text_encoder = T5EncoderModel(text_config)
+        text_encoder = T5EncoderModel(T5Config.from_dict(_config(folder / "text_encoder")))
     transformer = on_meta(LTXVideoTransformer3DModel, _config(folder / "transformer"))
     vae = on_meta(AutoencoderKLLTXVideo, _config(folder / "vae"))
-    vae = fill(vae, folder / "vae", placement)
+    modules = {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
+    done, total = 0, sum(weigh(folder / name) for name in modules)
+    yield Progress(Stage.LOAD, 0, total)
+    for name, module in modules.items():
+        for read in fill(module, folder / name, placement):
+            done += read
+            yield Progress(Stage.LOAD, min(done, total), total)
     if placement.device == "cpu":
         # The norms work over channels: this layout spares them a copy.
         vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return LtxEngine(
-        card=card,
-        placement=placement,
-        text_encoder=fill(text_encoder, folder / "text_encoder", placement),
-        transformer=fill(transformer, folder / "transformer", placement),
-        vae=vae,
-        projection=_projection(folder, placement),
-    )
+    projection = _projection(folder, placement)
+    yield Progress(Stage.LOAD, total, total)
+    return LtxEngine(card, placement, text_encoder, transformer, vae, projection)
 
 
 def _config(component: Path) -> dict[str, object]:

@@ -204,7 +204,7 @@ class Worker:
                 save_still(folder / held.preview, event.image)
                 self.queue.storage.store(held.id, held.preview, "step.safetensors")
                 if before:
-                    (folder / before).unlink(missing_ok=True)
+                    self.queue.storage.drop(held.id, before)
             case Finished():
                 if event.stage == Stage.DECODE:
                     self.queue.storage.grow(held.id, "decoded.mp4")
