@@ -192,6 +192,8 @@ def test_metrics_count_what_happened(shared_server: Running) -> None:
     decode = 'filmlet_stage_seconds_total{stage="decode"}'
     assert after[decode] > before.get(decode, 0)
     assert after["filmlet_workers"] == 1
+    (memory,) = [v for name, v in after.items() if name.startswith("filmlet_worker_peak_memory")]
+    assert memory > 1e8
     assert after["process_resident_memory_bytes"] > 1e6
 
 

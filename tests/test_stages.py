@@ -124,14 +124,9 @@ def test_loading_tells_its_bytes_and_can_be_stopped_between_them(
     events.close()
     assert not stages._engines
     assert list(tmp_path.iterdir()) == []
-    *_, last = (
-        e for e in film_events(tiny, tmp_path) if isinstance(e, Progress) and e.stage == "load"
-    )
+    again = list(stages.film(prepare(tiny, None), tmp_path / "clip.mp4"))
+    *_, last = (e for e in again if isinstance(e, Progress) and e.stage == Stage.LOAD)
     assert last.done == last.total
-
-
-def film_events(model: Path, folder: Path) -> list[Event]:
-    return list(stages.film(prepare(model, None), folder / "clip.mp4"))
 
 
 FULL_DISK = """

@@ -52,8 +52,8 @@ def ready(shared: Shared, response: Response) -> Ready:
         response.status_code = 503
     return Ready(
         ready=bool(now.workers),
-        workers=now.workers,
-        loaded=now.loaded,
+        workers=len(now.workers),
+        loaded=sorted({worker.model for worker in now.workers} - {""}),
         queued=now.jobs.get("queued", 0),
         running=now.jobs.get("running", 0),
     )
@@ -80,7 +80,13 @@ class QueueCollector:
         for status in ("queued", "running"):
             depth.add_metric([status], now.jobs.get(status, 0))
         yield depth
-        yield GaugeMetricFamily("filmlet_workers", "Living workers.", value=now.workers)
+        yield GaugeMetricFamily("filmlet_workers", "Living workers.", value=len(now.workers))
+        memory = GaugeMetricFamily(
+            "filmlet_worker_peak_memory_bytes", "The most a worker has had.", labels=["worker"]
+        )
+        for worker in now.workers:
+            memory.add_metric([worker.id], worker.peak_bytes)
+        yield memory
         oldest = "Age of the oldest job that waits."
         yield GaugeMetricFamily("filmlet_oldest_wait_seconds", oldest, value=now.oldest_wait_s)
         for name, label, text in (

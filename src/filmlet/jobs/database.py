@@ -93,6 +93,7 @@ def _second(connection: Connection) -> None:
     for statement in (
         "alter table filmlet_job add column shape text",
         "alter table filmlet_job add column source text",
+        "alter table filmlet_worker add column peak_bytes bigint not null default 0",
         """
         create table filmlet_key (
             id text primary key,

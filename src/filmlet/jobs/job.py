@@ -108,11 +108,20 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Living:
+    """A worker that is alive. model: that it holds in memory, "" before the first clip."""
+
+    id: str
+    device: str
+    model: str
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class Census:
-    """The queue as a whole. jobs: how many of each status; loaded: models in workers' memory."""
+    """The queue as a whole. jobs: how many are queued and running."""
 
     jobs: dict[str, int]
-    workers: int
-    loaded: list[str]
+    workers: tuple[Living, ...]
     oldest_wait_s: float
     tallies: tuple[Tally, ...]

@@ -14,7 +14,7 @@ from filmlet.errors import JobConflict, UnknownJob
 from filmlet.events import Stage
 from filmlet.jobs.cost import Size
 from filmlet.jobs.database import Database, Row, Transaction, tally
-from filmlet.jobs.job import Census, Failure, Job, Priority, StageRecord, Status, Tally
+from filmlet.jobs.job import Census, Failure, Job, Living, Priority, StageRecord, Status, Tally
 from filmlet.jobs.limits import Limits, used
 from filmlet.jobs.outlook import Fitted, Outlook
 from filmlet.jobs.storage import Storage
@@ -245,15 +245,15 @@ class Queue:
                 " where status in ('queued', 'running') group by status"
             )
             workers = t.rows(
-                "select model from filmlet_worker where dead = 0 and beat > {now} - :lease",
+                "select id, device, model, peak_bytes from filmlet_worker"
+                " where dead = 0 and beat > {now} - :lease",
                 lease=self.settings.lease_s,
             )
             tallies = t.rows("select * from filmlet_tally order by name, label")
         waiting = [row["oldest"] for row in counts if row["status"] == Status.QUEUED]
         return Census(
             jobs={row["status"]: row["count"] for row in counts},
-            workers=len(workers),
-            loaded=sorted({row["model"] for row in workers} - {""}),
+            workers=tuple(Living(**row) for row in workers),
             oldest_wait_s=max(0.0, *waiting, 0.0),
             tallies=tuple(Tally(**row) for row in tallies),
         )

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -250,9 +251,9 @@ class Worker:
     def _beat(self) -> None:
         with self.queue.database.transaction() as t:
             alive = t.row(
-                "update filmlet_worker set beat = {now}"
+                "update filmlet_worker set beat = {now}, peak_bytes = :peak"
                 " where id = :id and token = :token and dead = 0 returning id",
-                id=self.name, token=self.token,
+                id=self.name, token=self.token, peak=_peak_bytes(),
             )  # fmt: skip
         if alive is None:
             self._lose("its lease has run out and its jobs went to others")
@@ -325,6 +326,12 @@ def run(settings: Settings, *, finishes: bool = False, supervised: bool = False)
     logging.shutdown()
     # DBOS must not see the job in hand end: unfinished, it goes on in another process.
     os._exit(3 if worker.lost else 0)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _outlive_nobody(worker: Worker) -> None:
