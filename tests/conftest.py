@@ -39,6 +39,12 @@ def tiny_noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint with a second stage."""
+    return make_checkpoint(tmp_path_factory.mktemp("two") / "two", timed=True, two_stages=True)
+
+
+@pytest.fixture(scope="session")
 def pocket_clip() -> Clip:
     """The default clip of the bundled model."""
     import filmlet

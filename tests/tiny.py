@@ -10,13 +10,16 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 WORDS = ("a", "red", "ball", "moving", "left", "on", "white", "the")
 
 
-def make_checkpoint(folder: Path, *, timed: bool = False, stochastic: bool = False) -> Path:
+def make_checkpoint(
+    folder: Path, *, timed: bool = False, stochastic: bool = False, two_stages: bool = False
+) -> Path:
     """Write the checkpoint; `timed`: the decoder takes a timestep and upsamples with residuals."""
     torch.manual_seed(0)
     pipe = LTXPipeline(
@@ -35,6 +38,9 @@ def make_checkpoint(folder: Path, *, timed: bool = False, stochastic: bool = Fal
         ),
     )  # fmt: skip
     pipe.save_pretrained(folder)
+    if two_stages:
+        upsampler = LTXLatentUpsamplerModel(in_channels=16, mid_channels=32, num_blocks_per_stage=1)
+        upsampler.save_pretrained(folder / "latent_upsampler")
     return folder
 
 

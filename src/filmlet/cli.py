@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     _clip_options(queue)
     queue.add_argument("--priority", choices=("high", "normal", "low"), default="normal")
     queue.add_argument("--key", help="asking twice under one key makes one job")
-    look = commands.add_parser("jobs", help="list, show, watch, cancel, retry, delete jobs")
-    actions = ("list", "show", "watch", "cancel", "retry", "delete")
+    look = commands.add_parser("jobs", help="list, show, watch, cancel, retry, refine, delete jobs")
+    actions = ("list", "show", "watch", "cancel", "retry", "refine", "delete")
     look.add_argument("action", nargs="?", choices=actions, default="list")
     look.add_argument("id", nargs="?", help="the job's id")
     look.add_argument("--limit", type=int, default=50, help="how many to list (default: 50)")
@@ -129,6 +129,7 @@ def _clip_options(make: argparse.ArgumentParser) -> None:
     make.add_argument("--negative-prompt", default="", help="what to avoid (needs guidance)")
     make.add_argument("--guidance", help="guidance scale; distilled models need none")
     make.add_argument("--force-guidance", action="store_true", help="guide a distilled model too")
+    make.add_argument("--draft", action="store_true", help="the first of two stages alone")
     make.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -267,6 +268,7 @@ def _request(options: argparse.Namespace) -> ClipRequest:
         model=options.model,
         negative_prompt=options.negative_prompt,
         force_guidance=options.force_guidance,
+        draft=options.draft,
         **_numbers(options),
     )
 

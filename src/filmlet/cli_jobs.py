@@ -78,6 +78,7 @@ ACTIONS: dict[str, Callable[[Queue, argparse.Namespace], None]] = {
     "watch": _watch,
     "cancel": _change(Queue.cancel),
     "retry": _change(Queue.retry),
+    "refine": _change(lambda queue, job: queue.refine(job, Asking())),
     "delete": _delete,
 }
 

@@ -15,6 +15,8 @@ class Stage(StrEnum):
     LOAD = "load"
     ENCODE = "encode"
     DENOISE = "denoise"
+    UPSAMPLE = "upsample"  # of models with two stages: the draft's latents at twice the sides,
+    REFINE = "refine"  # and the few steps that fill them
     DECODE = "decode"
     MUX = "mux"
 

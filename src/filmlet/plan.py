@@ -4,20 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filmlet.card import ModelCard
-from filmlet.errors import InvalidRequest
+from filmlet.errors import InvalidRequest, NotOffered
 from filmlet.models import check, find
 from filmlet.request import Change, ClipRequest, Shape, fit
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that a model can meet, and how. folder: the model's files, whole."""
+    """A request that a model can meet, and how. folder: the model's files, whole.
+
+    shape: of the clip. refine_sigmas: empty where one stage is all there is.
+    """
 
     request: ClipRequest
     card: ModelCard
     folder: Path
     shape: Shape
     sigmas: tuple[float, ...]
+    refine_sigmas: tuple[float, ...]
     guidance: float
     changes: tuple[Change, ...]
 
@@ -29,12 +33,24 @@ def plan(request: ClipRequest) -> Plan:
     """
     card = find(request.model)
     shape, changes = fit(request, card.grid)
+    refine_sigmas = card.refine.sigmas if card.refine else ()
+    if request.draft:
+        shape, refine_sigmas = _draft(card, shape, changes), ()
     sigmas = _sigmas(request, card, changes)
     guidance = _guidance(request, card)
     if request.negative_prompt and guidance <= 1:
         reason = f"{card.name} runs without guidance, which a negative prompt needs"
         changes.append(Change("negative_prompt", request.negative_prompt, "", reason))
-    return Plan(request, card, check(card), shape, sigmas, guidance, tuple(changes))
+    return Plan(request, card, check(card), shape, sigmas, refine_sigmas, guidance, tuple(changes))
+
+
+def _draft(card: ModelCard, shape: Shape, changes: list[Change]) -> Shape:
+    if card.refine is None:
+        raise NotOffered(f"{card.name} has one stage: it makes no drafts.", param="draft")
+    half = shape.halved()
+    asked, made = f"{shape.width}x{shape.height}", f"{half.width}x{half.height}"
+    changes.append(Change("size", asked, made, "a draft is the first stage, at half the size"))
+    return half
 
 
 def _sigmas(request: ClipRequest, card: ModelCard, changes: list[Change]) -> tuple[float, ...]:

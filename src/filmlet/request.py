@@ -16,7 +16,8 @@ class ClipRequest:
     """One clip as the user asks for it; None leaves a setting to the model.
 
     width, height: pixels; seconds or frames: length, not both; fps: frames a second;
-    steps: model calls; guidance: classifier-free guidance scale, 1 means none.
+    steps: model calls; guidance: classifier-free guidance scale, 1 means none. draft: of a model
+    with two stages the first alone, at half the size.
     Raises InvalidRequest for anything that no model could mean.
     """
 
@@ -32,6 +33,7 @@ class ClipRequest:
     steps: int | None = None
     guidance: float | None = None
     force_guidance: bool = False
+    draft: bool = False
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative_prompt", "model"):
@@ -113,11 +115,12 @@ class Grid:
     """The shapes a model can make, and the ones it was made for.
 
     side, time: pixels and frames that one latent stands for; sides are multiples of `side`,
-    frames are `time` x k + 1.
+    frames are `time` x k + 1. scale: 2 where a second stage doubles the sides of the first.
     """
 
     side: int = 32
     time: int = 8
+    scale: int = 1
     width: int = 256
     height: int = 256
     frames: int = 25
@@ -129,7 +132,12 @@ class Grid:
 
     def next_side(self, pixels: int) -> int:
         """The smallest legal side that covers `pixels`."""
-        return math.ceil(pixels / self.side) * self.side
+        return math.ceil(pixels / self.multiple) * self.multiple
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a clip are made in."""
+        return self.side * self.scale
 
     def next_frames(self, frames: int) -> int:
         """The smallest legal number of frames that covers `frames`."""
@@ -158,6 +166,18 @@ class Shape:
     made_height: int
     made_frames: int
 
+    def halved(self) -> "Shape":
+        """The shape of the first of two stages."""
+        return Shape(
+            width=even(self.width / 2),
+            height=even(self.height / 2),
+            frames=self.frames,
+            fps=self.fps,
+            made_width=self.made_width // 2,
+            made_height=self.made_height // 2,
+            made_frames=self.made_frames,
+        )
+
     @property
     def is_cut(self) -> bool:
         return (self.width, self.height, self.frames) != (
@@ -165,6 +185,11 @@ class Shape:
             self.made_height,
             self.made_frames,
         )
+
+
+def even(pixels: float) -> int:
+    """The nearest even number from above: video in 4:2:0 needs even sides."""
+    return math.ceil(pixels / 2) * 2
 
 
 def fit(request: ClipRequest, grid: Grid) -> tuple[Shape, list[Change]]:
@@ -214,10 +239,10 @@ def _side(name: str, pixels: int, grid: Grid, changes: list[Change]) -> int:
             f"{name} must be between {grid.min_side} and {grid.max_side} pixels, got {pixels}.",
             param="size",
         )
-    even = pixels + pixels % 2
-    if even != pixels:
-        changes.append(Change(name, pixels, even, "video in 4:2:0 needs even sides"))
-    return even
+    side = even(pixels)
+    if side != pixels:
+        changes.append(Change(name, pixels, side, "video in 4:2:0 needs even sides"))
+    return side
 
 
 def _cuts(shape: Shape, grid: Grid) -> list[Change]:
@@ -229,7 +254,7 @@ def _cuts(shape: Shape, grid: Grid) -> list[Change]:
     for name in ("width", "height"):
         asked, made = getattr(shape, name), getattr(shape, f"made_{name}")
         if asked != made:
-            reason = f"the model makes multiples of {grid.side}; the clip is cropped to {asked}"
+            reason = f"the model makes multiples of {grid.multiple}; the clip is cropped to {asked}"
             cuts.append(Change(f"made_{name}", asked, made, reason))
     return cuts
 
@@ -247,6 +272,7 @@ class Effective:
     seed: int
     shape: Shape
     sigmas: tuple[float, ...]  # noise level before each model call
+    refine_sigmas: tuple[float, ...]  # of the second stage, where there is one
     guidance: float
     device: str
     dtype: str
@@ -278,6 +304,7 @@ class ClipSettings(TypedDict, total=False):
     steps: int
     guidance: float
     force_guidance: bool
+    draft: bool
 
 
 def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:

@@ -14,6 +14,7 @@ from torch import Tensor
 from filmlet.card import ModelCard
 from filmlet.engine import artefacts, ltx
 from filmlet.engine.artefacts import Tensors
+from filmlet.engine.denoise import Step
 from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
 from filmlet.engine.placement import Placement, choose
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
@@ -52,8 +53,15 @@ class Work:
 
     @property
     def recipe(self) -> Recipe:
+        """The clip's shape and its first stage's levels."""
         done = self.effective
         return Recipe(done.shape, done.sigmas, done.guidance, done.seed)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those of this clip, in order."""
+        second = (Stage.UPSAMPLE, Stage.REFINE)
+        return tuple(s for s in Stage if self.effective.refine_sigmas or s not in second)
 
 
 def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
@@ -83,6 +91,7 @@ def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
         seed=Effective.fresh_seed() if request.seed is None else request.seed,
         shape=plan.shape,
         sigmas=plan.sigmas,
+        refine_sigmas=plan.refine_sigmas,
         guidance=plan.guidance,
         device=placement.device,
         dtype=placement.dtype_name,
@@ -117,7 +126,7 @@ def film(work: Work, path: Path, force: bool = False) -> Generator[Event]:
     form, shape = check_target(path, force), work.effective.shape
     grown = work.file(f"decoded.{form}") or part_of(path)
     if work.folder and grown.exists():
-        for stage in (Stage.ENCODE, Stage.DENOISE, Stage.DECODE):
+        for stage in work.stages[1:-1]:
             yield Finished(stage, 0.0, reused=True)
     else:
         yield from _grow(work, grown, form)
@@ -160,6 +169,11 @@ def _make(work: Work) -> Generator[Event]:
     told = yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
     embeddings = Embeddings(told["prompt"], told.get("negative"))
     made = yield from _kept(work, Stage.DENOISE, "latents", _denoise(work, engine, embeddings))
+    if work.effective.refine_sigmas:
+        larger = _upsample(work, engine, made["latents"])
+        made = yield from _kept(work, Stage.UPSAMPLE, "upsampled", larger)
+        finer = _refine(work, engine, embeddings, made["latents"])
+        made = yield from _kept(work, Stage.REFINE, "refined", finer)
     yield from _timed(Stage.DECODE, _decode(work, engine, made["latents"]))
 
 
@@ -216,19 +230,44 @@ def _encode(work: Work, engine: LtxEngine) -> Making:
 
 
 def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings) -> Making:
-    recipe, file = work.recipe, work.file("step.safetensors")
+    recipe = work.recipe.first() if work.effective.refine_sigmas else work.recipe
+    start = _left_at(work.file("step.safetensors"), engine)
+    steps = engine.denoise(embeddings, recipe, start)
+    return (yield from _stepped(work, engine, recipe, Stage.DENOISE, start, steps))
+
+
+def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
+    yield Progress(Stage.UPSAMPLE, 0, 1)
+    made = engine.upsample(latents, work.recipe)
+    yield Progress(Stage.UPSAMPLE, 1, 1)
+    return {"latents": made}
+
+
+def _refine(work: Work, engine: LtxEngine, embeddings: Embeddings, latents: Tensor) -> Making:
+    recipe = replace(work.recipe, sigmas=work.effective.refine_sigmas)
+    start = _left_at(work.file("refine-step.safetensors"), engine)
+    steps = engine.refine(embeddings, recipe, latents, start)
+    return (yield from _stepped(work, engine, recipe, Stage.REFINE, start, steps))
+
+
+def _stepped(
+    work: Work, engine: LtxEngine, recipe: Recipe, stage: Stage, start: Start | None,
+    steps: Iterator[Step],
+) -> Making:  # fmt: skip
+    """Steps as events; the latest is kept, so that a crash costs little."""
+    file = work.file("refine-step.safetensors" if stage == Stage.REFINE else "step.safetensors")
     total, saved = len(recipe.sigmas), time.monotonic()
-    start = _left_at(file, engine)
-    yield Progress(Stage.DENOISE, start.done if start else 0, total)
+    before = len(work.effective.sigmas) if stage == Stage.REFINE else 0
+    yield Progress(stage, start.done if start else 0, total)
     with engine.stopping(lambda: not work.cancelled.is_set()):
-        for step in engine.denoise(embeddings, recipe, start):
+        for step in steps:
             if file and step.done < total and time.monotonic() - saved > KEEP_EVERY_S:
                 _keep(file, {"latents": step.latents, "done": torch.tensor(step.done)})
                 saved = time.monotonic()
-            yield Progress(Stage.DENOISE, step.done, total)
+            yield Progress(stage, step.done, total)
             image = engine.preview(step.clean, recipe.shape)
             if image is not None:
-                yield Preview(step.done, image)
+                yield Preview(before + step.done, image)
     return {"latents": step.latents}
 
 

@@ -28,7 +28,7 @@ from filmlet.api.words import (
     VideoRemix,
     poll_after_ms,
 )
-from filmlet.errors import InvalidRequest, JobConflict, NotOffered, UnknownJob, UnknownModel
+from filmlet.errors import InvalidRequest, NotOffered, UnknownJob, UnknownModel
 from filmlet.jobs import Job, Status
 from filmlet.media import spritesheet, thumbnail
 from filmlet.models import CARDS
@@ -86,8 +86,6 @@ def _submit(
 ) -> Video:
     if asked.model not in CARDS:  # a folder is for who is at the machine
         raise UnknownModel(f"There is no model {asked.model!r}; there are {', '.join(CARDS)}.")
-    if asked.draft and CARDS[asked.model].refine is None:
-        raise NotOffered(f"{asked.model} has one stage: it makes no drafts.", param="draft")
     job = shared.queue.submit(asked.request(), who.asking(asked.priority, key))
     return _shown(shared, job, response)
 
@@ -230,9 +228,12 @@ def remix(
 
 
 @router.post("/{id}/refine", response_model=Video)
-def refine(job: Found) -> Video:
-    """Finish a draft from its stored latents."""
-    raise JobConflict(f"{job.id} is no draft; there is nothing to refine.")
+def refine(
+    job: Found, shared: Shared, who: From, response: Response, key: IdempotencyKey = None
+) -> Video:
+    """Finish a draft, as a new video that starts from the draft's latents."""
+    asking = who.asking(job.priority, key)
+    return _shown(shared, shared.queue.refine(job.id, asking), response)
 
 
 @router.get("/{id}/events", response_class=EventSourceResponse)

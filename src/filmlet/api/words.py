@@ -53,13 +53,13 @@ class VideoCreate(Sent):
     negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
     guidance: Number = None
     priority: Priority = Priority.NORMAL
-    draft: bool = Field(False, description="Stop after the first of two stages.")
+    draft: bool = Field(False, description="The first of two stages alone; `refine` finishes it.")
 
     def request(self) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
         return clip_request(
             self.prompt,
-            **self.model_dump(exclude={"prompt", "priority", "draft"}, exclude_none=True),
+            **self.model_dump(exclude={"prompt", "priority"}, exclude_none=True),
         )
 
 
@@ -118,6 +118,7 @@ class Video(BaseModel):
     preview_url: str | None
     requested: dict[str, Any]
     effective: dict[str, Any] | None
+    draft: bool
     stages: list[StageTime]
     attempt: int
     idle_seconds: float | None = Field(description="From the wish to cancel to a free worker.")
@@ -152,6 +153,7 @@ class Video(BaseModel):
             preview_url=f"/v1/videos/{job.id}/preview" if has_preview else None,
             requested=job.requested,
             effective=job.effective,
+            draft=bool(job.requested.get("draft")),
             stages=[StageTime(**asdict(record)) for record in job.stages],
             attempt=job.attempt,
             idle_seconds=job.idle_s,

@@ -47,8 +47,11 @@ def euler(
 
 
 def pack(latents: Tensor) -> Tensor:
-    """(batch, channels, frames, height, width) -> (batch, frames x height x width, channels)."""
-    return latents.flatten(2).transpose(1, 2)
+    """(batch, channels, frames, height, width) -> (batch, frames x height x width, channels).
+
+    Contiguous, as what comes from a file is: a matrix product rounds by the layout it is given.
+    """
+    return latents.flatten(2).transpose(1, 2).contiguous()
 
 
 def unpack(tokens: Tensor, frames: int, height: int, width: int) -> Tensor:

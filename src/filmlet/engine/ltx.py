@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,12 +33,16 @@ PREVIEW_FILE = "preview.safetensors"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one clip is denoised. sigmas: noise level before each model call."""
+    """How one stage of a clip is denoised. sigmas: noise level before each model call."""
 
     shape: Shape
     sigmas: tuple[float, ...]
     guidance: float
     seed: int
+
+    def first(self) -> "Recipe":
+        """The first of two stages, whose second is this one's shape."""
+        return replace(self, shape=self.shape.halved())
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +70,7 @@ class LtxEngine:
     text_encoder: T5EncoderModel
     transformer: LTXVideoTransformer3DModel
     vae: AutoencoderKLLTXVideo
+    upsampler: LTXLatentUpsamplerModel | None
     projection: Tensor | None  # (channels + 1, 3): latent to RGB in [0, 1], the last row is added
 
     @torch.inference_mode()
@@ -128,6 +134,30 @@ class LtxEngine:
             noise()  # the steps that were done have drawn theirs
         yield from _without_gradients(euler(velocity, latents, recipe.sigmas, fresh, done))
 
+    @torch.inference_mode()
+    def upsample(self, latents: Tensor, recipe: Recipe) -> Tensor:
+        """The first stage's latents at twice the sides; both (1, tokens, channels), normalised.
+
+        Each channel gets back the mean and deviation that it had (AdaIN), as in Lightricks' own
+        two-stage pipeline.
+        """
+        assert self.upsampler
+        small = self._denormalise(unpack(latents, *self.latent_shape(recipe.first().shape)))
+        large = self.upsampler(small.to(self.placement.dtype)).float()
+        axes = (2, 3, 4)
+        deviation, mean = torch.std_mean(large, axes, keepdim=True)
+        wanted, centre = torch.std_mean(small, axes, keepdim=True)
+        return pack(self._normalise((large - mean) / deviation * wanted + centre))
+
+    def refine(
+        self, embeddings: Embeddings, recipe: Recipe, latents: Tensor, start: Start | None = None
+    ) -> Iterator[Step]:
+        """The second stage: `latents` are noised to its first level and denoised from there."""
+        generator = torch.Generator().manual_seed(recipe.seed + 1)  # the first stage has its own
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        mixed = torch.lerp(latents, noise, recipe.sigmas[0])
+        return self.denoise(embeddings, recipe, start or Start(0, mixed))
+
     @contextmanager
     def stopping(self, wanted: Callable[[], bool]) -> Iterator[None]:
         """Ask before each block of the transformer; raises Cancelled once nobody wants the clip."""
@@ -151,7 +181,10 @@ class LtxEngine:
         yield from _without_gradients(self._decode(latents, recipe))
 
     def _decode(self, latents: Tensor, recipe: Recipe) -> Iterator[Pixels]:
-        video = self._denormalise(unpack(latents, *self.latent_shape(recipe.shape)))
+        video = unpack(latents, *self.latent_shape(recipe.shape))
+        if self.card.tone_map:
+            video = tone_mapped(video, self.card.tone_map)
+        video = self._denormalise(video)
         timestep, generator = None, torch.Generator().manual_seed(recipe.seed)
         torch.randn(video.shape, generator=generator)  # spent on the first latents, as in stock
         if self.vae.config.timestep_conditioning:
@@ -185,6 +218,12 @@ class LtxEngine:
             shape.made_width // grid.side,
         )
 
+    def _normalise(self, video: Tensor) -> Tensor:
+        mean, std = (
+            t.view(1, -1, 1, 1, 1).float() for t in (self.vae.latents_mean, self.vae.latents_std)
+        )
+        return (video - mean) * self.vae.config.scaling_factor / std
+
     def _denormalise(self, video: Tensor) -> Tensor:
         mean, std = (
             t.view(1, -1, 1, 1, 1).float() for t in (self.vae.latents_mean, self.vae.latents_std)
@@ -201,6 +240,10 @@ def load(
     transformer = on_meta(LTXVideoTransformer3DModel, _config(folder / "transformer"))
     vae = on_meta(AutoencoderKLLTXVideo, _config(folder / "vae"))
     modules = {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
+    upsampler = None
+    if card.refine:
+        upsampler = on_meta(LTXLatentUpsamplerModel, _config(folder / "latent_upsampler"))
+        modules["latent_upsampler"] = upsampler
     done, total = 0, sum(weigh(folder / name) for name in modules)
     yield Progress(Stage.LOAD, 0, total)
     for name, module in modules.items():
@@ -212,7 +255,13 @@ def load(
         vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     projection = _projection(folder, placement)
     yield Progress(Stage.LOAD, total, total)
-    return LtxEngine(card, placement, text_encoder, transformer, vae, projection)
+    return LtxEngine(card, placement, text_encoder, transformer, vae, upsampler, projection)
+
+
+def tone_mapped(latents: Tensor, ratio: float) -> Tensor:
+    """Large values pulled in, as the 13B models' recipe does before decoding (ratio 0 to 1)."""
+    scale = 0.75 * ratio
+    return latents * (1 - 0.8 * scale * torch.sigmoid(4 * scale * (latents.abs() - 1)))
 
 
 def _config(component: Path) -> dict[str, object]:

@@ -41,31 +41,51 @@ class Sample:
 
 @dataclass(frozen=True)
 class Size:
-    """What a clip's cost depends on. parameters: of the transformer."""
+    """What a clip's cost depends on. parameters: of the transformer; refine_*: second stage."""
 
     tokens: int
     calls: int
     pixels: int
     parameters: float
+    refine_tokens: int = 0
+    refine_calls: int = 0
 
     @classmethod
     def of(cls, plan: Plan, parameters: float) -> "Size":
         shape, grid = plan.shape, plan.card.grid
         frames = (shape.made_frames - 1) // grid.time + 1
         area = (shape.made_width // grid.side) * (shape.made_height // grid.side)
-        calls = len(plan.sigmas) * (2 if plan.guidance > 1 else 1)
+        twice = 2 if plan.guidance > 1 else 1
+        calls, refine_calls = twice * len(plan.sigmas), twice * len(plan.refine_sigmas)
         pixels = shape.made_width * shape.made_height * shape.made_frames
-        return cls(frames * area, calls, pixels, parameters)
+        tokens = frames * area
+        first = tokens // grid.scale**2 if refine_calls else tokens
+        refined = tokens if refine_calls else 0
+        return cls(first, calls, pixels, parameters, refined, refine_calls)
 
     def units(self, stage: Stage) -> float:
         """What a stage's seconds grow with: tokens of one call, pixels, or nothing."""
         match stage:
             case Stage.DENOISE:
                 return float(self.tokens)
-            case Stage.DECODE | Stage.MUX:
+            case Stage.REFINE:
+                return float(self.refine_tokens)
+            case Stage.UPSAMPLE | Stage.DECODE | Stage.MUX:
                 return float(self.pixels)
             case _:
                 return 1.0
+
+    def calls_of(self, stage: Stage) -> int:
+        """Model calls of a stage; 1 for a stage that is one, 0 for one that this clip has not."""
+        match stage:
+            case Stage.DENOISE:
+                return self.calls
+            case Stage.REFINE:
+                return self.refine_calls
+            case Stage.UPSAMPLE:
+                return min(1, self.refine_calls)
+            case _:
+                return 1
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,9 @@ class CostModel:
         return self._parts[stage, size]
 
     def _part(self, stage: Stage, size: Size) -> Part:
-        calls = size.calls if stage == Stage.DENOISE else 1
+        calls = size.calls_of(stage)
+        if not calls:
+            return Part(0.0, 0.0)
         known = self.samples[stage]
         if not known:
             return Part(calls * self._guess(stage, size), GUESS_SPREAD)
@@ -115,8 +137,8 @@ class CostModel:
         match stage:
             case Stage.LOAD:
                 return OVERHEAD_S + size.parameters / 5e8
-            case Stage.DENOISE:
-                return 4 * size.parameters * size.tokens / self.speed
+            case Stage.DENOISE | Stage.REFINE:
+                return 4 * size.parameters * size.units(stage) / self.speed
             case Stage.DECODE:
                 return PIXEL_OPERATIONS * size.pixels / self.speed
             case _:

@@ -203,10 +203,11 @@ class Held:
         if event.stage == Stage.LOAD and event.seconds < 0.05:
             return None
         seconds = event.seconds
-        if event.stage == Stage.DENOISE:
+        if event.stage in (Stage.DENOISE, Stage.REFINE):
             assert self.work
-            begun = self.begun
-            done = begun.done if begun and begun.stage == Stage.DENOISE else 0
-            steps = len(self.work.effective.sigmas)
-            seconds /= size.calls * (steps - done) / steps
+            begun, effective = self.begun, self.work.effective
+            done = begun.done if begun and begun.stage == event.stage else 0
+            is_first = event.stage == Stage.DENOISE
+            steps = len(effective.sigmas if is_first else effective.refine_sigmas)
+            seconds /= size.calls_of(event.stage) * (steps - done) / steps
         return size.units(event.stage), seconds

@@ -37,6 +37,7 @@ SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is o
     Stage.DECODE: 0.28,
     Stage.MUX: 0.02,
 }
+TWO_STAGES = SHARES | {Stage.DENOISE: 0.2, Stage.UPSAMPLE: 0.03, Stage.REFINE: 0.37}
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,18 @@ class Queue:
                 gone += 1
         return gone
 
+    def refine(self, job: str, asking: Asking) -> Job:
+        """A new job that finishes a draft: it starts from the draft's own latents.
+
+        Raises UnknownJob, JobConflict, TooManyJobs.
+        """
+        with self.database.reading() as t:
+            row = _row(t, job, None if asking.is_admin else asking.owner)
+        request = request_of(row)
+        if not request.draft or row["status"] != Status.COMPLETED:
+            raise JobConflict(f"{job} is no finished draft; there is nothing to refine.")
+        return self.submit(replace(request, draft=False), replace(asking, source=job))
+
     def census(self) -> Census:
         """The whole queue in figures."""
         with self.database.reading() as t:
@@ -301,6 +314,7 @@ def _job(row: Row, outlook: Outlook | None) -> Job:
     is_open = outlook is not None and not status.is_over
     failure = Failure(row["failure_code"], row["failure"]) if row["failure_code"] else None
     records: list[dict[str, Any]] = json.loads(row["stages"])
+    two = Size(**json.loads(row["work"])).refine_calls > 0
     return Job(
         id=row["id"],
         owner=row["owner"],
@@ -315,7 +329,9 @@ def _job(row: Row, outlook: Outlook | None) -> Job:
         stage=stage,
         done=row["done"],
         total=row["total"],
-        progress=_progress(status, stage, row["done"] / max(1, row["total"])),
+        progress=_progress(
+            status, stage, row["done"] / max(1, row["total"]), TWO_STAGES if two else SHARES
+        ),
         preview=row["preview"],
         position=outlook.positions.get(row["id"]) if outlook and status == Status.QUEUED else None,
         eta=outlook.etas.get(row["id"]) if outlook and is_open else None,
@@ -334,11 +350,14 @@ def _job(row: Row, outlook: Outlook | None) -> Job:
     )
 
 
-def _progress(status: Status, stage: Stage | None, share: float) -> float:
+def _progress(
+    status: Status, stage: Stage | None, share: float, shares: dict[Stage, float]
+) -> float:
     """Between 0 and 1: it moves with the steps and never back."""
     if status == Status.COMPLETED:
         return 1.0
     if stage is None or status == Status.QUEUED:
         return 0.0
-    before = sum(SHARES[s] for s in Stage if list(Stage).index(s) < list(Stage).index(stage))
-    return round(before + SHARES[stage] * share, 4)
+    order = list(Stage)
+    before = sum(shares.get(s, 0.0) for s in order[: order.index(stage)])
+    return round(before + shares[stage] * share, 4)

@@ -120,6 +120,17 @@ class Storage:
                 return bytes(self.files.cat_file(place, start=sent, end=sent + most))
         return b""
 
+    def copy(self, source: str, job: str, *names: str) -> None:
+        """Files of one job for another; what is not there is left out."""
+        folder = self.folder(job)
+        with self._refusals():
+            for name in names:
+                place = f"{self.root}/{source}/{name}"
+                if self.files.exists(place):
+                    self.files.get_file(place, str(folder / f"{name}.part"))
+                    (folder / f"{name}.part").replace(folder / name)
+        self.store(job, *names)
+
     @property
     def _is_folder(self) -> bool:
         return "file" in self.files.protocol

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dbos import DBOS, WorkflowSerializationFormat
@@ -24,6 +25,7 @@ from filmlet import stages
 from filmlet.errors import Cancelled, DatabaseUnusable, FilmletError, WorkerTaken
 from filmlet.events import Event, Finished, Preview, Progress, Stage
 from filmlet.jobs import cost, webhooks
+from filmlet.jobs.database import Row
 from filmlet.jobs.held import Held
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue, request_of
 from filmlet.media import save_still
@@ -40,6 +42,8 @@ NEVER = 1_000_000  # DBOS' own limit of attempts; ours counts, and says why
 KEPT = {
     Stage.ENCODE: ("embeddings.safetensors",),
     Stage.DENOISE: ("latents.safetensors",),
+    Stage.UPSAMPLE: ("upsampled.safetensors",),
+    Stage.REFINE: ("refined.safetensors",),
     Stage.DECODE: ("decoded.mp4",),
     Stage.MUX: ("clip.mp4",),
 }
@@ -179,9 +183,9 @@ class Worker:
     def _film(self, held: Held) -> None:
         self.held = held
         folder = self.queue.storage.fetch(held.id)
-        row = held.row
+        row = self._draft_of(held) or held.row
         earlier = json.loads(row["effective"])["dtype"] if row["effective"] else None
-        work = stages.prepare(plan(request_of(row)), self.settings, earlier)
+        work = stages.prepare(plan(request_of(held.row)), self.settings, earlier)
         work.folder, held.work = folder, work
         held.note_effective()
         started = time.monotonic()
@@ -194,6 +198,23 @@ class Worker:
         seconds = time.monotonic() - started
         log.info("%s completed in %.1f s", held.id, seconds, extra={"job": held.id})
 
+    def _draft_of(self, held: Held) -> Row | None:
+        """The draft that this job finishes; its results are brought into the job's folder.
+
+        Where they are gone, they are made anew, to the same bytes.
+        """
+        if held.attempt > 1 or not held.row["source"]:
+            return None
+        with self.queue.database.reading() as t:
+            row = t.row("select * from filmlet_job where id = :id", id=held.row["source"])
+        if not row or not row["effective"]:
+            return None
+        draft, asked = request_of(row), request_of(held.row)
+        if not draft.draft or replace(draft, draft=False) != asked:
+            return None
+        self.queue.storage.copy(row["id"], held.id, *KEPT[Stage.ENCODE], *KEPT[Stage.DENOISE])
+        return row
+
     def _note(self, held: Held, folder: Path, event: Event) -> None:
         match event:
             case Progress():
@@ -203,7 +224,9 @@ class Worker:
             case Preview():
                 before, held.preview = held.preview, f"preview-{event.step}.png"
                 save_still(folder / held.preview, event.image)
-                self.queue.storage.store(held.id, held.preview, "step.safetensors")
+                self.queue.storage.store(
+                    held.id, held.preview, "step.safetensors", "refine-step.safetensors"
+                )
                 if before:
                     self.queue.storage.drop(held.id, before)
             case Finished():

@@ -10,7 +10,7 @@ from filmlet.models.folder import read_json
 from filmlet.request import Grid
 
 POCKET = Path(__file__).parent.parent / "pocket"
-BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, min_side=64, max_side=1280)
+BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280, scale=2)
 LTXV = ModelCard(
     name="ltxv",
     summary="",
@@ -87,14 +87,16 @@ def _read_folder(folder: Path) -> ModelCard:
             f"{folder} shifts its schedule by the clip's size; filmlet runs fixed schedules only."
         )
     timed = bool(vae.get("timestep_conditioning"))
+    two_stages = (folder / "latent_upsampler" / "config.json").is_file()
     shift = scheduler.get("shift", 1.0)
     return ModelCard(
         name=folder.name,
         summary="a folder of your own",
         licence="as its maker says",
         schedule=ShiftedSigmas(steps=30, shift=float(str(shift))),
-        grid=Grid(),
+        grid=Grid(scale=2 if two_stages else 1),
         folder=folder,
+        refine=LTXV.refine if two_stages else None,
         revision="local",
         distilled=False,
         guidance=3.0,

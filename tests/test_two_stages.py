@@ -1,0 +1,155 @@
+"""Two stages: a draft at half the size, its latents upsampled, refined in a few steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines import LTXLatentUpsamplePipeline
+from torch import Tensor
+
+from filmlet import stages
+from filmlet.engine.denoise import pack, unpack
+from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, tone_mapped
+from filmlet.errors import JobConflict, NotOffered
+from filmlet.events import Finished, Frames, Progress, Stage
+from filmlet.jobs import Asking, Queue, Status
+from filmlet.plan import plan
+from filmlet.request import clip_request
+from filmlet.settings import Settings
+from filmlet.stages import Work
+from tests.queues import Start, ask, is_over, wait
+
+SMALL = {"size": "128x64", "frames": 17, "steps": 3, "seed": 5}
+
+
+def prepare(model: Path, **settings: object) -> Work:
+    request = clip_request("a red ball", model=str(model), **(SMALL | settings))
+    return stages.prepare(plan(request), Settings(device="cpu"), "float32")
+
+
+@pytest.fixture
+def engine(tiny_two: Path) -> LtxEngine:
+    return stages.load_engine(prepare(tiny_two))
+
+
+@pytest.fixture
+def recipe(tiny_two: Path) -> Recipe:
+    return prepare(tiny_two).recipe
+
+
+def draft_latents(engine: LtxEngine, recipe: Recipe) -> Tensor:
+    """(1, tokens, channels) of the first stage."""
+    frames, height, width = engine.latent_shape(recipe.first().shape)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, frames * height * width, 16, generator=generator)
+
+
+def test_upsampled_latents_equal_stock_diffusers(engine: LtxEngine, recipe: Recipe) -> None:
+    latents = draft_latents(engine, recipe)
+    stock = LTXLatentUpsamplePipeline(engine.vae, engine.upsampler)
+    expected = stock(
+        latents=unpack(latents, *engine.latent_shape(recipe.first().shape)),
+        height=64, width=128, adain_factor=1.0, output_type="latent", return_dict=False,
+    )[0]  # fmt: skip
+    assert torch.allclose(engine.upsample(latents, recipe), pack(expected), atol=1e-4)
+
+
+def test_the_tone_map_equals_stock_diffusers(engine: LtxEngine) -> None:
+    latents = torch.randn(1, 16, 3, 2, 2) * 3
+    stock = LTXLatentUpsamplePipeline(engine.vae, engine.upsampler)
+    assert torch.allclose(tone_mapped(latents, 0.6), stock.tone_map_latents(latents, 0.6))
+    assert torch.equal(tone_mapped(latents, 0.0), latents)
+
+
+def test_refining_follows_diffusers_scheduler_from_the_noised_latents(
+    engine: LtxEngine, tiny_two: Path
+) -> None:
+    work = prepare(tiny_two)
+    sigmas = work.effective.refine_sigmas
+    assert sigmas == (0.9094, 0.7250, 0.4219)
+    recipe = Recipe(work.recipe.shape, sigmas, 1.0, seed=5)
+    text = Embeddings(torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3)))
+    clean = engine.upsample(draft_latents(engine, recipe), recipe)
+    *_, last = engine.refine(text, recipe, clean)
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=list(sigmas))
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(6))
+    latents = scheduler.scale_noise(clean, scheduler.timesteps[:1], noise)
+    frames, height, width = engine.latent_shape(recipe.shape)
+    fps = recipe.shape.fps
+    with torch.inference_mode():
+        for t in scheduler.timesteps:
+            flow = engine.transformer(
+                latents, text.prompt, t[None], None, frames, height, width,
+                (8 / fps, 32, 32), return_dict=False,
+            )[0]  # fmt: skip
+            latents = scheduler.step(flow, t, latents, return_dict=False)[0]
+    assert torch.allclose(last.latents, latents, atol=1e-4)
+
+
+def test_a_draft_is_the_first_stage_at_half_the_size_and_says_so(
+    tiny_two: Path, tiny: Path, tmp_path: Path
+) -> None:
+    work = prepare(tiny_two, draft=True)
+    frames = [e.pixels for e in stages.film(work, tmp_path / "a.mp4") if isinstance(e, Frames)]
+    assert frames[0].shape[1:] == (32, 64, 3)
+    (change,) = [c for c in work.effective.changes if c.field == "size"]
+    assert (change.requested, change.effective) == ("128x64", "64x32")
+    with pytest.raises(NotOffered, match="no drafts"):
+        prepare(tiny, draft=True)
+
+
+def test_sides_are_made_in_64_so_that_the_draft_is_exactly_half(tiny_two: Path) -> None:
+    shape = prepare(tiny_two, size="100x70").effective.shape
+    assert (shape.width, shape.height) == (100, 70)
+    assert (shape.made_width, shape.made_height) == (128, 128)
+    half = shape.halved()
+    assert (half.made_width, half.made_height, half.width, half.height) == (64, 64, 50, 36)
+
+
+@pytest.mark.parametrize("left", [Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE])
+def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
+    tiny_two: Path, tmp_path: Path, left: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
+    for _ in stages.film(prepare(tiny_two), tmp_path / "straight.mp4"):
+        pass
+    first = prepare(tiny_two)
+    first.folder = tmp_path / "kept"
+    first.folder.mkdir()
+    events = stages.film(first, tmp_path / "clip.mp4")
+    for event in events:
+        if isinstance(event, Progress) and event.stage == left and event.done > 0:
+            break
+    events.close()
+    second = prepare(tiny_two)
+    second.folder = first.folder
+    told = list(stages.film(second, tmp_path / "clip.mp4"))
+    reused = {e.stage for e in told if isinstance(e, Finished) and e.reused}
+    order = list(Stage)
+    assert reused == set(order[1 : order.index(left)])
+    assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_a_refined_draft_starts_from_its_latents_and_equals_the_clip_made_at_once(
+    tiny_two: Path, tmp_path: Path, queue: Queue, start: Start
+) -> None:
+    request = ask(tiny_two, **SMALL)
+    for _ in stages.film(stages.prepare(plan(request), Settings()), tmp_path / "once.mp4"):
+        pass
+    start(OMP_NUM_THREADS="2")  # as here: sums depend on how many share them
+    draft = queue.submit(ask(tiny_two, **SMALL, draft=True)).id
+    with pytest.raises(JobConflict):
+        queue.refine(queue.submit(request, Asking(key="whole")).id, Asking())
+    assert wait(queue, draft, is_over).status == Status.COMPLETED
+    refined = wait(queue, queue.refine(draft, Asking()).id, is_over)
+    assert refined.status == Status.COMPLETED, refined.failure
+    assert refined.source == draft
+    reused = {r.stage for r in refined.stages if r.reused}
+    assert reused == {Stage.ENCODE, Stage.DENOISE}
+    assert {Stage.UPSAMPLE, Stage.REFINE} <= {r.stage for r in refined.stages}
+    with queue.storage.open(refined.id, "clip.mp4") as clip:
+        assert clip.read() == (tmp_path / "once.mp4").read_bytes()
