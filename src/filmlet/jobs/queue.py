@@ -181,6 +181,7 @@ class Queue:
             if row["status"] == Status.QUEUED:
                 tally(t, "jobs", Status.CANCELLED)
                 announce(t, self.database, self.settings, job)
+        self._seen = 0.0, None
         if row["status"] == Status.QUEUED:
             self.database.client.cancel_workflow(f"{job}.{row['run']}")
         return self.get(job, owner)
@@ -205,6 +206,7 @@ class Queue:
                 id=job, rank=rank,
             )  # fmt: skip
             self._enqueue(t, job, row["run"] + 1, rank)
+        self._seen = 0.0, None
         return self.get(job, owner)
 
     def delete(self, job: str, owner: str | None = None) -> None:
