@@ -350,6 +350,9 @@ def test_jobs_belong_to_their_key(home: Settings) -> None:
         assert ask("GET", f"?after={job}", bob.secret).status_code == 404
         assert [v["id"] for v in ask("GET", "", root.secret).json()["data"]] == [job]
         assert ask("GET", f"/{job}", ann.secret).status_code == 200
+        first = SMALL | {"priority": "high"}
+        assert refusal(ask("POST", "", bob.secret, json=first))["param"] == "priority"
+        assert ask("POST", "", root.secret, json=first).json()["position"] == 1
         keys.remove("ann")
         until(lambda: ask("GET", f"/{job}", ann.secret).status_code == 401, 5)
     database.close()

@@ -29,7 +29,7 @@ from filmlet.api.words import (
     poll_after_ms,
 )
 from filmlet.errors import InvalidRequest, NotOffered, UnknownJob, UnknownModel
-from filmlet.jobs import Job, Status
+from filmlet.jobs import Job, Priority, Status
 from filmlet.media import spritesheet, thumbnail
 from filmlet.models import CARDS
 
@@ -86,6 +86,8 @@ def _submit(
 ) -> Video:
     if asked.model not in CARDS:  # a folder is for who is at the machine
         raise UnknownModel(f"There is no model {asked.model!r}; there are {', '.join(CARDS)}.")
+    if asked.priority == Priority.HIGH and who.sees is not None:
+        raise NotOffered("Only an admin's key may ask for high priority.", param="priority")
     job = shared.queue.submit(asked.request(), who.asking(asked.priority, key))
     return _shown(shared, job, response)
 
