@@ -34,7 +34,7 @@ CARDS = {
             schedule=ShiftedSigmas(steps=8, shift=8.0),
             grid=Grid(max_side=512),
             folder=POCKET,
-            revision="1",
+            revision="2",
             max_tokens=128,
         ),
         replace(
