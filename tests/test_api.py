@@ -358,6 +358,15 @@ def test_jobs_belong_to_their_key(home: Settings) -> None:
     database.close()
 
 
+def test_removing_the_last_key_does_not_open_a_server_that_others_can_reach(
+    home: Settings,
+) -> None:
+    with TestClient(create(home, demands_keys=True)) as client:
+        assert client.get("/v1/videos").status_code == 401
+        assert client.post("/v1/videos", json=SMALL).status_code == 401
+        assert client.get("/health").status_code == 200
+
+
 def test_limits_of_a_key_answer_429_and_say_when_to_come_back(home: Settings) -> None:
     database = Database(home)
     keys = Keys(database, home)

@@ -48,7 +48,9 @@ def serve(settings: Settings, serving: Serving) -> None:
     is_local = _is_loopback(serving.host)
     if not is_local and not serving.is_open:
         _demand_keys(settings, serving.host)
-    app = api.create(settings, LOOPBACK if is_local else None)
+    app = api.create(
+        settings, LOOPBACK if is_local else None, demands_keys=not is_local and not serving.is_open
+    )
     with _listening(serving.host, serving.port) as listener:
         host, port = listener.getsockname()[:2]
         for number in (signal.SIGINT, signal.SIGTERM):

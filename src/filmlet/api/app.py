@@ -22,11 +22,13 @@ from filmlet.settings import Settings
 THREADS = 8  # at the database at once: more of them only wait for each other
 
 
-def create(settings: Settings, hosts: list[str] | None = None) -> FastAPI:
+def create(
+    settings: Settings, hosts: list[str] | None = None, *, demands_keys: bool = False
+) -> FastAPI:
     """The app over the settings' database and storage. Raises DatabaseUnusable, StorageUnusable.
 
     hosts: names it answers to, None is any. On loopback only its own: a page of another site must
-    not reach it by a name that leads here.
+    not reach it by a name that leads here. demands_keys: even while there is none.
     """
     queue = Queue(settings)
 
@@ -44,7 +46,9 @@ def create(settings: Settings, hosts: list[str] | None = None) -> FastAPI:
         max_body_size=BODY_BYTES,
         redoc_url=None,
     )
-    app.state.house = House(settings, queue, Keys(queue.database, settings), Hub(queue))
+    app.state.house = House(
+        settings, queue, Keys(queue.database, settings), Hub(queue), demands_keys
+    )
     app.include_router(videos.router)
     app.include_router(operations.router)
     hold(app)

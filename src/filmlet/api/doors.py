@@ -50,11 +50,14 @@ class House:
     queue: Queue
     keys: Keys
     hub: Hub
+    demands_keys: bool = False  # whether or not there is one: the last may be removed meanwhile
     known: dict[str, tuple[float, Key | None]] = field(default_factory=dict)
     counted: tuple[float, bool] = (0.0, False)
 
     async def needs_key(self) -> bool:
-        """Whether there is any key."""
+        """Whether who asks must show a key."""
+        if self.demands_keys:
+            return True
         now = time.monotonic()
         if now - self.counted[0] > REMEMBER_S:
             self.counted = now, bool(await run_in_threadpool(self.keys.all))
