@@ -138,7 +138,7 @@ def main() -> None:
     kinds = (("poll", seen.poll), ("list of 20", seen.page), ("create", seen.create))
     text = f"""# The server under load
 
-{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} x {processor()}, Python {platform.python_version()},
+{datetime.now(UTC):%Y-%m-%d}, {processor()}, Python {platform.python_version()},
 SQLite, one worker, pocket: `python -m bench.load`.
 
 {chosen.clients} clients create, poll and list for {chosen.seconds:.0f} s while a clip of 257 frames
