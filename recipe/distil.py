@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recipe.run import Run
-from recipe.teacher import Latents, Pair, noised, sigmas, weighted_square
+from recipe.teacher import Latents, Pair, free, given, noised, sigmas, weighted_square
 
 GUIDANCE = 3.0
 STEPS = 8
@@ -28,23 +28,30 @@ def train(run: Run, student: Pair, teacher: Pair, data: Latents, steps: int) -> 
         clean = clean.to(run.device)
         start = torch.randint(0, STEPS, (len(clean),))
         now, following = (levels[i].to(run.device) for i in (start, start + 1))
-        latents = noised(clean, torch.randn_like(clean), now)
-        target = _land(teacher, latents, now, following, prompts)
-        flow = student.velocity(latents, now, student.read(prompts))
-        return weighted_square(flow - target, weight.to(run.device))
+        held = given(len(clean), clean.shape[2]).to(run.device)
+        sigma = now[:, None].masked_fill(held, 0.0)
+        latents = noised(clean, torch.randn_like(clean), sigma)
+        target = _land(teacher, latents, (now, following), held, prompts)
+        flow = student.velocity(latents, sigma, student.read(prompts))
+        return weighted_square(free(flow - target, held), weight.to(run.device))
 
     run.fit(student, loss, steps=steps, matrix_rate=0.003, rate=3e-4, average=0.98)
 
 
 @torch.no_grad()
 def _land(
-    teacher: Pair, latents: Tensor, now: Tensor, following: Tensor, prompts: list[str]
+    teacher: Pair, latents: Tensor, step: tuple[Tensor, Tensor], held: Tensor, prompts: list[str]
 ) -> Tensor:
-    """The one velocity that leads where the teacher's guided steps end."""
+    """The one velocity that leads where the teacher's guided steps end.
+
+    step: levels before and after, (batch,) each; held: given frames, (batch, frames).
+    """
+    now, following = step
     place, level = latents, now
     for k in range(TEACHER_STEPS):
         ahead = torch.lerp(now, following, (k + 1) / TEACHER_STEPS)
-        flow = teacher.guided(place, level, prompts, GUIDANCE)
+        sigma = level[:, None].masked_fill(held, 0.0)
+        flow = free(teacher.guided(place, sigma, prompts, GUIDANCE), held)
         place = place + (ahead - level).view(-1, 1, 1, 1, 1) * flow
         level = ahead
     return (place - latents) / (following - now).view(-1, 1, 1, 1, 1)

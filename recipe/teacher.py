@@ -34,6 +34,7 @@ SCENERY = 0.25  # weight of a token that no subject touches; the mean weight is 
 CHANGE = 4.0  # weight of what changes in time against what stays
 STILL_EVERY = 4  # a batch in so many is of first frames alone: three times the subjects
 DROP_PROMPT = 0.1  # share of empty prompts, for guidance
+GIVEN = 0.25  # share of clips whose first picture is given: its latents stay clean, at level 0
 
 
 class Pair(nn.Module):
@@ -74,12 +75,16 @@ class Pair(nn.Module):
         return self.text(ids.to(device))[0][:, : mask.shape[1]], mask.to(device)
 
     def velocity(self, latents: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
-        """The flow at `latents` (batch, channels, frames, height, width); sigma: (batch,)."""
+        """The flow at `latents` (batch, channels, frames, height, width).
+
+        sigma: (batch,), or (batch, frames) where frames have levels of their own.
+        """
         _, _, frames, height, width = latents.shape
+        levels = sigma[:, None] if sigma.ndim == 1 else sigma.repeat_interleave(height * width, 1)
         flow = self.transformer(
             hidden_states=latents.flatten(2).transpose(1, 2),
             encoder_hidden_states=text[0],
-            timestep=(sigma * 1000)[:, None],
+            timestep=levels * 1000,
             encoder_attention_mask=text[1],
             num_frames=frames,
             height=height,
@@ -173,8 +178,21 @@ def random_sigma(count: int) -> Tensor:
 
 
 def noised(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The point at `sigma` on the straight line from clean to noise."""
-    return torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
+    """The point at `sigma`, (batch,) or (batch, frames), on the line from clean to noise."""
+    return torch.lerp(clean, noise, sigma.view(len(sigma), 1, -1, 1, 1))
+
+
+def given(count: int, frames: int) -> Tensor:
+    """Which latent frames are given and stay clean: the first of some clips, (count, frames)."""
+    held = torch.zeros(count, frames, dtype=torch.bool)
+    if frames > 1:
+        held[:, 0] = torch.rand(count) < GIVEN
+    return held
+
+
+def free(error: Tensor, held: Tensor) -> Tensor:
+    """The error without that of given frames: there is nothing to learn from them."""
+    return error.masked_fill(held[:, None, :, None, None], 0.0)
 
 
 def train(run: Run, pair: Pair, data: Latents, stills: int, clips: int) -> None:
@@ -188,10 +206,11 @@ def train(run: Run, pair: Pair, data: Latents, stills: int, clips: int) -> None:
             clean, weight = clean[:, :, :1], weight[:, :, :1]
         clean = clean.to(run.device)
         noise = torch.randn_like(clean)
-        sigma = random_sigma(len(clean)).to(run.device)
+        held = given(len(clean), clean.shape[2]).to(run.device)
+        sigma = random_sigma(len(clean)).to(run.device)[:, None].masked_fill(held, 0.0)
         text = pair.read(prompts, choice)
         flow = pair.velocity(noised(clean, noise, sigma), sigma, text)
-        return weighted_square(flow - (noise - clean), weight.to(run.device))
+        return weighted_square(free(flow - (noise - clean), held), weight.to(run.device))
 
     matrix_rate = 0.008 if stills else 0.005  # a trained one must not be shaken
     run.fit(pair, loss, steps=stills + clips, matrix_rate=matrix_rate, rate=5e-4, average=0.99)
@@ -205,17 +224,25 @@ def sigmas(steps: int) -> Tensor:
 
 @torch.inference_mode()
 def sample(
-    pair: Pair, noise: Tensor, prompts: Sequence[str], steps: int, guidance: float
+    pair: Pair, noise: Tensor, prompts: Sequence[str], steps: int, guidance: float,
+    first: Tensor | None = None,
 ) -> Tensor:
-    """Euler from noise to normalised latents, both (batch, channels, frames, height, width)."""
+    """Euler from noise to normalised latents, both (batch, channels, frames, height, width).
+
+    first: the latents of a given first picture, (batch, channels, 1, height, width).
+    """  # fmt: skip
     levels = sigmas(steps).tolist()
     text = pair.read(prompts)
+    held = torch.zeros(len(noise), noise.shape[2], dtype=torch.bool, device=noise.device)
     latents = noise
+    if first is not None:
+        held[:, 0] = True
+        latents = torch.cat([first, noise[:, :, 1:]], dim=2)
     for now, following in pairwise(levels):
-        sigma = torch.full((len(noise),), now, device=noise.device)
+        sigma = torch.full(held.shape, now, device=noise.device).masked_fill(held, 0.0)
         if guidance > 1:
             flow = pair.guided(latents, sigma, prompts, guidance)
         else:
             flow = pair.velocity(latents, sigma, text)
-        latents = latents + (following - now) * flow
+        latents = latents + (following - now) * free(flow, held)
     return latents

@@ -19,6 +19,7 @@ FLOORS = (
     ("stages",),
     ("jobs", "clip", "bar"),
     ("api",),
+    ("studio",),
     ("server",),
     ("cli_jobs", "cli_serve"),
     ("cli",),
@@ -42,9 +43,14 @@ LIVES_IN = {
     "starlette": "api",
     "pydantic": "api",
     "prometheus_client": "api",
+    "gradio": "studio",
+    "tokenizers": "models",
     "uvicorn": "server",
 }
-ALSO = {("stages", "torch")}  # compares a dtype
+ALSO = {
+    ("stages", "torch"),  # compares a dtype
+    *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them
+}
 
 
 def room(path: Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from filmlet import api
+from filmlet import api, studio
 from filmlet.errors import AddressUnusable, NeedsKey
 from filmlet.jobs import Keys
 from filmlet.jobs.database import Database
@@ -51,6 +51,7 @@ def serve(settings: Settings, serving: Serving) -> None:
     app = api.create(
         settings, LOOPBACK if is_local else None, demands_keys=not is_local and not serving.is_open
     )
+    studio.mount(app, app.state.house)
     with _listening(serving.host, serving.port) as listener:
         host, port = listener.getsockname()[:2]
         for number in (signal.SIGINT, signal.SIGTERM):

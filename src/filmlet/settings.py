@@ -60,3 +60,10 @@ class Settings:
                 noun = "a whole number" if kind is int else "a number"
                 raise InvalidSetting(f"{variable} must be {noun}, not {text!r}.") from None
         return cls(**given)
+
+
+def keep_to_yourselves(passing: Path) -> None:
+    """Tell the page's libraries to send nothing anywhere, and where their passing files go."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_TEMP_DIR"] = str(passing)

@@ -11,7 +11,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from filmlet import __version__
-from filmlet.api import operations, videos
+from filmlet.api import operations, session, videos
 from filmlet.api.doors import House, hold, refuse
 from filmlet.api.following import Hub
 from filmlet.api.uploads import BODY_BYTES
@@ -51,6 +51,7 @@ def create(
     )
     app.include_router(videos.router)
     app.include_router(operations.router)
+    app.include_router(session.router)
     hold(app)
     app.add_middleware(SameOrigin)
     if hosts is not None:

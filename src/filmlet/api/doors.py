@@ -18,6 +18,7 @@ from filmlet.errors import (
     FilmletError,
     InvalidRequest,
     JobConflict,
+    NotOffered,
     StorageUnusable,
     TooManyJobs,
     UnknownJob,
@@ -28,6 +29,7 @@ from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.api")
 
+COOKIE = "filmlet_key"
 REMEMBER_S = 2.0  # a key that was removed opens nothing after this
 STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (
     (UnknownKey, 401, "authentication_error"),
@@ -95,18 +97,31 @@ class Caller:
 
 
 async def caller(request: Request, shared: Annotated[House, Depends(house)]) -> Caller:
-    """The owner of the key that was sent; without keys everybody is the one local user."""
+    """The owner of the key that was sent; without keys everybody is the one local user.
+
+    A program sends it as a bearer, the page as a cookie: a video element cannot send a header.
+    """
     if not await shared.needs_key():
         return Caller("local", None, None)
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    key = await shared.key(secret.strip()) if kind.lower() == "bearer" else None
+    if kind.lower() != "bearer":
+        secret = request.cookies.get(COOKIE, "")
+    key = await shared.key(secret.strip()) if secret else None
     if key is None:
         raise UnknownKey("This server needs a key: send Authorization: Bearer sk-...")
     return Caller(key.id, None if key.admin else key.id, key.limits)
 
 
+async def admin(who: Annotated[Caller, Depends(caller)]) -> Caller:
+    """Who may see and move everybody's jobs: an admin, or the one local user."""
+    if who.sees is not None:
+        raise NotOffered("Only an admin's key may do this.", param="key")
+    return who
+
+
 Shared = Annotated[House, Depends(house)]
 From = Annotated[Caller, Depends(caller)]
+Admin = Annotated[Caller, Depends(admin)]
 
 
 def refuse(status: int, error: Refusal, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -11,8 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pydantic import BaseModel
 
 from filmlet import __version__
-from filmlet.api.doors import From, Shared
-from filmlet.api.words import Model, ModelList
+from filmlet.api.doors import Admin, From, Shared
+from filmlet.api.words import Model, ModelList, Video
 from filmlet.errors import FilmletError, UnknownModel
 from filmlet.jobs import Census, Queue
 from filmlet.models import CARDS, check
@@ -56,6 +57,45 @@ def ready(shared: Shared, response: Response) -> Ready:
         loaded=sorted({worker.model for worker in now.workers} - {""}),
         queued=now.jobs.get("queued", 0),
         running=now.jobs.get("running", 0),
+    )
+
+
+class QueueWorker(BaseModel):
+    """A worker that is alive, and the model that it holds in memory."""
+
+    id: str
+    device: str
+    model: str
+    peak_bytes: int
+
+
+class QueueJob(BaseModel):
+    """An unfinished video, and the name of the key that asked for it."""
+
+    owner: str
+    video: Video
+
+
+class QueueNow(BaseModel):
+    """The whole queue, the next first."""
+
+    object: Literal["queue"] = "queue"
+    workers: list[QueueWorker]
+    jobs: list[QueueJob]
+
+
+@router.get("/v1/queue", tags=["operations"])
+def queue(shared: Shared, who: Admin) -> QueueNow:
+    """Everybody's unfinished videos and the workers; for admins."""
+    del who
+    names = {key.id: key.name for key in shared.keys.all()}
+    jobs, days = shared.queue.unfinished(), shared.settings.keep_days
+    return QueueNow(
+        workers=[QueueWorker(**asdict(worker)) for worker in shared.queue.census().workers],
+        jobs=[
+            QueueJob(owner=names.get(job.owner, job.owner), video=Video.of(job, days))
+            for job in jobs
+        ],
     )
 
 

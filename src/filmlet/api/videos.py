@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from filmlet.api import content, uploads
-from filmlet.api.doors import Caller, From, House, Shared
+from filmlet.api.doors import Admin, Caller, From, House, Shared
 from filmlet.api.following import mark
 from filmlet.api.words import (
     ErrorEnvelope,
@@ -25,13 +25,15 @@ from filmlet.api.words import (
     VideoCreate,
     VideoDeleted,
     VideoList,
+    VideoPlan,
+    VideoPriority,
     VideoRemix,
     poll_after_ms,
 )
-from filmlet.errors import InvalidRequest, NotOffered, UnknownJob, UnknownModel
+from filmlet.errors import InvalidRequest, NotOffered, StorageUnusable, UnknownJob, UnknownModel
 from filmlet.jobs import Job, Priority, Status
 from filmlet.media import spritesheet, thumbnail
-from filmlet.models import CARDS
+from filmlet.models import CARDS, count
 
 FREE_S = 10.0  # how long a delete waits for the worker
 PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
@@ -84,12 +86,21 @@ async def create(
 def _submit(
     shared: House, who: Caller, asked: VideoCreate, key: str | None, response: Response
 ) -> Video:
-    if asked.model not in CARDS:  # a folder is for who is at the machine
-        raise UnknownModel(f"There is no model {asked.model!r}; there are {', '.join(CARDS)}.")
+    job = submit(shared, who, asked, key)
+    return _shown(shared, job, response)
+
+
+def submit(shared: House, who: Caller, asked: VideoCreate, key: str | None = None) -> Job:
+    """Queue a clip for the caller; the page does so as well. Raises what `Queue.submit` raises."""
+    _known(asked.model)
     if asked.priority == Priority.HIGH and who.sees is not None:
         raise NotOffered("Only an admin's key may ask for high priority.", param="priority")
-    job = shared.queue.submit(asked.request(), who.asking(asked.priority, key))
-    return _shown(shared, job, response)
+    return shared.queue.submit(asked.request(), who.asking(asked.priority, key))
+
+
+def _known(model: str) -> None:
+    if model not in CARDS:  # a folder is for who is at the machine
+        raise UnknownModel(f"There is no model {model!r}; there are {', '.join(CARDS)}.")
 
 
 @asynccontextmanager
@@ -135,14 +146,36 @@ def page(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
+    search: Annotated[str, Query(max_length=200)] = "",
 ) -> VideoList:
-    """A page of jobs, the newest first; the next one comes `after` the last id."""
+    """A page of jobs, the newest first; the next one comes `after` the last id.
+
+    search: what the prompts contain.
+    """
     if after is not None:
         find(after, shared, who)
-    jobs = shared.queue.jobs(who.sees, limit=limit + 1, after=after, oldest_first=order == "asc")
+    jobs = shared.queue.jobs(
+        who.sees, limit=limit + 1, after=after, oldest_first=order == "asc", search=search
+    )
     data = [Video.of(job, shared.settings.keep_days) for job in jobs[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)
+
+
+@router.post("/plan", response_model=VideoPlan, openapi_extra=BODY)
+async def plan(request: Request, shared: Shared, who: From) -> VideoPlan:
+    """What a video would come to: its shape, its steps, its time, and what would differ."""
+    del who
+    async with _body(request) as (fields, files):
+        asked = _valid(fields, files)
+    return await run_in_threadpool(foresee, shared, asked)
+
+
+def foresee(shared: House, asked: VideoCreate) -> VideoPlan:
+    """The same for the page. Raises what `Queue.forecast` raises."""
+    _known(asked.model)
+    forecast = shared.queue.forecast(asked.request())
+    return VideoPlan.of(forecast, count(forecast.plan.card, asked.prompt))
 
 
 @router.post("/characters", response_model=Video)
@@ -164,6 +197,27 @@ async def change(request: Request, who: From) -> Video:
 async def retrieve(job: Found, shared: Shared, response: Response) -> Video:
     """One job; `openai-poll-after-ms` says when asking again is worth it."""
     return _shown(shared, job, response)
+
+
+@router.post("/{id}/cancel", response_model=Video)
+def cancel(job: Found, shared: Shared, response: Response) -> Video:
+    """Stop a video and keep what it has come to: `retry` goes on from there."""
+    return _shown(shared, shared.queue.cancel(job.id), response)
+
+
+@router.post("/{id}/retry", response_model=Video)
+def retry(job: Found, shared: Shared, response: Response) -> Video:
+    """Queue a failed or stopped video again; it goes on from its last finished stage."""
+    return _shown(shared, shared.queue.retry(job.id), response)
+
+
+@router.post("/{id}/priority", response_model=Video)
+def prioritise(
+    job: Found, asked: VideoPriority, shared: Shared, who: Admin, response: Response
+) -> Video:
+    """Move a waiting video into another class; for admins."""
+    del who
+    return _shown(shared, shared.queue.prioritise(job.id, asked.priority), response)
 
 
 @router.delete("/{id}", response_model=VideoDeleted)
@@ -201,7 +255,8 @@ def download(
     if variant in PICTURES:
         picture, kind = PICTURES[variant]
         with file:
-            return Response(picture(file), media_type=kind)
+            kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
+            return Response(picture(file), media_type=kind, headers=kept)
     size = queue.storage.length(job.id, job.clip)
     return content.ranged(file, size, range, "video/mp4", f"{job.id}.mp4")
 
@@ -213,10 +268,17 @@ def download(
 )
 def preview(job: Found, shared: Shared) -> Response:
     """A rough picture of the clip as it is now."""
-    if job.preview is None:
-        raise UnknownJob(f"{job.id} has no preview yet.")
-    with shared.queue.storage.open(job.id, job.preview) as file:
-        return Response(file.read(), media_type="image/png", headers={"cache-control": "no-store"})
+    for now in (job, None):  # the worker may just have replaced the one that the row told
+        name = (now or shared.queue.get(job.id)).preview
+        if name is None:
+            raise UnknownJob(f"{job.id} has no preview yet.")
+        try:
+            with shared.queue.storage.open(job.id, name) as file:
+                kept = {"cache-control": "no-store"}
+                return Response(file.read(), media_type="image/png", headers=kept)
+        except StorageUnusable:
+            continue
+    raise UnknownJob(f"{job.id} has a newer preview by now.")
 
 
 @router.post("/{id}/remix", response_model=Video)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from filmlet.jobs import Job, Priority, Status
+from filmlet.jobs import Forecast, Job, Priority, Status
+from filmlet.models import Words
 from filmlet.request import ClipRequest, clip_request
 
 SOON_MS, LATE_MS = 250, 5000  # bounds of when to ask again
@@ -69,6 +70,12 @@ class VideoRemix(Sent):
     prompt: str = Field(max_length=LONGEST_PROMPT)
 
 
+class VideoPriority(Sent):
+    """Another class for a video that waits."""
+
+    priority: Priority
+
+
 class VideoError(BaseModel):
     """Why there is no clip: a stable code and a sentence."""
 
@@ -110,6 +117,7 @@ class Video(BaseModel):
     remixed_from_video_id: str | None
     error: VideoError | None
     seed: int
+    priority: Priority
     position: int | None = Field(description="Place in the queue, 1 is next.")
     eta: Eta | None
     stage: str | None
@@ -145,6 +153,7 @@ class Video(BaseModel):
             remixed_from_video_id=job.source,
             error=error,
             seed=job.seed,
+            priority=job.priority,
             position=job.position,
             eta=Eta(**asdict(job.eta)) if job.eta else None,
             stage=job.stage,
@@ -157,6 +166,64 @@ class Video(BaseModel):
             stages=[StageTime(**asdict(record)) for record in job.stages],
             attempt=job.attempt,
             idle_seconds=job.idle_s,
+        )
+
+
+class Difference(BaseModel):
+    """One thing that will not be done as asked, and the reason."""
+
+    field: str
+    requested: Any
+    effective: Any
+    reason: str
+
+
+class VideoPlan(BaseModel):
+    """What a request would come to if it were sent now; nothing is queued.
+
+    tokens, unknown_words: of the prompt, None while the model's tokenizer is not here; each
+    unknown word with the nearest known ones. ahead: unfinished videos before it.
+    """
+
+    object: Literal["video.plan"] = "video.plan"
+    model: str
+    size: str
+    made_size: str
+    frames: int
+    made_frames: int
+    fps: float
+    seconds: float
+    steps: int
+    refine_steps: int
+    guidance: float
+    tokens: int | None
+    max_tokens: int
+    unknown_words: dict[str, list[str]] | None
+    changes: list[Difference]
+    eta: Eta
+    ahead: int
+
+    @classmethod
+    def of(cls, forecast: Forecast, words: Words | None) -> "VideoPlan":
+        plan, shape = forecast.plan, forecast.plan.shape
+        unknown = {w: list(near) for w, near in words.unknown.items()} if words else None
+        return cls(
+            model=plan.card.name,
+            size=f"{shape.width}x{shape.height}",
+            made_size=f"{shape.made_width}x{shape.made_height}",
+            frames=shape.frames,
+            made_frames=shape.made_frames,
+            fps=shape.fps,
+            seconds=round(shape.frames / shape.fps, 4),
+            steps=len(plan.sigmas),
+            refine_steps=len(plan.refine_sigmas),
+            guidance=plan.guidance,
+            tokens=words.tokens if words else None,
+            max_tokens=plan.card.max_tokens,
+            unknown_words=unknown,
+            changes=[Difference(**asdict(change)) for change in plan.changes],
+            eta=Eta(**asdict(forecast.eta)),
+            ahead=forecast.ahead,
         )
 
 

@@ -1,6 +1,16 @@
 """Jobs that survive: a durable queue over DBOS, workers with leases, learned ETA."""
 
-from filmlet.jobs.job import Census, Estimate, Failure, Job, Priority, StageRecord, Status
+from filmlet.jobs.job import (
+    Census,
+    Estimate,
+    Failure,
+    Forecast,
+    Job,
+    Living,
+    Priority,
+    StageRecord,
+    Status,
+)
 from filmlet.jobs.keys import Granted, Key, Keys
 from filmlet.jobs.limits import Limits
 from filmlet.jobs.queue import Asking, Queue
@@ -10,11 +20,13 @@ __all__ = [
     "Census",
     "Estimate",
     "Failure",
+    "Forecast",
     "Granted",
     "Job",
     "Key",
     "Keys",
     "Limits",
+    "Living",
     "Priority",
     "Queue",
     "StageRecord",

@@ -145,6 +145,11 @@ class Database:
             if self.is_sqlite
             else "cast(extract(epoch from clock_timestamp()) as double precision)"
         )
+        self.prompt = (  # of a job's row
+            "json_extract(request, '$.prompt')"
+            if self.is_sqlite
+            else "(cast(request as json) ->> 'prompt')"
+        )
         with self._refusals():
             if self.is_sqlite:
                 file = Path(self.url.removeprefix("sqlite:///"))
@@ -224,7 +229,10 @@ class Database:
 
 
 class Transaction:
-    """Runs one statement at a time; `{now}` in it is the database's clock, in seconds."""
+    """Runs one statement at a time.
+
+    `{now}` in it is the database's clock, in seconds; `{prompt}` the prompt in a job's row.
+    """
 
     def __init__(self, connection: Connection, database: Database) -> None:
         self.connection, self._database = connection, database
@@ -235,7 +243,8 @@ class Transaction:
             self.rows("select pg_advisory_xact_lock(hashtext(:name))", name=f"filmlet/{name}")
 
     def rows(self, statement: str, **values: Any) -> list[Row]:
-        done = self.connection.execute(sa.text(statement.format(now=self._database.now)), values)
+        words = {"now": self._database.now, "prompt": self._database.prompt}
+        done = self.connection.execute(sa.text(statement.format(**words)), values)
         return list(done.mappings()) if done.returns_rows else []
 
     def row(self, statement: str, **values: Any) -> Row | None:

@@ -29,6 +29,7 @@ class Held:
     work: Work | None = None
     latest: Progress | None = None
     preview: str | None = None
+    passed: str | None = None  # the preview before it, which readers may still ask for
     told: tuple[Progress | None, str | None] = (None, None)
     told_at: float = 0.0
     begun: Progress | None = None  # of the stage in hand

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from filmlet.events import Stage
+from filmlet.plan import Plan
 from filmlet.request import Shape
 
 
@@ -47,6 +48,15 @@ class Estimate:
     seconds: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a clip would come to if it were asked for now. ahead: unfinished jobs before it."""
+
+    plan: Plan
+    eta: Estimate
+    ahead: int
 
 
 @dataclass(frozen=True)

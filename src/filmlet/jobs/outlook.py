@@ -42,6 +42,13 @@ class Outlook:
                 own = _after(_after(start, TAKE), own)
             free[free.index(start)] = own
             self.etas[row["id"]] = own
+        self.next_free = min(free, key=lambda e: e.seconds)
+
+    def of_another(self, model: str, size: Size) -> Estimate:
+        """Seconds until a clip would be done that came last now."""
+        stages = [s for s in Stage if s != Stage.LOAD or model not in self.loaded]
+        own = self._model(model).estimate(size, stages)
+        return _after(_after(self.next_free, TAKE), own)
 
     def _left(self, row: Row) -> Estimate:
         """Seconds of work that a job still needs by itself."""

@@ -14,7 +14,17 @@ from filmlet.errors import JobConflict, UnknownJob
 from filmlet.events import Stage
 from filmlet.jobs.cost import Size
 from filmlet.jobs.database import Database, Row, Transaction, tally
-from filmlet.jobs.job import Census, Failure, Job, Living, Priority, StageRecord, Status, Tally
+from filmlet.jobs.job import (
+    Census,
+    Failure,
+    Forecast,
+    Job,
+    Living,
+    Priority,
+    StageRecord,
+    Status,
+    Tally,
+)
 from filmlet.jobs.limits import Limits, used
 from filmlet.jobs.outlook import Fitted, Outlook
 from filmlet.jobs.storage import Storage
@@ -132,17 +142,33 @@ class Queue:
         limit: int = 50,
         after: str | None = None,
         oldest_first: bool = False,
+        search: str = "",
     ) -> list[Job]:
-        """Jobs, the newest first; `after` the id that the last page ended with."""
+        """Jobs, the newest first; `after` the id that the last page ended with.
+
+        search: what the prompt contains, in any case.
+        """
         beyond, order = (">", "asc") if oldest_first else ("<", "desc")
         with self.database.reading() as t:
             since = _row(t, after, owner)["created"] if after else None
             rows = t.rows(
                 "select * from filmlet_job where (cast(:owner as text) is null or owner = :owner)"
                 f" and (cast(:after as text) is null or (created, id) {beyond} (:since, :after))"
+                " and (:like = '%%' or lower({prompt}) like :like escape '!')"
                 f" order by created {order}, id {order} limit :limit",
-                owner=owner, after=after, since=since or 0.0, limit=limit,
+                owner=owner, after=after, since=since or 0.0, limit=limit, like=_like(search),
             )  # fmt: skip
+            return self._jobs(t, rows)
+
+    def unfinished(self, limit: int = 200) -> list[Job]:
+        """Everybody's jobs that are not over, in the order in which they will be."""
+        with self.database.reading() as t:
+            rows = t.rows(
+                "select * from filmlet_job where status in ('queued', 'running')"
+                " order by case status when 'running' then 0 else 1 end, rank, queued, id"
+                " limit :limit",
+                limit=limit,
+            )
             return self._jobs(t, rows)
 
     def vary(self, job: str, prompt: str, asking: Asking) -> Job:
@@ -153,6 +179,31 @@ class Queue:
         with self.database.reading() as t:
             row = _row(t, job, None if asking.is_admin else asking.owner)
         return self.submit(replace(request_of(row), prompt=prompt), replace(asking, source=job))
+
+    def forecast(self, request: ClipRequest) -> Forecast:
+        """What this request would come to now; nothing is queued. Raises what `plan` raises."""
+        planned = plan(request)
+        with self.database.reading() as t:
+            outlook = Outlook(t, self._fitted)
+            eta = outlook.of_another(planned.card.name, size_of(planned))
+        return Forecast(planned, eta, len(outlook.etas))
+
+    def prioritise(self, job: str, priority: Priority) -> Job:
+        """Move a waiting job into another class. Raises UnknownJob, JobConflict."""
+        with self.database.transaction() as t:
+            row = _row(t, job, None)
+            rank = 1 + RANKS[priority] * CLASS_RANK + (row["rank"] - 1) % CLASS_RANK
+            moved = t.row(
+                "update filmlet_job set class = :class, rank = :rank, run = run + 1, seq = seq + 1"
+                " where id = :id and status = 'queued' returning run",
+                **{"class": priority.value}, id=job, rank=rank,
+            )  # fmt: skip
+            if moved is None:
+                raise JobConflict(f"{job} is {row['status']}; only a waiting job can be moved.")
+            self._enqueue(t, job, moved["run"], rank)
+        self._seen = 0.0, None
+        self.database.client.cancel_workflow(f"{job}.{row['run']}")
+        return self.get(job)
 
     def follow(self, job: str, owner: str | None = None) -> Iterator[Job]:
         """Yield the job whenever something about it changed, until it is over."""
@@ -302,6 +353,14 @@ def size_of(planned: Plan) -> Size:
 def request_of(row: Row) -> ClipRequest:
     """The request of a row, its seed fixed: every attempt makes the same clip."""
     return replace(ClipRequest(**json.loads(row["request"])), seed=row["seed"])
+
+
+def _like(search: str) -> str:
+    """A pattern that finds the text itself, whatever signs are in it."""
+    text = search.strip().lower()
+    for sign in "!%_":
+        text = text.replace(sign, f"!{sign}")
+    return f"%{text}%"
 
 
 def _row(t: Transaction, job: str, owner: str | None) -> Row:

@@ -222,13 +222,14 @@ class Worker:
                 if event.stage == Stage.DECODE:
                     self.queue.storage.grow(held.id, "decoded.mp4.part")
             case Preview():
-                before, held.preview = held.preview, f"preview-{event.step}.png"
+                passed, held.passed = held.passed, held.preview
+                held.preview = f"preview-{event.step}.png"
                 save_still(folder / held.preview, event.image)
                 self.queue.storage.store(
                     held.id, held.preview, "step.safetensors", "refine-step.safetensors"
                 )
-                if before:
-                    self.queue.storage.drop(held.id, before)
+                if passed:
+                    self.queue.storage.drop(held.id, passed)
             case Finished():
                 if event.stage == Stage.DECODE:
                     self.queue.storage.grow(held.id, "decoded.mp4")

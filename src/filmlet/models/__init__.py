@@ -2,5 +2,6 @@
 
 from filmlet.models.catalogue import CARDS, find
 from filmlet.models.folder import check
+from filmlet.models.words import Words, count, vocabulary
 
-__all__ = ["CARDS", "check", "find"]
+__all__ = ["CARDS", "Words", "check", "count", "find", "vocabulary"]

@@ -1,0 +1,64 @@
+"""The page's way in: a key is shown once and then kept by the browser, out of scripts' reach."""
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from filmlet.api.doors import COOKIE, Caller, Shared, caller
+from filmlet.api.words import Sent
+from filmlet.errors import UnknownKey
+
+router = APIRouter(prefix="/session", tags=["session"])
+A_YEAR_S = 365 * 86400
+
+
+class SessionKey(Sent):
+    """A key as `filmlet keys add` showed it."""
+
+    key: str = Field(min_length=1, max_length=200)
+
+
+class Session(BaseModel):
+    """Who this browser is. needs_key: it must show one first."""
+
+    needs_key: bool
+    uses_keys: bool
+    name: str | None
+    admin: bool
+
+
+@router.get("")
+async def look(request: Request, shared: Shared) -> Session:
+    """Whether the page may be used as it is."""
+    uses_keys = await shared.needs_key()
+    try:
+        who: Caller | None = await caller(request, shared)
+    except UnknownKey:
+        who = None
+    secret = request.cookies.get(COOKIE, "")
+    key = await shared.key(secret) if uses_keys and secret else None
+    return Session(
+        needs_key=who is None,
+        uses_keys=uses_keys,
+        name=key.name if key else None,
+        admin=who is not None and who.sees is None,
+    )
+
+
+@router.post("")
+async def enter(sent: SessionKey, request: Request, response: Response, shared: Shared) -> Session:
+    """Show a key; the browser keeps it."""
+    key = await shared.key(sent.key.strip())
+    if key is None:
+        raise UnknownKey("This key is not known here; ask whoever runs the server for one.")
+    response.set_cookie(
+        COOKIE, sent.key.strip(), max_age=A_YEAR_S, httponly=True, samesite="strict",
+        secure=request.url.scheme == "https",
+    )  # fmt: skip
+    return Session(needs_key=False, uses_keys=True, name=key.name, admin=key.admin)
+
+
+@router.delete("")
+def leave(response: Response) -> Session:
+    """Forget the key in this browser."""
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return Session(needs_key=True, uses_keys=True, name=None, admin=False)

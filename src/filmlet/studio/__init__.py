@@ -1,0 +1,5 @@
+"""The studio: the web page people meet, a window on the queue's jobs; and the Space's API names."""
+
+from filmlet.studio.mounting import mount
+
+__all__ = ["mount"]

@@ -1,0 +1,105 @@
+"""Puts the page under `/` of the server's own app."""
+
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI, Request
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from filmlet.api.doors import House, caller, refuse
+from filmlet.api.words import Refusal
+from filmlet.errors import UnknownKey
+from filmlet.settings import keep_to_yourselves
+from filmlet.studio.dropin import offer
+from filmlet.studio.page import build
+from filmlet.studio.theme import studio_theme
+
+STATIC = Path(__file__).parent / "static"
+VERSION = secrets.token_hex(4)  # a browser must not keep the scripts of an older server
+HEAD = f"""
+<link rel="icon" href="/studio/icon.svg">
+<link rel="stylesheet" href="/studio/studio.css?{VERSION}">
+<script type="module" src="/studio/studio.js?{VERSION}"></script>
+"""
+METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
+# Whatever a component would like to fetch, the browser asks this server only.
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
+    "object-src 'none'; base-uri 'self'"
+)
+FILES = tuple(f"/gradio_api/{name}" for name in ("upload", "file", "stream", "mcp", "proxy"))
+
+
+def mount(app: FastAPI, house: House) -> None:
+    """Serve the page at `/`; the API's own paths go first."""
+    passing = house.settings.home / "passing" / str(os.getpid())
+    keep_to_yourselves(passing)
+
+    @app.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
+    def nothing(rest: str) -> None:
+        raise HTTPException(404, f"There is nothing at /v1/{rest}.")
+
+    app.mount("/studio", StaticFiles(directory=STATIC))
+    app.add_middleware(Gate, house=house)
+    gr.mount_gradio_app(
+        app, build(house, offer), path="/", theme=studio_theme(), head=HEAD, footer_links=[],
+        run_history=False, ssr_mode=False, show_error=True, mcp_server=True,
+        max_file_size="100mb",
+    )  # fmt: skip
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(outer: FastAPI) -> AsyncIterator[Any]:
+        _sweep(passing.parent)
+        async with inner(outer) as state:
+            yield state
+        shutil.rmtree(passing, ignore_errors=True)
+
+    app.router.lifespan_context = lifespan
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what servers that were killed have left."""
+    for left in folder.iterdir() if folder.exists() else ():
+        if not Path(f"/proc/{left.name}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+class Gate:
+    """Keeps the page's files behind the key, and says to browsers what the page may load."""
+
+    def __init__(self, app: ASGIApp, house: House) -> None:
+        self.app, self.house = app, house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if scope["path"].startswith(FILES):
+            try:
+                await caller(Request(scope), self.house)
+            except UnknownKey as error:
+                told = Refusal(
+                    message=str(error), type="authentication_error", param=None, code=error.code
+                )
+                await refuse(401, told)(scope, receive, send)
+                return
+
+        async def framed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers.setdefault("content-security-policy", POLICY)
+                    headers.setdefault("referrer-policy", "same-origin")
+            await send(message)
+
+        await self.app(scope, receive, framed)

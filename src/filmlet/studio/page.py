@@ -1,0 +1,316 @@
+"""The page: a form in Gradio that asks the API's own functions, beside windows on the jobs."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from html import escape
+from typing import Any
+
+import gradio as gr
+from pydantic import ValidationError
+
+from filmlet.api.doors import Caller, House, caller
+from filmlet.api.videos import foresee, submit
+from filmlet.api.words import VideoCreate, VideoPlan
+from filmlet.card import ModelCard
+from filmlet.errors import FilmletError
+from filmlet.models import CARDS, check
+from filmlet.request import MAX_SEED
+
+ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
+FREE = "free"
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+# gr.HTML hands its `trigger` to this; the windows fill the form through it.
+BRIDGE = "document.addEventListener('film:fill', (event) => trigger('select', event.detail));"
+
+Values = dict[gr.components.Component, Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What can be set, each a component."""
+
+    prompt: gr.Textbox
+    model: gr.Dropdown
+    aspect: gr.Radio
+    width: gr.Number
+    height: gr.Number
+    seconds: gr.Slider
+    fps: gr.Number
+    seed: gr.Textbox
+    negative_prompt: gr.Textbox
+    draft: gr.Checkbox
+
+    @property
+    def all(self) -> list[gr.components.Component]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def read(self, values: Values) -> VideoCreate:
+        """The same as the body of a request. Raises ValidationError."""
+        width, height = values[self.width], values[self.height]
+        card = CARDS.get(values[self.model])
+        fields: dict[str, Any] = {
+            "prompt": values[self.prompt] or "",
+            "model": values[self.model],
+            "seconds": values[self.seconds],
+            "size": f"{width or 0:.0f}x{height or 0:.0f}",
+            "fps": values[self.fps] or None,
+            "seed": (values[self.seed] or "").strip() or None,
+            "negative_prompt": (card and _guided(card) and values[self.negative_prompt]) or "",
+            "draft": bool(values[self.draft] and card and card.refine),
+        }
+        return VideoCreate.model_validate(fields)
+
+
+def build(house: House, *doors: Callable[[House], None]) -> gr.Blocks:
+    """The page over this server's house; `doors` add what is not seen."""
+    with gr.Blocks(title="filmlet", analytics_enabled=False, delete_cache=(300, 3600)) as page:
+        _window("film-bar")
+        with gr.Row(elem_id="desk"):
+            with gr.Column(scale=5, min_width=320, elem_id="form"):
+                form, reading, note, plan, make = _form()
+            with gr.Column(scale=8, min_width=320):
+                _window("film-stage")
+        _window("film-gallery")
+        _window("film-queue")
+        made = gr.Textbox(elem_id="made")
+        bridge = gr.HTML(elem_id="bridge", js_on_load=BRIDGE)
+
+        shape = [form.aspect, form.width, form.height, form.seconds, form.fps]
+        fit = [*shape, form.negative_prompt, form.draft, note]
+        form.model.change(fit_model, form.model, fit, **PRIVATE)
+        form.aspect.change(
+            choose_aspect, [form.aspect, form.model], [form.width, form.height], **PRIVATE
+        )
+
+        async def look(values: Values, request: gr.Request) -> tuple[str, str]:
+            """What will be done, told while the form is filled."""
+            return await _look(house, form, values, request)
+
+        async def ask(values: Values, request: gr.Request) -> tuple[str, str]:
+            """Queue the clip; its id, or why not."""
+            return await _ask(house, form, values, request)
+
+        gr.on(
+            [page.load, *(c.change for c in form.all)], look, set(form.all), [reading, plan],
+            trigger_mode="always_last", **PRIVATE,
+        )  # fmt: skip
+        asking = make.click(ask, set(form.all), [made, plan], **PRIVATE)
+        asking.success(None, made, None, js="(id) => window.filmlet.show(id)", **PRIVATE)
+
+        def fill(event: gr.EventData) -> list[Any]:
+            return _filled(event._data)
+
+        bridge.select(fill, None, form.all, **PRIVATE)
+        for door in doors:
+            door(house)
+    return page
+
+
+def _window(name: str) -> gr.HTML:
+    """One of the live parts in static/studio.js, which look after themselves."""
+    return gr.HTML(f"<{name}></{name}>", apply_default_css=False)
+
+
+def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
+    card = CARDS["pocket"]
+    prompt = gr.Textbox(
+        label="What should be seen?", lines=3, max_lines=9, autofocus=True, elem_id="prompt",
+        placeholder="a red star bouncing at sunset",
+    )  # fmt: skip
+    reading = gr.HTML(elem_id="reading", apply_default_css=False)
+    model = gr.Dropdown(_choices(), value="pocket", label="Model", filterable=False)
+    note = gr.HTML(describe(card), elem_id="model-note", apply_default_css=False)
+    aspect = gr.Radio([*ASPECTS, FREE], value="1:1", label="Shape", elem_id="aspect")
+    with gr.Row():
+        width = gr.Number(card.grid.width, label="Width", precision=0, visible=False)
+        height = gr.Number(card.grid.height, label="Height", precision=0, visible=False)
+    longest = card.grid.max_frames / card.grid.fps
+    seconds = gr.Slider(0.2, _tenth(longest), 1.0, step=0.1, label="Seconds")
+    with gr.Row(equal_height=True):
+        seed = gr.Textbox(
+            label="Seed", placeholder="another one each time", max_lines=1, scale=5, min_width=160
+        )
+        dice = gr.Button("⚄", elem_id="dice", scale=0, min_width=44)
+    with gr.Accordion("More", open=False, elem_id="more"):
+        fps = gr.Number(card.grid.fps, label="Frames a second", minimum=1, maximum=60)
+        negative = gr.Textbox(label="What should not be seen", lines=2, visible=False)
+        draft = gr.Checkbox(label="Draft first, refine on demand", visible=False)
+    plan = gr.HTML(elem_id="plan", apply_default_css=False)
+    make = gr.Button("Make clip", variant="primary", elem_id="make")
+    dice.click(lambda: str(secrets.randbelow(MAX_SEED + 1)), None, seed, **PRIVATE)
+    form = Form(prompt, model, aspect, width, height, seconds, fps, seed, negative, draft)
+    return form, reading, note, plan, make
+
+
+def _choices() -> list[tuple[str, str]]:
+    here = {name: is_here(card) for name, card in CARDS.items()}
+    return [(name if here[name] else f"{name} (not on this machine)", name) for name in CARDS]
+
+
+def is_here(card: ModelCard) -> bool:
+    """Whether the model's files are on this machine, whole."""
+    try:
+        check(card)
+    except FilmletError:
+        return False
+    return True
+
+
+def describe(card: ModelCard) -> str:
+    """One honest line on a model: what it is, how large, what it was made for."""
+    size = f", {card.bytes / 1e9:.0f} GB" if card.bytes else ""
+    grid = card.grid
+    best = f"Made for {grid.width}x{grid.height} and {grid.frames} frames."
+    return _paragraph(f"{escape(card.summary[:1].upper() + card.summary[1:])}{size}. {best}")
+
+
+def _guided(card: ModelCard) -> bool:
+    return card.guidance > 1
+
+
+def _tenth(seconds: float) -> float:
+    """Rounded down, so that the longest clip is not longer than the model can make."""
+    return int(seconds * 10) / 10
+
+
+def fit_model(name: str) -> list[Any]:
+    """The form's limits and defaults for another model."""
+    card = CARDS[name]
+    grid = card.grid
+    usual, longest = _tenth(grid.frames / grid.fps), _tenth(grid.max_frames / grid.fps)
+    return [
+        gr.Radio(value=_aspect(grid.width / grid.height)),
+        gr.Number(value=grid.width),
+        gr.Number(value=grid.height),
+        gr.Slider(maximum=longest, value=usual),
+        gr.Number(value=grid.fps),
+        gr.Textbox(visible=_guided(card)),
+        gr.Checkbox(visible=card.refine is not None),
+        describe(card),
+    ]
+
+
+def _aspect(ratio: float) -> str:
+    near = min(ASPECTS, key=lambda name: abs(ASPECTS[name] / ratio - 1))
+    return near if abs(ASPECTS[near] / ratio - 1) < 0.05 else FREE
+
+
+def choose_aspect(aspect: str, model: str) -> list[Any]:
+    """Width and height of an aspect at the model's own number of pixels; free leaves them."""
+    if aspect == FREE:
+        return [gr.Number(visible=True), gr.Number(visible=True)]
+    width, height = sides(CARDS[model], ASPECTS[aspect])
+    return [gr.Number(value=width, visible=False), gr.Number(value=height, visible=False)]
+
+
+def sides(card: ModelCard, ratio: float) -> tuple[int, int]:
+    """The legal sides nearest to a ratio, with about as many pixels as the model was made for."""
+    grid = card.grid
+    area, step = grid.width * grid.height, grid.multiple
+    width = round((area * ratio) ** 0.5 / step) * step
+    height = round(width / ratio / step) * step
+    return min(width, grid.max_side), min(height, grid.max_side)
+
+
+async def _who(house: House, request: gr.Request) -> Caller:
+    return await caller(request.request, house)
+
+
+async def _look(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
+    if not (values[form.prompt] or "").strip():
+        return "", _paragraph("Say what should be seen; what will be done is told here.")
+    try:
+        await _who(house, request)
+        plan = foresee(house, form.read(values))
+    except (FilmletError, ValidationError) as error:
+        return "", refusal(error)
+    return reading_of(plan), plan_of(plan)
+
+
+async def _ask(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
+    try:
+        who = await _who(house, request)
+        asked = form.read(values)
+        job = submit(house, who, asked)
+        return job.id, plan_of(foresee(house, asked))
+    except (FilmletError, ValidationError) as error:
+        return "", refusal(error)
+
+
+def _paragraph(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{text}</p>'
+
+
+def refusal(error: FilmletError | ValidationError) -> str:
+    """Why it cannot be done, in the error's own sentence."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return _paragraph(escape(f"{first['loc'][-1]}: {first['msg']}."), "refused")
+    return _paragraph(escape(str(error)), "refused")
+
+
+def reading_of(plan: VideoPlan) -> str:
+    """Tokens, and the words the model does not know with the nearest it knows."""
+    if plan.tokens is None or plan.unknown_words is None:
+        return ""
+    text = f"{plan.tokens} of {plan.max_tokens} tokens"
+    if plan.unknown_words:
+        words = ", ".join(_unknown(word, near) for word, near in plan.unknown_words.items())
+        text += f'; <span class="unknown">{plan.model} does not know {words}</span>'
+    return _paragraph(text)
+
+
+def _unknown(word: str, near: Sequence[str]) -> str:
+    hint = f" (but {escape(' and '.join(near))})" if near else ""
+    return f"“{escape(word)}”{hint}"
+
+
+def plan_of(plan: VideoPlan) -> str:
+    """What will really be done, and when it will be there."""
+    steps = f"{plan.steps} + {plan.refine_steps}" if plan.refine_steps else f"{plan.steps}"
+    eta = plan.eta
+    ahead = f"; {plan.ahead} before it" if plan.ahead else ""
+    lines = [
+        _paragraph(
+            f"<strong>{plan.size}, {plan.frames} frames at {plan.fps:g} a second</strong>, "
+            f"{steps} steps"
+        ),
+        _paragraph(
+            f"Ready in about <strong>{_time(eta.seconds)}</strong> "
+            f"({_time(eta.low)} to {_time(eta.high)}){ahead}"
+        ),
+    ]
+    if plan.changes:
+        reasons = "".join(f"<li>{escape(change.reason)}</li>" for change in plan.changes)
+        lines.append(f"<ul>{reasons}</ul>")
+    return "".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
+def _filled(settings: dict[str, Any]) -> list[Any]:
+    """The form with a clip's settings, or with some of them; what is not said stays."""
+    card = CARDS.get(settings.get("model", ""))
+    width, height = settings.get("width"), settings.get("height")
+    size = [gr.skip()] * 3
+    if card and width and height:
+        known = [name for name, ratio in ASPECTS.items() if sides(card, ratio) == (width, height)]
+        free = not known
+        size = [known[0] if known else FREE]
+        size += [gr.Number(width, visible=free), gr.Number(height, visible=free)]
+    seconds = settings.get("seconds")
+    if seconds is None and settings.get("frames") and card:
+        seconds = settings["frames"] / (settings.get("fps") or card.grid.fps)
+    numbers = [gr.skip() if v is None else v for v in (seconds, settings.get("fps"))]
+    return [
+        settings.get("prompt", gr.skip()),
+        settings["model"] if card else gr.skip(),
+        *size,
+        *numbers,
+        str(settings["seed"]) if "seed" in settings else gr.skip(),
+        settings.get("negative_prompt", gr.skip()),
+        settings.get("draft", gr.skip()),
+    ]
