@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from filmlet.clip import Clip, generate, stream
     from filmlet.errors import FilmletError, InvalidRequest
     from filmlet.events import Finished, Frames, Preview, Progress, Stage
+    from filmlet.guide import Guide
     from filmlet.request import Change, ClipRequest, Effective
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ _HOME = {
     "Finished": "filmlet.events",
     "Frames": "filmlet.events",
     "Stage": "filmlet.events",
+    "Guide": "filmlet.guide",
     "FilmletError": "filmlet.errors",
     "InvalidRequest": "filmlet.errors",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "FilmletError",
     "Finished",
     "Frames",
+    "Guide",
     "InvalidRequest",
     "Preview",
     "Progress",

@@ -1,6 +1,7 @@
 """One row of the catalogue: a checkpoint and the recipe that it is run with, as data."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,6 +50,13 @@ class ShiftedSigmas:
 Schedule = FixedSigmas | ShiftedSigmas
 
 
+class GuideKind(StrEnum):
+    """What a model was trained to be guided by."""
+
+    FIRST_FRAME = "first_frame"  # one picture, with which the clip begins
+    ANY_FRAME = "any_frame"  # pictures and videos, anywhere
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """What filmlet knows of a model.
@@ -56,6 +64,10 @@ class ModelCard:
     guidance: classifier-free guidance scale it is run with, 1 where that is trained in.
     stochastic: noise is drawn anew before each call. refine: levels of a second, larger stage.
     decode_timestep, decode_noise: what a timestep-conditioned VAE decoder is given.
+    guides: what it takes; guide_noise: what exact guides are disturbed by, which keeps clips from
+    standing still. context: frames of a clip that it is given to extend it, 8k+1. causal: made for
+    LTXConditionPipeline (0.9.5 on), which counts a latent's time from the first of its frames and
+    hides the padding from the text encoder; LTXPipeline does neither.
     bytes: of all its files. folder: where its files lie, None while they are not here.
     """
 
@@ -77,3 +89,7 @@ class ModelCard:
     max_steps: int = 100
     decode_timestep: float = 0.0
     decode_noise: float = 0.0
+    guides: GuideKind = GuideKind.FIRST_FRAME
+    guide_noise: float = 0.0
+    context: int = 1
+    causal: bool = False

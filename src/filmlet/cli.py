@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filmlet import __version__
 from filmlet.errors import FilmletError, InvalidRequest
-from filmlet.plan import plan
+from filmlet.guide import parse_keyframe
 from filmlet.request import FORMATS, ClipRequest, clip_request, parse_number, parse_whole
 
 if TYPE_CHECKING:
@@ -130,6 +130,13 @@ def _clip_options(make: argparse.ArgumentParser) -> None:
     make.add_argument("--guidance", help="guidance scale; distilled models need none")
     make.add_argument("--force-guidance", action="store_true", help="guide a distilled model too")
     make.add_argument("--draft", action="store_true", help="the first of two stages alone")
+    make.add_argument("--image", metavar="FILE", help="a picture, the clip's first frame")
+    make.add_argument("--last-image", metavar="FILE", help="a picture, its last frame")
+    make.add_argument(
+        "--keyframe", metavar="FILE@FRAME[:STRENGTH]", action="append", default=[],
+        help="a picture or a video that it shows from that frame on; may be said again",
+    )  # fmt: skip
+    make.add_argument("--extend", metavar="CLIP", help="a clip to go on from, new frames follow")
     make.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -170,6 +177,8 @@ def keys(options: argparse.Namespace) -> int:
 
 def generate(options: argparse.Namespace) -> int:
     """Make a clip as `options` ask and tell where it is."""
+    from filmlet.plan import plan
+
     started = time.perf_counter()
     request = _request(options)
     suffix = _suffix(options)
@@ -269,6 +278,10 @@ def _request(options: argparse.Namespace) -> ClipRequest:
         negative_prompt=options.negative_prompt,
         force_guidance=options.force_guidance,
         draft=options.draft,
+        image=options.image,
+        last_image=options.last_image,
+        guides=[parse_keyframe(text) for text in options.keyframe],
+        extend=options.extend,
         **_numbers(options),
     )
 

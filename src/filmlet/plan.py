@@ -5,6 +5,7 @@ from pathlib import Path
 
 from filmlet.card import ModelCard
 from filmlet.errors import InvalidRequest, NotOffered
+from filmlet.given import Given, lengthened, read_clip, read_guides, settled
 from filmlet.models import check, find
 from filmlet.request import Change, ClipRequest, Shape, fit
 
@@ -13,7 +14,8 @@ from filmlet.request import Change, ClipRequest, Shape, fit
 class Plan:
     """A request that a model can meet, and how. folder: the model's files, whole.
 
-    shape: of the clip. refine_sigmas: empty where one stage is all there is.
+    shape: of the clip. refine_sigmas: empty where one stage is all there is. guides: with the
+    files that are shown; clip: that is extended, its last frames come before the new ones.
     """
 
     request: ClipRequest
@@ -24,24 +26,57 @@ class Plan:
     refine_sigmas: tuple[float, ...]
     guidance: float
     changes: tuple[Change, ...]
+    guides: tuple[Given, ...] = ()
+    clip: Given | None = None
+
+    @property
+    def given(self) -> tuple[Given, ...]:
+        """Every file that is needed."""
+        return (*self.guides, self.clip) if self.clip else self.guides
+
+    @property
+    def beside(self) -> int:
+        """Frames of latents that guides add to each model call."""
+        time = self.card.grid.time
+        # Of a video that does not begin the clip, the first two; a picture is one.
+        return sum(min(2, 1 + (g.frames - 1) // time) for g in self.guides if g.frame)
 
 
-def plan(request: ClipRequest) -> Plan:
-    """Fit the request to its model.
+def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
+    """Fit the request to its model; the files that it names lie in `folder`, if it is given.
 
     Raises InvalidRequest, UnknownModel, CheckpointMissing, CheckpointDamaged.
     """
-    card = find(request.model)
-    shape, changes = fit(request, card.grid)
+    asked, card = request, find(request.model)
+    changes: list[Change] = []
+    clip = read_clip(request, card, folder)
+    if clip:
+        request = settled(request, clip, changes)
+    shape, cuts = fit(request, card.grid, clip.frames if clip else 0)
+    changes += cuts
+    if clip:
+        shape = lengthened(shape, clip)
     refine_sigmas = card.refine.sigmas if card.refine else ()
     if request.draft:
         shape, refine_sigmas = _draft(card, shape, changes), ()
+    guides = read_guides(request, card, shape, folder, changes)
     sigmas = _sigmas(request, card, changes)
     guidance = _guidance(request, card)
     if request.negative_prompt and guidance <= 1:
         reason = f"{card.name} runs without guidance, which a negative prompt needs"
         changes.append(Change("negative_prompt", request.negative_prompt, "", reason))
-    return Plan(request, card, check(card), shape, sigmas, refine_sigmas, guidance, tuple(changes))
+    return Plan(
+        request=asked,
+        card=card,
+        folder=check(card),
+        shape=shape,
+        sigmas=sigmas,
+        refine_sigmas=refine_sigmas,
+        guidance=guidance,
+        changes=tuple(changes),
+        guides=guides,
+        clip=clip,
+    )
 
 
 def _draft(card: ModelCard, shape: Shape, changes: list[Change]) -> Shape:

@@ -1,11 +1,14 @@
 """What is asked (ClipRequest), what will be done (Effective), and why the two differ (Change)."""
 
 import math
+import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
 from filmlet.errors import InvalidRequest
+from filmlet.guide import Guide, read_guides
 
 MAX_SEED = 2**32 - 1
 FORMATS = ("mp4", "webm", "gif", "webp")
@@ -17,7 +20,8 @@ class ClipRequest:
 
     width, height: pixels; seconds or frames: length, not both; fps: frames a second;
     steps: model calls; guidance: classifier-free guidance scale, 1 means none. draft: of a model
-    with two stages the first alone, at half the size.
+    with two stages the first alone, at half the size. guides: pictures and videos that the clip
+    shows. extend: a clip that this one goes on from; it comes first, seconds or frames are added.
     Raises InvalidRequest for anything that no model could mean.
     """
 
@@ -34,6 +38,8 @@ class ClipRequest:
     guidance: float | None = None
     force_guidance: bool = False
     draft: bool = False
+    guides: tuple[Guide, ...] = ()
+    extend: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative_prompt", "model"):
@@ -52,14 +58,20 @@ class ClipRequest:
             _check_number(name, getattr(self, name), int)
         for name in ("seconds", "fps", "guidance"):
             _check_number(name, getattr(self, name), float)
+        object.__setattr__(self, "guides", read_guides(self.guides))
+        if self.extend is not None and (not isinstance(self.extend, str) or not self.extend):
+            raise InvalidRequest(f"extend must name a file, got {self.extend!r}.", param="extend")
 
     def asked(self) -> dict[str, object]:
-        """The settings that were given, defaults left out."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if getattr(self, f.name) != f.default
-        }
+        """The settings that were given as plain values, defaults left out."""
+        table = asdict(self)
+        return {f.name: table[f.name] for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it names."""
+        named = [guide.file for guide in self.guides]
+        return tuple(dict.fromkeys([*named, self.extend] if self.extend else named))
 
 
 def _is_plain(text: str) -> bool:
@@ -156,7 +168,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Shape:
-    """width, height, frames: of the clip; made_*: of what the model makes before the cut."""
+    """width, height, frames: of the clip; made_*: of what the model makes before the cut.
+
+    given: how many frames of it are a clip's that was given, the new ones come after them.
+    context: how many of those, the last, the model sees and makes once more.
+    """
 
     width: int
     height: int
@@ -165,6 +181,8 @@ class Shape:
     made_width: int
     made_height: int
     made_frames: int
+    given: int = 0
+    context: int = 0
 
     def halved(self) -> "Shape":
         """The shape of the first of two stages."""
@@ -176,11 +194,18 @@ class Shape:
             made_width=self.made_width // 2,
             made_height=self.made_height // 2,
             made_frames=self.made_frames,
+            given=self.given,
+            context=self.context,
         )
 
     @property
+    def new(self) -> int:
+        """How many frames are the model's."""
+        return self.frames - self.given
+
+    @property
     def is_cut(self) -> bool:
-        return (self.width, self.height, self.frames) != (
+        return (self.width, self.height, self.new + self.context) != (
             self.made_width,
             self.made_height,
             self.made_frames,
@@ -192,18 +217,21 @@ def even(pixels: float) -> int:
     return math.ceil(pixels / 2) * 2
 
 
-def fit(request: ClipRequest, grid: Grid) -> tuple[Shape, list[Change]]:
-    """The shape that meets the request on this grid; InvalidRequest where none does."""
+def fit(request: ClipRequest, grid: Grid, context: int = 0) -> tuple[Shape, list[Change]]:
+    """The shape that meets the request on this grid; InvalidRequest where none does.
+
+    context: frames that are known and come before those that are asked for.
+    """
     changes: list[Change] = []
     fps = request.fps or grid.fps
     _hold("fps", fps, 1, grid.max_fps)
     width = _side("width", request.width or grid.width, grid, changes)
     height = _side("height", request.height or grid.height, grid, changes)
-    frames = request.frames or grid.frames
+    frames, most = request.frames or grid.frames - context, grid.max_frames - context
     if request.seconds is not None:
         frames = max(1, round(request.seconds * fps))
-        longest = grid.max_frames / fps
-        if frames > grid.max_frames:
+        longest = most / fps
+        if frames > most:
             raise InvalidRequest(
                 f"seconds must be at most {longest:.2f} at {fps:g} frames a second, "
                 f"got {request.seconds:g}.",
@@ -212,7 +240,7 @@ def fit(request: ClipRequest, grid: Grid) -> tuple[Shape, list[Change]]:
         if not math.isclose(frames / fps, request.seconds, abs_tol=5e-4):
             reason = f"a clip has whole frames: {frames} at {fps:g} a second"
             changes.append(Change("seconds", request.seconds, round(frames / fps, 4), reason))
-    _hold("frames", frames, 1, grid.max_frames)
+    _hold("frames", frames, 1, most)
     shape = Shape(
         width=width,
         height=height,
@@ -220,7 +248,8 @@ def fit(request: ClipRequest, grid: Grid) -> tuple[Shape, list[Change]]:
         fps=fps,
         made_width=grid.next_side(width),
         made_height=grid.next_side(height),
-        made_frames=grid.next_frames(frames),
+        made_frames=grid.next_frames(frames + context),
+        context=context,
     )
     changes.extend(_cuts(shape, grid))
     return shape, changes
@@ -248,9 +277,10 @@ def _side(name: str, pixels: int, grid: Grid, changes: list[Change]) -> int:
 def _cuts(shape: Shape, grid: Grid) -> list[Change]:
     """Say what is made larger than asked and then cut."""
     cuts = []
-    if shape.made_frames != shape.frames:
-        reason = f"the model makes {grid.time}k+1 frames; the clip is trimmed to {shape.frames}"
-        cuts.append(Change("made_frames", shape.frames, shape.made_frames, reason))
+    wanted = shape.frames + shape.context
+    if shape.made_frames != wanted:
+        reason = f"the model makes {grid.time}k+1 frames; the clip is trimmed to {wanted}"
+        cuts.append(Change("made_frames", wanted, shape.made_frames, reason))
     for name in ("width", "height"):
         asked, made = getattr(shape, name), getattr(shape, f"made_{name}")
         if asked != made:
@@ -276,6 +306,8 @@ class Effective:
     guidance: float
     device: str
     dtype: str
+    guides: tuple[Guide, ...]  # files by their content, frames as they stand in the clip
+    extend: str | None
     changes: tuple[Change, ...]
 
     def as_json(self) -> dict[str, object]:
@@ -305,6 +337,10 @@ class ClipSettings(TypedDict, total=False):
     guidance: float
     force_guidance: bool
     draft: bool
+    image: str | os.PathLike[str]  # the clip's first frame
+    last_image: str | os.PathLike[str]  # its last
+    guides: Sequence[Guide]  # anywhere
+    extend: str | os.PathLike[str]
 
 
 def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:
@@ -320,4 +356,9 @@ def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:
     size = given.pop("size", None)
     if size is not None:
         given["width"], given["height"] = parse_size(size)
+    ends = {name: frame for name, frame in (("image", 0), ("last_image", -1)) if name in given}
+    guides = [Guide(os.fspath(given.pop(name)), frame) for name, frame in ends.items()]
+    given["guides"] = (*guides, *given.get("guides", ()))
+    if "extend" in given:
+        given["extend"] = os.fspath(given["extend"])
     return ClipRequest(prompt, **given)

@@ -15,12 +15,22 @@ from filmlet.card import ModelCard
 from filmlet.engine import artefacts, ltx
 from filmlet.engine.artefacts import Tensors
 from filmlet.engine.denoise import Step
+from filmlet.engine.guiding import Shown
 from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
 from filmlet.engine.placement import Placement, choose
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
 from filmlet.errors import NotFinite
 from filmlet.events import Event, Finished, Frames, Pixels, Preview, Progress, Stage
-from filmlet.media import check_target, explain, growing, part_of, place, tags
+from filmlet.given import Given
+from filmlet.media import (
+    check_target,
+    covering,
+    explain,
+    growing,
+    part_of,
+    place,
+    tags,
+)
 from filmlet.plan import Plan
 from filmlet.request import Change, Effective, Shape
 from filmlet.settings import Settings
@@ -56,6 +66,17 @@ class Work:
         """The clip's shape and its first stage's levels."""
         done = self.effective
         return Recipe(done.shape, done.sigmas, done.guidance, done.seed)
+
+    @property
+    def first(self) -> Recipe:
+        """Its first stage, which is all of it where there is no second."""
+        return self.recipe.first() if self.effective.refine_sigmas else self.recipe
+
+    @property
+    def shown(self) -> tuple[Given, ...]:
+        """What guides the model; the end of a clip that is extended is the first of it."""
+        clip = self.plan.clip
+        return (clip, *self.plan.guides) if clip else self.plan.guides
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -95,6 +116,8 @@ def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
         guidance=plan.guidance,
         device=placement.device,
         dtype=placement.dtype_name,
+        guides=tuple(guide.as_guide(plan.shape) for guide in plan.guides),
+        extend=plan.clip.footage.name if plan.clip else None,
         changes=(*plan.changes, *told),
     )
     return Work(plan, placement, prompt, negative, effective)
@@ -168,11 +191,12 @@ def _make(work: Work) -> Generator[Event]:
     engine = yield from _timed(Stage.LOAD, _load(work))
     told = yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
     embeddings = Embeddings(told["prompt"], told.get("negative"))
-    made = yield from _kept(work, Stage.DENOISE, "latents", _denoise(work, engine, embeddings))
+    denoising = _denoise(work, engine, embeddings, _guides(work, told))
+    made = yield from _kept(work, Stage.DENOISE, "latents", denoising)
     if work.effective.refine_sigmas:
         larger = _upsample(work, engine, made["latents"])
         made = yield from _kept(work, Stage.UPSAMPLE, "upsampled", larger)
-        finer = _refine(work, engine, embeddings, made["latents"])
+        finer = _refine(work, engine, embeddings, made)
         made = yield from _kept(work, Stage.REFINE, "refined", finer)
     yield from _timed(Stage.DECODE, _decode(work, engine, made["latents"]))
 
@@ -225,28 +249,44 @@ def _encode(work: Work, engine: LtxEngine) -> Making:
     made = {"prompt": engine.encode(work.prompt)}
     if work.negative:
         made["negative"] = engine.encode(work.negative)
+    made |= _seen(work, engine, work.first.shape)
     yield Progress(Stage.ENCODE, 1, 1)
     return made
 
 
-def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings) -> Making:
-    recipe = work.recipe.first() if work.effective.refine_sigmas else work.recipe
+def _seen(work: Work, engine: LtxEngine, shape: Shape) -> Tensors:
+    """What is to be shown, as latents at the size of one stage."""
+    whole, size = work.effective.shape, (shape.made_width, shape.made_height)
+    return {
+        f"guide_{i}": engine.see(covering(given.pixels(whole), *size))
+        for i, given in enumerate(work.shown)
+    }
+
+
+def _guides(work: Work, seen: Tensors) -> list[Shown]:
+    return [
+        Shown(seen[f"guide_{i}"], given.frame, given.strength) for i, given in enumerate(work.shown)
+    ]
+
+
+def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings, guides: list[Shown]) -> Making:
     start = _left_at(work.file("step.safetensors"), engine)
-    steps = engine.denoise(embeddings, recipe, start)
-    return (yield from _stepped(work, engine, recipe, Stage.DENOISE, start, steps))
+    steps = engine.denoise(embeddings, work.first, start, guides)
+    return (yield from _stepped(work, engine, work.first, Stage.DENOISE, start, steps))
 
 
 def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
     yield Progress(Stage.UPSAMPLE, 0, 1)
-    made = engine.upsample(latents, work.recipe)
+    made = {"latents": engine.upsample(latents, work.recipe)}
+    made |= _seen(work, engine, work.recipe.shape)
     yield Progress(Stage.UPSAMPLE, 1, 1)
-    return {"latents": made}
+    return made
 
 
-def _refine(work: Work, engine: LtxEngine, embeddings: Embeddings, latents: Tensor) -> Making:
+def _refine(work: Work, engine: LtxEngine, embeddings: Embeddings, made: Tensors) -> Making:
     recipe = replace(work.recipe, sigmas=work.effective.refine_sigmas)
     start = _left_at(work.file("refine-step.safetensors"), engine)
-    steps = engine.refine(embeddings, recipe, latents, start)
+    steps = engine.refine(embeddings, recipe, made["latents"], start, _guides(work, made))
     return (yield from _stepped(work, engine, recipe, Stage.REFINE, start, steps))
 
 
@@ -262,7 +302,8 @@ def _stepped(
     with engine.stopping(lambda: not work.cancelled.is_set()):
         for step in steps:
             if file and step.done < total and time.monotonic() - saved > KEEP_EVERY_S:
-                _keep(file, {"latents": step.latents, "done": torch.tensor(step.done)})
+                left = {"latents": step.latents, "done": torch.tensor(step.done)}
+                _keep(file, left if step.beside is None else left | {"beside": step.beside})
                 saved = time.monotonic()
             yield Progress(stage, step.done, total)
             image = engine.preview(step.clean, recipe.shape)
@@ -274,20 +315,31 @@ def _stepped(
 def _left_at(file: Path | None, engine: LtxEngine) -> Start | None:
     """The step that an earlier attempt had come to."""
     kept = artefacts.load(file, engine.placement.device) if file else None
-    return Start(int(kept["done"]), kept["latents"]) if kept else None
+    return Start(int(kept["done"]), kept["latents"], kept.get("beside")) if kept else None
 
 
 def _decode(work: Work, engine: LtxEngine, latents: Tensor) -> Generator[Event]:
     shape, done = work.effective.shape, 0
     yield Progress(Stage.DECODE, 0, shape.frames)
-    for pixels in engine.decode(latents, work.recipe):
-        wanted = cut(pixels, shape)[: shape.frames - done]
+    for pixels in _pictures(work, engine, latents):
+        wanted = pixels[: shape.frames - done]
         if len(wanted):
             done += len(wanted)
             yield Frames(wanted)
             yield Progress(Stage.DECODE, done, shape.frames)
         if done == shape.frames:
             return  # the rest would only be cut off
+
+
+def _pictures(work: Work, engine: LtxEngine, latents: Tensor) -> Iterator[Pixels]:
+    """The frames of the clip that is extended, if one is, then those that are new."""
+    shape, hidden, clip = work.effective.shape, work.effective.shape.context, work.plan.clip
+    for pixels in engine.decode(latents, work.recipe):
+        if clip:  # not before the model has made a frame: it may have to be run again in float32
+            yield from clip.before(shape)
+            clip = None
+        yield cut(pixels, shape)[hidden:]
+        hidden = max(0, hidden - len(pixels))
 
 
 def cut(pixels: Pixels, shape: Shape) -> Pixels:

@@ -1,7 +1,7 @@
 """The LTX-Video engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from transformers import T5Config, T5EncoderModel
 
 from filmlet.card import ModelCard
 from filmlet.engine import streaming
-from filmlet.engine.denoise import Step, euler, pack, unpack
+from filmlet.engine.denoise import Held, Step, Velocity, euler, pack, unpack
+from filmlet.engine.guiding import Places, Scene, Shown, lay_out
 from filmlet.engine.loading import fill, on_meta, weigh
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import Reading
@@ -55,10 +56,11 @@ class Embeddings:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where denoising was left: the latents after `done` model calls."""
+    """Where denoising was left: the latents after `done` model calls, and what went beside them."""
 
     done: int
     latents: Tensor
+    beside: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,42 +82,80 @@ class LtxEngine:
         Cutting equals diffusers' attention mask, and costs less.
         """
         ids = reading.ids.to(self.placement.device)
+        if self.card.causal:
+            ids = ids[:, : reading.tokens]
         return self.text_encoder(ids)[0][:, : reading.tokens]
 
+    @torch.inference_mode()
+    def see(self, pixels: Pixels) -> Tensor:
+        """Frames, (8k+1, height, width, 3), as latents (1, channels, k+1, ...), normalised."""
+        video = torch.tensor(pixels, device=self.placement.device).permute(3, 0, 1, 2)[None]
+        video = (video.float() / 127.5 - 1).to(self.placement.dtype)
+        return self._normalise(self.vae.encode(video).latent_dist.mode().float())
+
     def denoise(
-        self, embeddings: Embeddings, recipe: Recipe, start: Start | None = None
+        self,
+        embeddings: Embeddings,
+        recipe: Recipe,
+        start: Start | None = None,
+        guides: Sequence[Shown] = (),
     ) -> Iterator[Step]:
         """Yield after each model call; the last step's latents are the clip's, normalised.
 
         Latents are (1, tokens, channels) in float32; `start` goes on after an earlier step, to the
-        same end. Raises NotFinite.
+        same end, or from latents that are not noise. Raises NotFinite.
         """
-        frames, height, width = self.latent_shape(recipe.shape)
+        shape = self.latent_shape(recipe.shape)
+        channels = self.transformer.config.in_channels
         # Drawn on the CPU, so that a seed gives the same noise on every device.
         generator = torch.Generator().manual_seed(recipe.seed)
-        channels = self.transformer.config.in_channels
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator).to(self.placement.device)
+
+        video = draw(1, channels, *shape)
+        if start and not start.done:
+            video = unpack(start.latents, *shape)
+        scene = lay_out(video, guides, Places(self.card, recipe.shape.fps), draw)
+        held = None
+        if guides:
+            size = scene.tokens.shape
+            held = Held(scene.free, scene.tokens, self.card.guide_noise, lambda: draw(*size))
 
         def noise() -> Tensor:
-            drawn = torch.randn(1, channels, frames, height, width, generator=generator)
-            return pack(drawn.to(self.placement.device))
+            own = pack(draw(1, channels, *shape))
+            return torch.cat([draw(1, scene.beside, channels), own], 1) if scene.beside else own
 
-        rope_scale = (
-            self.card.grid.time / recipe.shape.fps,
-            self.card.grid.side,
-            self.card.grid.side,
-        )
+        latents, done = scene.tokens, 0
+        if start and start.done:
+            latents, done = start.latents, start.done
+            if start.beside is not None:
+                latents = torch.cat([start.beside, latents], 1)
+        fresh = noise if self.card.stochastic else None
+        for _ in range(done):  # the steps that were done have drawn theirs
+            if held and held.noise:
+                held.draw()
+            if fresh:
+                fresh()
+        velocity = self._velocity(embeddings, recipe.guidance, scene, held)
+        steps = euler(velocity, latents, recipe.sigmas, fresh, done, held)
+        yield from _without_gradients(map(scene.apart, steps))
+
+    def _velocity(
+        self, embeddings: Embeddings, guidance: float, scene: Scene, held: Held | None
+    ) -> Velocity:
+        """What the transformer says of latents, guided away from the negative prompt."""
 
         def call(latents: Tensor, text: Tensor, sigma: float) -> Tensor:
             timestep = torch.full((1,), sigma * 1000.0, device=latents.device)
+            if held:  # each token has its own
+                timestep = held.free.clamp(max=sigma).squeeze(-1) * 1000.0
             return self.transformer(
                 hidden_states=latents.to(self.placement.dtype),
                 encoder_hidden_states=text,
                 timestep=timestep,
                 encoder_attention_mask=None,
-                num_frames=frames,
-                height=height,
-                width=width,
-                rope_interpolation_scale=rope_scale,
+                video_coords=scene.places,
                 return_dict=False,
             )[0].float()
 
@@ -124,15 +164,9 @@ class LtxEngine:
             if embeddings.negative is None:
                 return flow
             away = call(latents, embeddings.negative, sigma)
-            return away + recipe.guidance * (flow - away)
+            return away + guidance * (flow - away)
 
-        latents, done = noise(), 0
-        if start is not None:
-            latents, done = start.latents, start.done
-        fresh = noise if self.card.stochastic else None
-        for _ in range(done if fresh else 0):
-            noise()  # the steps that were done have drawn theirs
-        yield from _without_gradients(euler(velocity, latents, recipe.sigmas, fresh, done))
+        return velocity
 
     @torch.inference_mode()
     def upsample(self, latents: Tensor, recipe: Recipe) -> Tensor:
@@ -150,13 +184,18 @@ class LtxEngine:
         return pack(self._normalise((large - mean) / deviation * wanted + centre))
 
     def refine(
-        self, embeddings: Embeddings, recipe: Recipe, latents: Tensor, start: Start | None = None
+        self,
+        embeddings: Embeddings,
+        recipe: Recipe,
+        latents: Tensor,
+        start: Start | None = None,
+        guides: Sequence[Shown] = (),
     ) -> Iterator[Step]:
         """The second stage: `latents` are noised to its first level and denoised from there."""
         generator = torch.Generator().manual_seed(recipe.seed + 1)  # the first stage has its own
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         mixed = torch.lerp(latents, noise, recipe.sigmas[0])
-        return self.denoise(embeddings, recipe, start or Start(0, mixed))
+        return self.denoise(embeddings, recipe, start or Start(0, mixed), guides)
 
     @contextmanager
     def stopping(self, wanted: Callable[[], bool]) -> Iterator[None]:

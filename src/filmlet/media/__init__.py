@@ -1,5 +1,15 @@
 """Files a person can watch: video while it grows, animations, posters, and what made them."""
 
+from filmlet.media.footage import (
+    BACKGROUND,
+    Footage,
+    covering,
+    framed,
+    frames_of,
+    look,
+    read_picture,
+    read_video,
+)
 from filmlet.media.movie import (
     Movie,
     check_target,
@@ -14,16 +24,24 @@ from filmlet.media.reading import Refused, check_image, check_video
 from filmlet.media.stills import poster, save_still, spritesheet, thumbnail
 
 __all__ = [
+    "BACKGROUND",
+    "Footage",
     "Movie",
     "Refused",
     "check_image",
     "check_target",
     "check_video",
+    "covering",
     "explain",
+    "framed",
+    "frames_of",
     "growing",
+    "look",
     "part_of",
     "place",
     "poster",
+    "read_picture",
+    "read_video",
     "save_still",
     "spritesheet",
     "tags",

@@ -4,7 +4,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from filmlet.card import FixedSigmas, ModelCard, ShiftedSigmas
+from filmlet.card import FixedSigmas, GuideKind, ModelCard, ShiftedSigmas
 from filmlet.errors import CheckpointDamaged, UnknownModel
 from filmlet.models.folder import read_json
 from filmlet.request import Grid
@@ -22,6 +22,10 @@ LTXV = ModelCard(
     grid=BIG_GRID,
     decode_timestep=0.05,
     decode_noise=0.025,
+    guides=GuideKind.ANY_FRAME,
+    guide_noise=0.15,  # image_cond_noise_scale of ltx_video/inference.py
+    context=25,
+    causal=True,
 )
 
 CARDS = {
@@ -88,6 +92,7 @@ def _read_folder(folder: Path) -> ModelCard:
         )
     timed = bool(vae.get("timestep_conditioning"))
     two_stages = (folder / "latent_upsampler" / "config.json").is_file()
+    causal = read_json(folder / "model_index.json").get("_class_name") == "LTXConditionPipeline"
     shift = scheduler.get("shift", 1.0)
     return ModelCard(
         name=folder.name,
@@ -100,8 +105,12 @@ def _read_folder(folder: Path) -> ModelCard:
         revision="local",
         distilled=False,
         guidance=3.0,
-        max_tokens=128,
+        max_tokens=LTXV.max_tokens if causal else 128,
         stochastic=bool(scheduler.get("stochastic_sampling")),
         decode_timestep=0.05 if timed else 0.0,
         decode_noise=0.025 if timed else 0.0,
+        guides=GuideKind.ANY_FRAME if causal else GuideKind.FIRST_FRAME,
+        guide_noise=LTXV.guide_noise if causal else 0.0,
+        context=LTXV.context if causal else 1,
+        causal=causal,
     )

@@ -1,0 +1,61 @@
+"""Pictures and videos that a clip is to show: which file, at which frame, how exactly."""
+
+import math
+from dataclasses import dataclass
+
+from filmlet.errors import InvalidRequest
+
+MOST = 16
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A picture, or a video, that the clip shows from `frame` on.
+
+    file: a path; in the queue, the name of a file in the job's own folder. frame: of the finished
+    clip; negative counts from its end, -1 is the last. strength: above 0; 1 shows it as it is,
+    less leaves the model more room. Raises InvalidRequest.
+    """
+
+    file: str
+    frame: int = 0
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.file, str) or not self.file or "\0" in self.file:
+            raise InvalidRequest(f"A guide needs a file, got {self.file!r}.", param="guides")
+        if isinstance(self.frame, bool) or not isinstance(self.frame, int):
+            raise InvalidRequest(
+                f"The frame of a guide must be a whole number, got {self.frame!r}.", param="guides"
+            )
+        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
+        if not number or not math.isfinite(self.strength) or not 0 < self.strength <= 1:
+            raise InvalidRequest(
+                f"The strength of a guide must be above 0 and at most 1, got {self.strength!r}.",
+                param="guides",
+            )
+
+
+def read_guides(given: object) -> tuple[Guide, ...]:
+    """Guides, or tables of their fields as they come out of JSON. Raises InvalidRequest."""
+    wrong = "guides must be a list of file, frame and strength."
+    if not isinstance(given, (tuple, list)):
+        raise InvalidRequest(wrong, param="guides")
+    if len(given) > MOST:
+        raise InvalidRequest(f"{len(given)} guides are too many; at most {MOST}.", param="guides")
+    try:
+        return tuple(g if isinstance(g, Guide) else Guide(**g) for g in given)
+    except TypeError as error:
+        raise InvalidRequest(wrong, param="guides") from error
+
+
+def parse_keyframe(text: str) -> Guide:
+    """`cat.png@48` or `cat.png@48:0.7`: a file, its frame and its strength."""
+    file, _, place = text.rpartition("@")
+    frame, colon, strength = place.partition(":")
+    try:
+        return Guide(file, int(frame), float(strength) if colon else 1.0)
+    except ValueError:
+        raise InvalidRequest(
+            f"A keyframe is FILE@FRAME or FILE@FRAME:STRENGTH, got {text!r}.", param="guides"
+        ) from None
