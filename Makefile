@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PROMPT # by the environment, so that quotes in it are safe
 
-.PHONY: run serve test lint bench recipe clean
+.PHONY: run serve test lint bench pictures recipe clean
 
 run: $(READY)
 	@$(BIN)/filmlet generate "$$PROMPT"
@@ -27,6 +27,9 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m bench
+
+pictures: $(READY)
+	@$(BIN)/python -m tests.pictures build/pictures
 
 recipe: $(READY)
 	@$(BIN)/python -m recipe

@@ -146,6 +146,7 @@ def test_it_is_told_before_the_button_what_the_model_cannot_read_or_make(window:
     page.get_by_label("free").check()
     page.get_by_label("Width").fill("5000")
     expect(page.locator("#plan .refused")).to_contain_text("width must be between 64 and 512")
+    expect(page.locator("#reading")).to_contain_text("“castle” (but cat)")
     page.click("#make")
     expect(page.locator("#plan .refused")).to_contain_text("width must be between 64 and 512")
     assert window.clip is None

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from filmlet.api.doors import Caller, House, caller
@@ -14,7 +15,7 @@ from filmlet.api.videos import foresee, submit
 from filmlet.api.words import VideoCreate, VideoPlan
 from filmlet.card import ModelCard
 from filmlet.errors import FilmletError
-from filmlet.models import CARDS, check
+from filmlet.models import CARDS, Words, check, count
 from filmlet.request import MAX_SEED
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
@@ -220,20 +221,21 @@ async def _who(house: House, request: gr.Request) -> Caller:
 async def _look(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
     if not (values[form.prompt] or "").strip():
         return "", _paragraph("Say what should be seen; what will be done is told here.")
+    card = CARDS[values[form.model]]
+    reading = reading_of(card, count(card, values[form.prompt]))
     try:
         await _who(house, request)
-        plan = foresee(house, form.read(values))
+        return reading, plan_of(await run_in_threadpool(foresee, house, form.read(values)))
     except (FilmletError, ValidationError) as error:
-        return "", refusal(error)
-    return reading_of(plan), plan_of(plan)
+        return reading, refusal(error)
 
 
 async def _ask(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
     try:
         who = await _who(house, request)
         asked = form.read(values)
-        job = submit(house, who, asked)
-        return job.id, plan_of(foresee(house, asked))
+        job = await run_in_threadpool(submit, house, who, asked)
+        return job.id, plan_of(await run_in_threadpool(foresee, house, asked))
     except (FilmletError, ValidationError) as error:
         return "", refusal(error)
 
@@ -250,14 +252,16 @@ def refusal(error: FilmletError | ValidationError) -> str:
     return _paragraph(escape(str(error)), "refused")
 
 
-def reading_of(plan: VideoPlan) -> str:
+def reading_of(card: ModelCard, words: Words | None) -> str:
     """Tokens, and the words the model does not know with the nearest it knows."""
-    if plan.tokens is None or plan.unknown_words is None:
+    if words is None:
         return ""
-    text = f"{plan.tokens} of {plan.max_tokens} tokens"
-    if plan.unknown_words:
-        words = ", ".join(_unknown(word, near) for word, near in plan.unknown_words.items())
-        text += f'; <span class="unknown">{plan.model} does not know {words}</span>'
+    text = f"{words.tokens} of {words.most} tokens"
+    if words.is_cut:
+        text += '; <span class="unknown">what is beyond is cut off</span>'
+    if words.unknown:
+        unknown = ", ".join(_unknown(word, near) for word, near in words.unknown.items())
+        text += f'; <span class="unknown">{escape(card.name)} does not know {unknown}</span>'
     return _paragraph(text)
 
 

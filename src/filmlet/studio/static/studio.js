@@ -103,6 +103,8 @@ class Stage extends HTMLElement {
     this.mode = null;
     this.id = id;
     if (!id) return this.empty();
+    this.word("");
+    this.facts.innerHTML = "";
     const source = new EventSource(`/v1/videos/${id}/events`);
     const hear = (event) => { lost(false); this.paint(JSON.parse(event.data)); };
     for (const kind of ["position", "progress", "preview"]) source.addEventListener(kind, hear);
@@ -151,8 +153,8 @@ class Stage extends HTMLElement {
   // What is on the screen: the clip, the clip while it grows, a rough picture, or a word.
   project(video) {
     if (video.status === "completed") return this.play(content(video), "whole");
-    if (video.stage === "decode" && video.step > 0) return this.play(content(video, "?stream=true"), "growing");
     if (video.status === "failed") return this.word(video.error.code === "cancelled" ? "Stopped" : "This clip could not be made");
+    if (video.stage === "decode" && video.step > 0) return this.play(content(video, "?stream=true"), "growing");
     if (video.preview_url) return this.rough(`${video.preview_url}?${video.stage}${video.step}`);
     if (this.mode !== "growing") this.word(video.status === "queued" ? "Waiting" : "Starting");
   }
