@@ -7,10 +7,10 @@ import torch
 
 from filmlet.clip import Clip
 from tests.queues import postgres, queue, settings, start
-from tests.servers import serve, shared_server
+from tests.servers import client, home, serve, shared_server
 from tests.tiny import make_checkpoint
 
-__all__ = ["postgres", "queue", "serve", "settings", "shared_server", "start"]
+__all__ = ["client", "home", "postgres", "queue", "serve", "settings", "shared_server", "start"]
 
 PROMPT = "a red ball moving left on white"
 

@@ -1,4 +1,4 @@
-"""Whole servers for the tests: `filmlet serve` in a process of its own."""
+"""Servers for the tests: `filmlet serve` in a process of its own, and the app without one."""
 
 import re
 import subprocess
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from fastapi.testclient import TestClient
 
+from filmlet.api import create
 from filmlet.settings import Settings
 from tests.queues import ROOT, environment
 
@@ -118,3 +120,21 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]
     server.wait_ready()
     yield server
     next(starts, None)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", worker="own", max_per_minute=10_000)
+
+
+@pytest.fixture
+def client(home: Settings) -> Iterator[TestClient]:
+    """The app without a worker."""
+    with TestClient(create(home), raise_server_exceptions=False) as client:
+        yield client
+
+
+def refusal(answer: httpx2.Response) -> dict[str, str]:
+    """The error in an answer, which holds nothing else."""
+    assert set(answer.json()) == {"error"}
+    return dict(answer.json()["error"])
