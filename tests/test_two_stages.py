@@ -140,7 +140,7 @@ def test_a_refined_draft_starts_from_its_latents_and_equals_the_clip_made_at_onc
     request = ask(tiny_two, **SMALL)
     for _ in stages.film(stages.prepare(plan(request), Settings()), tmp_path / "once.mp4"):
         pass
-    start(OMP_NUM_THREADS="2")  # as here: sums depend on how many share them
+    start()
     draft = queue.submit(ask(tiny_two, **SMALL, draft=True)).id
     with pytest.raises(JobConflict):
         queue.refine(queue.submit(request, Asking(key="whole")).id, Asking())
