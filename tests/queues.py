@@ -1,8 +1,6 @@
 """Queues and workers for the tests: SQLite and PostgreSQL, real processes."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +11,10 @@ import sqlalchemy as sa
 from filmlet.jobs import Job, Queue
 from filmlet.request import ClipRequest, clip_request
 from filmlet.settings import Settings
+from tests.warm import WorkerProcess
 
-ROOT = Path(__file__).parent.parent
 SMALL = {"size": "64x64", "frames": 9, "steps": 2}
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., WorkerProcess]
 
 
 @pytest.fixture(scope="session")
@@ -57,35 +55,32 @@ def queue(settings: Settings) -> Iterator[Queue]:
 
 
 @pytest.fixture
-def start(settings: Settings) -> Iterator[Start]:
+def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     """Starts worker processes, which end with the test."""
-    workers = []
+    workers: list[WorkerProcess] = []
 
-    def run(*arguments: str, module: str = "filmlet", **extra: str) -> subprocess.Popen[str]:
-        words = arguments or ("worker",)
-        worker = subprocess.Popen(
-            [sys.executable, "-m", module, *words], cwd=ROOT, env=environment(settings) | extra,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        workers.append(worker)
-        return worker
+    def run(*arguments: str, module: str = "filmlet.cli", **extra: str) -> WorkerProcess:
+        said = tmp_path / f"worker-{len(workers)}.log"
+        told = environment(settings) | extra
+        workers.append(WorkerProcess(module, arguments or ("worker",), told, said))
+        return workers[-1]
 
     yield run
     for worker in workers:
         worker.kill()
-        worker.communicate()
+        worker.wait()
 
 
 def environment(settings: Settings) -> dict[str, str]:
     told = {f"FILMLET_{k.upper()}": str(v) for k, v in vars(settings).items() if v is not None}
-    return os.environ | told | {"OMP_NUM_THREADS": "1"}
+    return os.environ | told
 
 
 def ask(model: Path, prompt: str = "a red ball", **settings: object) -> ClipRequest:
     return clip_request(prompt, **(SMALL | {"model": str(model), "seed": 3} | settings))
 
 
-def wait(queue: Queue, job: str, until: Callable[[Job], bool], seconds: float = 60) -> Job:
+def wait(queue: Queue, job: str, until: Callable[[Job], bool], seconds: float = 120) -> Job:
     end = time.monotonic() + seconds
     while True:
         now = queue.get(job)

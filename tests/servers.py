@@ -16,7 +16,8 @@ from fastapi.testclient import TestClient
 
 from filmlet.api import create
 from filmlet.settings import Settings
-from tests.queues import ROOT, environment
+from tests.queues import environment
+from tests.warm import ROOT
 
 SMALL = {"prompt": "a red ball", "size": "64x64", "frames": 9, "steps": 2, "seed": 3}
 LONG = {"prompt": "a red ball", "size": "256x256", "frames": 97}
@@ -49,7 +50,7 @@ class Running:
         assert self.process.stderr
         self.process.stderr.close()
 
-    def wait_ready(self, seconds: float = 90) -> None:
+    def wait_ready(self, seconds: float = 120) -> None:
         until(lambda: self.client.get("/ready").status_code == 200, seconds)
 
     def job(self, **fields: object) -> str:
@@ -58,7 +59,7 @@ class Running:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["id"])
 
-    def wait_over(self, job: str, seconds: float = 90) -> dict[str, object]:
+    def wait_over(self, job: str, seconds: float = 120) -> dict[str, object]:
         until(lambda: self.video(job)["status"] in ("completed", "failed"), seconds)
         return self.video(job)
 
@@ -66,7 +67,7 @@ class Running:
         return dict(self.client.get(f"/v1/videos/{job}").json())
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came true"
