@@ -224,7 +224,11 @@ def sigmas(steps: int) -> Tensor:
 
 @torch.inference_mode()
 def sample(
-    pair: Pair, noise: Tensor, prompts: Sequence[str], steps: int, guidance: float,
+    pair: Pair,
+    noise: Tensor,
+    prompts: Sequence[str],
+    steps: int,
+    guidance: float,
     first: Tensor | None = None,
 ) -> Tensor:
     """Euler from noise to normalised latents, both (batch, channels, frames, height, width).

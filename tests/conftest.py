@@ -56,6 +56,16 @@ def tiny_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint for LTXConditionPipeline: guides anywhere."""
+    from tests.tiny import edit_json, make_checkpoint
+
+    folder = make_checkpoint(tmp_path_factory.mktemp("guided") / "guided", timed=True)
+    edit_json(folder / "model_index.json", _class_name="LTXConditionPipeline")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pocket_clip() -> "Clip":
     """The default clip of the bundled model."""
     import filmlet

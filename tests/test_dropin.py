@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
+from numpy.typing import NDArray
+from PIL import Image
 
 from filmlet.jobs import Keys
 from filmlet.jobs.database import Database
@@ -44,6 +47,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def connect(server: Running, folder: Path, **options: Any) -> Client:
     return Client(server.url, verbose=False, download_files=str(folder), **options)
+
+
+def frame(path: str) -> NDArray[np.uint8]:
+    """The first one, (height, width, 3)."""
+    with av.open(path) as container:
+        return next(container.decode(video=0)).to_ndarray(format="rgb24")
 
 
 def size(path: str) -> tuple[int, int, int]:
@@ -106,6 +115,22 @@ def test_twenty_clients_at_once_are_served_in_order(server: Running, tmp_path: P
     places = [done.index(v["id"]) for v in ours]
     # Whole seconds tell the order, so neighbours may tie; nobody waits much longer than his turn.
     assert max(abs(place - i) for i, place in enumerate(places)) <= 6
+
+
+def test_a_picture_and_a_video_begin_the_clip(server: Running, tmp_path: Path) -> None:
+    client = connect(server, tmp_path)
+    picture, footage = tmp_path / "blue.png", tmp_path / "blue.mp4"
+    Image.new("RGB", (96, 64), (35, 75, 225)).save(picture)
+    path, _ = client.predict(
+        **SMALL, input_image_filepath=handle_file(picture), api_name="/image_to_video"
+    )
+    first = frame(path)
+    assert first[..., 2].mean() > first[..., 0].mean() + 60, "it does not begin with the picture"
+    Path(path).rename(footage)
+    for sent in (handle_file(footage), {"video": handle_file(footage), "subtitles": None}):
+        path, _ = client.predict(**SMALL, input_video_filepath=sent, api_name="/video_to_video")
+        first = frame(path)
+        assert first[..., 2].mean() > first[..., 0].mean() + 60, "it does not begin with the video"
 
 
 def test_an_mcp_client_makes_a_clip(server: Running) -> None:

@@ -1,5 +1,10 @@
 """Guides: pictures and videos that a clip begins with, passes through, ends in, goes on from."""
 
+import json
+import re
+import shutil
+from contextlib import closing
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -14,31 +19,32 @@ from diffusers import (
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
-from PIL import Image
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from torch import Tensor
 
+import filmlet
+from filmlet import stages
 from filmlet.card import GuideKind, ModelCard
 from filmlet.engine.denoise import pack, unpack
 from filmlet.engine.guiding import Shown
 from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
 from filmlet.engine.text import load_tokenizer, read
-from filmlet.events import Pixels
+from filmlet.errors import InvalidRequest
+from filmlet.events import Event, Pixels, Progress, Stage
+from filmlet.guide import Guide, parse_keyframe
+from filmlet.media import covering, framed, frames_of, look, read_picture, tags, writing
 from filmlet.models import CARDS, check, find
-from filmlet.request import clip_request, fit
+from filmlet.plan import plan
+from filmlet.request import Change, ClipRequest, ClipSettings, Shape, clip_request, fit
+from filmlet.settings import Settings
+from filmlet.stages import Work
 from tests.test_engine import load as load_card
 from tests.tiny import edit_json, make_checkpoint
 
 PROMPT = "a red ball moving left"
 SIGMAS = (1.0, 0.9, 0.6, 0.25)
 Told = list[tuple[Pixels, int, float]]  # frames, where they stand, how strong they are
-
-
-@pytest.fixture(scope="session")
-def tiny_guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random checkpoint for LTXConditionPipeline: guides anywhere."""
-    folder = make_checkpoint(tmp_path_factory.mktemp("guided") / "guided", timed=True)
-    edit_json(folder / "model_index.json", _class_name="LTXConditionPipeline")
-    return folder
 
 
 @pytest.fixture
@@ -111,7 +117,6 @@ def stock(folder: Path, recipe: Recipe, guides: Told, **more: object) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore")  # stock's own
 @pytest.mark.usefixtures("_mode")
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize(
     "guides",
     [
@@ -127,12 +132,10 @@ def stock(folder: Path, recipe: Recipe, guides: Told, **more: object) -> Tensor:
     ],
     ids=["none", "first", "first+last", "middle", "soft", "two soft", "video", "end", "both"],
 )
-def test_guided_latents_equal_stock_diffusers(
-    tiny_guided: Path, guides: Told, guidance: float
-) -> None:
+def test_guided_latents_equal_stock_diffusers(tiny_guided: Path, guides: Told) -> None:
     card = find(str(tiny_guided))
     assert (card.guides, card.guide_noise, card.context) == (GuideKind.ANY_FRAME, 0.15, 25)
-    recipe = recipe_of(card, guidance)
+    recipe = recipe_of(card, guidance=3.0 if len(guides) == 2 else 1.0)
     mine = ours(load(card), tiny_guided, recipe, guides)
     theirs = stock(tiny_guided, recipe, guides)
     assert (mine - theirs).abs().max() <= 1e-4
@@ -175,3 +178,289 @@ def test_a_first_frame_of_pocket_equals_unmodified_stock_diffusers() -> None:
         guidance_scale=1.0, generator=torch.Generator().manual_seed(7), output_type="latent",
     ).frames  # fmt: skip
     assert (theirs - plain).abs().max() > 0.1
+
+
+# The clip as a whole
+
+
+def keep(path: Path, pixels: Pixels) -> str:
+    """A picture, or a clip at 12 frames a second, in a file."""
+    if len(pixels) == 1:
+        Image.fromarray(pixels[0]).save(path)
+    else:
+        _, height, width, _ = pixels.shape
+        shape = Shape(width, height, len(pixels), 12.0, width, height, len(pixels))
+        with writing(path, shape, {}) as movie:
+            movie.add(pixels)
+    return str(path)
+
+
+def prepare(model: Path | str, **settings: object) -> Work:
+    small = {"size": "96x64", "frames": 25, "steps": 3, "seed": 2, "model": str(model)}
+    request = clip_request("a red ball", **(small | settings))
+    return stages.prepare(plan(request), Settings(device="cpu"), "float32")
+
+
+def film(work: Work, path: Path, until: Stage | None = None) -> list[Event]:
+    """The events of a clip, up to the first thing that a stage has done."""
+    told = []
+    with closing(stages.film(work, path, force=True)) as events:
+        for event in events:
+            told.append(event)
+            if isinstance(event, Progress) and event.stage == until and event.done:
+                break
+    return told
+
+
+def frames_in(path: Path) -> Pixels:
+    return np.stack(list(frames_of(path)))
+
+
+def changes(work: Work) -> dict[str, Change]:
+    return {change.field: change for change in work.effective.changes}
+
+
+def distance(one: Pixels, other: Pixels) -> float:
+    return float(np.abs(one.astype(float) - other).mean())
+
+
+def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
+    drawn = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(drawn).ellipse((30, 40, 90, 100), fill=(220, 40, 40))
+    drawn.save(tmp_path / "circle.png")
+    small: ClipSettings = {"size": "128x128", "frames": 9, "steps": 4, "seed": 1}
+    guided = filmlet.generate("a red circle", image=tmp_path / "circle.png", **small)
+    plain = filmlet.generate("a red circle", **small)
+    assert distance(guided.frames[0], np.asarray(drawn)) < 10
+    assert distance(plain.frames[0], np.asarray(drawn)) > 20
+    assert guided.effective.guides[0].file.startswith("given-")
+    assert {change.field for change in guided.effective.changes} == {"sigmas"}
+
+
+@pytest.mark.parametrize("until", [Stage.ENCODE, Stage.DENOISE, Stage.DECODE])
+def test_a_guided_clip_left_in_any_stage_goes_on_to_the_same_bytes(
+    tiny_guided: Path, tmp_path: Path, until: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
+    image, middle = (keep(tmp_path / f"{i}.png", footage(seed=i)) for i in (1, 2))
+    settings = {"image": image, "guides": [Guide(middle, 16, 0.6)]}
+    film(prepare(tiny_guided, **settings), tmp_path / "straight.mp4")
+    work = prepare(tiny_guided, **settings)
+    work.folder = tmp_path / "kept"
+    work.folder.mkdir()
+    film(work, tmp_path / "clip.mp4", until)
+    again = prepare(tiny_guided, **settings)
+    again.folder = work.folder
+    steps = [
+        e.done
+        for e in film(again, tmp_path / "clip.mp4")
+        if isinstance(e, Progress) and e.stage == Stage.DENOISE
+    ]
+    assert steps == {Stage.ENCODE: [0, 1, 2, 3], Stage.DENOISE: [1, 2, 3], Stage.DECODE: []}[until]
+    assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
+
+
+def test_both_stages_see_the_guides_at_their_own_size_and_a_draft_can_be_refined(
+    tmp_path: Path,
+) -> None:
+    folder = make_checkpoint(tmp_path / "two", timed=True, two_stages=True)
+    edit_json(folder / "model_index.json", _class_name="LTXConditionPipeline")
+    last = keep(tmp_path / "last.png", footage(size=(128, 64)))
+    settings = {"size": "128x64", "frames": 17, "last_image": last}
+    once, draft, refined = (prepare(folder, draft=i == 1, **settings) for i in range(3))
+    for name, work in (("once", once), ("draft", draft), ("refined", refined)):
+        work.folder = tmp_path / name
+        work.folder.mkdir()
+    film(once, tmp_path / "once.mp4")
+    kept = {p.stem: load_file(p) for p in (tmp_path / "once").glob("*.safetensors")}
+    assert kept["embeddings"]["guide_0"].shape == (1, 16, 1, 1, 2)
+    assert kept["upsampled"]["guide_0"].shape == (1, 16, 1, 2, 4)
+    film(draft, tmp_path / "draft.mp4")
+    for name in ("embeddings.safetensors", "latents.safetensors"):
+        shutil.copy(tmp_path / "draft" / name, tmp_path / "refined" / name)
+    film(refined, tmp_path / "refined.mp4")
+    assert (tmp_path / "refined.mp4").read_bytes() == (tmp_path / "once.mp4").read_bytes()
+    film(prepare(folder, size="128x64", frames=17), tmp_path / "plain.mp4")
+    assert (tmp_path / "plain.mp4").read_bytes() != (tmp_path / "once.mp4").read_bytes()
+
+
+def test_what_of_a_guide_is_not_done_as_asked_is_told(tiny_guided: Path, tmp_path: Path) -> None:
+    tall = tmp_path / "tall.png"
+    Image.new("RGBA", (60, 90), (255, 0, 0, 100)).save(tall)
+    video = keep(tmp_path / "video.mp4", footage(20))
+    work = prepare(tiny_guided, guides=[Guide(str(tall), 10), Guide(video, -9, 0.5)])
+    told = changes(work)
+    assert (told["guide_1_frame"].requested, told["guide_1_frame"].effective) == (10, 8)
+    assert (told["guide_1_size"].requested, told["guide_1_size"].effective) == ("60x90", "96x64")
+    assert "56%" in told["guide_1_size"].reason
+    assert told["guide_1_background"].effective == "white"
+    assert (told["guide_2_frames"].requested, told["guide_2_frames"].effective) == (20, 9)
+    assert set(told) == {
+        "guide_1_frame", "guide_1_size", "guide_1_background", "guide_2_frames",
+    }  # fmt: skip
+    assert [(g.frame, g.strength) for g in work.effective.guides] == [(8, 1.0), (16, 0.5)]
+    assert str(tmp_path) not in json.dumps(tags(work.effective))
+    exact = prepare(tiny_guided, last_image=keep(tmp_path / "last.png", footage()))
+    assert changes(exact) == {}
+    assert exact.effective.guides[0].frame == 24
+
+
+def test_of_a_video_only_as_much_is_shown_as_was_asked_for_and_as_the_model_takes(
+    tiny_guided: Path, tmp_path: Path
+) -> None:
+    video = keep(tmp_path / "a.mp4", footage(25))
+    for model, most, shown in (
+        (tiny_guided, None, 25), (tiny_guided, 17, 17), (tiny_guided, 12, 9), ("pocket", None, 1),
+    ):  # fmt: skip
+        work = prepare(model, guides=[Guide(video, frames=most)])
+        assert work.plan.guides[0].frames == shown
+        told = changes(work).get("guide_1_frames")
+        assert (told is None) == (shown == 25)
+
+
+def test_what_a_model_or_a_clip_cannot_show_is_refused_in_a_sentence(
+    tiny_guided: Path, tmp_path: Path
+) -> None:
+    image, video = keep(tmp_path / "a.png", footage()), keep(tmp_path / "a.mp4", footage(9))
+    (tmp_path / "text.png").write_text("no picture")
+    for model, settings, code, says in (
+        ("pocket", {"last_image": image}, "not_offered", "first frame only"),
+        ("pocket", {"image": tmp_path / "none.png"}, "invalid_guides", "No such file"),
+        ("pocket", {"image": tmp_path}, "invalid_guides", "cannot be read"),
+        ("pocket", {"image": tmp_path / "text.png"}, "invalid_guides", "not a whole PNG"),
+        ("pocket", {"extend": image}, "invalid_extend", "only a video"),
+        ("pocket", {"extend": tmp_path / "text.png"}, "invalid_extend", "not a whole"),
+        ("pocket", {"image": image, "extend": video}, "invalid_guides", "that is extended"),
+        (tiny_guided, {"guides": [Guide(image, 25)]}, "invalid_guides", "25 frames"),
+        (tiny_guided, {"guides": [Guide(image, -26)]}, "invalid_guides", "25 frames"),
+        (tiny_guided, {"image": image, "guides": [Guide(image, 3)]}, "invalid_guides", "Two"),
+        (tiny_guided, {"guides": [Guide(image)] * 17}, "invalid_guides", "at most 16"),
+    ):
+        with pytest.raises(InvalidRequest, match=says) as refused:
+            prepare(model, **settings)
+        assert refused.value.code == code
+    for wrong in (
+        {"file": ""},
+        {"frame": 1.5},
+        {"frames": 0},
+        {"strength": 0.0},
+        {"strength": 1.1},
+    ):
+        with pytest.raises(InvalidRequest):
+            Guide(**({"file": "a.png"} | wrong))
+
+
+def test_a_request_with_guides_comes_back_from_json_and_old_ones_are_still_read() -> None:
+    request = clip_request("a", image="a.png", guides=[Guide("b.png", 8, 0.5)], extend="c.mp4")
+    assert ClipRequest(**json.loads(json.dumps(asdict(request)))) == request
+    assert request.files == ("a.png", "b.png", "c.mp4")
+    assert request.asked()["guides"][1] == {"file": "b.png", "frame": 8, "strength": 0.5}
+    old = {"prompt": "a", "model": "pocket", "draft": False}
+    assert ClipRequest(**old).guides == ()
+    with pytest.raises(InvalidRequest, match="list of file"):
+        ClipRequest("a", guides=({"path": "x"},))
+
+
+def test_a_keyframe_is_read_off_the_command_line() -> None:
+    assert parse_keyframe("a@b.png@48") == Guide("a@b.png", 48)
+    assert parse_keyframe("b.png@-1:0.7") == Guide("b.png", -1, 0.7)
+    for wrong in ("b.png", "b.png@", "b.png@x", "b.png@3:x", "@3"):
+        with pytest.raises(InvalidRequest):
+            parse_keyframe(wrong)
+
+
+def test_pictures_of_every_kind_are_read_upright_and_in_colour(tmp_path: Path) -> None:
+    turned = Image.new("RGB", (40, 20), "blue")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("L", (8, 8), 100).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((8, 8), 0x8080, np.uint16)).save(tmp_path / "grey16.png")
+    Image.new("RGB", (8, 8), "lime").quantize().save(tmp_path / "palette.png")
+    expected = {
+        "turned.jpg": ((1, 40, 20, 3), (0, 0, 254)), "clear.png": ((1, 8, 8, 3), (255, 255, 255)),
+        "grey.png": ((1, 8, 8, 3), (100, 100, 100)),
+        "grey16.png": ((1, 8, 8, 3), (128, 128, 128)), "palette.png": ((1, 8, 8, 3), (0, 255, 0)),
+    }  # fmt: skip
+    for name, (shape, colour) in expected.items():
+        pixels = read_picture(tmp_path / name)
+        assert pixels.shape == shape, name
+        assert tuple(pixels[0, 4, 4]) == colour, name
+        assert look(tmp_path / name).height == shape[1]
+    names = {look(tmp_path / name).name for name in expected}
+    assert len(names) == 5
+    assert all(re.fullmatch(r"given-[0-9a-f]{16}\.(png|jpeg)", name) for name in names)
+
+
+def test_frames_cover_a_size_by_their_middle_and_framed_ones_keep_their_pixels() -> None:
+    bars = np.zeros((1, 10, 30, 3), np.uint8)
+    bars[:, :, 10:20] = 255
+    assert (covering(bars, 20, 20)[:, :, 2:-2] == 255).all()
+    assert covering(bars, 30, 10) is bars
+    inside = framed(bars, 34, 14)
+    assert inside.shape == (1, 14, 34, 3)
+    assert (inside[:, 2:12, 2:32] == bars).all()
+    assert (inside[:, 0] == inside[:, 2]).all()
+
+
+# Extensions
+
+
+@pytest.mark.parametrize("size", [(96, 64), (70, 64)])
+def test_an_extension_is_the_given_clip_and_what_the_model_adds(
+    tiny_guided: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    given = keep(tmp_path / "given.mp4", footage(20, size=size))
+    work = prepare(tiny_guided, size="128x128", frames=10, fps=24.0, extend=given)
+    shape = work.effective.shape
+    assert (shape.width, shape.height, shape.fps) == (*size, 12.0)
+    assert (shape.frames, shape.given, shape.new, shape.context) == (30, 20, 10, 17)
+    assert shape.made_frames == 33  # 17 + 10, and what is cut off
+    told = changes(work)
+    assert (told["fps"].requested, told["fps"].effective) == (24.0, 12.0)
+    assert {"width", "height", "made_frames"} <= set(told)
+    film(work, tmp_path / "long.mp4")
+    made = frames_in(tmp_path / "long.mp4")
+    assert made.shape == (30, size[1], size[0], 3)
+    before = frames_in(Path(given))
+    assert distance(made[:20], before) < 5
+    other = prepare(tiny_guided, frames=10, extend=keep(tmp_path / "b.mp4", footage(20, 9, size)))
+    film(other, tmp_path / "other.mp4")
+    assert distance(frames_in(tmp_path / "other.mp4")[20:], made[20:]) > 1
+
+
+def test_an_extension_left_while_it_grows_goes_on_to_the_same_bytes(
+    tiny_guided: Path, tmp_path: Path
+) -> None:
+    given = keep(tmp_path / "given.mp4", footage(20))
+    film(prepare(tiny_guided, frames=10, extend=given), tmp_path / "straight.mp4")
+    work = prepare(tiny_guided, frames=10, extend=given)
+    work.folder = tmp_path / "kept"
+    work.folder.mkdir()
+    told = film(work, tmp_path / "clip.mp4", Stage.DECODE)
+    assert told[-1] == Progress(Stage.DECODE, 8, 30)  # of the given clip
+    again = prepare(tiny_guided, frames=10, extend=given)
+    again.folder = work.folder
+    film(again, tmp_path / "clip.mp4")
+    assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
+
+
+def test_a_guide_of_an_extension_stands_among_the_new_frames(
+    tiny_guided: Path, tmp_path: Path
+) -> None:
+    given, image = keep(tmp_path / "a.mp4", footage(20)), keep(tmp_path / "b.png", footage())
+    work = prepare(tiny_guided, frames=16, extend=given, last_image=image)
+    (guide,) = work.plan.guides
+    assert work.effective.shape.made_frames == 33
+    assert (guide.frame, work.effective.guides[0].frame) == (32, 35)
+
+
+def test_pocket_goes_on_from_the_last_frame_of_a_clip(tmp_path: Path) -> None:
+    small: ClipSettings = {"size": "64x64", "frames": 9, "steps": 2, "seed": 1}
+    path = filmlet.generate("a red circle", **small).save(tmp_path / "a.mp4")
+    clip = filmlet.generate("a red circle", extend=path, seconds=0.5, steps=2, seed=1)
+    assert clip.frames.shape == (9 + 12, 64, 64, 3)
+    assert clip.effective.shape.context == 1
+    assert distance(clip.frames[8], clip.frames[9]) < 25
+    assert clip.effective.as_json()["seconds"] == pytest.approx(21 / 24, abs=1e-3)

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from filmlet import studio
@@ -150,6 +152,30 @@ def test_it_is_told_before_the_button_what_the_model_cannot_read_or_make(window:
     page.click("#make")
     expect(page.locator("#plan .refused")).to_contain_text("width must be between 64 and 512")
     assert window.clip is None
+
+
+def test_a_clip_begins_with_a_picture_and_is_extended(
+    window: Window, server: Running, tmp_path: Path
+) -> None:
+    Image.new("RGB", (256, 256), (35, 75, 225)).save(tmp_path / "blue.png")
+    page = window.open().page
+    page.get_by_label("a picture").check()
+    page.locator("#form input[type=file]").first.set_input_files(tmp_path / "blue.png")
+    page.wait_for_selector("#form .image-frame img, #form .image-container img")
+    window.write(PROMPT, seconds="1")
+    job = window.make()
+    window.wait_done()
+    requested = server.video(job)["requested"]
+    assert len(requested["guides"]) == 1  # type: ignore[index]
+    assert str(tmp_path) not in str(requested)
+    window.act("extend")
+    expect(page.get_by_label("A clip of yours")).to_have_value(job)
+    window.write("a red circle moving right", seconds="0.5")
+    further = window.make()
+    window.wait_done()
+    video = server.video(further)
+    assert video["seconds"] == "1.5"
+    assert video["remixed_from_video_id"] == job
 
 
 def test_the_keyboard_is_enough(window: Window) -> None:

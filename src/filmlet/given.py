@@ -117,14 +117,14 @@ def read_guides(
 def _given(guide: Guide, card: ModelCard, shape: Shape, folder: Path | None) -> Given:
     path, footage = _look(guide.file, folder, "guides")
     frame = _legal(guide, card, shape)
+    most = shape.made_frames - frame
     if card.guides == GuideKind.FIRST_FRAME:
         if frame or shape.given:
             raise NotOffered(
                 f"{card.name} takes a picture as the first frame only.", param="guides"
             )
-        if footage.fps is not None:
-            raise NotOffered(f"{card.name} is guided by a picture, not by a video.", param="guides")
-    frames = whole(min(footage.frames, shape.made_frames - frame), card)
+        most = 1  # of a video it sees the first picture
+    frames = whole(min(footage.frames, most, guide.frames or most), card)
     return Given(path, footage, frame, guide.strength, 0, frames)
 
 

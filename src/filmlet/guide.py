@@ -14,12 +14,14 @@ class Guide:
 
     file: a path; in the queue, the name of a file in the job's own folder. frame: of the finished
     clip; negative counts from its end, -1 is the last. strength: above 0; 1 shows it as it is,
-    less leaves the model more room. Raises InvalidRequest.
+    less leaves the model more room. frames: of a video at most so many, None is as many as fit.
+    Raises InvalidRequest.
     """
 
     file: str
     frame: int = 0
     strength: float = 1.0
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.file, str) or not self.file or "\0" in self.file:
@@ -27,6 +29,10 @@ class Guide:
         if isinstance(self.frame, bool) or not isinstance(self.frame, int):
             raise InvalidRequest(
                 f"The frame of a guide must be a whole number, got {self.frame!r}.", param="guides"
+            )
+        if self.frames is not None and (not isinstance(self.frames, int) or self.frames < 1):
+            raise InvalidRequest(
+                f"A guide shows at least one frame of a video, got {self.frames!r}.", param="guides"
             )
         number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
         if not number or not math.isfinite(self.strength) or not 0 < self.strength <= 1:

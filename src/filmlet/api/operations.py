@@ -190,4 +190,5 @@ def _model(name: str) -> Model:
         max_side=card.grid.max_side,
         max_frames=card.grid.max_frames,
         has_draft=card.refine is not None,
+        guides=card.guides,
     )

@@ -1,12 +1,13 @@
-"""/v1/videos: create, look, list, delete, download, remix, follow."""
+"""/v1/videos: create, look, list, delete, download, remix, extend, follow."""
 
 import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -21,9 +22,11 @@ from filmlet.api.doors import Admin, Caller, From, House, Shared
 from filmlet.api.following import mark
 from filmlet.api.words import (
     ErrorEnvelope,
+    Sent,
     Video,
     VideoCreate,
     VideoDeleted,
+    VideoExtend,
     VideoList,
     VideoPlan,
     VideoPriority,
@@ -31,7 +34,8 @@ from filmlet.api.words import (
     poll_after_ms,
 )
 from filmlet.errors import InvalidRequest, NotOffered, StorageUnusable, UnknownJob, UnknownModel
-from filmlet.jobs import Job, Priority, Status
+from filmlet.guide import Guide
+from filmlet.jobs import Asking, Job, Priority, Status
 from filmlet.media import spritesheet, thumbnail
 from filmlet.models import CARDS, count
 
@@ -42,16 +46,30 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255)]
 
+Body = TypeVar("Body", bound=Sent)
+
 router = APIRouter(prefix="/v1/videos", tags=["videos"], responses=REFUSALS)
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {"schema": VideoCreate.model_json_schema()},
-            "application/json": {"schema": VideoCreate.model_json_schema()},
-        },
-    }
-}
+
+
+def _described(body: type[Body], form: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """A body for the description; form, table: what each kind has beside the plain fields."""
+
+    def schema(more: dict[str, Any]) -> dict[str, Any]:
+        plain = body.model_json_schema()
+        return {"schema": plain | {"properties": plain["properties"] | more}}
+
+    kinds = {"multipart/form-data": schema(form), "application/json": schema(table)}
+    return {"requestBody": {"required": True, "content": kinds}}
+
+
+FILE = {"type": "string", "format": "binary"}
+INLINE = {"type": "object", "properties": {"image_url": {"type": "string", "format": "data-url"}}}
+OF_A_JOB = {"type": "object", "properties": {"id": {"type": "string"}}}
+CREATE = _described(
+    VideoCreate, dict.fromkeys(uploads.REFERENCES, FILE), dict.fromkeys(uploads.REFERENCES, INLINE)
+)
+OF_THE_VIDEO = dict.fromkeys(("extend", "size", "fps"), "video")
+EXTEND = _described(VideoExtend, {"video": FILE}, {"video": OF_A_JOB})
 
 
 def find(id: str, shared: Shared, who: From) -> Job:
@@ -64,43 +82,68 @@ def find(id: str, shared: Shared, who: From) -> Job:
 Found = Annotated[Job, Depends(find)]
 
 
-@router.post("", response_model=Video, openapi_extra=BODY)
+@router.post("", response_model=Video, openapi_extra=CREATE)
 async def create(
     request: Request, response: Response, shared: Shared, who: From, key: IdempotencyKey = None
 ) -> Video:
-    """Put a clip into the queue; a form or JSON. One Idempotency-Key makes one clip."""
+    """Put a clip into the queue; a form or JSON. One Idempotency-Key makes one clip.
+
+    `input_reference` is a picture it begins with, `last_reference` one it ends in.
+    """
     async with _body(request) as (fields, files):
-        named = [name for name in fields if name.partition("[")[0] == "input_reference"]
-        reference = [fields.pop(name) for name in named]
-        upload = files.pop("input_reference", None)
-        asked = _valid(fields, files)
-        if upload:
-            await run_in_threadpool(uploads.check, upload, "input_reference", video=False)
-        if upload or reference:
-            raise NotOffered(
-                f"{asked.model} cannot start from a picture yet.", param="input_reference"
-            )
-        return await run_in_threadpool(_submit, shared, who, asked, key, response)
+        pictures = uploads.references(fields, files)
+        asked = _valid(VideoCreate, fields, files)
+        asking = _asking(who, asked, key)
+        return await run_in_threadpool(_create, shared, asked, asking, pictures, response)
 
 
-def _submit(
-    shared: House, who: Caller, asked: VideoCreate, key: str | None, response: Response
+def _create(
+    shared: House,
+    asked: VideoCreate,
+    asking: Asking,
+    pictures: dict[str, UploadFile],
+    response: Response,
 ) -> Video:
-    job = submit(shared, who, asked, key)
+    with _pictured(pictures) as guides:
+        job = submit(shared, asked, asking, guides)
     return _shown(shared, job, response)
 
 
-def submit(shared: House, who: Caller, asked: VideoCreate, key: str | None = None) -> Job:
-    """Queue a clip for the caller; the page does so as well. Raises what `Queue.submit` raises."""
-    _known(asked.model)
+@contextmanager
+def _pictured(pictures: dict[str, UploadFile]) -> Iterator[list[Guide]]:
+    """Uploaded pictures as guides, while their files are there."""
+    at_fault = "last_reference" if "last_reference" in pictures else "input_reference"
+    with uploads.kept(pictures) as paths, _named({"guides": at_fault}):
+        yield [Guide(str(path), uploads.REFERENCES[name]) for name, path in paths.items()]
+
+
+def submit(shared: House, asked: VideoCreate, asking: Asking, guides: Sequence[Guide] = ()) -> Job:
+    """Queue a clip; the page does so as well. Raises what `Queue.submit` raises."""
+    offered(asked.model)
+    return shared.queue.submit(asked.request(guides), asking)
+
+
+def offered(model: str) -> str:
+    """A model of the catalogue: a folder is for who is at the machine."""
+    if model not in CARDS:
+        raise UnknownModel(f"There is no model {model!r}; there are {', '.join(CARDS)}.")
+    return model
+
+
+def _asking(who: Caller, asked: VideoCreate | VideoExtend, key: str | None) -> Asking:
     if asked.priority == Priority.HIGH and who.sees is not None:
         raise NotOffered("Only an admin's key may ask for high priority.", param="priority")
-    return shared.queue.submit(asked.request(), who.asking(asked.priority, key))
+    return who.asking(asked.priority, key)
 
 
-def _known(model: str) -> None:
-    if model not in CARDS:  # a folder is for who is at the machine
-        raise UnknownModel(f"There is no model {model!r}; there are {', '.join(CARDS)}.")
+@contextmanager
+def _named(params: dict[str, str]) -> Iterator[None]:
+    """Refusals by the names that clients know."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = params.get(error.param, error.param)
+        raise
 
 
 @asynccontextmanager
@@ -108,7 +151,8 @@ async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[st
     """Fields and files of a form or a JSON body; the files are gone afterwards."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        async with request.form(max_files=2, max_fields=50, max_part_size=256 * 1024) as form:
+        part = uploads.TEXT_BYTES
+        async with request.form(max_files=2, max_fields=50, max_part_size=part) as form:
             files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
             yield {k: v for k, v in form.items() if isinstance(v, str)}, files
         return
@@ -123,11 +167,11 @@ async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[st
     yield table, {}
 
 
-def _valid(fields: dict[str, Any], files: dict[str, UploadFile]) -> VideoCreate:
+def _valid(body: type[Body], fields: dict[str, Any], files: dict[str, UploadFile]) -> Body:
     for name in files:
         raise InvalidRequest(f"There is no file parameter {name!r}.", param="body")
     try:
-        return VideoCreate.model_validate(fields)
+        return body.model_validate(fields)
     except ValidationError as error:
         found = [e | {"loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
         raise RequestValidationError(found) from error
@@ -162,27 +206,32 @@ def page(
     return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)
 
 
-@router.post("/plan", response_model=VideoPlan, openapi_extra=BODY)
+@router.post("/plan", response_model=VideoPlan, openapi_extra=CREATE)
 async def plan(request: Request, shared: Shared, who: From) -> VideoPlan:
     """What a video would come to: its shape, its steps, its time, and what would differ."""
     del who
     async with _body(request) as (fields, files):
-        asked = _valid(fields, files)
-    return await run_in_threadpool(foresee, shared, asked)
+        pictures = uploads.references(fields, files)
+        asked = _valid(VideoCreate, fields, files)
+        return await run_in_threadpool(_foresee, shared, asked, pictures)
 
 
-def foresee(shared: House, asked: VideoCreate) -> VideoPlan:
+def _foresee(shared: House, asked: VideoCreate, pictures: dict[str, UploadFile]) -> VideoPlan:
+    with _pictured(pictures) as guides:
+        return foresee(shared, asked, guides)
+
+
+def foresee(shared: House, asked: VideoCreate, guides: Sequence[Guide] = ()) -> VideoPlan:
     """The same for the page. Raises what `Queue.forecast` raises."""
-    _known(asked.model)
-    forecast = shared.queue.forecast(asked.request())
+    offered(asked.model)
+    forecast = shared.queue.forecast(asked.request(guides))
     return VideoPlan.of(forecast, count(forecast.plan.card, asked.prompt))
 
 
 @router.post("/characters", response_model=Video)
 @router.post("/edits", response_model=Video)
-@router.post("/extensions", response_model=Video)
 async def change(request: Request, who: From) -> Video:
-    """Change or lengthen a video. No model here can: the video is checked, and this is said."""
+    """Change what is in a video. No model here can: the video is checked, and this is said."""
     del who
     name = "name" if request.url.path.endswith("/characters") else "prompt"
     async with _body(request) as (fields, files):
@@ -190,7 +239,49 @@ async def change(request: Request, who: From) -> Video:
             raise InvalidRequest(f"{name} is empty.", param=name)
         if upload := files.get("video"):
             await run_in_threadpool(uploads.check, upload, "video", video=True)
-    raise NotOffered("No model of this server can work on a video yet.", param="video")
+    raise NotOffered("No model of this server can change a video yet.", param="video")
+
+
+@router.post("/extensions", response_model=Video, openapi_extra=EXTEND)
+async def extend(
+    request: Request, response: Response, shared: Shared, who: From, key: IdempotencyKey = None
+) -> Video:
+    """A video of this server, or one that is sent, and what comes after it.
+
+    `seconds` are added to it; those of the answer count both.
+    """
+    async with _body(request) as (fields, files):
+        upload, table = files.pop("video", None), fields.pop("video", None)
+        id = fields.pop("video[id]", table.get("id") if isinstance(table, dict) else None)
+        asked = _valid(VideoExtend, fields, files)
+        asking = _asking(who, asked, key)
+        if upload:
+            job = await run_in_threadpool(_extend_sent, shared, asked, asking, upload)
+        elif isinstance(id, str):
+            source = await run_in_threadpool(find, id, shared, who)
+            job = await run_in_threadpool(extend_own, shared, asked, asking, source)
+        else:
+            raise InvalidRequest('video must be a file or {"id": "clip_..."}.', param="video")
+    return _shown(shared, job, response)
+
+
+def _extend_sent(shared: House, asked: VideoExtend, asking: Asking, upload: UploadFile) -> Job:
+    with uploads.kept({"video": upload}, video=True) as paths:
+        return extend_file(shared, asked, asking, paths["video"])
+
+
+def extend_file(shared: House, asked: VideoExtend, asking: Asking, path: Path) -> Job:
+    """Go on from a video that lies here as a file. Raises what `Queue.submit` raises."""
+    model = offered(asked.model or "pocket")
+    with _named(OF_THE_VIDEO):
+        return shared.queue.submit(asked.request(model, str(path)), asking)
+
+
+def extend_own(shared: House, asked: VideoExtend, asking: Asking, source: Job) -> Job:
+    """Go on from a clip of this server. Raises what `Queue.extend` raises."""
+    model = offered(asked.model or source.model)
+    with _named(OF_THE_VIDEO):
+        return shared.queue.extend(source.id, asked.request(model), asking)
 
 
 @router.get("/{id}", response_model=Video)

@@ -5,11 +5,13 @@ the standard ones, each with None or a value, never left out.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from filmlet.guide import Guide
 from filmlet.jobs import Forecast, Job, Priority, Status
 from filmlet.models import Words
 from filmlet.request import ClipRequest, clip_request
@@ -56,12 +58,32 @@ class VideoCreate(Sent):
     priority: Priority = Priority.NORMAL
     draft: bool = Field(False, description="The first of two stages alone; `refine` finishes it.")
 
-    def request(self) -> ClipRequest:
+    def request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
         return clip_request(
             self.prompt,
+            guides=guides,
             **self.model_dump(exclude={"prompt", "priority"}, exclude_none=True),
         )
+
+
+class VideoExtend(Sent):
+    """A video to go on from; size and frame rate are its own, its model if it was made here."""
+
+    prompt: str = Field(max_length=LONGEST_PROMPT)
+    model: str | None = None
+    seconds: Number = Field(None, description="Of what is added; text or a number.")
+    seed: int | None = None
+    frames: int | None = Field(None, description="That are added, instead of seconds.")
+    steps: int | None = None
+    negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
+    guidance: Number = None
+    priority: Priority = Priority.NORMAL
+
+    def request(self, model: str, clip: str | None = None) -> ClipRequest:
+        """The same in filmlet's words. Raises InvalidRequest."""
+        given = self.model_dump(exclude={"prompt", "priority", "model"}, exclude_none=True)
+        return clip_request(self.prompt, **given | {"model": model, "extend": clip})
 
 
 class VideoRemix(Sent):
@@ -261,6 +283,7 @@ class Model(BaseModel):
     max_side: int
     max_frames: int
     has_draft: bool
+    guides: str = Field(description="Pictures it takes: first_frame, or any_frame and videos too.")
 
 
 class ModelList(BaseModel):

@@ -53,7 +53,7 @@ class Size:
     @classmethod
     def of(cls, plan: Plan, parameters: float) -> "Size":
         shape, grid = plan.shape, plan.card.grid
-        frames = (shape.made_frames - 1) // grid.time + 1
+        frames = (shape.made_frames - 1) // grid.time + 1 + plan.beside
         area = (shape.made_width // grid.side) * (shape.made_height // grid.side)
         twice = 2 if plan.guidance > 1 else 1
         calls, refine_calls = twice * len(plan.sigmas), twice * len(plan.refine_sigmas)

@@ -72,10 +72,10 @@ class Job:
     """One clip that was asked for, and what has become of it.
 
     requested, effective: settings as asked and as done (None before the first start). shape: of
-    the clip, known from the start. source: the job that this one varies. progress: 0 to 1.
-    position: 1 is next, None unless queued. eta: None once over. clip: its name in the storage.
-    Times are seconds since 1970 by the database's clock. idle_s: from the wish to cancel to the
-    worker's being free.
+    the clip, known from the start. source: the job that this one varies or extends. progress: 0
+    to 1. position: 1 is next, None unless queued. eta: None once over. clip: its name in the
+    storage. Times are seconds since 1970 by the database's clock. idle_s: from the wish to cancel
+    to the worker's being free.
     """
 
     id: str

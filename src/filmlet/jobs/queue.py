@@ -78,13 +78,43 @@ class Queue:
         self._fitted: Fitted = {}
         self._looking = threading.Lock()
 
-    def submit(self, request: ClipRequest, asking: Asking = Asking()) -> Job:
+    def submit(
+        self, request: ClipRequest, asking: Asking = Asking(), given_by: str | None = None
+    ) -> Job:
         """Put a clip into the queue: row and workflow in one transaction.
 
+        given_by: the job in whose folder the request's files lie; None where they are paths.
         Raises what `plan` raises, and TooManyJobs.
         """
-        planned = plan(request)
         job = f"clip_{secrets.token_hex(12)}"
+        if not request.files:
+            return self._insert(job, request, plan(request), asking)
+        try:  # The files are there before the row is: a worker may take it at once.
+            made = self._insert(job, *self._bring(job, request, given_by), asking)
+        except BaseException:
+            self.storage.delete(job)
+            raise
+        if made.id != job:
+            self.storage.delete(job)
+        return made
+
+    def _bring(
+        self, job: str, request: ClipRequest, given_by: str | None
+    ) -> tuple[ClipRequest, Plan]:
+        """The request with its files in the job's folder, named by what is in them."""
+        if given_by:
+            self.storage.bring(given_by, job, *request.files)
+        planned = plan(request, self.storage.folder(job) if given_by else None)
+        pairs = zip(request.guides, planned.guides, strict=True)
+        guides = tuple(replace(guide, file=given.footage.name) for guide, given in pairs)
+        for given in planned.given:
+            self.storage.give(job, given.path, given.footage.name)
+        self.storage.leave(job)
+        clip = planned.clip.footage.name if planned.clip else None
+        return replace(request, guides=guides, extend=clip), planned
+
+    def _insert(self, job: str, request: ClipRequest, planned: Plan, asking: Asking) -> Job:
+        """Row and workflow; the job that was made before under the same key, if there is one."""
         seed = Effective.fresh_seed() if request.seed is None else request.seed
         with self.database.transaction() as t:
             t.lock("submit")
@@ -94,7 +124,7 @@ class Queue:
             )  # fmt: skip
             if there:
                 return self.get(there["id"], asking.owner)
-            seconds = planned.shape.frames / planned.shape.fps
+            seconds = planned.shape.new / planned.shape.fps
             rank = self._admit(t, asking, seconds)
             t.rows(
                 "insert into filmlet_job (id, owner, key, class, rank, request, model, seed, work,"
@@ -178,7 +208,19 @@ class Queue:
         """
         with self.database.reading() as t:
             row = _row(t, job, None if asking.is_admin else asking.owner)
-        return self.submit(replace(request_of(row), prompt=prompt), replace(asking, source=job))
+        asked, asking = replace(request_of(row), prompt=prompt), replace(asking, source=job)
+        return self.submit(asked, asking, given_by=job)
+
+    def extend(self, job: str, request: ClipRequest, asking: Asking) -> Job:
+        """A new job that goes on from the clip of a finished one.
+
+        Raises UnknownJob, JobConflict and what `submit` raises.
+        """
+        source = self.get(job, None if asking.is_admin else asking.owner)
+        if source.clip is None:
+            raise JobConflict(f"{job} is {source.status}; it has no clip to extend.")
+        request = replace(request, extend=source.clip)
+        return self.submit(request, replace(asking, source=job), given_by=job)
 
     def forecast(self, request: ClipRequest) -> Forecast:
         """What this request would come to now; nothing is queued. Raises what `plan` raises."""
@@ -301,7 +343,8 @@ class Queue:
         request = request_of(row)
         if not request.draft or row["status"] != Status.COMPLETED:
             raise JobConflict(f"{job} is no finished draft; there is nothing to refine.")
-        return self.submit(replace(request, draft=False), replace(asking, source=job))
+        asked, asking = replace(request, draft=False), replace(asking, source=job)
+        return self.submit(asked, asking, given_by=job)
 
     def census(self) -> Census:
         """The whole queue in figures."""

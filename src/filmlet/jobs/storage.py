@@ -120,8 +120,27 @@ class Storage:
                 return bytes(self.files.cat_file(place, start=sent, end=sent + most))
         return b""
 
+    def give(self, job: str, path: Path, name: str) -> None:
+        """Take a file of this machine into the job's folder; one that is in it gets the name."""
+        target = self.folder(job) / name
+        try:
+            if path.parent == target.parent and path.exists():
+                path.replace(target)
+            elif not target.exists():
+                part = target.with_name(f"{name}.part")
+                shutil.copyfile(path, part)
+                part.replace(target)
+        except OSError as error:
+            raise explain(error, target) from error
+        self.store(job, name)
+
     def copy(self, source: str, job: str, *names: str) -> None:
         """Files of one job for another; what is not there is left out."""
+        self.bring(source, job, *names)
+        self.store(job, *names)
+
+    def bring(self, source: str, job: str, *names: str) -> None:
+        """`copy` into the local folder alone."""
         folder = self.folder(job)
         with self._refusals():
             for name in names:
@@ -129,7 +148,6 @@ class Storage:
                 if self.files.exists(place):
                     self.files.get_file(place, str(folder / f"{name}.part"))
                     (folder / f"{name}.part").replace(folder / name)
-        self.store(job, *names)
 
     @property
     def _is_folder(self) -> bool:

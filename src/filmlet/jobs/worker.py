@@ -185,7 +185,7 @@ class Worker:
         folder = self.queue.storage.fetch(held.id)
         row = self._draft_of(held) or held.row
         earlier = json.loads(row["effective"])["dtype"] if row["effective"] else None
-        work = stages.prepare(plan(request_of(held.row)), self.settings, earlier)
+        work = stages.prepare(plan(request_of(held.row), folder), self.settings, earlier)
         work.folder, held.work = folder, work
         held.note_effective()
         started = time.monotonic()

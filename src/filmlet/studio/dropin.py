@@ -10,19 +10,37 @@ from typing import Any
 
 import gradio as gr
 from fastapi.concurrency import run_in_threadpool
+from gradio.data_classes import FileData
 from gradio.utils import get_upload_folder
+from pydantic import model_validator
 
 from filmlet.api.doors import House, caller
 from filmlet.api.videos import submit
 from filmlet.api.words import VideoCreate
 from filmlet.card import ModelCard
 from filmlet.errors import FilmletError
+from filmlet.guide import Guide
 from filmlet.jobs import Job, Status
 from filmlet.models import CARDS
 from filmlet.studio.page import is_here
 
 Made = tuple[str, int]
 Arguments = dict[str, Any]
+
+
+class Sent(FileData):
+    """A video as clients send it: plain, or as those of Gradio 5 do, in a table with subtitles."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unwrapped(cls, sent: Any) -> Any:
+        return sent["video"] if isinstance(sent, dict) and "video" in sent else sent
+
+
+class Footage(gr.Video):
+    """A video input that older clients can fill as well."""
+
+    data_model = Sent
 
 
 def offer(house: House) -> None:
@@ -33,7 +51,7 @@ def offer(house: House) -> None:
 
 def _endpoint(house: House, mode: str) -> None:
     picture = gr.Image(type="filepath", visible=False) if mode == "image" else _hidden("")
-    video = gr.Video(visible=False) if mode == "video" else _hidden("")
+    video = Footage(visible=False) if mode == "video" else _hidden("")
     inputs = [
         _hidden(""), _hidden("worst quality, inconsistent motion, blurry, jittery, distorted"),
         picture, video, _number(512), _number(704), _hidden(f"{mode}-to-video"), _number(2.0),
@@ -110,11 +128,12 @@ def _function(house: House, mode: str) -> Callable[..., Any]:
             "negative_prompt": negative_prompt if card.guidance > 1 else "",
         }
         asked = VideoCreate.model_validate(fields)
-        given = input_image_filepath if name == "image" else input_video_filepath
-        del given, ui_frames_to_use
+        given = {"image": input_image_filepath, "video": input_video_filepath}.get(name)
         try:
             who = await caller(request.request, house)
-            job = await run_in_threadpool(submit, house, who, asked)
+            most = max(1, int(ui_frames_to_use)) if name == "video" else None
+            guides = [Guide(given, frames=most)] if given else []
+            job = await run_in_threadpool(submit, house, asked, who.asking(), guides)
             job = await _wait(house, job)
         except FilmletError as error:
             raise gr.Error(str(error), print_exception=False) from error

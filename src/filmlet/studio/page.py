@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,15 +12,18 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from filmlet.api.doors import Caller, House, caller
-from filmlet.api.videos import foresee, submit
-from filmlet.api.words import VideoCreate, VideoPlan
-from filmlet.card import ModelCard
-from filmlet.errors import FilmletError
+from filmlet.api.videos import extend_file, extend_own, find, foresee, submit
+from filmlet.api.words import VideoCreate, VideoExtend, VideoPlan
+from filmlet.card import GuideKind, ModelCard
+from filmlet.errors import FilmletError, InvalidRequest
+from filmlet.guide import Guide
+from filmlet.jobs import Job
 from filmlet.models import CARDS, Words, check, count
 from filmlet.request import MAX_SEED
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
 FREE = "free"
+SENTENCE, PICTURE, CLIP = STARTS = ("a sentence", "a picture", "a clip")
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 # gr.HTML hands its `trigger` to this; the windows fill the form through it.
 BRIDGE = "document.addEventListener('film:fill', (event) => trigger('select', event.detail));"
@@ -32,6 +36,11 @@ class Form:
     """What can be set, each a component."""
 
     prompt: gr.Textbox
+    start: gr.Radio
+    first: gr.Image
+    last: gr.Image
+    clip: gr.Textbox
+    footage: gr.Video
     model: gr.Dropdown
     aspect: gr.Radio
     width: gr.Number
@@ -47,7 +56,10 @@ class Form:
         return [getattr(self, field.name) for field in fields(self)]
 
     def read(self, values: Values) -> VideoCreate:
-        """The same as the body of a request. Raises ValidationError."""
+        """The same as the body of a request. Raises ValidationError.
+
+        A clip that is extended is asked for by `extension`; this is then the clip that is added.
+        """
         width, height = values[self.width], values[self.height]
         card = CARDS.get(values[self.model])
         fields: dict[str, Any] = {
@@ -61,6 +73,23 @@ class Form:
             "draft": bool(values[self.draft] and card and card.refine),
         }
         return VideoCreate.model_validate(fields)
+
+    def guides(self, values: Values) -> list[Guide]:
+        """The pictures that the clip begins and ends with; Gradio has put them into files."""
+        if values[self.start] != PICTURE:
+            return []
+        card = CARDS[values[self.model]]
+        places = [(values[self.first], 0)]
+        if card.guides == GuideKind.ANY_FRAME:
+            places.append((values[self.last], -1))
+        return [Guide(path, frame) for path, frame in places if path]
+
+    def extension(self, values: Values) -> VideoExtend | None:
+        """What goes on from a clip, if that is wanted; size and frame rate are the clip's."""
+        if values[self.start] != CLIP:
+            return None
+        kept = ("prompt", "model", "seconds", "seed", "negative_prompt")
+        return VideoExtend.model_validate(self.read(values).model_dump(include=set(kept)))
 
 
 def build(house: House, *doors: Callable[[House], None]) -> gr.Blocks:
@@ -78,7 +107,7 @@ def build(house: House, *doors: Callable[[House], None]) -> gr.Blocks:
         bridge = gr.HTML(elem_id="bridge", js_on_load=BRIDGE)
 
         shape = [form.aspect, form.width, form.height, form.seconds, form.fps]
-        fit = [*shape, form.negative_prompt, form.draft, note]
+        fit = [*shape, form.last, form.negative_prompt, form.draft, note]
         form.model.change(fit_model, form.model, fit, **PRIVATE)
         form.aspect.change(
             choose_aspect, [form.aspect, form.model], [form.width, form.height], **PRIVATE
@@ -115,6 +144,23 @@ def _window(name: str) -> gr.HTML:
 
 def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
     card = CARDS["pocket"]
+    start = gr.Radio(STARTS, value=SENTENCE, label="Start from", elem_id="start")
+    with gr.Row(visible=False) as pictures:
+        first = gr.Image(type="filepath", label="First picture", sources=["upload"], height=170)
+        last = gr.Image(
+            type="filepath", label="Last picture, if you like", sources=["upload"], height=170,
+            visible=card.guides == GuideKind.ANY_FRAME,
+        )  # fmt: skip
+    with gr.Column(visible=False) as clips:
+        clip = gr.Textbox(
+            label="A clip of yours", placeholder="press Extend below a clip, or upload one here",
+            max_lines=1,
+        )  # fmt: skip
+        footage = gr.Video(label="Or a video of your own", sources=["upload"], height=170)
+    start.change(
+        lambda chosen: [gr.Row(visible=chosen == PICTURE), gr.Column(visible=chosen == CLIP)],
+        start, [pictures, clips], **PRIVATE,
+    )  # fmt: skip
     prompt = gr.Textbox(
         label="What should be seen?", lines=3, max_lines=9, autofocus=True, elem_id="prompt",
         placeholder="a red star bouncing at sunset",
@@ -140,7 +186,23 @@ def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
     plan = gr.HTML(elem_id="plan", apply_default_css=False)
     make = gr.Button("Make clip", variant="primary", elem_id="make")
     dice.click(lambda: str(secrets.randbelow(MAX_SEED + 1)), None, seed, **PRIVATE)
-    form = Form(prompt, model, aspect, width, height, seconds, fps, seed, negative, draft)
+    form = Form(
+        prompt,
+        start,
+        first,
+        last,
+        clip,
+        footage,
+        model,
+        aspect,
+        width,
+        height,
+        seconds,
+        fps,
+        seed,
+        negative,
+        draft,
+    )
     return form, reading, note, plan, make
 
 
@@ -186,6 +248,7 @@ def fit_model(name: str) -> list[Any]:
         gr.Number(value=grid.height),
         gr.Slider(maximum=longest, value=usual),
         gr.Number(value=grid.fps),
+        gr.Image(visible=card.guides == GuideKind.ANY_FRAME),
         gr.Textbox(visible=_guided(card)),
         gr.Checkbox(visible=card.refine is not None),
         describe(card),
@@ -225,7 +288,8 @@ async def _look(house: House, form: Form, values: Values, request: gr.Request) -
     reading = reading_of(card, count(card, values[form.prompt]))
     try:
         await _who(house, request)
-        return reading, plan_of(await run_in_threadpool(foresee, house, form.read(values)))
+        asked, guides = form.read(values), form.guides(values)
+        return reading, plan_of(await run_in_threadpool(foresee, house, asked, guides))
     except (FilmletError, ValidationError) as error:
         return reading, refusal(error)
 
@@ -233,11 +297,22 @@ async def _look(house: House, form: Form, values: Values, request: gr.Request) -
 async def _ask(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
     try:
         who = await _who(house, request)
-        asked = form.read(values)
-        job = await run_in_threadpool(submit, house, who, asked)
-        return job.id, plan_of(await run_in_threadpool(foresee, house, asked))
+        job = await run_in_threadpool(_queue, house, form, values, who)
+        asked, guides = form.read(values), form.guides(values)
+        return job.id, plan_of(await run_in_threadpool(foresee, house, asked, guides))
     except (FilmletError, ValidationError) as error:
         return "", refusal(error)
+
+
+def _queue(house: House, form: Form, values: Values, who: Caller) -> Job:
+    further = form.extension(values)
+    if further is None:
+        return submit(house, form.read(values), who.asking(), form.guides(values))
+    if id := (values[form.clip] or "").strip():
+        return extend_own(house, further, who.asking(), find(id, house, who))
+    if values[form.footage]:
+        return extend_file(house, further, who.asking(), Path(values[form.footage]))
+    raise InvalidRequest("Say which clip to go on from, or upload one.", param="video")
 
 
 def _paragraph(text: str, kind: str = "") -> str:
@@ -309,8 +384,13 @@ def _filled(settings: dict[str, Any]) -> list[Any]:
     if seconds is None and settings.get("frames") and card:
         seconds = settings["frames"] / (settings.get("fps") or card.grid.fps)
     numbers = [gr.skip() if v is None else v for v in (seconds, settings.get("fps"))]
+    clip = settings.get("extend_id")
     return [
         settings.get("prompt", gr.skip()),
+        CLIP if clip else SENTENCE if card else gr.skip(),
+        *[gr.skip()] * 2,
+        clip or gr.skip(),
+        gr.skip(),
         settings["model"] if card else gr.skip(),
         *size,
         *numbers,

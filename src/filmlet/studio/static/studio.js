@@ -257,7 +257,7 @@ class Stage extends HTMLElement {
     if (doing === "sample") return fill({ prompt: button.dataset.text });
     if (doing === "close") return show(null);
     if (doing === "reuse") return fill(settingsOf(video));
-    if (doing === "extend") return fill({ ...settingsOf(video), extend: video.id });
+    if (doing === "extend") return fill({ ...settingsOf(video), extend_id: video.id });
     if (doing === "link") {
       await navigator.clipboard.writeText(location.href).catch(() => {});
       button.textContent = "Copied";
