@@ -3,7 +3,9 @@
 import io
 import json
 import re
+import struct
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -208,6 +210,33 @@ def refuses_in_the_envelope(server: Server) -> None:
     _refused(openai.BadRequestError, lambda: client.create(**bad))
 
 
+def takes_a_picture_or_says_that_it_cannot(server: Server) -> None:
+    """input_reference makes a video, or is refused with the envelope."""
+    client: Any = server.client.videos
+    width, height = map(int, server.size.split("x"))
+    picture = ("first.png", io.BytesIO(_png(width, height)), "image/png")
+    fields = {"model": server.model, "size": server.size, "seconds": server.seconds}
+    try:
+        video = client.create(prompt=PROMPT, input_reference=picture, **fields)
+        assert client.poll(video.id).status == "completed"
+    except openai.BadRequestError as error:
+        _envelope(error)
+
+
+def _png(width: int, height: int) -> bytes:
+    """A plain red picture."""
+    rows = (b"\0" + b"\xd0\x20\x20" * width) * height
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
 def lists_models(server: Server) -> None:
     """models lists the model in question."""
     assert server.model in [model.id for model in server.client.models.list()]
@@ -221,12 +250,16 @@ def _refused(kind: type[Refused], call: Callable[[], object]) -> Refused:
     try:
         call()
     except kind as error:
-        told = json.loads(error.response.text)["error"]
-        assert set(told) == {"message", "type", "param", "code"}, told
-        assert re.fullmatch(r"[a-z_]+", told["code"]), told
-        assert len(told["message"]) > 10
+        _envelope(error)
         return error
     raise AssertionError(f"was not refused with {kind.__name__}")
+
+
+def _envelope(error: openai.APIStatusError) -> None:
+    told = json.loads(error.response.text)["error"]
+    assert set(told) == {"message", "type", "param", "code"}, told
+    assert re.fullmatch(r"[a-z_]+", told["code"]), told
+    assert len(told["message"]) > 10
 
 
 CHECKS: list[Callable[[Server], None]] = [
@@ -242,5 +275,6 @@ CHECKS: list[Callable[[Server], None]] = [
     takes_json_and_forms,
     one_idempotency_key_makes_one_video,
     refuses_in_the_envelope,
+    takes_a_picture_or_says_that_it_cannot,
     lists_models,
 ]

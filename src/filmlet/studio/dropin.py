@@ -37,12 +37,6 @@ class Sent(FileData):
         return sent["video"] if isinstance(sent, dict) and "video" in sent else sent
 
 
-class Footage(gr.Video):
-    """A video input that older clients can fill as well."""
-
-    data_model = Sent
-
-
 def offer(house: House) -> None:
     """Add the three names to the page that is being built; nothing of them can be seen."""
     for mode in ("text", "image", "video"):
@@ -51,7 +45,7 @@ def offer(house: House) -> None:
 
 def _endpoint(house: House, mode: str) -> None:
     picture = gr.Image(type="filepath", visible=False) if mode == "image" else _hidden("")
-    video = Footage(visible=False) if mode == "video" else _hidden("")
+    video = _footage() if mode == "video" else _hidden("")
     inputs = [
         _hidden(""), _hidden("worst quality, inconsistent motion, blurry, jittery, distorted"),
         picture, video, _number(512), _number(704), _hidden(f"{mode}-to-video"), _number(2.0),
@@ -71,6 +65,13 @@ DESCRIPTIONS = {
     "image": "Make a short video that begins with a picture, moved by a sentence.",
     "video": "Make a short video that goes on from the beginning of another one.",
 }
+
+
+def _footage() -> gr.Video:
+    """A video input that older clients can fill as well. (Gradio writes a file for a subclass.)"""
+    video = gr.Video(visible=False)
+    video.data_model = Sent
+    return video
 
 
 def _hidden(value: str) -> gr.Textbox:
