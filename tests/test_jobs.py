@@ -304,35 +304,57 @@ def test_the_environment_is_read_with_its_types(tmp_path: Path) -> None:
         Settings.from_environment({"FILMLET_MAX_ACTIVE": "many"})
 
 
-def machine(size: Size, noise: np.random.Generator) -> list[Sample]:
+STAGES = (Stage.ENCODE, Stage.DENOISE, Stage.DECODE)
+
+
+def machine(size: Size, noise: np.random.Generator, spread: float = 0.1) -> list[Sample]:
     """What a machine that is a little unsteady would measure."""
     call = 0.01 + 2e-5 * size.tokens + 4e-8 * size.tokens**2
     true = {Stage.ENCODE: 0.05, Stage.DENOISE: call, Stage.DECODE: 1e-7 * size.pixels}
     return [
-        Sample(stage, size.units(stage), seconds * float(noise.lognormal(0, 0.1)))
+        Sample(stage, size.units(stage), seconds * float(noise.lognormal(0, spread)))
         for stage, seconds in true.items()
     ]
 
 
-def test_after_ten_clips_of_mixed_shapes_the_estimate_is_right_and_its_band_holds() -> None:
-    noise = np.random.default_rng(0)
-    sizes = [
-        Size(int(noise.integers(50, 3000)), 8, int(noise.integers(1, 60)) * 10**6, 7e6)
-        for _ in range(110)
-    ]
-    samples: list[Sample] = []
-    errors, inside = [], []
-    stages = (Stage.ENCODE, Stage.DENOISE, Stage.DECODE)
-    for i, size in enumerate(sizes):
-        made = machine(size, noise)
+def told(count: int, slower: Callable[[int], float] = lambda _: 1.0) -> list[dict[str, float]]:
+    """Each clip of mixed shapes, estimated from those before: error, inside, width."""
+    noise, samples, found = np.random.default_rng(0), list[Sample](), []
+    for i in range(count):
+        tokens, megapixels = int(noise.integers(50, 3000)), int(noise.integers(1, 60))
+        size = Size(tokens, 8, megapixels * 10**6, 7e6)
+        made = [replace(s, seconds=s.seconds * slower(i)) for s in machine(size, noise)]
         seconds = sum(s.seconds * (8 if s.stage == Stage.DENOISE else 1) for s in made)
-        told = CostModel(samples, speed=1e11).estimate(size, stages)
-        if i >= 10:
-            errors.append(abs(told.seconds - seconds) / seconds)
-            inside.append(told.low <= seconds <= told.high)
+        now = CostModel(samples, speed=1e11).estimate(size, STAGES)
+        found.append(
+            {
+                "error": abs(now.seconds - seconds) / seconds,
+                "inside": now.low <= seconds <= now.high,
+                "width": (now.high - now.low) / now.seconds,
+            }
+        )
         samples += made
-    assert np.median(errors) < 0.2
-    assert np.mean(inside) >= 0.8
+    return found
+
+
+def test_after_ten_clips_of_mixed_shapes_the_estimate_is_right_and_its_band_tight() -> None:
+    clips = told(160)[10:]
+    assert np.median([clip["error"] for clip in clips]) < 0.1
+    assert 0.8 <= np.mean([clip["inside"] for clip in clips]) <= 0.97
+    assert np.median([clip["width"] for clip in clips]) < 0.4
+
+
+def test_with_few_measurements_the_band_is_wide() -> None:
+    clips = told(6)[1:]
+    assert all(clip["inside"] for clip in clips)
+    assert min(clip["width"] for clip in clips) > 1
+
+
+def test_estimates_follow_a_machine_that_becomes_slower() -> None:
+    clips = told(80, slower=lambda i: 2.5 if i >= 40 else 1.0)
+    assert np.mean([clip["inside"] for clip in clips[45:]]) >= 0.8
+    assert np.median([clip["error"] for clip in clips[50:]]) < 0.15
+    assert np.median([clip["width"] for clip in clips[70:]]) < 0.6
 
 
 def test_before_any_clip_there_is_a_guess_with_a_wide_band() -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +21,18 @@ from filmlet.plan import Plan
 Floats = NDArray[np.float64]
 LATEST = 64  # measurements that count
 HALF_LIFE = 16  # measurements after which one counts half
-BAND_SIGMAS = 1.6
+WINDOW = 24  # latest errors that make the band
+PACE = 5  # latest errors whose median says how fast the machine is now
+BAND = 0.85  # of clips should end inside
+FEW_ERROR = 0.7  # logarithm; what an error may be, besides those seen
 # Before anything was measured: what a machine must compute, in operations, and how wrong that may
-# be. The factors were fitted on one machine; the spread says so.
-GUESS_SPREAD = 0.8
+# be. The factors were fitted on one machine; the error says so.
+GUESS_ERROR = 1.3
 OVERHEAD_S = 2.0
 PIXEL_OPERATIONS = 60_000.0
+ONCE = (Stage.LOAD, Stage.ENCODE)
+FLAT = ((0,),)  # powers of units
+GROWING = ((1,), (0,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2))  # attention: a call has the square
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,23 @@ class Size:
                 return 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """Seconds of one stage and the standard deviation of their logarithm."""
+    """Seconds of one stage; errors: logarithms of true by predicted of the latest, newest first."""
 
     seconds: float
-    spread: float
+    errors: Floats  # (WINDOW,)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Seconds of one stage's call, by powers 0 to 2 of its units; errors: as a Part's."""
+
+    coefficients: Floats
+    errors: Floats
+
+    def at(self, units: float) -> float:
+        return max(float(self.coefficients @ (1.0, units, units**2)), 1e-4)
 
 
 class CostModel:
@@ -102,32 +118,19 @@ class CostModel:
     def __init__(self, samples: Sequence[Sample], speed: float) -> None:
         """samples: latest last; speed: of the device, operations a second."""
         self.speed = speed
-        self._parts: dict[tuple[Stage, Size], Part] = {}
-        self._spreads: dict[Stage, float] = {}
-        self.samples = {
-            stage: [s for s in samples if s.stage == stage][-LATEST:] for stage in Stage
-        }
+        self.curves: dict[Stage, Curve] = {}
+        for stage in Stage:
+            if known := [s for s in samples if s.stage == stage][-LATEST:]:
+                units = np.array([s.units for s in known])
+                seconds = np.array([max(s.seconds, 1e-4) for s in known])
+                self.curves[stage] = _fitted(units, seconds, FLAT if stage in ONCE else GROWING)
 
     def part(self, stage: Stage, size: Size) -> Part:
         """What one stage will take."""
-        if (stage, size) not in self._parts:
-            self._parts[stage, size] = self._part(stage, size)
-        return self._parts[stage, size]
-
-    def _part(self, stage: Stage, size: Size) -> Part:
         calls = size.calls_of(stage)
-        if not calls:
-            return Part(0.0, 0.0)
-        known = self.samples[stage]
-        if not known:
-            return Part(calls * self._guess(stage, size), GUESS_SPREAD)
-        units = np.array([s.units for s in known])
-        seconds = np.array([max(s.seconds, 1e-4) for s in known])
-        is_flat = stage in (Stage.LOAD, Stage.ENCODE)
-        predicted = _predict(units, seconds, size.units(stage), is_flat)
-        if stage not in self._spreads:
-            self._spreads[stage] = _spread(units, seconds, is_flat)
-        return Part(calls * predicted, self._spreads[stage])
+        if curve := self.curves.get(stage):
+            return Part(calls * curve.at(size.units(stage)), curve.errors)
+        return Part(calls * self._guess(stage, size), np.full(WINDOW, GUESS_ERROR))
 
     def estimate(self, size: Size, stages: Sequence[Stage] = tuple(Stage)) -> Estimate:
         """Seconds for these stages, and the band."""
@@ -146,63 +149,49 @@ class CostModel:
 
 
 def total(parts: Sequence[Part]) -> Estimate:
-    """The sum of parts; a busy machine makes all of them late, so their errors add up."""
+    """The sum of parts, with a conformal band: how wrong it would have been about the latest clips.
+
+    The errors of one clip's stages stay together: a busy machine makes all of them late.
+    """
     seconds = sum(part.seconds for part in parts)
     if seconds <= 0:
         return Estimate(0.0, 0.0, 0.0)
-    spread = sum(part.seconds * part.spread for part in parts) / seconds
-    factor = math.exp(BAND_SIGMAS * spread)
+    true = sum(part.seconds * np.exp(part.errors) for part in parts)
+    errors = np.sort(np.abs(np.log(true / seconds)))
+    factor = math.exp(errors[math.ceil(BAND * (WINDOW + 1)) - 1])
     return Estimate(seconds, seconds / factor, seconds * factor)
 
 
-def _weights(count: int) -> Floats:
-    return 0.5 ** (np.arange(count)[::-1] / HALF_LIFE)
+def _fitted(units: Floats, seconds: Floats, choices: Sequence[Sequence[int]]) -> Curve:
+    """Weighted least squares of relative errors, coefficients at least 0; powers from `choices`.
 
-
-def _features(units: Floats, is_flat: bool) -> Floats:
-    """A constant, a linear and a square term; attention is why a call has the last."""
-    one = np.ones_like(units)
-    return np.stack([one] if is_flat else [one, units, units**2], axis=1)
-
-
-def _predict(units: Floats, seconds: Floats, wanted: float, is_flat: bool) -> float:
-    """Weighted least squares of relative errors, coefficients at least 0."""
-    if is_flat:
-        return float(np.exp(np.average(np.log(seconds), weights=_weights(len(seconds)))))
+    One size seen: the first choice, until another size says otherwise.
+    """
     scale = units.max()
-    features = _features(units / scale, is_flat=False) / seconds[:, None]
-    root = np.sqrt(_weights(len(seconds)))
-    best: tuple[float, Floats] | None = None
-    distinct = len(np.unique(units))
-    for count in range(1, min(3, distinct) + 1):
-        for chosen in combinations((1, 0, 2), count):
-            columns = features[:, chosen] * root[:, None]
-            found, *_ = np.linalg.lstsq(columns, root, rcond=None)
-            if (found < 0).any():
-                continue
-            if distinct == 1 and chosen != (1,):
-                continue  # one size seen: seconds grow with units until another says otherwise
-            error = float(((columns @ found - root) ** 2).sum()) * (1 + 0.05 * count)
-            if best is None or error < best[0]:
-                full = np.zeros(3)
-                full[list(chosen)] = found
-                best = error, full
-    if best is None:
-        return float(np.average(seconds))
-    value = float((_features(np.array([wanted / scale]), is_flat=False) @ best[1])[0])
-    return max(value, 1e-4)
+    table = (units[:, None] / scale) ** np.arange(3) / seconds[:, None]  # (samples, powers)
+    root = np.sqrt(0.5 ** (np.arange(len(units))[::-1] / HALF_LIFE))
+    coefficients, errors, least = np.zeros(3), np.zeros(0), math.inf
+    for chosen in choices[: 1 if (units == units[0]).all() else None]:
+        columns = table[:, chosen] * root[:, None]
+        found, _, rank, _ = np.linalg.lstsq(columns, root, rcond=None)
+        error = float(((columns @ found - root) ** 2).sum()) * (1 + 0.05 * len(chosen))
+        if rank == len(chosen) and (found >= 0).all() and error < least:
+            coefficients, least = np.zeros(3), error
+            coefficients[list(chosen)] = found
+            errors = _left_out(columns, found, root)
+    pace = float(np.median(errors[:PACE])) if len(errors) >= PACE else 0.0
+    # Few errors are repeated to fill the window, and a large one with them.
+    errors = np.resize([*(errors - pace), FEW_ERROR][:WINDOW], WINDOW)
+    return Curve(coefficients * math.exp(pace) / scale ** np.arange(3), errors)
 
 
-def _spread(units: Floats, seconds: Floats, is_flat: bool) -> float:
-    """Deviation of the logarithm of errors on left-out samples, wary when there are few."""
-    count = len(seconds)
-    errors = [0.5, 0.3]  # what is believed before there are samples
-    for i in range(max(0, count - 16), count):
-        rest = np.arange(count) != i
-        if rest.any():
-            guess = _predict(units[rest], seconds[rest], float(units[i]), is_flat)
-            errors.append(float(np.clip(math.log(seconds[i] / guess), -1.5, 1.5)))
-    return float(np.sqrt(np.mean(np.square(errors))))
+def _left_out(columns: Floats, found: Floats, root: Floats) -> Floats:
+    """Errors about each sample if it were left out of the fit, in closed form, newest first."""
+    leverage = (columns * np.linalg.pinv(columns).T).sum(1)
+    others = leverage < 0.999  # a sample that nothing else is like says nothing about errors
+    wrong = (1 - columns @ found / root)[others] / (1 - leverage[others])
+    bound = math.exp(FEW_ERROR)
+    return -np.log(np.clip(1 - wrong, 1 / bound, bound))[::-1]
 
 
 @cache
