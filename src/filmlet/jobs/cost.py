@@ -191,7 +191,8 @@ def _left_out(columns: Floats, found: Floats, root: Floats) -> Floats:
     others = leverage < 0.999  # a sample that nothing else is like says nothing about errors
     wrong = (1 - columns @ found / root)[others] / (1 - leverage[others])
     bound = math.exp(FEW_ERROR)
-    return -np.log(np.clip(1 - wrong, 1 / bound, bound))[::-1]
+    errors: Floats = -np.log(np.clip(1 - wrong, 1 / bound, bound))[::-1]
+    return errors
 
 
 @cache

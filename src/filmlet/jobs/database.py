@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,7 @@ class Database:
             if self.is_sqlite
             else "(cast(request as json) ->> 'prompt')"
         )
+        self.words = self.now, self.prompt
         with self._refusals():
             if self.is_sqlite:
                 file = Path(self.url.removeprefix("sqlite:///"))
@@ -243,13 +244,18 @@ class Transaction:
             self.rows("select pg_advisory_xact_lock(hashtext(:name))", name=f"filmlet/{name}")
 
     def rows(self, statement: str, **values: Any) -> list[Row]:
-        words = {"now": self._database.now, "prompt": self._database.prompt}
-        done = self.connection.execute(sa.text(statement.format(**words)), values)
+        done = self.connection.execute(_text(statement, *self._database.words), values)
         return list(done.mappings()) if done.returns_rows else []
 
     def row(self, statement: str, **values: Any) -> Row | None:
         rows = self.rows(statement, **values)
         return rows[0] if rows else None
+
+
+@cache
+def _text(statement: str, now: str, prompt: str) -> sa.TextClause:
+    """A statement, taken apart once."""
+    return sa.text(statement.format(now=now, prompt=prompt))
 
 
 def tally(t: Transaction, name: str, label: str, seconds: float = 0.0) -> None:

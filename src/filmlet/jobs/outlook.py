@@ -1,7 +1,7 @@
 """What is ahead of each unfinished job: its place in the queue, and the time until it is over."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from filmlet.events import Stage
 from filmlet.jobs import cost
@@ -12,7 +12,19 @@ from filmlet.jobs.job import Estimate, Status
 TAKE = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
 
 
-Fitted = dict[tuple[str, str], tuple[float, CostModel]]  # by model and device: newest sample, fit
+@dataclass(frozen=True)
+class Known:
+    """What was learned from the samples up to `at`.
+
+    waiting: seconds from a free worker to the clip, by size and whether the model is loaded.
+    """
+
+    at: float
+    model: CostModel
+    waiting: dict[tuple[str, bool], Estimate] = field(default_factory=dict)
+
+
+Fitted = dict[tuple[str, str], Known]  # by model and device
 
 
 class Outlook:
@@ -20,7 +32,7 @@ class Outlook:
 
     def __init__(self, t: Transaction, fitted: Fitted) -> None:
         """fitted: models of earlier outlooks, kept while nothing new was measured."""
-        self.models: dict[str, CostModel] = {}
+        self.known: dict[str, Known] = {}
         self.t, self.fitted = t, fitted
         workers = t.rows("select id, device, speed, model from filmlet_worker where dead = 0")
         self.loaded = {str(w["model"]) for w in workers}
@@ -36,10 +48,11 @@ class Outlook:
         free = [Estimate(0, 0, 0)] * max(1, len(workers))
         for row in rows:
             start = min(free, key=lambda e: e.seconds)
-            own = self._left(row)
             if row["status"] == Status.QUEUED:
                 self.positions[row["id"]] = len(self.positions) + 1
-                own = _after(_after(start, TAKE), own)
+                own = _after(start, self._waiting(row["model"], row["work"]))
+            else:
+                own = self._left(row)
             free[free.index(start)] = own
             self.etas[row["id"]] = own
         self.next_free = min(free, key=lambda e: e.seconds)
@@ -50,12 +63,19 @@ class Outlook:
         own = self._model(model).estimate(size, stages)
         return _after(_after(self.next_free, TAKE), own)
 
+    def _waiting(self, name: str, work: str) -> Estimate:
+        """Seconds that a job needs by itself once a worker is free for it."""
+        known, key = self._known(name), (work, name in self.loaded)
+        if key not in known.waiting:
+            whole = known.model.estimate(Size(**json.loads(work)), self._stages(name))
+            known.waiting[key] = _after(TAKE, whole)
+        return known.waiting[key]
+
     def _left(self, row: Row) -> Estimate:
-        """Seconds of work that a job still needs by itself."""
-        model = self._model(row["model"])
-        size = Size(**json.loads(row["work"]))
-        stages = [s for s in Stage if s != Stage.LOAD or row["model"] not in self.loaded]
-        if row["status"] == Status.QUEUED or row["stage"] not in stages:
+        """Seconds of work that a running job still needs."""
+        model, size = self._known(row["model"]).model, Size(**json.loads(row["work"]))
+        stages = self._stages(row["model"])
+        if row["stage"] not in stages:
             return model.estimate(size, stages)
         now = Stage(row["stage"])
         share = row["done"] / max(1, row["total"])
@@ -63,19 +83,21 @@ class Outlook:
         current = model.part(now, size)
         return cost.total([replace(current, seconds=current.seconds * (1 - share)), *later])
 
-    def _model(self, name: str) -> CostModel:
-        if name not in self.models:
+    def _stages(self, name: str) -> list[Stage]:
+        return [s for s in Stage if s != Stage.LOAD or name not in self.loaded]
+
+    def _known(self, name: str) -> Known:
+        if name not in self.known:
             newest = self.t.rows(
                 "select coalesce(max(at), 0) as at from filmlet_cost"
                 " where model = :model and device = :device",
                 model=name, device=self.device,
             )[0]["at"]  # fmt: skip
-            at, model = self.fitted.get((name, self.device), (-1.0, None))
-            if model is None or at != newest:
-                model = self._fit(name)
-                self.fitted[name, self.device] = newest, model
-            self.models[name] = model
-        return self.models[name]
+            known = self.fitted.get((name, self.device))
+            if known is None or known.at != newest:
+                known = self.fitted[name, self.device] = Known(newest, self._fit(name))
+            self.known[name] = known
+        return self.known[name]
 
     def _fit(self, name: str) -> CostModel:
         rows = self.t.rows(

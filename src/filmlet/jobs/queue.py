@@ -12,7 +12,7 @@ from dbos import WorkflowSerializationFormat
 
 from filmlet.errors import JobConflict, UnknownJob
 from filmlet.events import Stage
-from filmlet.jobs.cost import Size
+from filmlet.jobs.cost import LATEST, Size
 from filmlet.jobs.database import Database, Row, Transaction, tally
 from filmlet.jobs.job import (
     Census,
@@ -118,18 +118,18 @@ class Queue:
         seed = Effective.fresh_seed() if request.seed is None else request.seed
         with self.database.transaction() as t:
             t.lock("submit")
-            there = t.row(
-                "select id from filmlet_job where owner = :owner and key = :key",
+            there = asking.key and t.row(
+                "select * from filmlet_job where owner = :owner and key = :key",
                 owner=asking.owner, key=asking.key,
             )  # fmt: skip
             if there:
-                return self.get(there["id"], asking.owner)
+                return self._jobs(t, [there])[0]
             seconds = planned.shape.new / planned.shape.fps
             rank = self._admit(t, asking, seconds)
-            t.rows(
+            row = t.row(
                 "insert into filmlet_job (id, owner, key, class, rank, request, model, seed, work,"
                 " shape, source, created, queued) values (:id, :owner, :key, :class, :rank,"
-                " :request, :model, :seed, :work, :shape, :source, {now}, {now})",
+                " :request, :model, :seed, :work, :shape, :source, {now}, {now}) returning *",
                 **{"class": asking.priority.value}, id=job, owner=asking.owner, key=asking.key,
                 rank=rank, request=json.dumps(asdict(request)), model=planned.card.name,
                 seed=seed, work=json.dumps(asdict(size_of(planned))),
@@ -137,7 +137,9 @@ class Queue:
             )  # fmt: skip
             used(t, asking.owner, seconds)
             self._enqueue(t, job, 1, rank)
-        return self.get(job, asking.owner)
+        assert row
+        with self.database.reading() as t:
+            return self._jobs(t, [row])[0]
 
     def _admit(self, t: Transaction, asking: Asking, seconds: float) -> int:
         """The job's rank in the queue; raises TooManyJobs over a limit."""
@@ -321,6 +323,12 @@ class Queue:
                 age=self.settings.keep_days * 86400,
             )  # fmt: skip
             t.rows("delete from filmlet_use where at < {now} - 86400")
+            t.rows(
+                "delete from filmlet_cost where at < (select c.at from filmlet_cost c"
+                " where c.model = filmlet_cost.model and c.device = filmlet_cost.device"
+                " and c.stage = filmlet_cost.stage order by c.at desc limit 1 offset :latest)",
+                latest=LATEST,
+            )
         taken, allowed = sum(row["bytes"] for row in rows), self.settings.keep_gb * 1e9
         gone = 0
         for row in rows:

@@ -1,6 +1,7 @@
 """Are the files of a checkpoint there, and whole? Asked before anything heavy is loaded."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from filmlet.card import ModelCard
@@ -26,14 +27,26 @@ def check(card: ModelCard) -> Path:
     ):
         if not path.is_file():
             raise CheckpointMissing(f"{path} is missing; install {card.name} again.")
-        read_json(path)
+        _check_json(path, _stamp(path))
     for component in (card.folder / c for c in COMPONENTS):
         files = sorted(component.glob("*.safetensors"))
         if not files:
             raise CheckpointMissing(f"{component} holds no .safetensors file; fetch it again.")
         for weights in files:
-            _check_length(weights)
+            _check_length(weights, _stamp(weights))
     return card.folder
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Changes whenever the file does: a server checks with every request, and reads once."""
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
+
+
+@lru_cache
+def _check_json(path: Path, stamp: tuple[int, int]) -> None:
+    del stamp
+    read_json(path)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -47,8 +60,10 @@ def read_json(path: Path) -> dict[str, object]:
     return table
 
 
-def _check_length(path: Path) -> None:
+@lru_cache
+def _check_length(path: Path, stamp: tuple[int, int]) -> None:
     """A .safetensors file is as long as its header says; a cut download is not."""
+    del stamp
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
