@@ -18,7 +18,7 @@ from filmlet.settings import Settings
 from tests.queues import Start, ask, is_over, wait
 from tests.servers import until
 
-LONG = {"frames": 97, "steps": 100, "size": "320x320"}  # some seconds, even on a fast machine
+LONG = {"frames": 97, "steps": 100, "size": "256x256"}  # some seconds, even on a fast machine
 
 
 def bytes_of(queue: Queue, job: str) -> bytes:

@@ -1,7 +1,7 @@
 """What is ahead of each unfinished job: its place in the queue, and the time until it is over."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from filmlet.events import Stage
 from filmlet.jobs import cost
@@ -59,9 +59,7 @@ class Outlook:
 
     def of_another(self, model: str, size: Size) -> Estimate:
         """Seconds until a clip would be done that came last now."""
-        stages = [s for s in Stage if s != Stage.LOAD or model not in self.loaded]
-        own = self._model(model).estimate(size, stages)
-        return _after(_after(self.next_free, TAKE), own)
+        return _after(self.next_free, self._waiting(model, json.dumps(asdict(size))))
 
     def _waiting(self, name: str, work: str) -> Estimate:
         """Seconds that a job needs by itself once a worker is free for it."""
