@@ -21,6 +21,7 @@ from recipe.corpus import Example
 from recipe.evaluate import Scores
 from recipe.run import Run
 from recipe.teacher import Latents, Pair
+from recipe.world import render
 
 STAGES = ("vae", "teacher", "student", "export", "evaluate")
 
@@ -104,6 +105,7 @@ class Recipe:
             "vae": {"psnr": round(sum(figures) / len(figures), 2), "worst": round(min(figures), 2)},
             "teacher, 30 steps, guidance 3": self._scores(self.teacher, 30, distil.GUIDANCE),
             "student, 8 steps": self._scores(self.student, distil.STEPS, 1.0),
+            "student, from a first picture": self._pictured(max(2, self.prompts // 2)),
         }
         print(json.dumps(table, indent=2))
         export.write_scores(self.folder / "results.json", table)
@@ -111,16 +113,43 @@ class Recipe:
     def _scores(self, pair: Pair, steps: int, guidance: float) -> Scores:
         return evaluate.evaluate(lambda e: self._make(pair, e, steps, guidance), self.prompts)
 
+    def _pictured(self, count: int) -> Scores:
+        """The student given the first picture; psnr: of that picture in the clip, dB."""
+        kept: list[float] = []
+
+        def make(example: Example) -> Tensor:
+            picture = render(example.scenario, 1)
+            clip = self._make(self.student, example, distil.STEPS, 1.0, picture)
+            kept.append(vae.decibels(clip[:, :1], picture))
+            return clip
+
+        scores = evaluate.evaluate(make, count)
+        return scores | {"psnr": round(sum(kept) / len(kept), 2)}
+
     @torch.inference_mode()
-    def _make(self, pair: Pair, example: Example, steps: int, guidance: float) -> Tensor:
-        """A clip for one prompt; the noise depends on the prompt alone: (3, 25, 256, 256)."""
+    def _make(
+        self,
+        pair: Pair,
+        example: Example,
+        steps: int,
+        guidance: float,
+        picture: Tensor | None = None,
+    ) -> Tensor:
+        """A clip for one prompt; the noise depends on the prompt alone: (3, 25, 256, 256).
+
+        picture: the first frame, (3, 1, 256, 256), where it is given.
+        """  # fmt: skip
         generator = torch.Generator().manual_seed(zlib.crc32(example.prompt.encode()))
         shape = (1, vae.VaeSize().latent_channels, 4, 8, 8)
         noise = torch.randn(shape, generator=generator).to(self.device)
-        latents = teacher.sample(pair, noise, [example.prompt], steps, guidance)
         mean, std = (
             t.view(1, -1, 1, 1, 1).to(self.device) for t in (self.data.mean, self.data.std)
         )
+        first = None
+        if picture is not None:
+            encoded = self.vae.encode(picture[None].to(self.device)).latent_dist.mode()
+            first = (encoded - mean) / std
+        latents = teacher.sample(pair, noise, [example.prompt], steps, guidance, first)
         return self.vae.decode(latents * std + mean).sample[0].cpu()
 
 

@@ -132,6 +132,11 @@ def psnr(vae: AutoencoderKLLTXVideo, count: int, frames: int = 25) -> list[float
     figures = []
     for _ in range(count):
         pixels = render(next(corpus).scenario, frames)[None].to(vae.device)
-        error = (reconstruct(vae, pixels, 0.0).clamp(-1, 1) - pixels).square().mean().item()
-        figures.append(10 * math.log10(4 / max(error, 1e-10)))
+        figures.append(decibels(reconstruct(vae, pixels, 0.0), pixels))
     return figures
+
+
+def decibels(made: Tensor, truth: Tensor) -> float:
+    """Peak signal to noise of pixels in [-1, 1], dB."""
+    error = (made.clamp(-1, 1) - truth).square().mean().item()
+    return 10 * math.log10(4 / max(error, 1e-10))

@@ -1,0 +1,140 @@
+"""What the page and admins see of the queue: forecasts, search, classes, sessions."""
+
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from filmlet.api import create
+from filmlet.api.doors import COOKIE
+from filmlet.errors import JobConflict
+from filmlet.jobs import Keys, Priority, Queue
+from filmlet.jobs.database import Database
+from filmlet.models import CARDS, count, vocabulary
+from filmlet.settings import Settings
+from tests.queues import ask
+from tests.servers import SMALL, refusal
+
+
+def test_prompts_are_searched_in_any_case_and_for_what_they_contain(
+    tiny: Path, queue: Queue
+) -> None:
+    for prompt in ("a Red ball", "100 % ball", "größer seed", "a_b"):
+        queue.submit(ask(tiny, prompt=prompt))
+
+    def found(search: str) -> list[str]:
+        return [str(job.requested["prompt"]) for job in queue.jobs(search=search)]
+
+    assert found("red BALL") == ["a Red ball"]
+    assert found("%") == ["100 % ball"]
+    assert found("_") == ["a_b"]
+    assert found("größer") == ["größer seed"]
+    assert found("seed") == ["größer seed"], "the names of settings are no prompt"
+    assert found("no such") == []
+    assert len(found("")) == 4
+
+
+def test_a_waiting_job_is_moved_into_another_class_and_runs_once(tiny: Path, queue: Queue) -> None:
+    first, second = (queue.submit(ask(tiny, prompt=f"a {i}")) for i in range(2))
+    moved = queue.prioritise(second.id, Priority.HIGH)
+    assert (moved.position, moved.priority) == (1, Priority.HIGH)
+    assert [job.id for job in queue.unfinished()] == [second.id, first.id]
+    waiting = queue.database.client.list_queued_workflows()
+    assert sorted(w.workflow_id.partition(".")[0] for w in waiting) == sorted([first.id, second.id])
+    assert queue.prioritise(second.id, Priority.LOW).position == 2
+    queue.cancel(first.id)
+    with pytest.raises(JobConflict, match="only a waiting job"):
+        queue.prioritise(first.id, Priority.HIGH)
+
+
+def test_a_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(
+    tiny: Path, queue: Queue
+) -> None:
+    queue.submit(ask(tiny))
+    forecast = queue.forecast(ask(tiny, prompt="another"))
+    assert forecast.ahead == 1
+    assert forecast.plan.shape.frames == 9
+    assert len(queue.jobs()) == 1
+    eta = queue.submit(ask(tiny, prompt="another")).eta
+    assert eta
+    assert forecast.eta.seconds == pytest.approx(eta.seconds, rel=0.01)
+
+
+def test_unknown_words_are_told_with_the_nearest_known_ones() -> None:
+    pocket = CARDS["pocket"]
+    words = count(pocket, "A castle, moving lefft!")
+    assert words
+    assert (words.tokens, words.most, words.is_cut) == (5, 128, False)
+    assert words.unknown == {"castle": ("cat",), "lefft": ("left",)}
+    long = count(pocket, "cat " * 200)
+    assert long
+    assert long.is_cut
+    assert "sunset" in vocabulary(pocket)
+    assert count(CARDS["ltxv-2b-0.9.8-distilled"], "a cat") is None, "its files are not here"
+
+
+def test_a_plan_tells_what_would_be_made_and_makes_nothing(client: TestClient) -> None:
+    body = {"prompt": "a castle", "size": "100x64", "seconds": 1}
+    answer = client.post("/v1/videos/plan", json=body)
+    assert answer.status_code == 200
+    plan = answer.json()
+    assert (plan["size"], plan["made_size"], plan["frames"]) == ("100x64", "128x64", 24)
+    assert plan["unknown_words"] == {"castle": ["cat"]}
+    assert {change["field"] for change in plan["changes"]} == {"made_frames", "made_width"}
+    assert plan["eta"]["low"] < plan["eta"]["seconds"] < plan["eta"]["high"]
+    assert client.get("/v1/videos").json()["data"] == []
+    refused = client.post("/v1/videos/plan", json=body | {"size": "9999x64"})
+    assert refusal(refused)["param"] == "size"
+
+
+def test_a_stopped_video_is_kept_and_can_be_taken_up_again(client: TestClient) -> None:
+    job = client.post("/v1/videos", json=SMALL).json()["id"]
+    stopped = client.post(f"/v1/videos/{job}/cancel").json()
+    assert (stopped["status"], stopped["error"]["code"]) == ("failed", "cancelled")
+    assert client.post(f"/v1/videos/{job}/retry").json()["status"] == "queued"
+    again = client.post(f"/v1/videos/{job}/retry")
+    assert refusal(again)["code"] == "job_conflict"
+
+
+def test_a_browser_keeps_its_key_as_a_cookie_and_admins_alone_see_the_queue(
+    home: Settings,
+) -> None:
+    database = Database(home)
+    keys = Keys(database, home)
+    ann, root = keys.add("ann"), keys.add("root", admin=True)
+    database.close()
+
+    def enter(client: TestClient, secret: str) -> httpx2.Response:
+        return client.post("/session", json={"key": secret})
+
+    with TestClient(create(home)) as client:
+        assert client.get("/session").json() == {
+            "needs_key": True, "uses_keys": True, "name": None, "admin": False,
+        }  # fmt: skip
+        assert enter(client, "sk-wrong").status_code == 401
+        assert COOKIE not in client.cookies
+        entered = enter(client, ann.secret)
+        assert entered.json()["name"] == "ann"
+        flags = entered.headers["set-cookie"].lower()
+        assert "httponly" in flags
+        assert "samesite=strict" in flags
+        job = client.post("/v1/videos", json=SMALL).json()["id"]
+        assert client.get(f"/v1/videos/{job}").status_code == 200
+        assert refusal(client.get("/v1/queue"))["code"] == "not_offered"
+        moved = client.post(f"/v1/videos/{job}/priority", json={"priority": "high"})
+        assert refusal(moved)["code"] == "not_offered"
+        wrong = {"authorization": "Bearer sk-wrong"}
+        assert client.get(f"/v1/videos/{job}", headers=wrong).status_code == 401
+        enter(client, root.secret)
+        (entry,) = client.get("/v1/queue").json()["jobs"]
+        assert (entry["owner"], entry["video"]["id"]) == ("ann", job)
+        moved = client.post(f"/v1/videos/{job}/priority", json={"priority": "high"})
+        assert moved.json()["priority"] == "high"
+        client.delete("/session")
+        assert client.get("/session").json()["needs_key"]
+
+
+def test_on_loopback_without_keys_the_page_just_opens(client: TestClient) -> None:
+    told = {"needs_key": False, "uses_keys": False, "name": None, "admin": True}
+    assert client.get("/session").json() == told
