@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import httpx2
-import pytest
 from fastapi.testclient import TestClient
 
 from filmlet.api import create
@@ -14,7 +13,7 @@ from filmlet.jobs import Keys, Limits
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from tests.queues import environment
-from tests.servers import SMALL, refusal, until
+from tests.servers import SMALL, Serve, refusal, until
 
 
 def test_jobs_belong_to_their_key(home: Settings) -> None:
@@ -89,22 +88,20 @@ def test_limits_of_a_key_answer_429_and_say_when_to_come_back(home: Settings) ->
     database.close()
 
 
-def test_a_server_that_others_can_reach_wants_keys(home: Settings) -> None:
-    def start(*more: str) -> subprocess.CompletedProcess[str]:
+def test_a_server_that_others_can_reach_wants_keys(home: Settings, serve: Serve) -> None:
+    def filmlet(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "filmlet", "serve", "--host", "0.0.0.0", "--port", "0", *more],
-            env=environment(home), capture_output=True, text=True, timeout=60, check=False,
+            [sys.executable, "-m", "filmlet", *words], env=environment(home),
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    refused = start("--no-worker")
+    everywhere = ("--host", "0.0.0.0", "--no-worker")
+    refused = filmlet("serve", *everywhere, "--port", "0")
     assert refused.returncode == 2
     assert refused.stderr.strip().endswith("[needs_key]")
-    run = [sys.executable, "-m", "filmlet", "keys", "add", "ann", "--json"]
-    added = subprocess.run(run, env=environment(home), capture_output=True, text=True, check=True)
-    assert json.loads(added.stdout)["secret"].startswith("sk-")
-    with pytest.raises(subprocess.TimeoutExpired):  # it serves now
-        subprocess.run(
-            [sys.executable, "-m", "filmlet", "serve", "--host", "0.0.0.0", "--port", "0",
-             "--no-worker"],
-            env=environment(home), capture_output=True, timeout=6, check=False,
-        )  # fmt: skip
+    secret = json.loads(filmlet("keys", "add", "ann", "--json").stdout)["secret"]
+    assert secret.startswith("sk-")
+    server = serve(home, *everywhere)
+    assert server.client.get("/v1/videos").status_code == 401
+    known = {"authorization": f"Bearer {secret}"}
+    assert server.client.get("/v1/videos", headers=known).status_code == 200
