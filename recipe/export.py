@@ -16,7 +16,7 @@ from recipe.world import render
 
 
 @torch.inference_mode()
-def latent_to_rgb(vae: AutoencoderKLLTXVideo, data: Latents, clips: int = 64) -> Tensor:
+def latent_to_rgb(vae: AutoencoderKLLTXVideo, data: Latents, clips: int) -> Tensor:
     """Least squares from a normalised latent to the mean colour of its last frame's 32 x 32 pixels.
 
     Returns (channels + 1, 3) for colours in [0, 1]; the last row is added.
@@ -39,7 +39,7 @@ def latent_to_rgb(vae: AutoencoderKLLTXVideo, data: Latents, clips: int = 64) ->
 
 def export(folder: Path, vae: AutoencoderKLLTXVideo, pair: Pair, data: Latents) -> int:
     """Write the checkpoint to `folder`, replacing what is there; returns its size in bytes."""
-    projection = latent_to_rgb(vae, data)
+    projection = latent_to_rgb(vae, data, clips=min(64, len(data.corpus)))
     vae.latents_mean.copy_(data.mean)
     vae.latents_std.copy_(data.std)
     pipe = LTXPipeline(

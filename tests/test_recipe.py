@@ -106,7 +106,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
 def test_the_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -> None:
     target = tmp_path / "pocket"
     subprocess.run(
-        [sys.executable, "-m", "recipe", "--compute", "0.001", "--prompts", "2",
+        [sys.executable, "-m", "recipe", "--compute", "0.001", "--prompts", "1",
          "--folder", str(tmp_path), "--target", str(target)],
         cwd=ROOT, check=True, capture_output=True, timeout=900,
     )  # fmt: skip
