@@ -68,21 +68,28 @@ def test_a_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-def test_the_same_seed_and_settings_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
-    for _ in range(2):
-        run = filmlet("generate", "a ball", "--model", tiny, *QUICK, cwd=tmp_path)
-        assert run.returncode == 0, run.stderr
-    one, two = tmp_path / "clips" / "a-ball-5.mp4", tmp_path / "clips" / "a-ball-5-2.mp4"
+@pytest.fixture(scope="module")
+def twice(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """One command, run two times: the folder, and what the first wrote to stdout and stderr."""
+    folder = tmp_path_factory.mktemp("twice")
+    command = ("generate", "a castle", "--model", tiny, *QUICK)
+    first, second = (filmlet(*command, cwd=folder) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    return folder, first.stdout, first.stderr
+
+
+def test_the_same_seed_and_settings_give_the_same_bytes(twice: tuple[Path, str, str]) -> None:
+    clips = twice[0] / "clips"
+    one, two = clips / "a-castle-5.mp4", clips / "a-castle-5-2.mp4"
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_pipe_gets_the_path_and_the_notes_and_no_bar(tiny: Path, tmp_path: Path) -> None:
-    run = filmlet("generate", "a castle", "--model", tiny, *QUICK, cwd=tmp_path)
-    assert run.returncode == 0
-    assert run.stdout.splitlines()[0] == "clips/a-castle-5.mp4"
-    assert "seed 5, 64x64, 9 frames" in run.stdout
-    assert "does not know: 'castle'" in run.stdout
-    assert run.stderr == ""
+def test_a_pipe_gets_the_path_and_the_notes_and_no_bar(twice: tuple[Path, str, str]) -> None:
+    _, stdout, stderr = twice
+    assert stdout.splitlines()[0] == "clips/a-castle-5.mp4"
+    assert "seed 5, 64x64, 9 frames" in stdout
+    assert "does not know: 'castle'" in stdout
+    assert stderr == ""
 
 
 def test_a_terminal_gets_a_bar_with_the_names_of_the_stages(tiny: Path, tmp_path: Path) -> None:
