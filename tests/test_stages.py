@@ -135,7 +135,7 @@ from pathlib import Path
 from filmlet.errors import DiskFull
 from tests.test_stages import film, prepare
 work = prepare(Path(sys.argv[1]), Path(sys.argv[2]) / "kept")
-resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
     film(work, Path(sys.argv[2]) / "clip.mp4")
 except DiskFull as error:
