@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from filmlet.jobs import Job, Queue
+from filmlet.plan import plan
 from filmlet.request import ClipRequest, clip_request
 from filmlet.settings import Settings
 from tests.warm import WorkerProcess
@@ -88,6 +89,17 @@ def wait(queue: Queue, job: str, until: Callable[[Job], bool], seconds: float = 
             return now
         assert time.monotonic() < end, now
         time.sleep(0.02)
+
+
+def without_queue(request: ClipRequest, job: Job, path: Path) -> bytes:
+    """The clip as it comes at once, in the dtype of the job: two processes may choose two."""
+    from filmlet import stages
+
+    assert job.effective
+    work = stages.prepare(plan(request), Settings(), job.effective["dtype"])
+    for _ in stages.film(work, path):
+        pass
+    return path.read_bytes()
 
 
 def is_over(job: Job) -> bool:

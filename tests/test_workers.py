@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from filmlet import stages
 from filmlet.errors import WorkerTaken
 from filmlet.events import Stage
 from filmlet.jobs import Queue, Status
 from filmlet.jobs.worker import Worker
-from filmlet.plan import plan
 from filmlet.settings import Settings
-from tests.queues import Start, ask, is_over, wait
+from tests.queues import Start, ask, is_over, wait, without_queue
 from tests.servers import until
 
 LONG = {"frames": 97, "steps": 100, "size": "256x256"}  # some seconds, even on a fast machine
@@ -24,13 +22,6 @@ LONG = {"frames": 97, "steps": 100, "size": "256x256"}  # some seconds, even on 
 def bytes_of(queue: Queue, job: str) -> bytes:
     with queue.storage.open(job, "clip.mp4") as clip:
         return clip.read()
-
-
-def straight(request: object, path: Path) -> bytes:
-    """The clip as it comes without a queue."""
-    for _ in stages.film(stages.prepare(plan(request), Settings()), path):
-        pass
-    return path.read_bytes()
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
@@ -49,7 +40,6 @@ def test_a_worker_killed_in_any_stage_goes_on_from_the_last_finished_one(
     stage: str, done: int, reused: set[str],
 ) -> None:  # fmt: skip
     request = ask(tiny, frames=25, steps=6)
-    expected = straight(request, tmp_path / "straight.mp4")
     job = queue.submit(request).id
     dying = (stage, str(done), str(tmp_path / "marker"))
     assert start(*dying, module="tests.dying").wait(60) == -signal.SIGKILL
@@ -60,7 +50,7 @@ def test_a_worker_killed_in_any_stage_goes_on_from_the_last_finished_one(
     assert {r.stage.value for r in after.stages if r.attempt == 2 and r.reused} == reused
     computed = [r.stage for r in after.stages if not r.reused and r.stage != Stage.LOAD]
     assert len(computed) == len(set(computed))
-    assert bytes_of(queue, job) == expected
+    assert bytes_of(queue, job) == without_queue(request, after, tmp_path / "straight.mp4")
 
 
 def test_a_running_job_is_cancelled_within_a_step_and_the_next_one_starts(
@@ -121,7 +111,7 @@ def test_a_dead_workers_job_goes_on_elsewhere_within_the_lease(
     assert over.status == Status.COMPLETED
     assert over.worker == "two:auto"
     assert over.attempt == 2
-    assert bytes_of(queue, job) == straight(request, tmp_path / "straight.mp4")
+    assert bytes_of(queue, job) == without_queue(request, over, tmp_path / "straight.mp4")
     queue.close()
 
 

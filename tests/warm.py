@@ -1,6 +1,7 @@
 """Worker processes that begin at once: forked from one that has imported everything already.
 
-Only the imports are shared. Each has a process of its own, which can be killed at any moment.
+Only the imports are shared, and what libraries read while they are imported (OMP_NUM_THREADS). Each
+has a process of its own, which can be killed at any moment.
 """
 
 import multiprocessing
