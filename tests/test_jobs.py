@@ -21,7 +21,7 @@ from filmlet.errors import (
     UnknownJob,
 )
 from filmlet.events import Stage
-from filmlet.jobs import Asking, Priority, Queue, Status
+from filmlet.jobs import Asking, Keys, Limits, Priority, Queue, Status
 from filmlet.jobs.cost import CostModel, Sample, Size
 from filmlet.jobs.storage import Storage
 from filmlet.settings import Settings
@@ -76,6 +76,16 @@ def test_limits_refuse_clearly_and_say_when_to_try_again(tiny: Path, settings: S
     with pytest.raises(TooManyJobs, match="queue is full"):
         queue.submit(ask(tiny), Asking("cid"))
     queue.close()
+
+
+def test_a_job_is_retried_by_the_limits_of_its_owners_key(tiny: Path, queue: Queue) -> None:
+    keys = Keys(queue.database, queue.settings)
+    key = keys.add("ann", limits=Limits(1, 1000, 0)).key
+    job = queue.submit(ask(tiny, "a 0"), Asking(key.id, limits=key.limits)).id
+    queue.cancel(job)
+    queue.submit(ask(tiny, "a 1"), Asking(key.id, limits=key.limits))
+    with pytest.raises(TooManyJobs, match="may have 1"):
+        queue.retry(job)
 
 
 def test_asking_twice_under_one_key_makes_one_job(tiny: Path, queue: Queue) -> None:

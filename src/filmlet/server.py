@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ KEEP_S = 75  # longer than a client waits between two polls
 CLOSE_S = 5  # for answers that are still under way when the server stops
 REQUEUE_S = 15.0  # for a worker to put its job back
 CALM_S = 60.0  # a worker that lived so long starts anew at once
+POLITE = 5  # what clients ask for takes turns with the clip that is made
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def serve(settings: Settings, serving: Serving) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn hears them, and tells us once more
         worker = Supervised(serving) if serving.has_worker else None
+        if worker:
+            os.nice(POLITE)  # of this thread and those it starts: not of the one that watches
         log.info("filmlet listens on http://%s:%s", host, port)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S,

@@ -19,6 +19,15 @@ class Limits:
     def of(cls, settings: Settings) -> "Limits":
         return cls(settings.max_active, settings.max_per_minute, settings.seconds_per_day)
 
+    @classmethod
+    def owned(cls, t: Transaction, owner: str, settings: Settings) -> "Limits":
+        """Of the owner's key; the settings' where there is none."""
+        row = t.row(
+            "select max_active, max_per_minute, seconds_per_day from filmlet_key where id = :owner",
+            owner=owner,
+        )
+        return cls(**row) if row else cls.of(settings)
+
     def admit(self, t: Transaction, owner: str, max_queued: int, seconds: float) -> int:
         """How many unfinished jobs the user has. Raises TooManyJobs if one more is too many.
 

@@ -293,7 +293,9 @@ class Queue:
                 raise JobConflict(
                     f"{job} is {row['status']}; only a failed or cancelled job can be retried."
                 )
-            rank = self._admit(t, Asking(row["owner"], Priority(row["class"])), 0.0)
+            limits = Limits.owned(t, row["owner"], self.settings)
+            asking = Asking(row["owner"], Priority(row["class"]), limits=limits)
+            rank = self._admit(t, asking, 0.0)
             t.rows(
                 "update filmlet_job set status = 'queued', run = run + 1, rank = :rank,"
                 " cancel = null, attempt = 0, failure = null, failure_code = null, worker = null,"
