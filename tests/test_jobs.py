@@ -59,6 +59,14 @@ def test_the_position_and_the_time_grow_with_what_is_ahead(tiny: Path, queue: Qu
     assert queue.get(jobs[2].id).position == 2
 
 
+def test_a_submission_is_told_what_a_fresh_look_says(tiny: Path, queue: Queue) -> None:
+    for i, priority in enumerate((Priority.NORMAL, Priority.LOW, Priority.HIGH, Priority.LOW)):
+        told = queue.submit(ask(tiny, f"a {i}"), Asking(priority=priority))
+        fresh = Queue(queue.settings)
+        assert fresh.get(told.id) == told
+        fresh.close()
+
+
 def test_limits_refuse_clearly_and_say_when_to_try_again(tiny: Path, settings: Settings) -> None:
     queue = Queue(replace(settings, max_queued=4, max_active=3, max_per_minute=3))
     for i in range(2):

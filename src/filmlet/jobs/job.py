@@ -41,7 +41,7 @@ class StageRecord:
     reused: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Estimate:
     """Seconds from now, with the band that four of five jobs should end in."""
 

@@ -1,7 +1,9 @@
 """What is ahead of each unfinished job: its place in the queue, and the time until it is over."""
 
 import json
+from bisect import bisect
 from dataclasses import asdict, dataclass, field, replace
+from heapq import heapreplace
 
 from filmlet.events import Stage
 from filmlet.jobs import cost
@@ -33,45 +35,55 @@ class Outlook:
     def __init__(self, t: Transaction, fitted: Fitted) -> None:
         """fitted: models of earlier outlooks, kept while nothing new was measured."""
         self.known: dict[str, Known] = {}
-        self.t, self.fitted = t, fitted
+        self.fitted = fitted
         workers = t.rows("select id, device, speed, model from filmlet_worker where dead = 0")
         self.loaded = {str(w["model"]) for w in workers}
         self.device = str(workers[0]["device"]) if workers else "cpu"
         self.speed = float(workers[0]["speed"]) if workers else cost.probe()
         rows = t.rows(
-            "select id, status, model, work, stage, done, total"
+            "select id, status, rank, queued, model, work, stage, done, total"
             " from filmlet_job where status in ('queued', 'running')"
             " order by case status when 'running' then 0 else 1 end, rank, queued, id"
         )
         self.positions: dict[str, int] = {}
         self.etas: dict[str, Estimate] = {}
-        free = [Estimate(0, 0, 0)] * max(1, len(workers))
+        self.free = [Estimate(0, 0, 0)] * max(1, len(workers))  # a heap: the next free one is first
+        self.order: list[tuple[int, float, str]] = []  # of those that wait
+        self.starts: list[Estimate] = []  # when a worker is free for each of them
         for row in rows:
-            start = min(free, key=lambda e: e.seconds)
             if row["status"] == Status.QUEUED:
-                self.positions[row["id"]] = len(self.positions) + 1
-                own = _after(start, self._waiting(row["model"], row["work"]))
+                self.add(t, row)
             else:
-                own = self._left(row)
-            free[free.index(start)] = own
-            self.etas[row["id"]] = own
-        self.next_free = min(free, key=lambda e: e.seconds)
+                self.etas[row["id"]] = left = self._left(t, row)
+                heapreplace(self.free, left)
 
-    def of_another(self, model: str, size: Size) -> Estimate:
+    def of_another(self, t: Transaction, model: str, size: Size) -> Estimate:
         """Seconds until a clip would be done that came last now."""
-        return _after(self.next_free, self._waiting(model, json.dumps(asdict(size))))
+        return _after(self.free[0], self._waiting(t, model, json.dumps(asdict(size))))
 
-    def _waiting(self, name: str, work: str) -> Estimate:
+    def add(self, t: Transaction, row: Row) -> None:
+        """A job that waits. Those behind it hear of it with the next outlook."""
+        key = row["rank"], row["queued"], row["id"]
+        place = bisect(self.order, key)
+        start = self.free[0] if place == len(self.order) else self.starts[place]
+        own = self._waiting(t, row["model"], row["work"])
+        heapreplace(self.free, _after(self.free[0], own))
+        self.order.insert(place, key)
+        self.starts.insert(place, start)
+        self.positions[row["id"]] = place + 1
+        self.etas[row["id"]] = _after(start, own)
+
+    def _waiting(self, t: Transaction, name: str, work: str) -> Estimate:
         """Seconds that a job needs by itself once a worker is free for it."""
-        known, key = self._known(name), (work, name in self.loaded)
+        known, key = self._known(t, name), (work, name in self.loaded)
         if key not in known.waiting:
             whole = known.model.estimate(Size(**json.loads(work)), self._stages(name))
             known.waiting[key] = _after(TAKE, whole)
         return known.waiting[key]
 
-    def _left(self, row: Row) -> Estimate:
+    def _left(self, t: Transaction, row: Row) -> Estimate:
         """Seconds of work that a running job still needs."""
-        model, size = self._known(row["model"]).model, Size(**json.loads(row["work"]))
+        model, size = self._known(t, row["model"]).model, Size(**json.loads(row["work"]))
         stages = self._stages(row["model"])
         if row["stage"] not in stages:
             return model.estimate(size, stages)
@@ -84,21 +96,21 @@ class Outlook:
     def _stages(self, name: str) -> list[Stage]:
         return [s for s in Stage if s != Stage.LOAD or name not in self.loaded]
 
-    def _known(self, name: str) -> Known:
+    def _known(self, t: Transaction, name: str) -> Known:
         if name not in self.known:
-            newest = self.t.rows(
+            newest = t.rows(
                 "select coalesce(max(at), 0) as at from filmlet_cost"
                 " where model = :model and device = :device",
                 model=name, device=self.device,
             )[0]["at"]  # fmt: skip
             known = self.fitted.get((name, self.device))
             if known is None or known.at != newest:
-                known = self.fitted[name, self.device] = Known(newest, self._fit(name))
+                known = self.fitted[name, self.device] = Known(newest, self._fit(t, name))
             self.known[name] = known
         return self.known[name]
 
-    def _fit(self, name: str) -> CostModel:
-        rows = self.t.rows(
+    def _fit(self, t: Transaction, name: str) -> CostModel:
+        rows = t.rows(
             "select stage, units, seconds from filmlet_cost"
             " where model = :model and device = :device order by at desc limit 400",
             model=name, device=self.device,

@@ -229,7 +229,7 @@ class Queue:
         planned = plan(request)
         with self.database.reading() as t:
             outlook = Outlook(t, self._fitted)
-            eta = outlook.of_another(planned.card.name, size_of(planned))
+            eta = outlook.of_another(t, planned.card.name, size_of(planned))
         return Forecast(planned, eta, len(outlook.etas))
 
     def prioritise(self, job: str, priority: Priority) -> Job:
@@ -378,18 +378,23 @@ class Queue:
         )
 
     def _jobs(self, t: Transaction, rows: Sequence[Row]) -> list[Job]:
-        waiting = {row["id"] for row in rows if row["status"] not in OVER}
-        outlook = self._outlook(t, waiting) if waiting else None
+        open = [row for row in rows if row["status"] not in OVER]
+        outlook = self._outlook(t, open) if open else None
         return [_job(row, outlook) for row in rows]
 
-    def _outlook(self, t: Transaction, jobs: set[str]) -> Outlook:
-        """What lies ahead, as it was a moment ago: hundreds may ask within that."""
+    def _outlook(self, t: Transaction, rows: Sequence[Row]) -> Outlook:
+        """What lies ahead, as it was a moment ago: hundreds may ask and submit within that."""
         with self._looking:
             at, outlook = self._seen
             now = time.monotonic()
-            if outlook is None or now - at > OUTLOOK_S or not jobs <= outlook.etas.keys():
+            new = [row for row in rows if outlook is None or row["id"] not in outlook.etas]
+            is_known = all(row["status"] == Status.QUEUED for row in new)
+            if outlook is None or now - at > OUTLOOK_S or not is_known:
                 outlook = Outlook(t, self._fitted)
                 self._seen = now, outlook
+            for row in new:
+                if row["id"] not in outlook.etas:
+                    outlook.add(t, row)
         return outlook
 
     def close(self) -> None:
