@@ -396,7 +396,7 @@ def test_pictures_of_every_kind_are_read_upright_and_in_colour(tmp_path: Path) -
 def test_frames_cover_a_size_by_their_middle_and_framed_ones_keep_their_pixels() -> None:
     bars = np.zeros((1, 10, 30, 3), np.uint8)
     bars[:, :, 10:20] = 255
-    assert (covering(bars, 20, 20)[:, :, 2:-2] == 255).all()
+    assert (covering(bars, 20, 20)[:, :, 1:-1] > 240).all()
     assert covering(bars, 30, 10) is bars
     inside = framed(bars, 34, 14)
     assert inside.shape == (1, 14, 34, 3)
