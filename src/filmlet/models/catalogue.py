@@ -38,7 +38,7 @@ CARDS = {
             schedule=ShiftedSigmas(steps=8, shift=8.0),
             grid=Grid(max_side=512),
             folder=POCKET,
-            revision="2",
+            revision="3",
             max_tokens=128,
         ),
         replace(
