@@ -34,7 +34,7 @@ class Window:
         """Fill the form as a person does."""
         self.page.fill("#prompt textarea", prompt)
         for label, value in fields.items():
-            name = re.compile(rf"^(number input for )?{label}$", re.IGNORECASE)
+            name = re.compile(rf"^\s*(number input for )?{label}\b", re.IGNORECASE)
             self.page.get_by_label(name).first.fill(value)
         self.page.keyboard.press("Tab")
 

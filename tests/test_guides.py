@@ -354,7 +354,9 @@ def test_a_request_with_guides_comes_back_from_json_and_old_ones_are_still_read(
     request = clip_request("a", image="a.png", guides=[Guide("b.png", 8, 0.5)], extend="c.mp4")
     assert ClipRequest(**json.loads(json.dumps(asdict(request)))) == request
     assert request.files == ("a.png", "b.png", "c.mp4")
-    assert request.asked()["guides"][1] == {"file": "b.png", "frame": 8, "strength": 0.5}
+    assert request.asked()["guides"][1] == {
+        "file": "b.png", "frame": 8, "strength": 0.5, "frames": None,
+    }  # fmt: skip
     old = {"prompt": "a", "model": "pocket", "draft": False}
     assert ClipRequest(**old).guides == ()
     with pytest.raises(InvalidRequest, match="list of file"):

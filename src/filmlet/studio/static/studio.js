@@ -183,6 +183,7 @@ class Stage extends HTMLElement {
     film.className = "is-coming";
     film.addEventListener("loadeddata", () => {
       film.className = "";
+      film.play().catch(() => {}); // by itself a browser starts only what it sees
       for (const other of [...this.screen.children]) if (other !== film) other.remove();
     }, { once: true });
     this.screen.append(film);
