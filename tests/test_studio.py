@@ -151,6 +151,7 @@ def test_the_gallery_keeps_finds_reuses_and_deletes(window: Window, server: Runn
     expect(page.get_by_label("Seed")).to_have_value("11")
     expect(page.get_by_label("Width")).to_have_value("128")
     window.act("delete")
+    expect(page.locator("film-gallery .none")).to_be_visible()
     expect(page.locator("film-gallery .none")).to_have_text("No prompt of yours contains this.")
     assert server.client.get(f"/v1/videos/{job}").status_code == 404
 

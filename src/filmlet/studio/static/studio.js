@@ -101,6 +101,7 @@ class Stage extends HTMLElement {
     this.leave();
     this.video = null;
     this.mode = null;
+    this.running = false;
     this.id = id;
     if (!id) return this.empty();
     this.word("");
@@ -147,7 +148,18 @@ class Stage extends HTMLElement {
     this.video = video;
     this.heard = performance.now();
     this.project(video);
-    this.facts.innerHTML = isOver(video) ? this.ended(video) : this.under(video);
+    if (isOver(video)) {
+      this.facts.innerHTML = this.ended(video);
+      this.running = false;
+      return;
+    }
+    // Written once and then changed in place: a button that is replaced under a finger is not pressed.
+    if (!this.running) this.facts.innerHTML = this.under(video);
+    this.running = true;
+    this.querySelector(".what").textContent = this.where(video);
+    this.querySelector(".when").textContent = this.left(video);
+    this.querySelector("progress").value = video.progress;
+    this.querySelector(".small").innerHTML = this.settings(video);
   }
 
   // What is on the screen: the clip, the clip while it grows, a rough picture, or a word.
@@ -191,14 +203,15 @@ class Stage extends HTMLElement {
   }
 
   under(video) {
-    const what = video.status === "queued"
-      ? (video.position > 1 ? `Number ${video.position} in the queue` : "Next in the queue")
-      : (WORDS[video.stage] ?? (() => "Starting"))(video);
-    return `<div class="line"><span class="what">${what}</span><span class="when">${this.left(video)}</span>
+    return `<div class="line"><span class="what"></span><span class="when"></span>
       <span class="film-row"><button class="film-button" data-act="stop">Stop</button></span></div>
-      <progress max="100" value="${video.progress}" aria-label="Progress"></progress>
-      <p class="said">${safe(video.prompt)}</p>
-      <p class="small">${this.settings(video)}</p>`;
+      <progress max="100" aria-label="Progress"></progress>
+      <p class="said">${safe(video.prompt)}</p><p class="small"></p>`;
+  }
+
+  where(video) {
+    if (video.status !== "queued") return (WORDS[video.stage] ?? (() => "Starting"))(video);
+    return video.position > 1 ? `Number ${video.position} in the queue` : "Next in the queue";
   }
 
   left(video) {
