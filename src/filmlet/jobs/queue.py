@@ -38,7 +38,7 @@ APPLICATION_VERSION = "1"  # of the workflow's arguments; a job waits for a work
 RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 CLASS_RANK = 100_000  # more than one user can have active
 FOLLOW_EVERY_S = 0.15
-OUTLOOK_S = 0.25
+OUTLOOK_S, BURST_S = 0.25, 0.05
 OVER = tuple(status.value for status in Status if status.is_over)
 SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over
     Stage.LOAD: 0.05,
@@ -389,7 +389,9 @@ class Queue:
             now = time.monotonic()
             new = [row for row in rows if outlook is None or row["id"] not in outlook.etas]
             is_known = all(row["status"] == Status.QUEUED for row in new)
-            if outlook is None or now - at > OUTLOOK_S or not is_known:
+            # A new job's own estimate must not count on one that has ended since.
+            is_old = now - at > (BURST_S if new else OUTLOOK_S)
+            if outlook is None or is_old or not is_known:
                 outlook = Outlook(t, self._fitted)
                 self._seen = now, outlook
             for row in new:
