@@ -78,6 +78,7 @@ def test_a_sentence_becomes_a_clip_that_plays_to_its_end(window: Window) -> None
     expect(page.locator("#plan")).to_contain_text(re.compile(r"about \d+ s \(\d+ s to \d+ s\)"))
     window.make()
     window.wait_done()
+    expect(page.locator("film-stage video:not([controls])")).to_have_count(0)  # the growing one
     page.wait_for_function("() => document.querySelector('film-stage video')?.currentTime > 0")
     page.evaluate("document.querySelector('film-stage video').loop = false")
     page.wait_for_function("() => document.querySelector('film-stage video').ended")
