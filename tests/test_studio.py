@@ -88,6 +88,25 @@ def test_a_sentence_becomes_a_clip_that_plays_to_its_end(window: Window) -> None
     assert "seed 7" in window.facts()
 
 
+def test_a_growing_clip_that_comes_late_leaves_the_whole_one(window: Window) -> None:
+    page = window.open().page
+    window.write(PROMPT, seconds="1")
+    clip = window.make()
+    window.wait_done()
+    page.evaluate(
+        """url => {
+          const stage = document.querySelector('film-stage');
+          stage.word('');
+          stage.play(url, 'growing');
+          stage.play(url, 'whole');
+        }""",
+        f"/v1/videos/{clip}/content",
+    )
+    page.wait_for_function("() => document.querySelector('film-stage video')?.currentTime > 0")
+    expect(page.locator("film-stage video:not([controls])")).to_have_count(0)
+    expect(page.locator("film-stage video[controls]")).to_have_count(1)
+
+
 def test_place_stage_preview_and_time_left_are_told_while_it_is_made(
     window: Window, server: Running
 ) -> None:

@@ -196,7 +196,8 @@ class Stage extends HTMLElement {
     film.addEventListener("loadeddata", () => {
       film.className = "";
       film.play().catch(() => {}); // by itself a browser starts only what it sees
-      for (const other of [...this.screen.children]) if (other !== film) other.remove();
+      // Only what is older: the growing clip may come to its first frame after the whole one was asked for.
+      while (film.previousElementSibling) film.previousElementSibling.remove();
     }, { once: true });
     this.screen.append(film);
     this.mode = mode;
