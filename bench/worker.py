@@ -24,12 +24,14 @@ def filmlet_side(frames: int) -> Callable[[Path], Seconds]:
     from filmlet.plan import plan
     from filmlet.request import clip_request
     from filmlet.settings import Settings
+    from filmlet.work import fold, prepare
 
     def make(path: Path) -> Seconds:
         start = time.perf_counter()
         request = clip_request(PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}")
         first = None
-        for event in stages.film(stages.prepare(plan(request), Settings.from_environment()), path):
+        work = fold(prepare(plan(request), Settings.from_environment()))
+        for event in stages.film(work, path):
             if first is None and isinstance(event, Frames):
                 first = time.perf_counter() - start
         return {"clip": time.perf_counter() - start, "first frame": first or 0.0}
@@ -43,9 +45,9 @@ def stock_side(frames: int) -> Callable[[Path], Seconds]:
     import torch
     from diffusers import LTXPipeline
 
-    from filmlet.models import CARDS, check
+    from filmlet.models.catalogue import POCKET
 
-    pipe = LTXPipeline.from_pretrained(check(CARDS["pocket"]), torch_dtype=torch.float32)
+    pipe = LTXPipeline.from_pretrained(POCKET, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def make(path: Path) -> Seconds:
@@ -83,9 +85,10 @@ def decode_peak(frames: int) -> float:
     from filmlet.plan import plan
     from filmlet.request import clip_request
     from filmlet.settings import Settings
+    from filmlet.work import fold, prepare
 
     request = clip_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")
-    work = stages.prepare(plan(request), Settings.from_environment())
+    work = fold(prepare(plan(request), Settings.from_environment()))
     engine = stages.load_engine(work)
     times, height, width = engine.latent_shape(work.effective.shape)
     before = memory_mb("VmRSS")

@@ -1,6 +1,7 @@
 """Checkpoints that many tests share, made once; imported where they are made, for torch is slow."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ def pytest_configure() -> None:
     """Before torch is there, and for every process that a test starts."""
     # Threads of two processes that share two cores wait for each other, and sums depend on them.
     os.environ["OMP_NUM_THREADS"] = "1"
+    # No test may reach the Hub, or depend on what somebody has fetched from it.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "filmlet-tests-no-hub")
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +67,14 @@ def tiny_guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_checkpoint(tmp_path_factory.mktemp("guided") / "guided", timed=True)
     edit_json(folder / "model_index.json", _class_name="LTXConditionPipeline")
     return folder
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny twin of Lightricks' repository."""
+    from tests.twins import make_twin
+
+    return make_twin(tmp_path_factory.mktemp("lightricks") / "LTX-Video")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from filmlet.jobs import Job, Queue
 from filmlet.plan import plan
 from filmlet.request import ClipRequest, clip_request
 from filmlet.settings import Settings
+from filmlet.work import fold, prepare
 from tests.warm import WorkerProcess
 
 SMALL = {"size": "64x64", "frames": 9, "steps": 2}
@@ -96,7 +97,7 @@ def without_queue(request: ClipRequest, job: Job, path: Path) -> bytes:
     from filmlet import stages
 
     assert job.effective
-    work = stages.prepare(plan(request), Settings(), job.effective["dtype"])
+    work = fold(prepare(plan(request), Settings(), job.effective["dtype"]))
     for _ in stages.film(work, path):
         pass
     return path.read_bytes()

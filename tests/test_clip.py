@@ -12,6 +12,7 @@ from filmlet.clip import Clip
 from filmlet.plan import plan
 from filmlet.request import ClipSettings, clip_request
 from filmlet.settings import Settings
+from filmlet.work import fold, prepare
 
 SMALL: ClipSettings = {"size": "64x64", "frames": 9, "steps": 3, "seed": 2}
 
@@ -31,7 +32,7 @@ def test_saved_and_filmed_clips_are_the_same_file(tiny: Path, tmp_path: Path) ->
     clip = filmlet.generate("a ball", model=str(tiny), **SMALL)
     saved = clip.save(tmp_path / "saved.mp4")
     request = clip_request("a ball", model=str(tiny), **SMALL)
-    work = stages.prepare(plan(request), Settings())
+    work = fold(prepare(plan(request), Settings()))
     for _ in stages.film(work, tmp_path / "filmed.mp4"):
         pass
     assert saved.read_bytes() == (tmp_path / "filmed.mp4").read_bytes()
@@ -63,7 +64,7 @@ def test_closing_a_stream_stops_within_one_step(tiny: Path) -> None:
     engine = None
     for event in stream:
         if isinstance(event, filmlet.Progress) and event.stage == "denoise" and event.done == 2:
-            work = stages.prepare(plan(clip_request("a ball", **request)), Settings())
+            work = fold(prepare(plan(clip_request("a ball", **request)), Settings()))
             engine = stages.load_engine(work)
             break
     assert engine is not None
@@ -95,14 +96,14 @@ def test_two_clips_of_one_seed_are_equal_and_of_two_seeds_are_not(pocket_clip: C
 
 def test_a_negative_prompt_without_guidance_is_reported(pocket_clip: Clip) -> None:
     request = clip_request(pocket_clip.requested.prompt, negative_prompt="a cat")
-    effective = stages.prepare(plan(request), Settings()).effective
+    effective = fold(prepare(plan(request), Settings())).effective
     (change,) = effective.changes
     assert (change.field, effective.negative_prompt) == ("negative_prompt", "")
 
 
 def test_a_negative_prompt_that_is_cut_or_unknown_is_told(tiny: Path) -> None:
     request = clip_request("a ball", model=str(tiny), negative_prompt="red castle " * 200)
-    changes = stages.prepare(plan(request), Settings()).effective.changes
+    changes = fold(prepare(plan(request), Settings())).effective.changes
     assert {c.field for c in changes} == {"negative_prompt", "negative_prompt_words"}
 
 

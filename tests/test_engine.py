@@ -19,17 +19,18 @@ from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
 from filmlet.engine.placement import Placement, choose
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, NotFinite
-from filmlet.models import CARDS, check, find
+from filmlet.models import CARDS, find, locate
 from filmlet.plan import plan
 from filmlet.request import clip_request, fit
 from filmlet.settings import Settings
-from tests.tiny import make_vae
+from filmlet.work import fold, prepare
+from tests.tiny import folder_of, make_vae
 
 FLOAT32 = Placement("cpu", torch.float32, "a test")
 
 
 def load(card: ModelCard) -> LtxEngine:
-    return stages.fold(ltx.load(card, check(card), FLOAT32))
+    return fold(ltx.load(card, locate(card), FLOAT32))
 
 
 def recipe_for(card: ModelCard, *, guidance: float, steps: int, **settings: object) -> Recipe:
@@ -60,7 +61,7 @@ def stock_latents(folder: Path, prompt: str, recipe: Recipe, negative: str = "")
 def test_latents_equal_stock_diffusers(tiny: Path, guidance: float, negative: str) -> None:
     card, prompt = find(str(tiny)), "a red ball moving left"
     recipe = recipe_for(card, guidance=guidance, steps=5, size="96x64", frames=17, fps=12)
-    engine, tokenizer = load(card), load_tokenizer(tiny)
+    engine, tokenizer = load(card), load_tokenizer(tiny / "tokenizer")
     text = engine.encode(read(tokenizer, prompt, card.max_tokens))
     away = engine.encode(read(tokenizer, negative, card.max_tokens)) if guidance > 1 else None
     *_, last = engine.denoise(Embeddings(text, away), recipe)
@@ -74,12 +75,14 @@ def test_pocket_in_unmodified_stock_diffusers_gives_the_same_latents_and_frames(
     card, prompt = CARDS["pocket"], "a cat moving left on a white background"
     recipe = recipe_for(card, guidance=1.0, steps=8, size="128x96", frames=9)
     engine = load(card)
-    text = engine.encode(read(load_tokenizer(check(card)), prompt, card.max_tokens))
+    text = engine.encode(
+        read(load_tokenizer(folder_of(card) / "tokenizer"), prompt, card.max_tokens)
+    )
     *_, last = engine.denoise(Embeddings(text), recipe)
-    stock = stock_latents(check(card), prompt, recipe)
+    stock = stock_latents(folder_of(card), prompt, recipe)
     assert (last.latents - stock).abs().max() <= 1e-4
     pixels = np.concatenate(list(engine.decode(last.latents, recipe)))
-    pipe = LTXPipeline.from_pretrained(check(card), torch_dtype=torch.float32)
+    pipe = LTXPipeline.from_pretrained(folder_of(card), torch_dtype=torch.float32)
     video = pipe._denormalize_latents(
         unpack(stock, 2, 3, 4), pipe.vae.latents_mean, pipe.vae.latents_std
     )
@@ -144,7 +147,9 @@ def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> 
     assert (card.decode_timestep, card.decode_noise) == (0.05, 0.025)
     engine = load(card)
     recipe = recipe_for(card, guidance=1.0, steps=2, size="64x64", frames=9)
-    text = engine.encode(read(load_tokenizer(tiny_timed), "a red ball", card.max_tokens))
+    text = engine.encode(
+        read(load_tokenizer(tiny_timed / "tokenizer"), "a red ball", card.max_tokens)
+    )
     *_, last = engine.denoise(Embeddings(text), recipe)
     pixels = np.concatenate(list(engine.decode(last.latents, recipe)))
     pipe = LTXPipeline.from_pretrained(tiny_timed, torch_dtype=torch.float32)
@@ -193,7 +198,7 @@ def test_values_that_are_no_numbers_end_in_one_sentence_and_no_frames(
 ) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "nan"))
     poison(folder, component, name, float("nan"))
-    work = stages.prepare(plan(clip_request("a ball", model=str(folder), size="64x64")), Settings())
+    work = fold(prepare(plan(clip_request("a ball", model=str(folder), size="64x64")), Settings()))
     work.placement = FLOAT32
     with pytest.raises(NotFinite, match="no clip was written"):
         list(stages.run(work))
@@ -205,7 +210,7 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     folder = Path(shutil.copytree(tiny, tmp_path / "large"))
     poison(folder, "transformer", "proj_out.bias", 70000.0)  # float16 ends at 65504
     settings = {"model": str(folder), "size": "64x64", "guidance": 9.0}
-    work = stages.prepare(plan(clip_request("a red ball", **settings)), Settings())
+    work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings()))
     work.placement = Placement("cpu", torch.float16, "a test")
     events = list(stages.run(work))
     assert events
@@ -221,7 +226,7 @@ def test_the_cpu_dtype_is_chosen_by_measurement_and_explained() -> None:
 
 
 def test_unknown_and_cut_words_are_noticed(tiny: Path) -> None:
-    tokenizer = load_tokenizer(tiny)
+    tokenizer = load_tokenizer(tiny / "tokenizer")
     reading = read(tokenizer, "A Red castle, a BALL!", 16)
     assert reading.unknown == ("castle",)
     assert (reading.cut, reading.tokens) == ("", 6)

@@ -34,11 +34,12 @@ from filmlet.errors import InvalidRequest
 from filmlet.events import Event, Pixels, Progress, Stage
 from filmlet.guide import Guide, parse_keyframe
 from filmlet.media import covering, framed, frames_of, look, read_picture, tags, writing
-from filmlet.models import CARDS, check, find
+from filmlet.models import CARDS, find
+from filmlet.models.catalogue import POCKET
 from filmlet.plan import plan
 from filmlet.request import Change, ClipRequest, ClipSettings, Shape, clip_request, fit
 from filmlet.settings import Settings
-from filmlet.stages import Work
+from filmlet.work import Work, fold, prepare
 from tests.test_engine import load as load_card
 from tests.tiny import edit_json, make_checkpoint
 
@@ -71,7 +72,7 @@ def recipe_of(card: ModelCard, guidance: float = 1.0) -> Recipe:
 
 
 def told(engine: LtxEngine, folder: Path, recipe: Recipe) -> Embeddings:
-    tokenizer, most = load_tokenizer(folder), engine.card.max_tokens
+    tokenizer, most = load_tokenizer(folder / "tokenizer"), engine.card.max_tokens
     away = engine.encode(read(tokenizer, "white", most)) if recipe.guidance > 1 else None
     return Embeddings(engine.encode(read(tokenizer, PROMPT, most)), away)
 
@@ -161,7 +162,7 @@ def test_guides_of_a_second_stage_equal_stock_diffusers(tiny_guided: Path) -> No
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_mode")
 def test_a_first_frame_of_pocket_equals_unmodified_stock_diffusers() -> None:
-    card, folder = CARDS["pocket"], check(CARDS["pocket"])
+    card, folder = CARDS["pocket"], POCKET
     assert card.guides == GuideKind.FIRST_FRAME
     recipe = Recipe(recipe_of(card).shape, card.schedule.at(4), 1.0, seed=7)
     mine = ours(load(card), folder, recipe, [(footage(), 0, 1.0)])
@@ -195,10 +196,10 @@ def keep(path: Path, pixels: Pixels) -> str:
     return str(path)
 
 
-def prepare(model: Path | str, **settings: object) -> Work:
+def work_for(model: Path | str, **settings: object) -> Work:
     small = {"size": "96x64", "frames": 25, "steps": 3, "seed": 2, "model": str(model)}
     request = clip_request("a red ball", **(small | settings))
-    return stages.prepare(plan(request), Settings(device="cpu"), "float32")
+    return fold(prepare(plan(request), Settings(device="cpu"), "float32"))
 
 
 def film(work: Work, path: Path, until: Stage | None = None) -> list[Event]:
@@ -244,12 +245,12 @@ def test_a_guided_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
     image, middle = (keep(tmp_path / f"{i}.png", footage(seed=i)) for i in (1, 2))
     settings = {"image": image, "guides": [Guide(middle, 16, 0.6)]}
-    film(prepare(tiny_guided, **settings), tmp_path / "straight.mp4")
-    work = prepare(tiny_guided, **settings)
+    film(work_for(tiny_guided, **settings), tmp_path / "straight.mp4")
+    work = work_for(tiny_guided, **settings)
     work.folder = tmp_path / "kept"
     work.folder.mkdir()
     film(work, tmp_path / "clip.mp4", until)
-    again = prepare(tiny_guided, **settings)
+    again = work_for(tiny_guided, **settings)
     again.folder = work.folder
     steps = [
         e.done
@@ -267,7 +268,7 @@ def test_both_stages_see_the_guides_at_their_own_size_and_a_draft_can_be_refined
     edit_json(folder / "model_index.json", _class_name="LTXConditionPipeline")
     last = keep(tmp_path / "last.png", footage(size=(128, 64)))
     settings = {"size": "128x64", "frames": 17, "last_image": last}
-    once, draft, refined = (prepare(folder, draft=i == 1, **settings) for i in range(3))
+    once, draft, refined = (work_for(folder, draft=i == 1, **settings) for i in range(3))
     for name, work in (("once", once), ("draft", draft), ("refined", refined)):
         work.folder = tmp_path / name
         work.folder.mkdir()
@@ -280,7 +281,7 @@ def test_both_stages_see_the_guides_at_their_own_size_and_a_draft_can_be_refined
         shutil.copy(tmp_path / "draft" / name, tmp_path / "refined" / name)
     film(refined, tmp_path / "refined.mp4")
     assert (tmp_path / "refined.mp4").read_bytes() == (tmp_path / "once.mp4").read_bytes()
-    film(prepare(folder, size="128x64", frames=17), tmp_path / "plain.mp4")
+    film(work_for(folder, size="128x64", frames=17), tmp_path / "plain.mp4")
     assert (tmp_path / "plain.mp4").read_bytes() != (tmp_path / "once.mp4").read_bytes()
 
 
@@ -288,7 +289,7 @@ def test_what_of_a_guide_is_not_done_as_asked_is_told(tiny_guided: Path, tmp_pat
     tall = tmp_path / "tall.png"
     Image.new("RGBA", (60, 90), (255, 0, 0, 100)).save(tall)
     video = keep(tmp_path / "video.mp4", footage(20))
-    work = prepare(tiny_guided, guides=[Guide(str(tall), 10), Guide(video, -9, 0.5)])
+    work = work_for(tiny_guided, guides=[Guide(str(tall), 10), Guide(video, -9, 0.5)])
     told = changes(work)
     assert (told["guide_1_frame"].requested, told["guide_1_frame"].effective) == (10, 8)
     assert (told["guide_1_size"].requested, told["guide_1_size"].effective) == ("60x90", "96x64")
@@ -300,7 +301,7 @@ def test_what_of_a_guide_is_not_done_as_asked_is_told(tiny_guided: Path, tmp_pat
     }  # fmt: skip
     assert [(g.frame, g.strength) for g in work.effective.guides] == [(8, 1.0), (16, 0.5)]
     assert str(tmp_path) not in json.dumps(tags(work.effective))
-    exact = prepare(tiny_guided, last_image=keep(tmp_path / "last.png", footage()))
+    exact = work_for(tiny_guided, last_image=keep(tmp_path / "last.png", footage()))
     assert changes(exact) == {}
     assert exact.effective.guides[0].frame == 24
 
@@ -312,7 +313,7 @@ def test_of_a_video_only_as_much_is_shown_as_was_asked_for_and_as_the_model_take
     for model, most, shown in (
         (tiny_guided, None, 25), (tiny_guided, 17, 17), (tiny_guided, 12, 9), ("pocket", None, 1),
     ):  # fmt: skip
-        work = prepare(model, guides=[Guide(video, frames=most)])
+        work = work_for(model, guides=[Guide(video, frames=most)])
         assert work.plan.guides[0].frames == shown
         told = changes(work).get("guide_1_frames")
         assert (told is None) == (shown == 25)
@@ -337,7 +338,7 @@ def test_what_a_model_or_a_clip_cannot_show_is_refused_in_a_sentence(
         (tiny_guided, {"guides": [Guide(image)] * 17}, "invalid_guides", "at most 16"),
     ):
         with pytest.raises(InvalidRequest, match=says) as refused:
-            prepare(model, **settings)
+            work_for(model, **settings)
         assert refused.value.code == code
     for wrong in (
         {"file": ""},
@@ -414,7 +415,7 @@ def test_an_extension_is_the_given_clip_and_what_the_model_adds(
     tiny_guided: Path, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     given = keep(tmp_path / "given.mp4", footage(20, size=size))
-    work = prepare(tiny_guided, size="128x128", frames=10, fps=24.0, extend=given)
+    work = work_for(tiny_guided, size="128x128", frames=10, fps=24.0, extend=given)
     shape = work.effective.shape
     assert (shape.width, shape.height, shape.fps) == (*size, 12.0)
     assert (shape.frames, shape.given, shape.new, shape.context) == (30, 20, 10, 17)
@@ -427,7 +428,7 @@ def test_an_extension_is_the_given_clip_and_what_the_model_adds(
     assert made.shape == (30, size[1], size[0], 3)
     before = frames_in(Path(given))
     assert distance(made[:20], before) < 5
-    other = prepare(tiny_guided, frames=10, extend=keep(tmp_path / "b.mp4", footage(20, 9, size)))
+    other = work_for(tiny_guided, frames=10, extend=keep(tmp_path / "b.mp4", footage(20, 9, size)))
     film(other, tmp_path / "other.mp4")
     assert distance(frames_in(tmp_path / "other.mp4")[20:], made[20:]) > 1
 
@@ -436,13 +437,13 @@ def test_an_extension_left_while_it_grows_goes_on_to_the_same_bytes(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
     given = keep(tmp_path / "given.mp4", footage(20))
-    film(prepare(tiny_guided, frames=10, extend=given), tmp_path / "straight.mp4")
-    work = prepare(tiny_guided, frames=10, extend=given)
+    film(work_for(tiny_guided, frames=10, extend=given), tmp_path / "straight.mp4")
+    work = work_for(tiny_guided, frames=10, extend=given)
     work.folder = tmp_path / "kept"
     work.folder.mkdir()
     told = film(work, tmp_path / "clip.mp4", Stage.DECODE)
     assert told[-1] == Progress(Stage.DECODE, 8, 30)  # of the given clip
-    again = prepare(tiny_guided, frames=10, extend=given)
+    again = work_for(tiny_guided, frames=10, extend=given)
     again.folder = work.folder
     film(again, tmp_path / "clip.mp4")
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
@@ -452,7 +453,7 @@ def test_a_guide_of_an_extension_stands_among_the_new_frames(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
     given, image = keep(tmp_path / "a.mp4", footage(20)), keep(tmp_path / "b.png", footage())
-    work = prepare(tiny_guided, frames=16, extend=given, last_image=image)
+    work = work_for(tiny_guided, frames=16, extend=given, last_image=image)
     (guide,) = work.plan.guides
     assert work.effective.shape.made_frames == 33
     assert (guide.frame, work.effective.guides[0].frame) == (32, 35)

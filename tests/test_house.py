@@ -13,16 +13,17 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "filmlet"
 # Lowest first; rooms on one floor do not know each other. ARCHITECTURE.md shows the same list.
 FLOORS = (
-    ("errors", "events", "settings", "guide", "request", "card", "logs"),
+    ("errors", "events", "settings", "guide", "request", "card", "budget", "logs"),
     ("models", "media", "engine"),
     ("given",),
     ("plan",),
+    ("work",),
     ("stages",),
     ("jobs", "clip", "bar"),
     ("api",),
     ("studio",),
     ("server",),
-    ("cli_jobs", "cli_serve"),
+    ("cli_jobs", "cli_serve", "cli_models"),
     ("cli",),
     ("__main__",),
 )
@@ -46,10 +47,12 @@ LIVES_IN = {
     "prometheus_client": "api",
     "gradio": "studio",
     "tokenizers": "models",
+    "huggingface_hub": "models",
     "uvicorn": "server",
 }
 ALSO = {
-    ("stages", "torch"),  # compares a dtype
+    *((name, "torch") for name in ("stages", "work")),  # names a dtype, knows its errors
+    ("models", "httpx2"),  # the Hub's client raises its errors
     *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them
 }
 

@@ -14,7 +14,7 @@ from filmlet.events import Event, Finished, Frames, Progress, Stage
 from filmlet.plan import plan
 from filmlet.request import ClipSettings, clip_request
 from filmlet.settings import Settings
-from filmlet.stages import Work
+from filmlet.work import Work, fold, loaded, prepare
 
 SMALL: ClipSettings = {"size": "64x64", "frames": 25, "steps": 4, "seed": 2}
 Stop = Callable[[Event], bool]
@@ -25,9 +25,9 @@ def _keep_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
 
 
-def prepare(model: Path, folder: Path | None) -> Work:
+def work_for(model: Path, folder: Path | None) -> Work:
     settings = SMALL | {"model": str(model)}
-    work = stages.prepare(plan(clip_request("a red ball", **settings)), Settings())
+    work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings()))
     if folder:
         folder.mkdir(exist_ok=True)
     work.folder = folder
@@ -68,37 +68,37 @@ def test_a_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tmp_path: Path, stop: Stop, reused: set[str], stochastic: bool, tiny: Path, tiny_noisy: Path
 ) -> None:
     model = tiny_noisy if stochastic else tiny
-    film(prepare(model, None), tmp_path / "straight.mp4")
-    left = film(prepare(model, tmp_path / "kept"), tmp_path / "clip.mp4", stop)
+    film(work_for(model, None), tmp_path / "straight.mp4")
+    left = film(work_for(model, tmp_path / "kept"), tmp_path / "clip.mp4", stop)
     assert not (tmp_path / "clip.mp4").exists()
     assert not any(finished(left).values())
-    events = film(prepare(model, tmp_path / "kept"), tmp_path / "clip.mp4")
+    events = film(work_for(model, tmp_path / "kept"), tmp_path / "clip.mp4")
     assert {stage for stage, was in finished(events).items() if was} == reused
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
 
 
 def test_denoising_goes_on_from_the_step_it_was_left_at(tiny: Path, tmp_path: Path) -> None:
     film(
-        prepare(tiny, tmp_path / "kept"), tmp_path / "clip.mp4",
+        work_for(tiny, tmp_path / "kept"), tmp_path / "clip.mp4",
         lambda e: e == Progress(Stage.DENOISE, 3, 4),
     )  # fmt: skip
-    events = film(prepare(tiny, tmp_path / "kept"), tmp_path / "clip.mp4")
+    events = film(work_for(tiny, tmp_path / "kept"), tmp_path / "clip.mp4")
     steps = [e.done for e in events if isinstance(e, Progress) and e.stage == Stage.DENOISE]
     assert steps == [3, 4]
 
 
 def test_a_kept_result_that_cannot_be_read_is_made_again(tiny: Path, tmp_path: Path) -> None:
-    film(prepare(tiny, tmp_path / "kept"), tmp_path / "one.mp4")
+    film(work_for(tiny, tmp_path / "kept"), tmp_path / "one.mp4")
     for name in ("latents.safetensors", "step.safetensors"):
         (tmp_path / "kept" / name).write_bytes(b"half")
     (tmp_path / "kept" / "decoded.mp4").unlink()
-    events = film(prepare(tiny, tmp_path / "kept"), tmp_path / "two.mp4")
+    events = film(work_for(tiny, tmp_path / "kept"), tmp_path / "two.mp4")
     assert finished(events)["denoise"] is False
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
 
 
 def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) -> None:
-    work = prepare(tiny, tmp_path / "kept")
+    work = work_for(tiny, tmp_path / "kept")
     events = stages.film(work, tmp_path / "clip.mp4")
     for event in events:
         if event == Progress(Stage.DENOISE, 1, 4):
@@ -114,17 +114,17 @@ def test_loading_tells_its_bytes_and_can_be_stopped_between_them(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "PIECE", 1000)
-    stages._engines.clear()
-    events = stages.film(prepare(tiny, None), tmp_path / "clip.mp4")
+    loaded.clear()
+    events = stages.film(work_for(tiny, None), tmp_path / "clip.mp4")
     told = [next(events) for _ in range(4)]
     assert [e.stage for e in told if isinstance(e, Progress)] == [Stage.LOAD] * 4
     done, total = zip(*((e.done, e.total) for e in told if isinstance(e, Progress)), strict=True)
     assert list(done) == sorted(set(done))
     assert done[-1] < total[0]
     events.close()
-    assert not stages._engines
+    assert not loaded
     assert list(tmp_path.iterdir()) == []
-    again = list(stages.film(prepare(tiny, None), tmp_path / "clip.mp4"))
+    again = list(stages.film(work_for(tiny, None), tmp_path / "clip.mp4"))
     *_, last = (e for e in again if isinstance(e, Progress) and e.stage == Stage.LOAD)
     assert last.done == last.total
 
@@ -133,8 +133,8 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from filmlet.errors import DiskFull
-from tests.test_stages import film, prepare
-work = prepare(Path(sys.argv[1]), Path(sys.argv[2]) / "kept")
+from tests.test_stages import film, work_for
+work = work_for(Path(sys.argv[1]), Path(sys.argv[2]) / "kept")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
     film(work, Path(sys.argv[2]) / "clip.mp4")

@@ -17,25 +17,25 @@ from filmlet.jobs import Asking, Queue, Status
 from filmlet.plan import plan
 from filmlet.request import clip_request
 from filmlet.settings import Settings
-from filmlet.stages import Work
+from filmlet.work import Work, fold, prepare
 from tests.queues import Start, ask, is_over, wait, without_queue
 
 SMALL = {"size": "128x64", "frames": 17, "steps": 3, "seed": 5}
 
 
-def prepare(model: Path, **settings: object) -> Work:
+def work_for(model: Path, **settings: object) -> Work:
     request = clip_request("a red ball", model=str(model), **(SMALL | settings))
-    return stages.prepare(plan(request), Settings(device="cpu"), "float32")
+    return fold(prepare(plan(request), Settings(device="cpu"), "float32"))
 
 
 @pytest.fixture
 def engine(tiny_two: Path) -> LtxEngine:
-    return stages.load_engine(prepare(tiny_two))
+    return stages.load_engine(work_for(tiny_two))
 
 
 @pytest.fixture
 def recipe(tiny_two: Path) -> Recipe:
-    return prepare(tiny_two).recipe
+    return work_for(tiny_two).recipe
 
 
 def draft_latents(engine: LtxEngine, recipe: Recipe) -> Tensor:
@@ -65,7 +65,7 @@ def test_the_tone_map_equals_stock_diffusers(engine: LtxEngine) -> None:
 def test_refining_follows_diffusers_scheduler_from_the_noised_latents(
     engine: LtxEngine, tiny_two: Path
 ) -> None:
-    work = prepare(tiny_two)
+    work = work_for(tiny_two)
     sigmas = work.effective.refine_sigmas
     assert sigmas == (0.9094, 0.7250, 0.4219)
     recipe = Recipe(work.recipe.shape, sigmas, 1.0, seed=5)
@@ -92,17 +92,17 @@ def test_refining_follows_diffusers_scheduler_from_the_noised_latents(
 def test_a_draft_is_the_first_stage_at_half_the_size_and_says_so(
     tiny_two: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    work = prepare(tiny_two, draft=True)
+    work = work_for(tiny_two, draft=True)
     frames = [e.pixels for e in stages.film(work, tmp_path / "a.mp4") if isinstance(e, Frames)]
     assert frames[0].shape[1:] == (32, 64, 3)
     (change,) = [c for c in work.effective.changes if c.field == "size"]
     assert (change.requested, change.effective) == ("128x64", "64x32")
     with pytest.raises(NotOffered, match="no drafts"):
-        prepare(tiny, draft=True)
+        work_for(tiny, draft=True)
 
 
 def test_sides_are_made_in_64_so_that_the_draft_is_exactly_half(tiny_two: Path) -> None:
-    shape = prepare(tiny_two, size="100x70").effective.shape
+    shape = work_for(tiny_two, size="100x70").effective.shape
     assert (shape.width, shape.height) == (100, 70)
     assert (shape.made_width, shape.made_height) == (128, 128)
     half = shape.halved()
@@ -114,9 +114,9 @@ def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_two: Path, tmp_path: Path, left: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
-    for _ in stages.film(prepare(tiny_two), tmp_path / "straight.mp4"):
+    for _ in stages.film(work_for(tiny_two), tmp_path / "straight.mp4"):
         pass
-    first = prepare(tiny_two)
+    first = work_for(tiny_two)
     first.folder = tmp_path / "kept"
     first.folder.mkdir()
     events = stages.film(first, tmp_path / "clip.mp4")
@@ -124,12 +124,12 @@ def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
         if isinstance(event, Progress) and event.stage == left and event.done > 0:
             break
     events.close()
-    second = prepare(tiny_two)
+    second = work_for(tiny_two)
     second.folder = first.folder
     told = list(stages.film(second, tmp_path / "clip.mp4"))
     reused = {e.stage for e in told if isinstance(e, Finished) and e.reused}
     order = list(Stage)
-    assert reused == set(order[1 : order.index(left)])
+    assert reused == set(order[2 : order.index(left)])
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
 
 

@@ -14,6 +14,8 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from filmlet.card import ModelCard
+
 WORDS = ("a", "red", "ball", "moving", "left", "on", "white", "the")
 
 
@@ -89,3 +91,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def folder_of(card: ModelCard) -> Path:
+    """The folder in diffusers' layout that a card is of."""
+    root = card.sources.transformer.root
+    assert root
+    return root

@@ -3,10 +3,19 @@
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Lines
 
 from filmlet.events import Event, Progress, Stage
+from filmlet.models import Fetched
 
 
 class TerminalBar:
@@ -36,3 +45,35 @@ class TerminalBar:
         if event.stage not in self.tasks:
             self.tasks[event.stage] = self.lines.add_task(event.stage.value, total=event.total)
         self.lines.update(self.tasks[event.stage], completed=event.done)
+
+
+class FetchBar:
+    """A context in which a download becomes a bar a file, and one of all."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.lines = Lines(
+            TextColumn("{task.description:40.40}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True, quiet=quiet),
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.lines.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lines.stop()
+
+    def show(self, so_far: Fetched) -> None:
+        """Move the bars of the file and of all."""
+        for name, done, total in (
+            ("all", so_far.all_done, so_far.all_size),
+            (so_far.file, so_far.done, so_far.size),
+        ):
+            if name not in self.tasks:
+                self.tasks[name] = self.lines.add_task(name, total=total)
+            self.lines.update(self.tasks[name], completed=done)

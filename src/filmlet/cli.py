@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from filmlet.request import FORMATS, ClipRequest, clip_request, parse_number, pa
 if TYPE_CHECKING:
     from filmlet.events import Event
     from filmlet.plan import Plan
-    from filmlet.stages import Work
+    from filmlet.work import Work
 
 
 REFUSED = 2
@@ -77,8 +77,20 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("id", nargs="?", help="the job's id")
     look.add_argument("--limit", type=int, default=50, help="how many to list (default: 50)")
     look.add_argument("--json", action="store_true", help="print JSON")
+    _model_commands(commands)
     _server_commands(commands)
     return top
+
+
+def _model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Which models there are, and what a clip would take."""
+    known = commands.add_parser("models", help="list, show, pull, prune models")
+    actions = ("list", "show", "pull", "prune")
+    known.add_argument("action", nargs="?", choices=actions, default="list")
+    known.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue, or OWNER/NAME")
+    known.add_argument("--json", action="store_true", help="print JSON")
+    ahead = commands.add_parser("plan", help="say what a clip would take, make none")
+    _clip_options(ahead, is_made=False)
 
 
 def _server_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -116,9 +128,10 @@ def _log_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _clip_options(make: argparse.ArgumentParser) -> None:
+def _clip_options(make: argparse.ArgumentParser, *, is_made: bool = True) -> None:
     """What a clip can be asked for."""
-    make.add_argument("prompt", help='what to show, such as "a cat moving left on white"')
+    words = 'what to show, such as "a cat moving left on white"'
+    make.add_argument("prompt", help=words, nargs=None if is_made else "?", default="a clip")
     make.add_argument("--model", default="pocket", help="name or folder (default: pocket)")
     make.add_argument("--seed", help="the same seed and settings give the same file")
     make.add_argument("--seconds", help="length of the clip")
@@ -154,6 +167,20 @@ def jobs(options: argparse.Namespace) -> int:
     return cli_jobs.jobs(options)
 
 
+def models(options: argparse.Namespace) -> int:
+    """Look at models, fetch them or make room."""
+    from filmlet import cli_models
+
+    return cli_models.models(options)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Say what a clip would take."""
+    from filmlet import cli_models
+
+    return cli_models.plan(options, _request(options))
+
+
 def worker(options: argparse.Namespace) -> int:
     """Run jobs."""
     from filmlet import cli_jobs
@@ -177,12 +204,12 @@ def keys(options: argparse.Namespace) -> int:
 
 def generate(options: argparse.Namespace) -> int:
     """Make a clip as `options` ask and tell where it is."""
-    from filmlet.plan import plan
+    from filmlet.plan import plan as planning
 
     started = time.perf_counter()
     request = _request(options)
     suffix = _suffix(options)
-    planned = plan(request)
+    planned = planning(request)
     with _room(options.output or CLIPS / "clip"):
         report = _film(options, planned, suffix, started)
     print(report.as_json() if options.json else report.as_text())
@@ -197,22 +224,33 @@ def _film(options: argparse.Namespace, planned: "Plan", suffix: str, started: fl
     from filmlet import stages
     from filmlet.events import Finished
     from filmlet.settings import Settings
+    from filmlet.work import prepare
 
-    work = stages.prepare(planned, Settings.from_environment())
-    path = options.output or _free_name(planned.request.prompt, work.effective.seed, suffix)
-    check_target(path, options.force)
     timings: dict[str, float] = {}
-    with (
-        _preview(path if options.preview else None) as preview,
-        _bar(quiet=options.json) as bar,
-        closing(stages.film(work, path, options.force)) as events,
-    ):
-        for event in events:
-            if isinstance(event, Finished):
-                timings[event.stage.value] = round(event.seconds, 3)
-            bar.show(event)
-            preview(event)
+    with _bar(quiet=options.json) as bar:
+        work = _shown(prepare(planned, Settings.from_environment()), bar.show)
+        path = options.output or _free_name(planned.request.prompt, work.effective.seed, suffix)
+        check_target(path, options.force)
+        with (
+            _preview(path if options.preview else None) as preview,
+            closing(stages.film(work, path, options.force)) as events,
+        ):
+            for event in events:
+                if isinstance(event, Finished):
+                    timings[event.stage.value] = round(event.seconds, 3)
+                bar.show(event)
+                preview(event)
     return Report(path, work, timings, time.perf_counter() - started)
+
+
+def _shown(events: "Generator[Event, None, Work]", show: Callable[["Event"], None]) -> "Work":
+    """What the events come to, each of them shown."""
+    with closing(events):
+        while True:
+            try:
+                show(next(events))
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -232,6 +270,8 @@ COMMANDS = {
     "generate": generate,
     "submit": submit,
     "jobs": jobs,
+    "models": models,
+    "plan": plan,
     "worker": worker,
     "serve": serve,
     "keys": keys,

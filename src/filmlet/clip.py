@@ -16,6 +16,7 @@ from filmlet.media import poster, tags, writing
 from filmlet.plan import plan
 from filmlet.request import ClipRequest, ClipSettings, Effective, clip_request
 from filmlet.settings import Settings
+from filmlet.work import Work, fold, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,8 @@ def stream(prompt: str, **settings: Unpack[ClipSettings]) -> Generator[Event]:
 
     The settings are those of `generate`.
     """
-    yield from stages.run(_prepare(clip_request(prompt, **settings)))
+    work = yield from _prepare(clip_request(prompt, **settings))
+    yield from stages.run(work)
 
 
 def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
@@ -75,7 +77,7 @@ def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
     Raises InvalidRequest and the other FilmletErrors.
     """
     request = clip_request(prompt, **settings)
-    work = _prepare(request)
+    work = fold(_prepare(request))
     timings, chunks = {}, []
     for event in stages.run(work):
         if isinstance(event, Frames):
@@ -85,5 +87,5 @@ def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
     return Clip(np.concatenate(chunks), request, work.effective, timings)
 
 
-def _prepare(request: ClipRequest) -> stages.Work:
-    return stages.prepare(plan(request), Settings.from_environment())
+def _prepare(request: ClipRequest) -> Generator[Event, None, Work]:
+    return prepare(plan(request), Settings.from_environment())

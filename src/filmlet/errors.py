@@ -47,6 +47,18 @@ class CheckpointDamaged(FilmletError):
     code = "checkpoint_damaged"
 
 
+class HubUnreachable(FilmletError):
+    """Weights are to be fetched, and the Hub does not answer."""
+
+    code = "hub_unreachable"
+
+
+class HubRefused(FilmletError):
+    """The Hub does not give the weights to whoever asks."""
+
+    code = "hub_refused"
+
+
 class OutputExists(FilmletError):
     """The file to write is already there."""
 
@@ -63,6 +75,12 @@ class DiskFull(FilmletError):
     """No room for the clip."""
 
     code = "disk_full"
+
+
+class OutOfMemory(FilmletError):
+    """Too little memory for the clip, however the model is held."""
+
+    code = "out_of_memory"
 
 
 class Cancelled(FilmletError):

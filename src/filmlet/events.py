@@ -12,6 +12,7 @@ Pixels = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 class Stage(StrEnum):
     """The stages of one clip, in the order they run."""
 
+    FETCH = "fetch"  # weights that are not on this machine, in bytes
     LOAD = "load"
     ENCODE = "encode"
     DENOISE = "denoise"

@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from filmlet.card import ModelCard
+from filmlet.budget import Need, needs
+from filmlet.card import Components, Files, ModelCard
 from filmlet.errors import InvalidRequest, NotOffered
 from filmlet.given import Given, lengthened, read_clip, read_guides, settled
-from filmlet.models import check, find
+from filmlet.models import find, locate, parameters
 from filmlet.request import Change, ClipRequest, Shape, fit
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that a model can meet, and how. folder: the model's files, whole.
+    """A request that a model can meet, and how. files: the model's, None until fetched.
 
     shape: of the clip. refine_sigmas: empty where one stage is all there is. guides: with the
     files that are shown; clip: that is extended, its last frames come before the new ones.
@@ -20,7 +21,7 @@ class Plan:
 
     request: ClipRequest
     card: ModelCard
-    folder: Path
+    files: Files | None
     shape: Shape
     sigmas: tuple[float, ...]
     refine_sigmas: tuple[float, ...]
@@ -33,6 +34,19 @@ class Plan:
     def given(self) -> tuple[Given, ...]:
         """Every file that is needed."""
         return (*self.guides, self.clip) if self.clip else self.guides
+
+    @property
+    def parameters(self) -> Components[float]:
+        """How many values each component of the model has."""
+        if self.card.parameters:
+            return self.card.parameters
+        assert self.files  # only a catalogue's model can be elsewhere
+        return parameters(self.files)
+
+    def needs(self, value_bytes: int) -> tuple[Need, ...]:
+        """Memory that each way of holding the model takes, in a dtype of so many bytes."""
+        card = self.card
+        return needs(self.parameters, self.shape, card.grid, value_bytes, card.stored_bytes)
 
     @property
     def beside(self) -> int:
@@ -68,7 +82,7 @@ def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
     return Plan(
         request=asked,
         card=card,
-        folder=check(card),
+        files=locate(card),
         shape=shape,
         sigmas=sigmas,
         refine_sigmas=refine_sigmas,

@@ -306,6 +306,7 @@ class Effective:
     guidance: float
     device: str
     dtype: str
+    hold: str  # how much of the model is in memory at once
     guides: tuple[Guide, ...]  # files by their content, frames as they stand in the clip
     extend: str | None
     changes: tuple[Change, ...]

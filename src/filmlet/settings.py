@@ -9,12 +9,16 @@ from typing import Any, Self
 
 from filmlet.errors import InvalidSetting
 
+HOLDS = ("all", "turns", "stored", "layers")
+
 
 @dataclass(frozen=True)
 class Settings:
     """Where filmlet keeps things, and how much of them.
 
-    device: `cpu`, `cuda`, `mps`, or None for the best there is.
+    device: `cpu`, `cuda`, `mps`, or None for the best there is. hold: how much of a model is in
+    memory at once, `all`, `turns`, `stored`, `layers`, or None for the most that fits.
+    fetch: weights that are not here may be fetched from the Hub; 0 forbids it.
     home: folder of the queue and its files. database_url: None is a SQLite file in `home`.
     storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
     lease_s: after so long without a sign of life a worker counts as dead.
@@ -26,6 +30,8 @@ class Settings:
     """
 
     device: str | None = None
+    hold: str | None = None
+    fetch: int = 1
     home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "filmlet")
     database_url: str | None = None
     storage_url: str | None = None
@@ -53,6 +59,8 @@ class Settings:
             text = environment.get(variable)
             if not text:
                 continue
+            if name == "hold" and text not in HOLDS:
+                raise InvalidSetting(f"{variable} must be one of {', '.join(HOLDS)}, not {text!r}.")
             kind = str if value is None else type(value)
             try:
                 given[name] = kind(text)

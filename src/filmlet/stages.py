@@ -1,27 +1,21 @@
 """The story of one clip: prepare, load, encode, denoise, decode, mux."""
 
-import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from filmlet.card import ModelCard
 from filmlet.engine import artefacts, ltx
 from filmlet.engine.artefacts import Tensors
 from filmlet.engine.denoise import Step
 from filmlet.engine.guiding import Shown
 from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
-from filmlet.engine.placement import Placement, choose
-from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
-from filmlet.errors import NotFinite
+from filmlet.engine.placement import free, is_out_of_memory
+from filmlet.errors import NotFinite, OutOfMemory
 from filmlet.events import Event, Finished, Frames, Pixels, Preview, Progress, Stage
-from filmlet.given import Given
 from filmlet.media import (
     check_target,
     covering,
@@ -31,117 +25,36 @@ from filmlet.media import (
     place,
     tags,
 )
-from filmlet.plan import Plan
-from filmlet.request import Change, Effective, Shape
-from filmlet.settings import Settings
+from filmlet.request import Change, Shape
+from filmlet.work import Work, fold, loaded, timed
 
-Value = TypeVar("Value")
 Making = Generator[Event, None, Tensors]
-_engines: dict[tuple[ModelCard, Path, Placement], LtxEngine] = {}  # the last one, for the next clip
 KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much
-
-
-@dataclass(eq=False)
-class Work:
-    """One clip, ready to be made. `effective` changes only if it must be run in float32.
-
-    folder: where the stages keep what they make; what is there is not made again. None keeps
-    nothing. cancelled: set from another thread, it stops the work inside a model call.
-    """
-
-    plan: Plan
-    placement: Placement
-    prompt: Reading
-    negative: Reading | None
-    effective: Effective
-    folder: Path | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def file(self, name: str) -> Path | None:
-        """Where a result of this name is kept, if at all."""
-        return self.folder / name if self.folder else None
-
-    @property
-    def recipe(self) -> Recipe:
-        """The clip's shape and its first stage's levels."""
-        done = self.effective
-        return Recipe(done.shape, done.sigmas, done.guidance, done.seed)
-
-    @property
-    def first(self) -> Recipe:
-        """Its first stage, which is all of it where there is no second."""
-        return self.recipe.first() if self.effective.refine_sigmas else self.recipe
-
-    @property
-    def shown(self) -> tuple[Given, ...]:
-        """What guides the model; the end of a clip that is extended is the first of it."""
-        clip = self.plan.clip
-        return (clip, *self.plan.guides) if clip else self.plan.guides
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Those of this clip, in order."""
-        second = (Stage.UPSAMPLE, Stage.REFINE)
-        return tuple(s for s in Stage if self.effective.refine_sigmas or s not in second)
-
-
-def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
-    """Read the prompt and choose where to compute; nothing heavy is loaded yet.
-
-    dtype: of an earlier attempt, so that its bytes come again; None chooses.
-    """
-    card, request = plan.card, plan.request
-    tokenizer = _tokenizer(plan.folder)
-    prompt = read(tokenizer, request.prompt, card.max_tokens)
-    negative = None
-    if plan.guidance > 1:
-        negative = read(tokenizer, request.negative_prompt, card.max_tokens)
-    told = list(_told("prompt", prompt, request.prompt, card))
-    if negative:
-        told += _told("negative_prompt", negative, request.negative_prompt, card)
-    placement = choose(settings.device)
-    if dtype and dtype != placement.dtype_name:
-        placement = replace(placement, dtype=getattr(torch, dtype), reason="as it was begun")
-    effective = Effective(
-        prompt=prompt.text,
-        prompt_tokens=prompt.tokens,
-        negative_prompt=negative.text if negative else "",
-        unknown_words=prompt.unknown,
-        model=card.name,
-        revision=card.revision,
-        seed=Effective.fresh_seed() if request.seed is None else request.seed,
-        shape=plan.shape,
-        sigmas=plan.sigmas,
-        refine_sigmas=plan.refine_sigmas,
-        guidance=plan.guidance,
-        device=placement.device,
-        dtype=placement.dtype_name,
-        guides=tuple(guide.as_guide(plan.shape) for guide in plan.guides),
-        extend=plan.clip.footage.name if plan.clip else None,
-        changes=(*plan.changes, *told),
-    )
-    return Work(plan, placement, prompt, negative, effective)
 
 
 def run(work: Work) -> Generator[Event]:
     """Make the clip: Progress of each stage, a Preview a step, Frames cut to what was asked.
 
-    Close the generator to stop within one model call. A model that leaves the range of its dtype
-    before the first frame is run once more in float32. Raises NotFinite where that does not help.
+    Close the generator to stop within one model call. Where memory runs out the model is held in a
+    leaner way, and what was made stays. A model that leaves the range of its dtype before the first
+    frame is run once more in float32. Raises NotFinite and OutOfMemory where nothing helps.
     """
-    shown = False
-    try:
-        for event in _make(work):
-            shown = shown or isinstance(event, Frames)
-            yield event
-    except NotFinite as error:
-        if shown or work.placement.dtype == torch.float32:
-            raise NotFinite(
-                f"{error} {work.plan.card.name} is damaged or its settings are too far off; "
-                f"it was run in {work.placement.dtype_name} and no clip was written."
-            ) from error
-        _fall_back(work, str(error))
-        yield from _make(work)
+    shown = 0
+    while True:
+        try:
+            for event in _make(work):
+                if isinstance(event, Frames):
+                    fresh = event.pixels[max(0, shown - work.drawn) :]
+                    work.drawn += len(event.pixels)
+                    if not len(fresh):
+                        continue
+                    event, shown = Frames(fresh), max(shown, work.drawn)
+                yield event
+            return
+        except NotFinite as error:
+            _run_in_float32(work, error, shown)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            _hold_less(work, error)
 
 
 def film(work: Work, path: Path, force: bool = False) -> Generator[Event]:
@@ -188,7 +101,8 @@ def _grow(work: Work, grown: Path, form: str) -> Generator[Event]:
 
 
 def _make(work: Work) -> Generator[Event]:
-    engine = yield from _timed(Stage.LOAD, _load(work))
+    work.drawn = 0
+    engine = yield from timed(Stage.LOAD, _load(work))
     told = yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
     embeddings = Embeddings(told["prompt"], told.get("negative"))
     denoising = _denoise(work, engine, embeddings, _guides(work, told))
@@ -198,26 +112,21 @@ def _make(work: Work) -> Generator[Event]:
         made = yield from _kept(work, Stage.UPSAMPLE, "upsampled", larger)
         finer = _refine(work, engine, embeddings, made)
         made = yield from _kept(work, Stage.REFINE, "refined", finer)
-    yield from _timed(Stage.DECODE, _decode(work, engine, made["latents"]))
-
-
-def _timed(stage: Stage, events: Generator[Event, None, Value]) -> Generator[Event, None, Value]:
-    """A stage's events, and at the end how long it took."""
-    started = time.perf_counter()
-    value = yield from events
-    yield Finished(stage, time.perf_counter() - started)
-    return value
+    yield from timed(Stage.DECODE, _decode(work, engine, made["latents"]))
 
 
 def _kept(work: Work, stage: Stage, name: str, events: Making) -> Making:
-    """A stage's result: read from the work's folder, or made and kept there."""
+    """A stage's result: what it was made to before, or read from the work's folder, or made now."""
+    if name in work.made:
+        return work.made[name]
     file = work.file(f"{name}.safetensors")
     kept = artefacts.load(file, work.placement.device) if file else None
     if kept is not None:
         yield Finished(stage, 0.0, reused=True)
-        return kept
-    made = yield from _timed(stage, _saved(file, events))
-    return made
+    else:
+        kept = yield from timed(stage, _saved(file, events))
+    work.made[name] = kept
+    return kept
 
 
 def _saved(file: Path | None, events: Making) -> Making:
@@ -235,23 +144,32 @@ def _keep(file: Path, made: Tensors) -> None:
 
 
 def _load(work: Work) -> Generator[Event, None, LtxEngine]:
-    key = work.plan.card, work.plan.folder, work.placement
-    if key not in _engines:
-        _engines.clear()  # one model at a time: the other's memory is free before this one comes
-        _engines[key] = yield from ltx.load(*key)
+    key = work.plan.card, work.files, work.placement
+    if key not in loaded:
+        loaded.clear()  # one model at a time: the other's memory is free before this one comes
+        loaded[key] = yield from ltx.load(*key)
     else:
         yield Progress(Stage.LOAD, 1, 1)
-    return _engines[key]
+    return loaded[key]
 
 
 def _encode(work: Work, engine: LtxEngine) -> Making:
     yield Progress(Stage.ENCODE, 0, 1)
-    made = {"prompt": engine.encode(work.prompt)}
-    if work.negative:
-        made["negative"] = engine.encode(work.negative)
+    readings = {"prompt": work.prompt} | ({"negative": work.negative} if work.negative else {})
+    if not all(map(engine.knows, readings.values())):
+        yield from _bring(engine, Progress(Stage.ENCODE, 0, 1), "text_encoder")
+    made = {name: engine.encode(reading) for name, reading in readings.items()}
+    if work.shown:
+        yield from _bring(engine, Progress(Stage.ENCODE, 0, 1), "vae")
     made |= _seen(work, engine, work.first.shape)
     yield Progress(Stage.ENCODE, 1, 1)
     return made
+
+
+def _bring(engine: LtxEngine, told: Progress, *names: str) -> Generator[Event]:
+    """Components that a stage needs; what it has told is told again, so that it can be stopped."""
+    for _ in engine.parts.bring(*names):
+        yield told
 
 
 def _seen(work: Work, engine: LtxEngine, shape: Shape) -> Tensors:
@@ -271,12 +189,14 @@ def _guides(work: Work, seen: Tensors) -> list[Shown]:
 
 def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings, guides: list[Shown]) -> Making:
     start = _left_at(work.file("step.safetensors"), engine)
+    yield from _bring(engine, _begun(work.first, Stage.DENOISE, start), "transformer")
     steps = engine.denoise(embeddings, work.first, start, guides)
     return (yield from _stepped(work, engine, work.first, Stage.DENOISE, start, steps))
 
 
 def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
     yield Progress(Stage.UPSAMPLE, 0, 1)
+    yield from _bring(engine, Progress(Stage.UPSAMPLE, 0, 1), "upsampler", "vae")
     made = {"latents": engine.upsample(latents, work.recipe)}
     made |= _seen(work, engine, work.recipe.shape)
     yield Progress(Stage.UPSAMPLE, 1, 1)
@@ -286,6 +206,7 @@ def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
 def _refine(work: Work, engine: LtxEngine, embeddings: Embeddings, made: Tensors) -> Making:
     recipe = replace(work.recipe, sigmas=work.effective.refine_sigmas)
     start = _left_at(work.file("refine-step.safetensors"), engine)
+    yield from _bring(engine, _begun(recipe, Stage.REFINE, start), "transformer")
     steps = engine.refine(embeddings, recipe, made["latents"], start, _guides(work, made))
     return (yield from _stepped(work, engine, recipe, Stage.REFINE, start, steps))
 
@@ -298,7 +219,7 @@ def _stepped(
     file = work.file("refine-step.safetensors" if stage == Stage.REFINE else "step.safetensors")
     total, saved = len(recipe.sigmas), time.monotonic()
     before = len(work.effective.sigmas) if stage == Stage.REFINE else 0
-    yield Progress(stage, start.done if start else 0, total)
+    yield _begun(recipe, stage, start)
     with engine.stopping(lambda: not work.cancelled.is_set()):
         for step in steps:
             if file and step.done < total and time.monotonic() - saved > KEEP_EVERY_S:
@@ -312,6 +233,10 @@ def _stepped(
     return {"latents": step.latents}
 
 
+def _begun(recipe: Recipe, stage: Stage, start: Start | None) -> Progress:
+    return Progress(stage, start.done if start else 0, len(recipe.sigmas))
+
+
 def _left_at(file: Path | None, engine: LtxEngine) -> Start | None:
     """The step that an earlier attempt had come to."""
     kept = artefacts.load(file, engine.placement.device) if file else None
@@ -321,6 +246,7 @@ def _left_at(file: Path | None, engine: LtxEngine) -> Start | None:
 def _decode(work: Work, engine: LtxEngine, latents: Tensor) -> Generator[Event]:
     shape, done = work.effective.shape, 0
     yield Progress(Stage.DECODE, 0, shape.frames)
+    yield from _bring(engine, Progress(Stage.DECODE, 0, shape.frames), "vae")
     for pixels in _pictures(work, engine, latents):
         wanted = pixels[: shape.frames - done]
         if len(wanted):
@@ -354,37 +280,39 @@ def load_engine(work: Work) -> LtxEngine:
     return fold(_load(work))
 
 
-def fold(events: Generator[Event, None, Value]) -> Value:
-    """What a stage comes to, its events unheard."""
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return cast(Value, end.value)
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(folder: Path) -> Tokenizer:
-    return load_tokenizer(folder)
-
-
-def _fall_back(work: Work, error: str) -> None:
+def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
     """Run in float32 from here on, and say so; what was kept has the old dtype."""
+    if shown or work.placement.dtype == torch.float32:
+        raise NotFinite(
+            f"{error} {work.plan.card.name} is damaged or its settings are too far off; "
+            f"it was run in {work.placement.dtype_name} and no clip was written."
+        ) from error
+    work.made.clear()
     for file in work.folder.glob("*.safetensors") if work.folder else ():
         file.unlink()
-    change = Change("dtype", work.effective.dtype, "float32", error)
-    work.placement = replace(work.placement, dtype=torch.float32, reason=error)
+    change = Change("dtype", work.effective.dtype, "float32", str(error))
+    work.placement = replace(work.placement, dtype=torch.float32, reason=str(error))
     work.effective = replace(
         work.effective, dtype="float32", changes=(*work.effective.changes, change)
     )
 
 
-def _told(field: str, reading: Reading, prompt: str, card: ModelCard) -> Iterator[Change]:
-    """What of a prompt does not reach the model."""
-    if reading.cut:
-        reason = f"{card.name} reads {card.max_tokens} tokens; this was cut off: {reading.cut!r}"
-        yield Change(field, prompt, reading.text, reason)
-    if reading.unknown:
-        words = ", ".join(repr(word) for word in reading.unknown)
-        reason = f"{card.name} does not know: {words}"
-        yield Change(f"{field}_words", list(reading.unknown), [], reason)
+def _hold_less(work: Work, error: Exception) -> None:
+    """One rung down the ladder, with all memory free; the stages that are over stay."""
+    if not is_out_of_memory(error):
+        raise error
+    hold = work.placement.hold
+    if hold.leaner is None:
+        shape = work.effective.shape
+        raise OutOfMemory(
+            f"{work.plan.card.name} has too little memory on {work.placement.device} for "
+            f"{shape.width}x{shape.height} and {shape.frames} frames; make less of either."
+        ) from error
+    loaded.clear()
+    error.__traceback__ = None  # its frames hold tensors
+    free(work.placement.device)
+    change = Change("hold", hold.value, hold.leaner.value, "memory ran out while it was made")
+    work.placement = replace(work.placement, hold=hold.leaner)
+    work.effective = replace(
+        work.effective, hold=hold.leaner.value, changes=(*work.effective.changes, change)
+    )

@@ -16,7 +16,7 @@ from filmlet.api.doors import Admin, From, Shared
 from filmlet.api.words import Model, ModelList, Video
 from filmlet.errors import FilmletError, UnknownModel
 from filmlet.jobs import Census, Queue
-from filmlet.models import CARDS, check
+from filmlet.models import CARDS, locate
 
 router = APIRouter()
 SINCE = int(time.mktime(date(2026, 11, 22).timetuple()))
@@ -174,17 +174,17 @@ def model(id: Annotated[str, Depends(known)], who: From) -> Model:
 def _model(name: str) -> Model:
     card = CARDS[name]
     try:
-        check(card)
-        available = True
+        available = locate(card) is not None
     except FilmletError:
         available = False
     return Model(
         id=name,
         created=SINCE,
-        owned_by=card.repo.partition("/")[0] if card.repo else "filmlet",
+        owned_by=card.sources.transformer.repo.partition("/")[0] or "filmlet",
         summary=card.summary,
         licence=card.licence,
         available=available,
+        bytes=card.bytes,
         default_size=f"{card.grid.width}x{card.grid.height}",
         default_seconds=round(card.grid.frames / card.grid.fps, 4),
         max_side=card.grid.max_side,

@@ -204,7 +204,9 @@ class VideoPlan(BaseModel):
     """What a request would come to if it were sent now; nothing is queued.
 
     tokens, unknown_words: of the prompt, None while the model's tokenizer is not here; each
-    unknown word with the nearest known ones. ahead: unfinished videos before it.
+    unknown word with the nearest known ones. ahead: unfinished videos before it. fetch_bytes: of
+    weights that come first, their time is not in `eta`. device to memory_bytes: how a worker would
+    hold the model and what that takes, None while none is alive or where it has no room.
     """
 
     object: Literal["video.plan"] = "video.plan"
@@ -224,10 +226,16 @@ class VideoPlan(BaseModel):
     changes: list[Difference]
     eta: Eta
     ahead: int
+    fetch_bytes: int
+    device: str | None
+    dtype: str | None
+    hold: str | None
+    memory_bytes: int | None
 
     @classmethod
     def of(cls, forecast: Forecast, words: Words | None) -> "VideoPlan":
         plan, shape = forecast.plan, forecast.plan.shape
+        machine, need = forecast.machine, forecast.need
         unknown = {w: list(near) for w, near in words.unknown.items()} if words else None
         return cls(
             model=plan.card.name,
@@ -246,6 +254,11 @@ class VideoPlan(BaseModel):
             changes=[Difference(**asdict(change)) for change in plan.changes],
             eta=Eta(**asdict(forecast.eta)),
             ahead=forecast.ahead,
+            fetch_bytes=forecast.fetch,
+            device=machine.device if machine else None,
+            dtype=machine.dtype if machine else None,
+            hold=need.hold if need else None,
+            memory_bytes=need.bytes if need else None,
         )
 
 
@@ -269,7 +282,10 @@ class VideoDeleted(BaseModel):
 
 
 class Model(BaseModel):
-    """One model of the catalogue; `available` if its files are here."""
+    """One model of the catalogue; `available` if its files are here, else they are fetched first.
+
+    bytes: of all its files, 0 for what comes with filmlet.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -278,6 +294,7 @@ class Model(BaseModel):
     summary: str
     licence: str
     available: bool
+    bytes: int
     default_size: str
     default_seconds: float
     max_side: int

@@ -1,10 +1,9 @@
 """The LTX-Video engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
 
-import json
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,13 +14,14 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel
+from transformers import T5EncoderModel
 
-from filmlet.card import ModelCard
+from filmlet.budget import Hold
+from filmlet.card import Files, ModelCard
 from filmlet.engine import streaming
 from filmlet.engine.denoise import Held, Step, Velocity, euler, pack, unpack
 from filmlet.engine.guiding import Places, Scene, Shown, lay_out
-from filmlet.engine.loading import fill, on_meta, weigh
+from filmlet.engine.parts import Parts
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import Reading
 from filmlet.errors import Cancelled, NotFinite
@@ -29,7 +29,8 @@ from filmlet.events import Pixels, Progress, Stage
 from filmlet.request import Shape
 
 Value = TypeVar("Value")
-PREVIEW_FILE = "preview.safetensors"
+PROMPTS = 64  # that are remembered
+KILOBYTE = 1000
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,50 @@ class LtxEngine:
     """One loaded checkpoint. Every method runs without gradients and leaves nothing behind."""
 
     card: ModelCard
-    placement: Placement
-    text_encoder: T5EncoderModel
-    transformer: LTXVideoTransformer3DModel
-    vae: AutoencoderKLLTXVideo
-    upsampler: LTXLatentUpsamplerModel | None
+    parts: Parts
     projection: Tensor | None  # (channels + 1, 3): latent to RGB in [0, 1], the last row is added
+    told: OrderedDict[bytes, Tensor] = field(default_factory=OrderedDict)  # prompts, latest last
+
+    @property
+    def placement(self) -> Placement:
+        return self.parts.placement
+
+    @property
+    def text_encoder(self) -> T5EncoderModel:
+        return self.parts.held["text_encoder"]
+
+    @property
+    def transformer(self) -> LTXVideoTransformer3DModel:
+        return self.parts.held["transformer"]
+
+    @property
+    def vae(self) -> AutoencoderKLLTXVideo:
+        return self.parts.held["vae"]
+
+    @property
+    def upsampler(self) -> LTXLatentUpsamplerModel:
+        return self.parts.held["upsampler"]
+
+    def knows(self, reading: Reading) -> bool:
+        """Whether a prompt was encoded lately: the text encoder is not needed for it."""
+        return _key(reading) in self.told
 
     @torch.inference_mode()
     def encode(self, reading: Reading) -> Tensor:
         """(1, tokens, channels): encoded with the padding it was trained with, cut to real tokens.
 
-        Cutting equals diffusers' attention mask, and costs less.
+        Cutting equals diffusers' attention mask, and costs less. The latest are remembered.
         """
-        ids = reading.ids.to(self.placement.device)
-        if self.card.causal:
-            ids = ids[:, : reading.tokens]
-        return self.text_encoder(ids)[0][:, : reading.tokens]
+        key = _key(reading)
+        if key not in self.told:
+            ids = reading.ids.to(self.placement.device)
+            if self.card.causal:
+                ids = ids[:, : reading.tokens]
+            self.told[key] = self.text_encoder(ids)[0][:, : reading.tokens].clone()
+            if len(self.told) > PROMPTS:
+                self.told.popitem(last=False)
+        self.told.move_to_end(key)
+        return self.told[key]
 
     @torch.inference_mode()
     def see(self, pixels: Pixels) -> Tensor:
@@ -164,7 +192,10 @@ class LtxEngine:
             if embeddings.negative is None:
                 return flow
             away = call(latents, embeddings.negative, sigma)
-            return away + guidance * (flow - away)
+            guided = away + guidance * (flow - away)
+            # Lin et al., 2023, arXiv 2305.08891, section 3.4: guidance must not raise the contrast.
+            spread = flow.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
+            return torch.lerp(guided, guided * spread, self.card.rescale)
 
         return velocity
 
@@ -175,7 +206,6 @@ class LtxEngine:
         Each channel gets back the mean and deviation that it had (AdaIN), as in Lightricks' own
         two-stage pipeline.
         """
-        assert self.upsampler
         small = self._denormalise(unpack(latents, *self.latent_shape(recipe.first().shape)))
         large = self.upsampler(small.to(self.placement.dtype)).float()
         axes = (2, 3, 4)
@@ -271,47 +301,41 @@ class LtxEngine:
 
 
 def load(
-    card: ModelCard, folder: Path, placement: Placement
+    card: ModelCard, files: Files, placement: Placement
 ) -> Generator[Progress, None, LtxEngine]:
-    """Read a checkpoint in diffusers' layout; Progress counts bytes. Raises CheckpointDamaged."""
-    with torch.device("meta"):
-        text_encoder = T5EncoderModel(T5Config.from_dict(_config(folder / "text_encoder")))
-    transformer = on_meta(LTXVideoTransformer3DModel, _config(folder / "transformer"))
-    vae = on_meta(AutoencoderKLLTXVideo, _config(folder / "vae"))
-    modules = {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
-    upsampler = None
-    if card.refine:
-        upsampler = on_meta(LTXLatentUpsamplerModel, _config(folder / "latent_upsampler"))
-        modules["latent_upsampler"] = upsampler
-    done, total = 0, sum(weigh(folder / name) for name in modules)
-    yield Progress(Stage.LOAD, 0, total)
-    for name, module in modules.items():
-        for read in fill(module, folder / name, placement):
-            done += read
-            yield Progress(Stage.LOAD, min(done, total), total)
-    if placement.device == "cpu":
-        # The norms work over channels: this layout spares them a copy.
-        vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    projection = _projection(folder, placement)
-    yield Progress(Stage.LOAD, total, total)
-    return LtxEngine(card, placement, text_encoder, transformer, vae, upsampler, projection)
+    """Make a checkpoint ready; Progress counts kilobytes. Raises CheckpointDamaged.
+
+    Where all of it has no room at once, its components are read when they are needed.
+    """
+    parts = Parts(files, placement)
+    names = [name for name, _ in files.there() if name not in ("tokenizer", "preview")]
+    if placement.hold != Hold.ALL:
+        names = []
+    done, total = 0, parts.weigh(*names)
+    yield Progress(Stage.LOAD, 0, kilobytes(total))
+    for read in parts.bring(*names):
+        done = min(done + read, total)
+        yield Progress(Stage.LOAD, done // KILOBYTE, kilobytes(total))
+    yield Progress(Stage.LOAD, kilobytes(total), kilobytes(total))
+    projection = None
+    if files.preview:
+        projection = load_file(files.preview)["latent_to_rgb"].to(placement.device).float()
+    return LtxEngine(card, parts, projection)
+
+
+def kilobytes(bytes: int) -> int:
+    """Rounded up, at least 1: what progress counts, so that it fits a database's integer."""
+    return max(1, -(-bytes // KILOBYTE))
+
+
+def _key(reading: Reading) -> bytes:
+    return reading.ids[:, : reading.tokens].numpy().tobytes()
 
 
 def tone_mapped(latents: Tensor, ratio: float) -> Tensor:
     """Large values pulled in, as the 13B models' recipe does before decoding (ratio 0 to 1)."""
     scale = 0.75 * ratio
     return latents * (1 - 0.8 * scale * torch.sigmoid(4 * scale * (latents.abs() - 1)))
-
-
-def _config(component: Path) -> dict[str, object]:
-    return json.loads((component / "config.json").read_text())
-
-
-def _projection(folder: Path, placement: Placement) -> Tensor | None:
-    path = folder / PREVIEW_FILE
-    if not path.is_file():
-        return None
-    return load_file(path)["latent_to_rgb"].to(placement.device).float()
 
 
 def _to_uint8(pixels: Tensor) -> Pixels:

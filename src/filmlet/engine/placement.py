@@ -1,16 +1,24 @@
 """On which device and in which dtype a model computes, chosen by what is there."""
 
+import gc
+import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from filmlet.budget import Hold, Machine
 from filmlet.errors import InvalidRequest
 
+CGROUP = Path("/sys/fs/cgroup")
+OUT_OF_MEMORY = ("not enough memory", "t allocate memory")
 PROBE_BOUND = 2e-2  # relative error that bfloat16 may add to one layer
 PROBE_GAIN = 1.2  # bfloat16 must be this much faster to be worth its error
 
@@ -22,6 +30,7 @@ class Placement:
     device: str
     dtype: torch.dtype
     reason: str
+    hold: Hold = Hold.ALL
 
     @property
     def dtype_name(self) -> str:
@@ -47,6 +56,52 @@ def choose(device: str | None = None) -> Placement:
             return Placement(device, torch.float32, "float32 on Metal")
         case _:
             return _on_cpu()
+
+
+def machine(device: str | None = None) -> Machine:
+    """This machine, as a model finds it. Raises InvalidRequest for a device that is not there."""
+    placement = choose(device)
+    name = platform.processor() or platform.machine()
+    if placement.device.startswith("cuda"):
+        name = torch.cuda.get_device_name(placement.device)
+    return Machine(
+        device=placement.device,
+        name=name,
+        memory=free_memory(placement.device),
+        dtype=placement.dtype_name,
+        value_bytes=placement.dtype.itemsize,
+    )
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a model may take on the device."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    available: int = psutil.virtual_memory().available
+    return min(available, _of_the_container())
+
+
+def _of_the_container() -> int:
+    """What a container's limit leaves, which the system's own figures do not tell."""
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    try:
+        return int(limit.read_text()) - int(used.read_text())
+    except (OSError, ValueError):  # no such files, or "max"
+        return sys.maxsize
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says so: on the CPU torch has no error of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def free(device: str) -> None:
+    """Give memory back that nobody refers to."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def _mps() -> str | None:

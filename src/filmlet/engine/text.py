@@ -36,11 +36,11 @@ class Reading:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint; raises CheckpointDamaged."""
+    """The tokenizer in a folder; raises CheckpointDamaged."""
     try:
-        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointDamaged(f"{folder / 'tokenizer'} cannot be read: {error}.") from error
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise CheckpointDamaged(f"{folder} cannot be read: {error}.") from error
 
 
 def read(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> Reading:

@@ -129,8 +129,13 @@ def _second(connection: Connection) -> None:
         connection.execute(sa.text(statement))
 
 
+def _third(connection: Connection) -> None:
+    """What a worker computes on, so that a plan can say how a model will be held there."""
+    connection.execute(sa.text("alter table filmlet_worker add column machine text"))
+
+
 # A change of the schema is a new function at the end.
-MIGRATIONS = (_first, _second)
+MIGRATIONS = (_first, _second, _third)
 
 
 class Database:

@@ -4,6 +4,7 @@ Each names worker and attempt: whoever has lost the job changes nothing, and hea
 """
 
 import json
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Self
@@ -14,7 +15,7 @@ from filmlet.jobs.database import Database, Row, Transaction, tally
 from filmlet.jobs.job import Status
 from filmlet.jobs.webhooks import announce
 from filmlet.settings import Settings
-from filmlet.stages import Work
+from filmlet.work import Work
 
 LISTEN_S = 0.35  # between two questions for a cancel while nothing else is to be told
 
@@ -27,6 +28,7 @@ class Held:
     settings: Settings
     row: Row
     work: Work | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
     latest: Progress | None = None
     preview: str | None = None
     passed: str | None = None  # the preview before it, which readers may still ask for
@@ -73,9 +75,8 @@ class Held:
         self.latest = progress
 
     def stop(self) -> None:
-        """End the work inside its model call."""
-        if self.work:
-            self.work.cancelled.set()
+        """End the work, inside a model call if need be."""
+        self.stopped.set()
 
     def report(self) -> None:
         """Progress, sign of life and the wish to cancel in one statement."""
@@ -118,7 +119,8 @@ class Held:
         sample = None if event.reused else self._sample(event)
         with self.database.transaction() as t:
             t.rows(
-                "update filmlet_job set stages = :stages, effective = :effective, seq = seq + 1"
+                "update filmlet_job set stages = :stages,"
+                " effective = coalesce(:effective, effective), seq = seq + 1"
                 " where id = :id and worker = :worker and attempt = :attempt",
                 stages=json.dumps(self.records), effective=self._effective, **self._mine,
             )  # fmt: skip
@@ -129,7 +131,7 @@ class Held:
                 t.rows(
                     "insert into filmlet_cost values"
                     " (:model, :device, :stage, :units, :seconds, {now})",
-                    model=self.row["model"], device=self.settings.device or "cpu",
+                    model=self.row["model"], device=self._device,
                     stage=event.stage.value, units=units, seconds=seconds,
                 )  # fmt: skip
             t.rows(
@@ -194,14 +196,18 @@ class Held:
         return {"id": self.id, "worker": self.row["worker"], "attempt": self.attempt}
 
     @property
-    def _effective(self) -> str:
+    def _device(self) -> str:
         assert self.work
-        return json.dumps(self.work.effective.as_json())
+        return self.work.placement.device
+
+    @property
+    def _effective(self) -> str | None:
+        return json.dumps(self.work.effective.as_json()) if self.work else None
 
     def _sample(self, event: Finished) -> tuple[float, float] | None:
         """Units and seconds of a stage for the cost model; a load that was none costs nothing."""
         size = Size(**json.loads(self.row["work"]))
-        if event.stage == Stage.LOAD and event.seconds < 0.05:
+        if event.stage == Stage.FETCH or (event.stage == Stage.LOAD and event.seconds < 0.05):
             return None
         seconds = event.seconds
         if event.stage in (Stage.DENOISE, Stage.REFINE):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from filmlet.budget import Machine, Need, choose
 from filmlet.events import Stage
 from filmlet.plan import Plan
 from filmlet.request import Shape
@@ -52,11 +53,24 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a clip would come to if it were asked for now. ahead: unfinished jobs before it."""
+    """What a clip would come to if it were asked for now.
+
+    ahead: unfinished jobs before it. fetch: bytes of weights that are not here yet. machine: that
+    of a worker, None while none is alive.
+    """
 
     plan: Plan
     eta: Estimate
     ahead: int
+    fetch: int
+    machine: Machine | None
+
+    @property
+    def need(self) -> Need | None:
+        """How the model would be held; None where it has no room, or nobody knows."""
+        if self.machine is None:
+            return None
+        return choose(self.plan.needs(self.machine.value_bytes), self.machine.memory)
 
 
 @dataclass(frozen=True)

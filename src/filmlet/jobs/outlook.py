@@ -5,12 +5,15 @@ from bisect import bisect
 from dataclasses import asdict, dataclass, field, replace
 from heapq import heapreplace
 
+from filmlet.budget import Machine
 from filmlet.events import Stage
 from filmlet.jobs import cost
 from filmlet.jobs.cost import CostModel, Sample, Size
 from filmlet.jobs.database import Row, Transaction
 from filmlet.jobs.job import Estimate, Status
 
+GUESS_KB_S = 20_000  # of a download, before anything of it has come
+FETCH_BAND = 2.0
 TAKE = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
 
 
@@ -36,13 +39,15 @@ class Outlook:
         """fitted: models of earlier outlooks, kept while nothing new was measured."""
         self.known: dict[str, Known] = {}
         self.fitted = fitted
-        workers = t.rows("select id, device, speed, model from filmlet_worker where dead = 0")
+        workers = t.rows("select device, speed, model, machine from filmlet_worker where dead = 0")
+        known = workers[0]["machine"] if workers else None
+        self.machine = Machine(**json.loads(known)) if known else None
         self.loaded = {str(w["model"]) for w in workers}
         self.device = str(workers[0]["device"]) if workers else "cpu"
         self.speed = float(workers[0]["speed"]) if workers else cost.probe()
         rows = t.rows(
-            "select id, status, rank, queued, model, work, stage, done, total"
-            " from filmlet_job where status in ('queued', 'running')"
+            "select id, status, rank, queued, model, work, stage, done, total,"
+            " {now} - started as running from filmlet_job where status in ('queued', 'running')"
             " order by case status when 'running' then 0 else 1 end, rank, queued, id"
         )
         self.positions: dict[str, int] = {}
@@ -85,6 +90,8 @@ class Outlook:
         """Seconds of work that a running job still needs."""
         model, size = self._known(t, row["model"]).model, Size(**json.loads(row["work"]))
         stages = self._stages(row["model"])
+        if row["stage"] == Stage.FETCH:
+            return _after(_fetching(row), model.estimate(size, stages))
         if row["stage"] not in stages:
             return model.estimate(size, stages)
         now = Stage(row["stage"])
@@ -94,7 +101,8 @@ class Outlook:
         return cost.total([replace(current, seconds=current.seconds * (1 - share)), *later])
 
     def _stages(self, name: str) -> list[Stage]:
-        return [s for s in Stage if s != Stage.LOAD or name not in self.loaded]
+        without = {Stage.FETCH, *((Stage.LOAD,) if name in self.loaded else ())}
+        return [stage for stage in Stage if stage not in without]
 
     def _known(self, t: Transaction, name: str) -> Known:
         if name not in self.known:
@@ -117,6 +125,13 @@ class Outlook:
         )  # fmt: skip
         samples = [Sample(Stage(r["stage"]), r["units"], r["seconds"]) for r in reversed(rows)]
         return CostModel(samples, self.speed)
+
+
+def _fetching(row: Row) -> Estimate:
+    """Seconds until all weights are here, at the pace so far: a fetch is a job's first stage."""
+    share = row["done"] / max(1, row["total"])
+    left = row["running"] * (1 - share) / share if share else float(row["total"]) / GUESS_KB_S
+    return Estimate(left, left / FETCH_BAND, left * FETCH_BAND)
 
 
 def _after(first: Estimate, then: Estimate) -> Estimate:

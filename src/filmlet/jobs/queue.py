@@ -29,6 +29,7 @@ from filmlet.jobs.limits import Limits, used
 from filmlet.jobs.outlook import Fitted, Outlook
 from filmlet.jobs.storage import Storage
 from filmlet.jobs.webhooks import announce
+from filmlet.models import size as disk_use
 from filmlet.plan import Plan, plan
 from filmlet.request import ClipRequest, Effective, Shape
 from filmlet.settings import Settings
@@ -41,6 +42,7 @@ FOLLOW_EVERY_S = 0.15
 OUTLOOK_S, BURST_S = 0.25, 0.05
 OVER = tuple(status.value for status in Status if status.is_over)
 SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over
+    Stage.FETCH: 0.0,  # once in a model's life; the stage's own steps tell it
     Stage.LOAD: 0.05,
     Stage.ENCODE: 0.05,
     Stage.DENOISE: 0.6,
@@ -230,7 +232,8 @@ class Queue:
         with self.database.reading() as t:
             outlook = Outlook(t, self._fitted)
             eta = outlook.of_another(t, planned.card.name, size_of(planned))
-        return Forecast(planned, eta, len(outlook.etas))
+        fetch = 0 if planned.files else max(0, planned.card.bytes - disk_use(planned.card))
+        return Forecast(planned, eta, len(outlook.etas), fetch, outlook.machine)
 
     def prioritise(self, job: str, priority: Priority) -> Job:
         """Move a waiting job into another class. Raises UnknownJob, JobConflict."""
@@ -406,8 +409,7 @@ class Queue:
 
 def size_of(planned: Plan) -> Size:
     """What the clip's cost depends on; read off the files, nothing is loaded."""
-    files = (planned.folder / "transformer").glob("*.safetensors")
-    return Size.of(planned, parameters=sum(file.stat().st_size for file in files) / 2)
+    return Size.of(planned, planned.parameters.transformer)
 
 
 def request_of(row: Row) -> ClipRequest:

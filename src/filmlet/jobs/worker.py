@@ -14,14 +14,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 from dbos import DBOS, WorkflowSerializationFormat
 
 from filmlet import stages
+from filmlet.engine.placement import machine
 from filmlet.errors import Cancelled, DatabaseUnusable, FilmletError, WorkerTaken
 from filmlet.events import Event, Finished, Preview, Progress, Stage
 from filmlet.jobs import cost, webhooks
@@ -31,7 +33,9 @@ from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue, requ
 from filmlet.media import save_still
 from filmlet.plan import plan
 from filmlet.settings import Settings
+from filmlet.work import prepare
 
+Value = TypeVar("Value")
 log = logging.getLogger("filmlet.worker")
 
 ATTEMPTS = 3
@@ -53,13 +57,13 @@ class Worker:
     """One device's worker. `run` returns when it is told to stop or has lost its lease."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises DatabaseUnusable, StorageUnusable."""
+        """Raises DatabaseUnusable, StorageUnusable, and InvalidRequest for a device that is not."""
         self.settings = settings
         self.queue = Queue(settings)
         self.name = f"{settings.worker}:{settings.device or 'auto'}"
         self.token = secrets.token_hex(8)
         self.held: Held | None = None
-        self.device = settings.device or "cpu"
+        self.machine = machine(settings.device)
         self.stop = threading.Event()
         self.drain = threading.Event()  # finish the job in hand, take no other
         self.lost = False
@@ -99,15 +103,16 @@ class Worker:
         """Take the name: it is free, its holder is silent, or was on this machine and is gone."""
         with self.queue.database.transaction() as t:
             taken = t.row(
-                "insert into filmlet_worker (id, token, home, device, speed, beat)"
-                " values (:id, :token, :home, :device, :speed, {now})"
+                "insert into filmlet_worker (id, token, home, device, speed, machine, beat)"
+                " values (:id, :token, :home, :device, :speed, :machine, {now})"
                 " on conflict (id) do update set token = excluded.token, home = excluded.home,"
-                " device = excluded.device, speed = excluded.speed, beat = excluded.beat,"
-                " dead = 0, model = ''"
+                " device = excluded.device, speed = excluded.speed, machine = excluded.machine,"
+                " beat = excluded.beat, dead = 0, model = ''"
                 " where filmlet_worker.dead = 1 or filmlet_worker.home = excluded.home"
                 " or filmlet_worker.beat < {now} - :lease returning id",
-                id=self.name, token=self.token, home=home, device=self.device,
-                speed=cost.probe(), lease=self.settings.lease_s,
+                id=self.name, token=self.token, home=home, device=self.machine.device,
+                speed=cost.probe(), machine=json.dumps(asdict(self.machine)),
+                lease=self.settings.lease_s,
             )  # fmt: skip
         if taken is None:
             raise WorkerTaken(
@@ -185,18 +190,28 @@ class Worker:
         folder = self.queue.storage.fetch(held.id)
         row = self._draft_of(held) or held.row
         earlier = json.loads(row["effective"])["dtype"] if row["effective"] else None
-        work = stages.prepare(plan(request_of(held.row), folder), self.settings, earlier)
-        work.folder, held.work = folder, work
-        held.note_effective()
         started = time.monotonic()
-        for event in stages.film(work, folder / "clip.mp4", force=True):
-            self._note(held, folder, event)
-            if work.cancelled.is_set():
-                raise Cancelled("The clip was cancelled.")
+        preparing = prepare(plan(request_of(held.row), folder), self.settings, earlier)
+        work = self._follow(held, folder, preparing)
+        work.folder, work.cancelled, held.work = folder, held.stopped, work
+        held.note_effective()
+        self._follow(held, folder, stages.film(work, folder / "clip.mp4", force=True))
         held.complete(self.queue.storage.size(held.id))
         self.queue.storage.leave(held.id)
         seconds = time.monotonic() - started
         log.info("%s completed in %.1f s", held.id, seconds, extra={"job": held.id})
+
+    def _follow(self, held: Held, folder: Path, events: Generator[Event, None, Value]) -> Value:
+        """Note what happens; what it comes to. Raises Cancelled."""
+        with closing(events):
+            while True:
+                try:
+                    event = next(events)
+                except StopIteration as end:
+                    return cast(Value, end.value)
+                self._note(held, folder, event)
+                if held.stopped.is_set():
+                    raise Cancelled("The clip was cancelled.")
 
     def _draft_of(self, held: Held) -> Row | None:
         """The draft that this job finishes; its results are brought into the job's folder.

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from filmlet.card import ModelCard
+from filmlet.models import hub
 
 WORDS_LISTED = 2000  # a vocabulary of words is small; one of word pieces knows every word
 UNKNOWN = ("<unk>", "[UNK]")
@@ -28,8 +29,8 @@ class Words:
 
 def count(card: ModelCard, prompt: str) -> Words | None:
     """Tokens and unknown words of a prompt; None while the model's tokenizer is not here."""
-    file = card.folder / "tokenizer" / "tokenizer.json" if card.folder else None
-    if file is None or not file.is_file():
+    file = _file(card)
+    if file is None:
         return None
     tokenizer = _read(file)
     read = tokenizer.encode(prompt)
@@ -41,8 +42,15 @@ def count(card: ModelCard, prompt: str) -> Words | None:
 
 def vocabulary(card: ModelCard) -> list[str]:
     """Every word that a model with a vocabulary of words knows, sorted; else nothing."""
-    file = card.folder / "tokenizer" / "tokenizer.json" if card.folder else None
-    return list(_known(file)) if file and file.is_file() else []
+    file = _file(card)
+    return list(_known(file)) if file else []
+
+
+def _file(card: ModelCard) -> Path | None:
+    """The tokenizer that is read here; some models have theirs in another form only."""
+    place = hub.place(card.sources.tokenizer)
+    file = place / "tokenizer.json" if place else None
+    return file if file and file.is_file() else None
 
 
 @lru_cache(maxsize=8)

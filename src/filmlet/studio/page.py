@@ -18,7 +18,7 @@ from filmlet.card import GuideKind, ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.guide import Guide
 from filmlet.jobs import Job
-from filmlet.models import CARDS, Words, check, count
+from filmlet.models import CARDS, Words, count, locate
 from filmlet.request import MAX_SEED
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
@@ -207,17 +207,17 @@ def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
 
 
 def _choices() -> list[tuple[str, str]]:
-    here = {name: is_here(card) for name, card in CARDS.items()}
-    return [(name if here[name] else f"{name} (not on this machine)", name) for name in CARDS]
+    return [
+        (name + ("" if is_here(card) else " (to be fetched)"), name) for name, card in CARDS.items()
+    ]
 
 
 def is_here(card: ModelCard) -> bool:
     """Whether the model's files are on this machine, whole."""
     try:
-        check(card)
+        return locate(card) is not None
     except FilmletError:
         return False
-    return True
 
 
 def describe(card: ModelCard) -> str:
@@ -360,6 +360,9 @@ def plan_of(plan: VideoPlan) -> str:
             f"({_time(eta.low)} to {_time(eta.high)}){ahead}"
         ),
     ]
+    if plan.fetch_bytes:
+        fetched = f"{plan.fetch_bytes / 1e9:.1f} GB of weights are fetched first, once."
+        lines.append(_paragraph(fetched))
     if plan.changes:
         reasons = "".join(f"<li>{escape(change.reason)}</li>" for change in plan.changes)
         lines.append(f"<ul>{reasons}</ul>")

@@ -2,6 +2,7 @@
 // window on jobs of the API; closing it loses nothing, and any number of windows may look.
 
 const WORDS = {
+  fetch: (v) => `Fetching the weights, ${gigabytes(v.step)} of ${gigabytes(v.steps)} GB`,
   load: () => "Loading the model",
   encode: () => "Reading the sentence",
   denoise: (v) => `Drawing, step ${v.step} of ${v.steps}`,
@@ -12,6 +13,9 @@ const WORDS = {
 };
 const TRY = {
   disk_full: "Free some space on the server's disk, then press Go on.",
+  hub_unreachable: "When the network is back, press Go on: what came whole is kept.",
+  hub_refused: "Choose another model, or ask who runs this server.",
+  out_of_memory: "Try a smaller size or a shorter clip.",
   checkpoint_missing: "Choose a model whose weights are on this machine, such as pocket.",
   checkpoint_damaged: "Install the model again, or choose another.",
   not_finite: "Try the model's own number of steps, or another size.",
@@ -25,6 +29,7 @@ const content = (v, query = "") => `/v1/videos/${v.id}/content${query}`;
 // Text into HTML: prompts are other people's words.
 const safe = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 const seconds = (s) => (s < 90 ? `${Math.max(1, Math.round(s))} s` : `${Math.round(s / 60)} min`);
+const gigabytes = (kilobytes) => (kilobytes / 1e6).toFixed(1);
 const band = (eta) => `about ${seconds(eta.seconds)} (${seconds(eta.low)} to ${seconds(eta.high)})`;
 
 class Refused extends Error {
@@ -158,7 +163,7 @@ class Stage extends HTMLElement {
     this.running = true;
     this.querySelector(".what").textContent = this.where(video);
     this.querySelector(".when").textContent = this.left(video);
-    this.querySelector("progress").value = video.progress;
+    this.querySelector("progress").value = video.stage === "fetch" ? (100 * video.step) / video.steps : video.progress;
     this.querySelector(".small").innerHTML = this.settings(video);
   }
 

@@ -1,0 +1,83 @@
+"""The components of a checkpoint: read when they are needed and, where room is short, put away."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from torch import nn
+from transformers import T5Config, T5EncoderModel
+
+from filmlet.budget import Hold
+from filmlet.card import Files
+from filmlet.engine.loading import Weights, fill, on_meta
+from filmlet.engine.placement import Placement
+
+KINDS = {
+    "transformer": LTXVideoTransformer3DModel,
+    "vae": AutoencoderKLLTXVideo,
+    "upsampler": LTXLatentUpsamplerModel,
+}
+BLOCKS = {"transformer": "transformer_blocks", "text_encoder": "encoder.block"}
+
+
+@dataclass(eq=False)
+class Parts:
+    """Modules by name, as many of them in memory as the placement has room for."""
+
+    files: Files
+    placement: Placement
+    held: dict[str, nn.Module] = field(default_factory=dict)
+
+    def weigh(self, *names: str) -> int:
+        """Bytes that `bring` would read."""
+        return sum(self._weights(name).bytes for name in names if name not in self.held)
+
+    def bring(self, *names: str) -> Iterator[int]:
+        """Read those that are not in memory; yields bytes. Raises CheckpointDamaged.
+
+        Where all do not fit, the others are put away first.
+        """
+        if self.placement.hold != Hold.ALL:
+            for other in self.held.keys() - set(names):
+                self.put_away(other)
+        for name in names:
+            if name not in self.held:
+                yield from self._read(name)
+
+    def put_away(self, name: str) -> None:
+        """Free a component's memory."""
+        del self.held[name]
+        if self.placement.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    @property
+    def _lent(self) -> tuple[str, ...]:
+        """Components that have their weights where they compute only while they use them."""
+        match self.placement.hold:
+            case Hold.STORED:
+                return ("transformer",)
+            case Hold.LAYERS:
+                return ("transformer", "text_encoder")
+            case _:
+                return ()
+
+    def _weights(self, name: str) -> Weights:
+        place = getattr(self.files, name)
+        assert place
+        return Weights(name, place)
+
+    def _read(self, name: str) -> Iterator[int]:
+        weights, placement = self._weights(name), self.placement
+        if name == "text_encoder":
+            with torch.device("meta"):
+                module: nn.Module = T5EncoderModel(T5Config.from_dict(weights.config))
+        else:
+            module = on_meta(KINDS[name], weights.config)
+        lent = module.get_submodule(BLOCKS[name]) if name in self._lent else None
+        yield from fill(module, weights, placement, lent)
+        if name == "vae" and placement.device == "cpu":
+            # The norms work over channels: this layout spares them a copy.
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.held[name] = module

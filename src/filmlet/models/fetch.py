@@ -1,0 +1,91 @@
+"""Bring what a model needs into the Hub's cache, and say how far it is."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from filmlet.card import ModelCard, Source
+from filmlet.errors import (
+    CheckpointDamaged,
+    CheckpointMissing,
+    DiskFull,
+    FilmletError,
+    HubRefused,
+    HubUnreachable,
+)
+from filmlet.models import hub
+from filmlet.models.files import locate
+
+CHILD = (sys.executable, "-m", "filmlet.models.fetching")
+KINDS: tuple[type[FilmletError], ...] = (
+    CheckpointDamaged, CheckpointMissing, DiskFull, HubRefused, HubUnreachable,
+)  # fmt: skip
+NEEDED = ("model_index.json", "scheduler", "tokenizer", "vae", "transformer", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Bytes so far: of one file, and of all that are to be fetched."""
+
+    file: str
+    done: int
+    size: int
+    all_done: int
+    all_size: int
+
+
+def fetch(card: ModelCard) -> Iterator[Fetched]:
+    """Fetch what of a card is not here; close the iterator to stop.
+
+    Raises HubUnreachable, HubRefused, CheckpointMissing, CheckpointDamaged, DiskFull.
+    """
+    if locate(card):
+        return
+    sources = dict.fromkeys(source for _, source in card.sources.there())
+    yield from fetch_sources(list(sources))
+
+
+def repository(name: str) -> Iterator[Fetched]:
+    """Fetch a repository in diffusers' layout, those parts of it that are used. As `fetch`."""
+    yield from fetch_sources([Source(path, repo=name, revision="main") for path in NEEDED])
+
+
+def fetch_sources(sources: Sequence[Source]) -> Iterator[Fetched]:
+    """Fetch what of these is not here. As `fetch`."""
+    for repo in {source.repo for source in sources}:
+        hub.sweep(repo)
+    with _child(sources) as child:
+        assert child.stdout
+        for line in child.stdout:
+            told = json.loads(line)
+            if "error" in told:
+                raise _error(told["error"], told["message"])
+            yield Fetched(**told)
+        if child.wait():
+            raise HubUnreachable("The download ended without a word; try again.")
+
+
+@contextmanager
+def _child(sources: Sequence[Source]) -> Iterator["subprocess.Popen[str]"]:
+    """The process that fetches; it ends with the block, in the middle of a file if need be."""
+    pipe = subprocess.PIPE
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(CHILD, stdin=pipe, stdout=pipe, stderr=quiet, text=True) as child:
+        try:
+            assert child.stdin
+            child.stdin.write(json.dumps([asdict(source) for source in sources]) + "\n")
+            child.stdin.flush()
+            yield child
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+                for repo in {source.repo for source in sources}:
+                    hub.sweep(repo)
+
+
+def _error(code: str, message: str) -> FilmletError:
+    return next(kind for kind in KINDS if kind.code == code)(message)

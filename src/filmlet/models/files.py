@@ -1,0 +1,135 @@
+"""Are the files of a checkpoint there, and whole? Asked before anything heavy is loaded."""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filmlet.card import Components, Files, ModelCard
+from filmlet.errors import CheckpointDamaged, CheckpointMissing
+from filmlet.models import hub
+
+INDEX = "*.safetensors.index.json"  # names every file of weights that were cut into several
+
+
+def locate(card: ModelCard) -> Files | None:
+    """Where a card's components lie, all whole; None while some are at the Hub only.
+
+    Raises CheckpointMissing or CheckpointDamaged for files that were here before.
+    """
+    places: dict[str, Path] = {}
+    for name, source in card.sources.there():
+        place = hub.place(source)
+        try:
+            if place is None:
+                raise CheckpointMissing(f"{source.repo} is not on this machine.")
+            _check(place)
+        except CheckpointMissing:
+            if not source.root:
+                return None
+            raise
+        places[name] = place
+    return Components(**places)
+
+
+def parameters(files: Files) -> Components[float]:
+    """How many values each component has, read off the headers of folders in diffusers' layout."""
+    counts = {name: _values(place) for name, place in files.there()}
+    return Components(**counts)
+
+
+def _values(place: Path) -> float:
+    there = [f for f in hub.files(place) if f.suffix == ".safetensors"]
+    tables = [_header(file, _stamp(file)) for file in there]
+    return float(sum(math.prod(entry["shape"]) for table in tables for entry in table.values()))
+
+
+def _check(place: Path) -> None:
+    """A component, whole: its configuration, and weights as long as their header says."""
+    if place.suffix == ".safetensors":
+        _check_weights(place)
+        return
+    is_tokenizer = place.name == "tokenizer"
+    config = place / ("tokenizer_config.json" if is_tokenizer else "config.json")
+    if not config.is_file():
+        raise CheckpointMissing(f"{config} is missing; install or fetch the model again.")
+    _check_json(config, _stamp(config))
+    if is_tokenizer:
+        return
+    shards = {place / name for index in place.glob(INDEX) for name in _shards(index, _stamp(index))}
+    files = sorted(shards or place.glob("*.safetensors"))
+    if not files:
+        raise CheckpointMissing(f"{place} holds no .safetensors file; fetch it again.")
+    for weights in files:
+        _check_weights(weights)
+
+
+def _check_weights(weights: Path) -> None:
+    if not weights.is_file():
+        raise CheckpointMissing(f"{weights} is missing; fetch it again.")
+    _check_length(weights, _stamp(weights))
+
+
+@lru_cache
+def _shards(index: Path, stamp: tuple[int, int]) -> frozenset[str]:
+    del stamp
+    table = read_json(index).get("weight_map")
+    return frozenset(table.values()) if isinstance(table, dict) else frozenset()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Changes whenever the file does: a server checks with every request, and reads once."""
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
+
+
+@lru_cache
+def _check_json(path: Path, stamp: tuple[int, int]) -> None:
+    del stamp
+    read_json(path)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """One JSON object; CheckpointDamaged where there is none."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointDamaged(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(table, dict):
+        raise CheckpointDamaged(f"{path} does not hold a JSON object.")
+    return table
+
+
+@lru_cache
+def _check_length(path: Path, stamp: tuple[int, int]) -> None:
+    """A .safetensors file is as long as its header says; a cut download is not."""
+    try:
+        table = _header(path, stamp)
+        start = _start(path)
+        length = start + max(entry["data_offsets"][1] for entry in table.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointDamaged(f"{path} is not a .safetensors file ({error}).") from error
+    if path.stat().st_size != length:
+        raise CheckpointDamaged(
+            f"{path} has {path.stat().st_size} bytes and should have {length}; fetch it again."
+        )
+
+
+@lru_cache
+def _header(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
+    """Each tensor's dtype, shape and place. Raises ValueError."""
+    del stamp
+    with path.open("rb") as file:
+        table: dict[str, Any] = json.loads(file.read(_start(path))[8:])
+    table.pop("__metadata__", None)
+    return table
+
+
+def _start(path: Path) -> int:
+    """Where the tensors begin."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > 100_000_000:
+        raise ValueError("the header is not one")
+    return 8 + header

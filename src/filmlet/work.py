@@ -1,0 +1,183 @@
+"""One clip, ready to be made: its model is here, its prompt is read, its place is chosen."""
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+
+from filmlet.budget import Hold
+from filmlet.budget import choose as fitting
+from filmlet.card import Files, ModelCard
+from filmlet.engine import ltx
+from filmlet.engine.artefacts import Tensors
+from filmlet.engine.ltx import LtxEngine, Recipe
+from filmlet.engine.placement import Placement, choose, free_memory
+from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
+from filmlet.errors import CheckpointDamaged, CheckpointMissing
+from filmlet.events import Event, Finished, Progress, Stage
+from filmlet.given import Given
+from filmlet.models import fetch, locate
+from filmlet.plan import Plan
+from filmlet.request import Change, Effective
+from filmlet.settings import Settings
+
+Value = TypeVar("Value")
+# The engine of the last clip, for the next one.
+loaded: dict[tuple[ModelCard, Files, Placement], LtxEngine] = {}
+
+
+@dataclass(eq=False)
+class Work:
+    """One clip, ready to be made. `effective` changes only if it must be run in another way.
+
+    made: what the stages have come to, by name; drawn: frames that the decoder has given. folder:
+    where the stages keep what they make; what is there is not made again. None keeps
+    nothing. cancelled: set from another thread, it stops the work inside a model call.
+    """
+
+    plan: Plan
+    files: Files
+    placement: Placement
+    prompt: Reading
+    negative: Reading | None
+    effective: Effective
+    made: dict[str, Tensors] = field(default_factory=dict)
+    drawn: int = 0
+    folder: Path | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def file(self, name: str) -> Path | None:
+        """Where a result of this name is kept, if at all."""
+        return self.folder / name if self.folder else None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The clip's shape and its first stage's levels."""
+        done = self.effective
+        return Recipe(done.shape, done.sigmas, done.guidance, done.seed)
+
+    @property
+    def first(self) -> Recipe:
+        """Its first stage, which is all of it where there is no second."""
+        return self.recipe.first() if self.effective.refine_sigmas else self.recipe
+
+    @property
+    def shown(self) -> tuple[Given, ...]:
+        """What guides the model; the end of a clip that is extended is the first of it."""
+        clip = self.plan.clip
+        return (clip, *self.plan.guides) if clip else self.plan.guides
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those of this clip, in order."""
+        second = () if self.effective.refine_sigmas else (Stage.UPSAMPLE, Stage.REFINE)
+        return tuple(s for s in Stage if s not in (Stage.FETCH, *second))
+
+
+def prepare(
+    plan: Plan, settings: Settings, dtype: str | None = None
+) -> Generator[Event, None, Work]:
+    """Fetch what is missing of the model, read the prompt and choose where to compute.
+
+    Nothing heavy is loaded yet. dtype: of an earlier attempt, so that its bytes come again; None
+    chooses. Raises what `fetch` of models raises.
+    """
+    card, request = plan.card, plan.request
+    files = plan.files or (yield from timed(Stage.FETCH, _fetch(card, settings)))
+    tokenizer = _tokenizer(files.tokenizer)
+    prompt = read(tokenizer, request.prompt, card.max_tokens)
+    negative = None
+    if plan.guidance > 1:
+        negative = read(tokenizer, request.negative_prompt, card.max_tokens)
+    told = list(_told("prompt", prompt, request.prompt, card))
+    if negative:
+        told += _told("negative_prompt", negative, request.negative_prompt, card)
+    placement = choose(settings.device)
+    if dtype and dtype != placement.dtype_name:
+        placement = replace(placement, dtype=getattr(torch, dtype), reason="as it was begun")
+    placement = replace(placement, hold=_hold(plan, files, placement, settings))
+    effective = Effective(
+        prompt=prompt.text,
+        prompt_tokens=prompt.tokens,
+        negative_prompt=negative.text if negative else "",
+        unknown_words=prompt.unknown,
+        model=card.name,
+        revision=card.revision,
+        seed=Effective.fresh_seed() if request.seed is None else request.seed,
+        shape=plan.shape,
+        sigmas=plan.sigmas,
+        refine_sigmas=plan.refine_sigmas,
+        guidance=plan.guidance,
+        device=placement.device,
+        dtype=placement.dtype_name,
+        hold=placement.hold.value,
+        guides=tuple(guide.as_guide(plan.shape) for guide in plan.guides),
+        extend=plan.clip.footage.name if plan.clip else None,
+        changes=(*plan.changes, *told),
+    )
+    return Work(plan, files, placement, prompt, negative, effective)
+
+
+def _fetch(card: ModelCard, settings: Settings) -> Generator[Event, None, Files]:
+    if not settings.fetch:
+        raise CheckpointMissing(
+            f"The weights of {card.name} are not on this machine, which fetches none by itself: "
+            f"filmlet models pull {card.name}"
+        )
+    for so_far in fetch(card):
+        done = so_far.all_done // ltx.KILOBYTE
+        yield Progress(Stage.FETCH, done, ltx.kilobytes(so_far.all_size))
+    files = locate(card)
+    if files is None:
+        raise CheckpointDamaged(f"{card.name} was fetched and is not whole; try again.")
+    return files
+
+
+def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) -> Hold:
+    """How the model is held: as the settings say, as it is, or as there is memory for."""
+    if settings.hold:
+        return Hold(settings.hold)
+    for card, where, held in loaded:
+        if (card, where) == (plan.card, files) and replace(held, hold=placement.hold) == placement:
+            return held.hold
+    found = plan.needs(placement.dtype.itemsize)
+    need = fitting(found, free_memory(placement.device))
+    return need.hold if need else Hold.LAYERS
+
+
+def timed(stage: Stage, events: Generator[Event, None, Value]) -> Generator[Event, None, Value]:
+    """A stage's events, and at the end how long it took."""
+    started = time.perf_counter()
+    value = yield from events
+    yield Finished(stage, time.perf_counter() - started)
+    return value
+
+
+def fold(events: Generator[Event, None, Value]) -> Value:
+    """What a stage comes to, its events unheard."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return cast(Value, end.value)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path) -> Tokenizer:
+    return load_tokenizer(folder)
+
+
+def _told(field: str, reading: Reading, prompt: str, card: ModelCard) -> Iterator[Change]:
+    """What of a prompt does not reach the model."""
+    if reading.cut:
+        reason = f"{card.name} reads {card.max_tokens} tokens; this was cut off: {reading.cut!r}"
+        yield Change(field, prompt, reading.text, reason)
+    if reading.unknown:
+        words = ", ".join(repr(word) for word in reading.unknown)
+        reason = f"{card.name} does not know: {words}"
+        yield Change(f"{field}_words", list(reading.unknown), [], reason)
