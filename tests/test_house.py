@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "filmlet"
 # Lowest first; rooms on one floor do not know each other. ARCHITECTURE.md shows the same list.
 FLOORS = (
-    ("errors", "events", "settings", "guide", "request", "card", "logs"),
+    ("errors", "events", "settings", "guide", "lora", "request", "card", "logs"),
     ("models", "media", "engine"),
     ("given",),
     ("plan",),
@@ -46,6 +46,7 @@ LIVES_IN = {
     "prometheus_client": "api",
     "gradio": "studio",
     "tokenizers": "models",
+    "huggingface_hub": "models",
     "uvicorn": "server",
 }
 ALSO = {
@@ -127,7 +128,7 @@ def test_nothing_loads_pickles() -> None:
 def test_the_public_names_are_these() -> None:
     assert sorted(filmlet.__all__) == [
         "Change", "Clip", "ClipRequest", "Effective", "FilmletError", "Finished",
-        "Frames", "Guide", "InvalidRequest",
+        "Frames", "Guide", "InvalidRequest", "Lora",
         "Preview", "Progress", "Stage", "__version__", "generate", "stream",
     ]  # fmt: skip
     for name in filmlet.__all__:

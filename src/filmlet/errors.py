@@ -41,6 +41,10 @@ class CheckpointMissing(FilmletError):
     code = "checkpoint_missing"
 
 
+class LoraMissing(CheckpointMissing, InvalidRequest):
+    """A LoRA of the Hub is not on this machine: whoever names it can name another."""
+
+
 class CheckpointDamaged(FilmletError):
     """Files of a checkpoint are there and cannot be used."""
 

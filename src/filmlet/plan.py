@@ -6,7 +6,8 @@ from pathlib import Path
 from filmlet.card import ModelCard
 from filmlet.errors import InvalidRequest, NotOffered
 from filmlet.given import Given, lengthened, read_clip, read_guides, settled
-from filmlet.models import check, find
+from filmlet.lora import Adapter
+from filmlet.models import check, find, read_loras
 from filmlet.request import Change, ClipRequest, Shape, fit
 
 
@@ -15,7 +16,8 @@ class Plan:
     """A request that a model can meet, and how. folder: the model's files, whole.
 
     shape: of the clip. refine_sigmas: empty where one stage is all there is. guides: with the
-    files that are shown; clip: that is extended, its last frames come before the new ones.
+    files that are shown; clip: that is extended, its last frames come before the new ones. loras:
+    with the files that they are in.
     """
 
     request: ClipRequest
@@ -28,6 +30,7 @@ class Plan:
     changes: tuple[Change, ...]
     guides: tuple[Given, ...] = ()
     clip: Given | None = None
+    loras: tuple[Adapter, ...] = ()
 
     @property
     def given(self) -> tuple[Given, ...]:
@@ -76,6 +79,7 @@ def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
         changes=tuple(changes),
         guides=guides,
         clip=clip,
+        loras=read_loras(request.loras, folder),
     )
 
 

@@ -65,7 +65,7 @@ class Work:
     def recipe(self) -> Recipe:
         """The clip's shape and its first stage's levels."""
         done = self.effective
-        return Recipe(done.shape, done.sigmas, done.guidance, done.seed)
+        return Recipe(done.shape, done.sigmas, done.guidance, done.seed, self.plan.loras)
 
     @property
     def first(self) -> Recipe:
@@ -118,6 +118,7 @@ def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
         dtype=placement.dtype_name,
         guides=tuple(guide.as_guide(plan.shape) for guide in plan.guides),
         extend=plan.clip.footage.name if plan.clip else None,
+        loras=tuple(adapter.as_used() for adapter in plan.loras),
         changes=(*plan.changes, *told),
     )
     return Work(plan, placement, prompt, negative, effective)
@@ -240,6 +241,8 @@ def _load(work: Work) -> Generator[Event, None, LtxEngine]:
         _engines.clear()  # one model at a time: the other's memory is free before this one comes
         _engines[key] = yield from ltx.load(*key)
     else:
+        yield Progress(Stage.LOAD, 1, 1)
+    for _ in _engines[key].loras.change(work.plan.loras):
         yield Progress(Stage.LOAD, 1, 1)
     return _engines[key]
 

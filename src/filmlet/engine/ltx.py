@@ -22,10 +22,12 @@ from filmlet.engine import streaming
 from filmlet.engine.denoise import Held, Step, Velocity, euler, pack, unpack
 from filmlet.engine.guiding import Places, Scene, Shown, lay_out
 from filmlet.engine.loading import fill, on_meta, weigh
+from filmlet.engine.lora import Loras
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import Reading
 from filmlet.errors import Cancelled, NotFinite
 from filmlet.events import Pixels, Progress, Stage
+from filmlet.lora import Adapter
 from filmlet.request import Shape
 
 Value = TypeVar("Value")
@@ -34,12 +36,16 @@ PREVIEW_FILE = "preview.safetensors"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage of a clip is denoised. sigmas: noise level before each model call."""
+    """How one stage of a clip is denoised. sigmas: noise level before each model call.
+
+    loras: that the transformer wears meanwhile.
+    """
 
     shape: Shape
     sigmas: tuple[float, ...]
     guidance: float
     seed: int
+    loras: tuple[Adapter, ...] = ()
 
     def first(self) -> "Recipe":
         """The first of two stages, whose second is this one's shape."""
@@ -74,6 +80,7 @@ class LtxEngine:
     vae: AutoencoderKLLTXVideo
     upsampler: LTXLatentUpsamplerModel | None
     projection: Tensor | None  # (channels + 1, 3): latent to RGB in [0, 1], the last row is added
+    loras: Loras
 
     @torch.inference_mode()
     def encode(self, reading: Reading) -> Tensor:
@@ -137,12 +144,12 @@ class LtxEngine:
                 held.draw()
             if fresh:
                 fresh()
-        velocity = self._velocity(embeddings, recipe.guidance, scene, held)
+        velocity = self._velocity(embeddings, recipe, scene, held)
         steps = euler(velocity, latents, recipe.sigmas, fresh, done, held)
         yield from _without_gradients(map(scene.apart, steps))
 
     def _velocity(
-        self, embeddings: Embeddings, guidance: float, scene: Scene, held: Held | None
+        self, embeddings: Embeddings, recipe: Recipe, scene: Scene, held: Held | None
     ) -> Velocity:
         """What the transformer says of latents, guided away from the negative prompt."""
 
@@ -150,21 +157,22 @@ class LtxEngine:
             timestep = torch.full((1,), sigma * 1000.0, device=latents.device)
             if held:  # each token has its own
                 timestep = held.free.clamp(max=sigma).squeeze(-1) * 1000.0
-            return self.transformer(
-                hidden_states=latents.to(self.placement.dtype),
-                encoder_hidden_states=text,
-                timestep=timestep,
-                encoder_attention_mask=None,
-                video_coords=scene.places,
-                return_dict=False,
-            )[0].float()
+            with self.loras.wearing(recipe.loras):
+                return self.transformer(
+                    hidden_states=latents.to(self.placement.dtype),
+                    encoder_hidden_states=text,
+                    timestep=timestep,
+                    encoder_attention_mask=None,
+                    video_coords=scene.places,
+                    return_dict=False,
+                )[0].float()
 
         def velocity(latents: Tensor, sigma: float) -> Tensor:
             flow = call(latents, embeddings.prompt, sigma)
             if embeddings.negative is None:
                 return flow
             away = call(latents, embeddings.negative, sigma)
-            return away + guidance * (flow - away)
+            return away + recipe.guidance * (flow - away)
 
         return velocity
 
@@ -294,7 +302,8 @@ def load(
         vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     projection = _projection(folder, placement)
     yield Progress(Stage.LOAD, total, total)
-    return LtxEngine(card, placement, text_encoder, transformer, vae, upsampler, projection)
+    loras = Loras(transformer, placement.dtype)
+    return LtxEngine(card, placement, text_encoder, transformer, vae, upsampler, projection, loras)
 
 
 def tone_mapped(latents: Tensor, ratio: float) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 from filmlet.card import ModelCard
 from filmlet.errors import CheckpointDamaged, CheckpointMissing
@@ -27,17 +28,17 @@ def check(card: ModelCard) -> Path:
     ):
         if not path.is_file():
             raise CheckpointMissing(f"{path} is missing; install {card.name} again.")
-        _check_json(path, _stamp(path))
+        _check_json(path, stamp_of(path))
     for component in (card.folder / c for c in COMPONENTS):
         files = sorted(component.glob("*.safetensors"))
         if not files:
             raise CheckpointMissing(f"{component} holds no .safetensors file; fetch it again.")
         for weights in files:
-            _check_length(weights, _stamp(weights))
+            _check_length(weights, stamp_of(weights))
     return card.folder
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp_of(path: Path) -> tuple[int, int]:
     """Changes whenever the file does: a server checks with every request, and reads once."""
     state = path.stat()
     return state.st_mtime_ns, state.st_size
@@ -64,17 +65,26 @@ def read_json(path: Path) -> dict[str, object]:
 def _check_length(path: Path, stamp: tuple[int, int]) -> None:
     """A .safetensors file is as long as its header says; a cut download is not."""
     del stamp
+    read_header(path)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The tensors of a .safetensors file by name; `__metadata__` is what else it says.
+
+    Raises CheckpointDamaged, for a file that is cut off as well.
+    """
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
             if header > 100_000_000:
                 raise ValueError("the header is not one")
             table = json.loads(file.read(header))
-        table.pop("__metadata__", None)
-        length = 8 + header + max(entry["data_offsets"][1] for entry in table.values())
+        tensors = [entry for name, entry in table.items() if name != "__metadata__"]
+        length = 8 + header + max(entry["data_offsets"][1] for entry in tensors)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointDamaged(f"{path} is not a .safetensors file ({error}).") from error
     if path.stat().st_size != length:
         raise CheckpointDamaged(
             f"{path} has {path.stat().st_size} bytes and should have {length}; fetch it again."
         )
+    return cast(dict[str, Any], table)
