@@ -11,7 +11,8 @@ from filmlet.jobs import Asking, Queue, Status
 from filmlet.settings import Settings
 from tests.queues import Start, ask, is_over, wait, without_queue
 from tests.test_guided_jobs import folders, refusal
-from tests.test_loras import LAYERS, diffusers, hub, matrices, save, style
+from tests.test_lora_files import hub
+from tests.test_loras import LAYERS, diffusers, matrices, save, style
 
 __all__ = ["hub", "style"]
 

@@ -1,9 +1,10 @@
 """LoRAs: every layout of their files, what they do to the weights, and how they are told."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -18,25 +19,22 @@ import filmlet
 from filmlet import stages
 from filmlet.engine.lora import Loras
 from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
+from filmlet.engine.placement import Placement
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import (
-    CheckpointDamaged,
-    CheckpointMissing,
-    FilmletError,
     InvalidRequest,
-    NotOffered,
 )
 from filmlet.events import Frames
 from filmlet.lora import Adapter, Lora, parse_lora
 from filmlet.media import tags
 from filmlet.models import find, read_loras
 from filmlet.plan import plan
-from filmlet.request import ClipRequest, clip_request
+from filmlet.request import clip_request
 from filmlet.settings import Settings
 from filmlet.stages import Work
 from tests.test_cli import filmlet as command
 from tests.test_engine import load as load_card
-from tests.test_engine import recipe_for
+from tests.test_engine import poison, recipe_for
 
 PROMPT = "a red ball moving left"
 LAYERS = {  # of the tiny transformer: (out, in)
@@ -298,46 +296,6 @@ def test_weights_in_eight_bits_are_merged_in_the_dtype_of_the_model_and_come_bac
         assert model.proj_in.weight.data_ptr() == exact.data_ptr()
 
 
-# What is refused
-
-
-def refused(table: dict[str, Tensor], path: Path, about: dict[str, str] | None = None) -> str:
-    """The code and the sentence."""
-    with pytest.raises(FilmletError) as error:
-        adapters(save(path, table, about))
-    return f"{error.value.code}: {error.value}"
-
-
-def test_a_file_that_is_no_lora_for_ltx_video_is_refused_by_what_is_in_it(tmp_path: Path) -> None:
-    good, path, one = diffusers(matrices()), tmp_path / "a.safetensors", torch.ones(4, 4)
-    layer = "transformer.transformer_blocks.0.attn1.to_q"
-    for more, code, says in (
-        ({f"{layer}.dora_scale": one}, "not_offered", "DoRA"),
-        ({f"{layer}.lora_magnitude_vector": one}, "not_offered", "DoRA"),
-        ({f"{layer}.hada_w1_a": one}, "not_offered", "LoHa"),
-        ({f"{layer}.lokr_w1": one}, "not_offered", "LoKr"),
-        ({f"{layer}.diff": one}, "not_offered", "whole weights"),
-        ({f"{layer}.lora_B.bias": one}, "not_offered", "biases"),
-        ({"text_encoder.block.0.q.lora_A.weight": one}, "not_offered", "text encoder"),
-        ({"lora_te_block_0_q.lora_down.weight": one}, "not_offered", "text encoder"),
-        ({"transformer.single_blocks.0.q.lora_A.weight": one}, "invalid_loras", "single_b"),
-        ({"transformer.transformer_blocks.0.attn1.q_norm.alpha": one}, "invalid_loras", "q_norm"),
-        ({f"{layer}.something": one}, "invalid_loras", "something"),
-        ({f"{layer}.weight": one}, "invalid_loras", "to_q.weight"),
-        ({f"{layer}.alpha": one}, "checkpoint_damaged", "not one number"),
-        ({f"{layer}.lora_A.weight": torch.ones(5, 48)}, "checkpoint_damaged", "do not fit"),
-        ({f"{layer}.lora_A.weight": torch.ones(4, 48, 1)}, "checkpoint_damaged", "do not fit"),
-        ({f"{layer}.lora_A.second.weight": one}, "checkpoint_damaged", "twice"),
-        ({"transformer.transformer_blocks.1.attn1.to_v.lora_A.weight": one}, "checkpoint_damaged",
-         "lacks the matrix up"),
-    ):  # fmt: skip
-        told = refused(good | more, path)
-        assert told.startswith(code), told
-        assert says in told
-    assert refused(good, path, {"lora_adapter_metadata": "{"}).startswith("checkpoint_damaged")
-    assert refused({}, path).startswith("checkpoint_damaged")
-
-
 def test_a_lora_for_a_larger_model_is_refused_before_a_weight_is_touched(
     tiny: Path, tmp_path: Path
 ) -> None:
@@ -353,109 +311,6 @@ def test_a_lora_for_a_larger_model_is_refused_before_a_weight_is_touched(
             latents(engine, tiny, path)
         assert error.value.code == "invalid_loras"
     assert weights(engine) == before
-
-
-def test_what_no_lora_could_be_is_refused_at_the_door(tmp_path: Path, style: str) -> None:
-    for loras, says in (
-        ([""], "needs a file"),
-        (["style.bin"], "no other kind"),
-        (["owner/name/style.ckpt"], "no other kind"),
-        (["owner/style.pt"], "no other kind"),
-        (["a/b/c"], "no other kind"),
-        (["style"], "no other kind"),
-        ([f"{style}:x"], "SOURCE:STRENGTH"),
-        ([f"{style}:nan"], "between -4 and 4"),
-        ([f"{style}:4.1"], "between -4 and 4"),
-        ([Lora(style)] * 9, "at most 8"),
-        ([{"path": style}], "list of source"),
-        ([7], "list of source"),
-        (style, "list of source"),
-        ([tmp_path / "none.safetensors"], "no file"),
-        ([tmp_path], "no other kind"),
-    ):
-        with pytest.raises(InvalidRequest, match=says) as error:
-            plan(clip_request("a", loras=loras))
-        assert error.value.param == "loras"
-    for content, says in ((b"", "not a .safetensors"), (Path(style).read_bytes()[:-9], "bytes")):
-        (tmp_path / "cut.safetensors").write_bytes(content)
-        with pytest.raises(CheckpointDamaged, match=says):
-            plan(clip_request("a", loras=[str(tmp_path / "cut.safetensors")]))
-
-
-def test_a_scale_that_stands_beside_a_file_of_peft_is_not_ignored(tmp_path: Path) -> None:
-    path = save(tmp_path / "adapter_model.safetensors", diffusers(matrices()))
-    config = tmp_path / "adapter_config.json"
-    ranks = {layer: len(down) for layer, (down, _) in matrices().items()}
-    for plain in ({}, {"alpha_pattern": ranks}):
-        config.write_text(json.dumps(plain))
-        adapters(path)
-    config.write_text(json.dumps({"r": 4, "lora_alpha": 16}))
-    with pytest.raises(NotOffered, match=r"adapter_config\.json scales"):
-        adapters(path)
-    config.write_text(json.dumps({"use_dora": True}))
-    with pytest.raises(NotOffered, match="DoRA"):
-        adapters(path)
-
-
-# Names
-
-
-def test_how_a_lora_is_written_decides_what_it_is() -> None:
-    assert parse_lora("a.safetensors") == Lora("a.safetensors", 1.0)
-    assert parse_lora("a:b.safetensors") == Lora("a:b.safetensors", 1.0)
-    assert parse_lora("a.safetensors:-0.5") == Lora("a.safetensors", -0.5)
-    assert parse_lora("owner/name:2") == Lora("owner/name", 2.0)
-    for source, is_on_hub in (
-        ("owner/name", True), ("owner/name-v1.5", True), ("owner/name/a.safetensors", True),
-        ("owner/name/some folder/a.safetensors", True), ("folder/a.safetensors", False),
-        ("./owner/name/a.safetensors", False), ("/a/b/c.safetensors", False),
-        ("../a/b.safetensors", False), ("owner/name/../a.safetensors", False),
-        ("a.safetensors", False), ("owner//a.safetensors", False),
-    ):  # fmt: skip
-        assert Lora(source).is_on_hub == is_on_hub, source
-
-
-def test_a_request_with_loras_comes_back_from_json_and_old_ones_are_still_read() -> None:
-    request = clip_request("a", loras=["a.safetensors:0.5", Path("b.safetensors"), "owner/name"])
-    assert ClipRequest(**json.loads(json.dumps(asdict(request)))) == request
-    assert request.files == ("a.safetensors", "b.safetensors")
-    assert request.asked()["loras"][0] == {"source": "a.safetensors", "strength": 0.5}
-    assert ClipRequest(prompt="a").loras == ()
-    assert "loras" not in clip_request("a", loras=[]).asked()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Hub's cache, and in it the newest snapshot of owner/name."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    repo = tmp_path / "hub" / "models--owner--name"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("c" * 40)
-    snapshot = repo / "snapshots" / ("c" * 40)
-    (snapshot / "v2").mkdir(parents=True)
-    return snapshot
-
-
-def test_a_name_of_the_hub_is_found_in_its_cache_or_said_how_to_fetch(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for source, says in (
-        ("other/name", "hf download other/name"),
-        ("owner/name", "hf download owner/name"),
-        ("owner/name/a.safetensors", "hf download owner/name a.safetensors"),
-    ):
-        with pytest.raises(CheckpointMissing, match=says) as error:
-            adapters(source)
-        assert (error.value.code, error.value.param) == ("checkpoint_missing", "loras")
-    save(hub / "v2" / "a.safetensors", diffusers(matrices()))
-    names = [adapters(s)[0].name for s in ("owner/name", "owner/name/v2/a.safetensors")]
-    assert names == ["owner/name/a.safetensors", "owner/name/v2/a.safetensors"]
-    save(hub / "b.safetensors", diffusers(matrices()))
-    with pytest.raises(InvalidRequest, match=r"name one: owner/name/b\.safetensors, owner/name/v2"):
-        adapters("owner/name")
-    with pytest.raises(InvalidRequest, match="no name on the Hub"):
-        adapters("owner/a--b")
 
 
 # The clip as a whole
@@ -496,6 +351,29 @@ def test_clips_with_and_without_follow_each_other_over_one_engine(
     assert frames(loras=[f"{style}:1.0"]) == styled
     assert stages.load_engine(prepare(tiny_two)) is engine
     assert engine.loras.own == {}
+
+
+def test_a_clip_that_is_run_again_in_float32_still_has_its_lora(
+    tmp_path: Path, tiny: Path, style: str
+) -> None:
+    folder, job = shutil.copytree(tiny, tmp_path / "model"), tmp_path / "job"
+    poison(folder, "transformer", "proj_out.bias", 70000.0)  # float16 ends at 65504
+    job.mkdir()
+    shutil.copy(style, job / "lora.safetensors")
+    settings = {"model": str(folder), "size": "64x64", "frames": 9, "steps": 2, "seed": 2}
+    request = clip_request("a red ball", loras=["lora.safetensors"], **settings)
+    work = stages.prepare(plan(request, job), Settings(device="cpu"))
+    work.placement, work.folder = Placement("cpu", torch.float16, "a test"), job
+    for _ in stages.film(work, job / "clip.mp4"):
+        pass
+    assert "dtype" in {change.field for change in work.effective.changes}
+    kept = load_file(job / "latents.safetensors")["latents"]
+    plain = prepare(folder, loras=[style])
+    plain.folder = tmp_path / "plain"
+    plain.folder.mkdir()
+    for _ in stages.film(plain, tmp_path / "clip.mp4"):
+        pass
+    assert torch.equal(load_file(plain.folder / "latents.safetensors")["latents"], kept)
 
 
 def test_streams_that_are_read_in_turns_give_the_clips_that_they_give_alone(

@@ -51,6 +51,10 @@ class CheckpointDamaged(FilmletError):
     code = "checkpoint_damaged"
 
 
+class LoraDamaged(CheckpointDamaged, InvalidRequest):
+    """The file of a LoRA is there and cannot be used: whoever names it can name another."""
+
+
 class OutputExists(FilmletError):
     """The file to write is already there."""
 

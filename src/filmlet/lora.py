@@ -11,7 +11,7 @@ from filmlet.errors import InvalidRequest
 MOST = 8
 STRONGEST = 4.0
 SUFFIX = ".safetensors"
-PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+PICKLES = ("bin", "ckpt", "pkl", "pt", "pth")
 WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # an owner or a name on the Hub
 PART = re.compile(r"[\w,()+=. -]+")  # of a file's path in a repository
 
@@ -34,7 +34,7 @@ class Lora:
                 f"A LoRA needs a file or a Hub name, got {self.source!r}.", param="loras"
             )
         is_readable = self.is_on_hub or self.source.lower().endswith(SUFFIX)
-        if not is_readable or self.source.lower().endswith(PICKLES):
+        if not is_readable or self.source.lower().rpartition(".")[2] in PICKLES:
             raise InvalidRequest(
                 f"A LoRA is a {SUFFIX} file, owner/name or owner/name/file{SUFFIX} on the Hub, "
                 f"got {self.source!r}; no other kind of file is read.",

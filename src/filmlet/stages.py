@@ -373,8 +373,10 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 def _fall_back(work: Work, error: str) -> None:
     """Run in float32 from here on, and say so; what was kept has the old dtype."""
+    given = [adapter.path for adapter in work.plan.loras]
     for file in work.folder.glob("*.safetensors") if work.folder else ():
-        file.unlink()
+        if file not in given:
+            file.unlink()
     change = Change("dtype", work.effective.dtype, "float32", error)
     work.placement = replace(work.placement, dtype=torch.float32, reason=error)
     work.effective = replace(

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from filmlet.errors import CheckpointDamaged, InvalidRequest, LoraMissing, NotOffered
+from filmlet.errors import CheckpointDamaged, InvalidRequest, LoraDamaged, LoraMissing, NotOffered
 from filmlet.lora import SUFFIX, Adapter, Lora, Pair
 from filmlet.models.folder import read_header, read_json, stamp_of
 
@@ -47,7 +47,7 @@ CONFIG = "lora_adapter_metadata"  # where diffusers writes PEFT's configuration
 def read_loras(loras: Sequence[Lora], folder: Path | None = None) -> tuple[Adapter, ...]:
     """The files of LoRAs, looked at; files that are not on the Hub lie in `folder`, if given.
 
-    Raises InvalidRequest, NotOffered, LoraMissing, CheckpointDamaged.
+    Raises InvalidRequest, NotOffered, LoraMissing, LoraDamaged.
     """
     return tuple(_adapter(lora, folder) for lora in loras)
 
@@ -108,13 +108,15 @@ def _next_step(source: str, repo: str, inside: list[str]) -> str:
 def _look(path: Path, stamp: tuple[int, int]) -> tuple[str, tuple[Pair, ...]]:
     """The SHA-256 of a file, and what it changes."""
     del stamp
-    header = read_header(path)
     try:
+        header = read_header(path)
         scaling = _scaling(path, _inner(path, header.pop("__metadata__", {})))
         named = _by_layer(path, header)
         pairs = [_pair(path, layer, named[layer], header) for layer in sorted(named)]
     except (TypeError, KeyError, AttributeError) as error:
-        raise CheckpointDamaged(f"The header of {path} is damaged: {error!r}.") from error
+        raise LoraDamaged(f"The header of {path} is damaged: {error!r}.", param="loras") from error
+    except CheckpointDamaged as error:
+        raise LoraDamaged(str(error), param="loras") from error
     scaled = tuple(replace(pair, scale=scaling.of(pair.layer, pair.rank)) for pair in pairs)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), scaled
@@ -203,7 +205,7 @@ def _inner(path: Path, about: Table) -> Table:
 
 
 def _scaling(path: Path, table: Table) -> Scaling:
-    """Raises CheckpointDamaged, NotOffered."""
+    """What a configuration says of it. Raises LoraDamaged, NotOffered."""
     config = {name.removeprefix("transformer."): value for name, value in table.items()}
     if config.get("use_dora"):
         raise NotOffered(f"{path.name} is a DoRA, not a plain LoRA.", param="loras")
@@ -214,7 +216,9 @@ def _scaling(path: Path, table: Table) -> Scaling:
             alpha if alpha is None else float(alpha), own, bool(config.get("use_rslora"))
         )
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointDamaged(f"{path.name} has an unusable configuration: {error}.") from error
+        raise LoraDamaged(
+            f"{path.name} has an unusable configuration: {error}.", param="loras"
+        ) from error
 
 
 def _check_beside(path: Path, pairs: Sequence[Pair]) -> None:
