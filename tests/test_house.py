@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "filmlet"
 # Lowest first; rooms on one floor do not know each other. ARCHITECTURE.md shows the same list.
 FLOORS = (
-    ("errors", "events", "settings", "guide", "request", "card", "budget", "logs"),
+    ("errors", "events", "settings", "guide", "lora", "request", "card", "budget", "logs"),
     ("models", "media", "engine"),
     ("given",),
     ("plan",),
@@ -130,7 +130,7 @@ def test_nothing_loads_pickles() -> None:
 def test_the_public_names_are_these() -> None:
     assert sorted(filmlet.__all__) == [
         "Change", "Clip", "ClipRequest", "Effective", "FilmletError", "Finished",
-        "Frames", "Guide", "InvalidRequest",
+        "Frames", "Guide", "InvalidRequest", "Lora",
         "Preview", "Progress", "Stage", "__version__", "generate", "stream",
     ]  # fmt: skip
     for name in filmlet.__all__:

@@ -21,6 +21,7 @@ from filmlet.errors import (
     HubRefused,
     HubUnreachable,
 )
+from filmlet.events import Progress, Stage
 from filmlet.models import CARDS, fetch, find, hub, locate, repository, size
 from tests.hub import COMMIT, Hub, serving
 
@@ -176,7 +177,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", online.url)
     with pytest.raises(FilmletError, match=r"\d GB left; make room"):
-        fetching._fetch(sources)
+        fetching.fetch(sources, 10**18)
     assert online.given() == []
 
 
@@ -282,3 +283,30 @@ def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
     assert locate(CARD) is None
     refused = cli("models", "pull", "ltxv-3b")
     assert (refused.returncode, "did you mean" in refused.stderr) == (2, True)
+
+
+def test_a_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
+    online: Hub, tmp_path: Path, tiny: Path
+) -> None:
+    import filmlet
+    from tests.test_loras import diffusers, matrices, save
+
+    repo = tmp_path / "style"
+    repo.mkdir()
+    save(repo / "style.safetensors", diffusers(matrices()))
+    (repo / "preview.png").write_bytes(b"not needed")
+    online.repositories["acme/style"] = repo
+    settings = {"model": str(tiny), "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
+    stages = [
+        event.stage
+        for event in filmlet.stream("a red ball", loras=["acme/style:0.5"], **settings)
+        if isinstance(event, Progress)
+    ]
+    assert stages[0] == Stage.FETCH
+    assert online.given() == ["style.safetensors"]
+    online.asked.clear()
+    clip = filmlet.generate("a red ball", loras=["acme/style:0.5"], **settings)
+    assert clip.effective.loras[0].file == "acme/style/style.safetensors"
+    assert online.asked == []
+    with pytest.raises(HubRefused, match="HF_TOKEN"):
+        filmlet.generate("a red ball", loras=["acme/none"], **settings)

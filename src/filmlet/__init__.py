@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from filmlet.errors import FilmletError, InvalidRequest
     from filmlet.events import Finished, Frames, Preview, Progress, Stage
     from filmlet.guide import Guide
+    from filmlet.lora import Lora
     from filmlet.request import Change, ClipRequest, Effective
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOME = {
     "Frames": "filmlet.events",
     "Stage": "filmlet.events",
     "Guide": "filmlet.guide",
+    "Lora": "filmlet.lora",
     "FilmletError": "filmlet.errors",
     "InvalidRequest": "filmlet.errors",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "Frames",
     "Guide",
     "InvalidRequest",
+    "Lora",
     "Preview",
     "Progress",
     "Stage",

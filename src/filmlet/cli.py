@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filmlet import __version__
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.guide import parse_keyframe
+from filmlet.lora import parse_lora
 from filmlet.request import FORMATS, ClipRequest, clip_request, parse_number, parse_whole
 
 if TYPE_CHECKING:
@@ -150,6 +151,10 @@ def _clip_options(make: argparse.ArgumentParser, *, is_made: bool = True) -> Non
         help="a picture or a video that it shows from that frame on; may be said again",
     )  # fmt: skip
     make.add_argument("--extend", metavar="CLIP", help="a clip to go on from, new frames follow")
+    make.add_argument(
+        "--lora", metavar="SOURCE[:STRENGTH]", action="append", default=[],
+        help="a .safetensors file or a Hub name, owner/name[/file]; may be said again",
+    )  # fmt: skip
     make.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -322,6 +327,7 @@ def _request(options: argparse.Namespace) -> ClipRequest:
         last_image=options.last_image,
         guides=[parse_keyframe(text) for text in options.keyframe],
         extend=options.extend,
+        loras=[parse_lora(text) for text in options.lora],
         **_numbers(options),
     )
 

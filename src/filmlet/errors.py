@@ -41,10 +41,18 @@ class CheckpointMissing(FilmletError):
     code = "checkpoint_missing"
 
 
+class LoraMissing(CheckpointMissing, InvalidRequest):
+    """A LoRA of the Hub is not on this machine: whoever names it can name another."""
+
+
 class CheckpointDamaged(FilmletError):
     """Files of a checkpoint are there and cannot be used."""
 
     code = "checkpoint_damaged"
+
+
+class LoraDamaged(CheckpointDamaged, InvalidRequest):
+    """The file of a LoRA is there and cannot be used: whoever names it can name another."""
 
 
 class HubUnreachable(FilmletError):

@@ -7,7 +7,8 @@ from filmlet.budget import Need, needs
 from filmlet.card import Components, Files, ModelCard
 from filmlet.errors import InvalidRequest, NotOffered
 from filmlet.given import Given, lengthened, read_clip, read_guides, settled
-from filmlet.models import find, locate, parameters
+from filmlet.lora import Adapter
+from filmlet.models import find, locate, look_at_loras, parameters
 from filmlet.request import Change, ClipRequest, Shape, fit
 
 
@@ -16,7 +17,8 @@ class Plan:
     """A request that a model can meet, and how. files: the model's, None until fetched.
 
     shape: of the clip. refine_sigmas: empty where one stage is all there is. guides: with the
-    files that are shown; clip: that is extended, its last frames come before the new ones.
+    files that are shown; clip: that is extended, its last frames come before the new ones. loras:
+    with the files that they are in, None for those that must be fetched.
     """
 
     request: ClipRequest
@@ -29,6 +31,7 @@ class Plan:
     changes: tuple[Change, ...]
     guides: tuple[Given, ...] = ()
     clip: Given | None = None
+    loras: tuple[Adapter | None, ...] = ()
 
     @property
     def given(self) -> tuple[Given, ...]:
@@ -90,6 +93,7 @@ def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
         changes=tuple(changes),
         guides=guides,
         clip=clip,
+        loras=look_at_loras(request.loras, folder),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from filmlet.errors import InvalidRequest
 from filmlet.guide import Guide, read_guides
+from filmlet.lora import Lora, UsedLora, read_loras
 
 MAX_SEED = 2**32 - 1
 FORMATS = ("mp4", "webm", "gif", "webp")
@@ -22,6 +23,7 @@ class ClipRequest:
     steps: model calls; guidance: classifier-free guidance scale, 1 means none. draft: of a model
     with two stages the first alone, at half the size. guides: pictures and videos that the clip
     shows. extend: a clip that this one goes on from; it comes first, seconds or frames are added.
+    loras: what changes the model for this clip; several add up.
     Raises InvalidRequest for anything that no model could mean.
     """
 
@@ -40,6 +42,7 @@ class ClipRequest:
     draft: bool = False
     guides: tuple[Guide, ...] = ()
     extend: str | None = None
+    loras: tuple[Lora, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative_prompt", "model"):
@@ -59,6 +62,7 @@ class ClipRequest:
         for name in ("seconds", "fps", "guidance"):
             _check_number(name, getattr(self, name), float)
         object.__setattr__(self, "guides", read_guides(self.guides))
+        object.__setattr__(self, "loras", read_loras(self.loras))
         if self.extend is not None and (not isinstance(self.extend, str) or not self.extend):
             raise InvalidRequest(f"extend must name a file, got {self.extend!r}.", param="extend")
 
@@ -71,7 +75,9 @@ class ClipRequest:
     def files(self) -> tuple[str, ...]:
         """The files that it names."""
         named = [guide.file for guide in self.guides]
-        return tuple(dict.fromkeys([*named, self.extend] if self.extend else named))
+        named += [self.extend] if self.extend else []
+        named += [lora.source for lora in self.loras if not lora.is_on_hub]
+        return tuple(dict.fromkeys(named))
 
 
 def _is_plain(text: str) -> bool:
@@ -309,6 +315,7 @@ class Effective:
     hold: str  # how much of the model is in memory at once
     guides: tuple[Guide, ...]  # files by their content, frames as they stand in the clip
     extend: str | None
+    loras: tuple[UsedLora, ...]  # files by their content, or Hub names
     changes: tuple[Change, ...]
 
     def as_json(self) -> dict[str, object]:
@@ -342,6 +349,7 @@ class ClipSettings(TypedDict, total=False):
     last_image: str | os.PathLike[str]  # its last
     guides: Sequence[Guide]  # anywhere
     extend: str | os.PathLike[str]
+    loras: Sequence[Lora | str | os.PathLike[str]]  # text as the command line takes it
 
 
 def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:

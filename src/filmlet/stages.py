@@ -172,6 +172,13 @@ def _bring(engine: LtxEngine, told: Progress, *names: str) -> Generator[Event]:
         yield told
 
 
+def _dress(work: Work, engine: LtxEngine, told: Progress) -> Generator[Event]:
+    """The transformer, with the clip's LoRAs."""
+    yield from _bring(engine, told, "transformer")
+    for _ in engine.loras.change(work.loras):
+        yield told
+
+
 def _seen(work: Work, engine: LtxEngine, shape: Shape) -> Tensors:
     """What is to be shown, as latents at the size of one stage."""
     whole, size = work.effective.shape, (shape.made_width, shape.made_height)
@@ -189,7 +196,7 @@ def _guides(work: Work, seen: Tensors) -> list[Shown]:
 
 def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings, guides: list[Shown]) -> Making:
     start = _left_at(work.file("step.safetensors"), engine)
-    yield from _bring(engine, _begun(work.first, Stage.DENOISE, start), "transformer")
+    yield from _dress(work, engine, _begun(work.first, Stage.DENOISE, start))
     steps = engine.denoise(embeddings, work.first, start, guides)
     return (yield from _stepped(work, engine, work.first, Stage.DENOISE, start, steps))
 
@@ -206,7 +213,7 @@ def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
 def _refine(work: Work, engine: LtxEngine, embeddings: Embeddings, made: Tensors) -> Making:
     recipe = replace(work.recipe, sigmas=work.effective.refine_sigmas)
     start = _left_at(work.file("refine-step.safetensors"), engine)
-    yield from _bring(engine, _begun(recipe, Stage.REFINE, start), "transformer")
+    yield from _dress(work, engine, _begun(recipe, Stage.REFINE, start))
     steps = engine.refine(embeddings, recipe, made["latents"], start, _guides(work, made))
     return (yield from _stepped(work, engine, recipe, Stage.REFINE, start, steps))
 
@@ -288,8 +295,10 @@ def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
             f"it was run in {work.placement.dtype_name} and no clip was written."
         ) from error
     work.made.clear()
+    given = [adapter.path for adapter in work.loras]
     for file in work.folder.glob("*.safetensors") if work.folder else ():
-        file.unlink()
+        if file not in given:
+            file.unlink()
     change = Change("dtype", work.effective.dtype, "float32", str(error))
     work.placement = replace(work.placement, dtype=torch.float32, reason=str(error))
     work.effective = replace(

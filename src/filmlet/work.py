@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -21,7 +22,8 @@ from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, CheckpointMissing
 from filmlet.events import Event, Finished, Progress, Stage
 from filmlet.given import Given
-from filmlet.models import fetch, locate
+from filmlet.lora import Adapter
+from filmlet.models import fetch, fetch_lora, locate, look_at_lora
 from filmlet.plan import Plan
 from filmlet.request import Change, Effective
 from filmlet.settings import Settings
@@ -42,6 +44,7 @@ class Work:
 
     plan: Plan
     files: Files
+    loras: tuple[Adapter, ...]
     placement: Placement
     prompt: Reading
     negative: Reading | None
@@ -59,7 +62,7 @@ class Work:
     def recipe(self) -> Recipe:
         """The clip's shape and its first stage's levels."""
         done = self.effective
-        return Recipe(done.shape, done.sigmas, done.guidance, done.seed)
+        return Recipe(done.shape, done.sigmas, done.guidance, done.seed, self.loras)
 
     @property
     def first(self) -> Recipe:
@@ -88,7 +91,9 @@ def prepare(
     chooses. Raises what `fetch` of models raises.
     """
     card, request = plan.card, plan.request
-    files = plan.files or (yield from timed(Stage.FETCH, _fetch(card, settings)))
+    files, loras = plan.files, tuple(adapter for adapter in plan.loras if adapter)
+    if files is None or None in plan.loras:
+        files, loras = yield from timed(Stage.FETCH, _fetched(plan, settings))
     tokenizer = _tokenizer(files.tokenizer)
     prompt = read(tokenizer, request.prompt, card.max_tokens)
     negative = None
@@ -118,24 +123,31 @@ def prepare(
         hold=placement.hold.value,
         guides=tuple(guide.as_guide(plan.shape) for guide in plan.guides),
         extend=plan.clip.footage.name if plan.clip else None,
+        loras=tuple(adapter.as_used() for adapter in loras),
         changes=(*plan.changes, *told),
     )
-    return Work(plan, files, placement, prompt, negative, effective)
+    return Work(plan, files, loras, placement, prompt, negative, effective)
 
 
-def _fetch(card: ModelCard, settings: Settings) -> Generator[Event, None, Files]:
+def _fetched(
+    plan: Plan, settings: Settings
+) -> Generator[Event, None, tuple[Files, tuple[Adapter, ...]]]:
+    """The model's files and its LoRAs, all of them here."""
+    card, asked = plan.card, plan.request.loras
     if not settings.fetch:
         raise CheckpointMissing(
-            f"The weights of {card.name} are not on this machine, which fetches none by itself: "
-            f"filmlet models pull {card.name}"
+            f"Weights of {card.name} or of its LoRAs are not on this machine, which fetches none "
+            f"by itself: filmlet models pull {card.name}"
         )
-    for so_far in fetch(card):
+    missing = [lora for lora, there in zip(asked, plan.loras, strict=True) if there is None]
+    for so_far in chain(fetch(card), *map(fetch_lora, missing)):
         done = so_far.all_done // ltx.KILOBYTE
         yield Progress(Stage.FETCH, done, ltx.kilobytes(so_far.all_size))
     files = locate(card)
     if files is None:
         raise CheckpointDamaged(f"{card.name} was fetched and is not whole; try again.")
-    return files
+    pairs = zip(asked, plan.loras, strict=True)
+    return files, tuple(there or look_at_lora(lora) for lora, there in pairs)
 
 
 def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) -> Hold:

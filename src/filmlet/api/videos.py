@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from filmlet.api import content, uploads
 from filmlet.api.doors import Admin, Caller, From, House, Shared
@@ -154,7 +154,7 @@ async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[st
         part = uploads.TEXT_BYTES
         async with request.form(max_files=2, max_fields=50, max_part_size=part) as form:
             files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
-            yield {k: v for k, v in form.items() if isinstance(v, str)}, files
+            yield _texts(form), files
         return
     try:
         table = json.loads(await request.body())
@@ -165,6 +165,15 @@ async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[st
     if not isinstance(table, dict):
         raise InvalidRequest("The body must be a JSON object.", param="body")
     yield table, {}
+
+
+def _texts(form: FormData) -> dict[str, Any]:
+    """The fields of a form; one that is there several times, perhaps as `name[]`, is a list."""
+    sent: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            sent.setdefault(name.removesuffix("[]"), []).append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in sent.items()}
 
 
 def _valid(body: type[Body], fields: dict[str, Any], files: dict[str, UploadFile]) -> Body:

@@ -7,10 +7,11 @@ the standard ones, each with None or a value, never left out.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from filmlet.errors import InvalidRequest
 from filmlet.guide import Guide
 from filmlet.jobs import Forecast, Job, Priority, Status
 from filmlet.models import Words
@@ -35,6 +36,19 @@ class Sent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class VideoLora(Sent):
+    """A LoRA of the Hub, owner/name or owner/name/file.safetensors, and how much of it."""
+
+    source: str
+    strength: float = 1.0
+
+
+# A form has one or several fields of this name.
+Loras = Annotated[
+    list[VideoLora | str], BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent)
+]
+
+
 class VideoCreate(Sent):
     """A clip to make. Only the prompt is needed; the rest is the model's own."""
 
@@ -57,14 +71,12 @@ class VideoCreate(Sent):
     guidance: Number = None
     priority: Priority = Priority.NORMAL
     draft: bool = Field(False, description="The first of two stages alone; `refine` finishes it.")
+    loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
 
     def request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
-        return clip_request(
-            self.prompt,
-            guides=guides,
-            **self.model_dump(exclude={"prompt", "priority"}, exclude_none=True),
-        )
+        given = self.model_dump(exclude={"prompt", "priority"}, exclude_none=True)
+        return _from_the_hub(clip_request(self.prompt, guides=guides, **given))
 
 
 class VideoExtend(Sent):
@@ -79,11 +91,24 @@ class VideoExtend(Sent):
     negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
     guidance: Number = None
     priority: Priority = Priority.NORMAL
+    loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
 
     def request(self, model: str, clip: str | None = None) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
         given = self.model_dump(exclude={"prompt", "priority", "model"}, exclude_none=True)
-        return clip_request(self.prompt, **given | {"model": model, "extend": clip})
+        given |= {"model": model, "extend": clip}
+        return _from_the_hub(clip_request(self.prompt, **given))
+
+
+def _from_the_hub(request: ClipRequest) -> ClipRequest:
+    """A file of this machine is for who is at it, as a model's folder is."""
+    for lora in request.loras:
+        if not lora.is_on_hub:
+            raise InvalidRequest(
+                f"A LoRA is owner/name or owner/name/file.safetensors here, got {lora.source!r}.",
+                param="loras",
+            )
+    return request
 
 
 class VideoRemix(Sent):

@@ -21,11 +21,13 @@ from filmlet.card import Files, ModelCard
 from filmlet.engine import streaming
 from filmlet.engine.denoise import Held, Step, Velocity, euler, pack, unpack
 from filmlet.engine.guiding import Places, Scene, Shown, lay_out
+from filmlet.engine.lora import Loras
 from filmlet.engine.parts import Parts
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import Reading
 from filmlet.errors import Cancelled, NotFinite
 from filmlet.events import Pixels, Progress, Stage
+from filmlet.lora import Adapter
 from filmlet.request import Shape
 
 Value = TypeVar("Value")
@@ -35,12 +37,16 @@ KILOBYTE = 1000
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage of a clip is denoised. sigmas: noise level before each model call."""
+    """How one stage of a clip is denoised. sigmas: noise level before each model call.
+
+    loras: that the transformer wears meanwhile.
+    """
 
     shape: Shape
     sigmas: tuple[float, ...]
     guidance: float
     seed: int
+    loras: tuple[Adapter, ...] = ()
 
     def first(self) -> "Recipe":
         """The first of two stages, whose second is this one's shape."""
@@ -79,19 +85,26 @@ class LtxEngine:
 
     @property
     def text_encoder(self) -> T5EncoderModel:
-        return self.parts.held["text_encoder"]
+        return self.parts.get("text_encoder")
 
     @property
     def transformer(self) -> LTXVideoTransformer3DModel:
-        return self.parts.held["transformer"]
+        return self.parts.get("transformer")
 
     @property
     def vae(self) -> AutoencoderKLLTXVideo:
-        return self.parts.held["vae"]
+        return self.parts.get("vae")
 
     @property
     def upsampler(self) -> LTXLatentUpsamplerModel:
-        return self.parts.held["upsampler"]
+        return self.parts.get("upsampler")
+
+    @property
+    def loras(self) -> Loras:
+        """What the transformer wears."""
+        self.parts.get("transformer")
+        assert self.parts.loras
+        return self.parts.loras
 
     def knows(self, reading: Reading) -> bool:
         """Whether a prompt was encoded lately: the text encoder is not needed for it."""
@@ -165,12 +178,12 @@ class LtxEngine:
                 held.draw()
             if fresh:
                 fresh()
-        velocity = self._velocity(embeddings, recipe.guidance, scene, held)
+        velocity = self._velocity(embeddings, recipe, scene, held)
         steps = euler(velocity, latents, recipe.sigmas, fresh, done, held)
         yield from _without_gradients(map(scene.apart, steps))
 
     def _velocity(
-        self, embeddings: Embeddings, guidance: float, scene: Scene, held: Held | None
+        self, embeddings: Embeddings, recipe: Recipe, scene: Scene, held: Held | None
     ) -> Velocity:
         """What the transformer says of latents, guided away from the negative prompt."""
 
@@ -178,21 +191,22 @@ class LtxEngine:
             timestep = torch.full((1,), sigma * 1000.0, device=latents.device)
             if held:  # each token has its own
                 timestep = held.free.clamp(max=sigma).squeeze(-1) * 1000.0
-            return self.transformer(
-                hidden_states=latents.to(self.placement.dtype),
-                encoder_hidden_states=text,
-                timestep=timestep,
-                encoder_attention_mask=None,
-                video_coords=scene.places,
-                return_dict=False,
-            )[0].float()
+            with self.loras.wearing(recipe.loras):
+                return self.transformer(
+                    hidden_states=latents.to(self.placement.dtype),
+                    encoder_hidden_states=text,
+                    timestep=timestep,
+                    encoder_attention_mask=None,
+                    video_coords=scene.places,
+                    return_dict=False,
+                )[0].float()
 
         def velocity(latents: Tensor, sigma: float) -> Tensor:
             flow = call(latents, embeddings.prompt, sigma)
             if embeddings.negative is None:
                 return flow
             away = call(latents, embeddings.negative, sigma)
-            guided = away + guidance * (flow - away)
+            guided = away + recipe.guidance * (flow - away)
             # Lin et al., 2023, arXiv 2305.08891, section 3.4: guidance must not raise the contrast.
             spread = flow.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
             return torch.lerp(guided, guided * spread, self.card.rescale)

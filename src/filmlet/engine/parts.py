@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
@@ -12,6 +13,7 @@ from transformers import T5Config, T5EncoderModel
 from filmlet.budget import Hold
 from filmlet.card import Files
 from filmlet.engine.loading import Weights, fill, on_meta
+from filmlet.engine.lora import Loras
 from filmlet.engine.placement import Placement
 
 KINDS = {
@@ -29,6 +31,7 @@ class Parts:
     files: Files
     placement: Placement
     held: dict[str, nn.Module] = field(default_factory=dict)
+    loras: Loras | None = None  # what the transformer wears, while it is here
 
     def weigh(self, *names: str) -> int:
         """Bytes that `bring` would read."""
@@ -46,9 +49,18 @@ class Parts:
             if name not in self.held:
                 yield from self._read(name)
 
+    def get(self, name: str) -> Any:
+        """A component, read now if another clip has had it put away meanwhile."""
+        if name not in self.held:
+            for _ in self.bring(name):
+                pass
+        return self.held[name]
+
     def put_away(self, name: str) -> None:
         """Free a component's memory."""
         del self.held[name]
+        if name == "transformer":
+            self.loras = None
         if self.placement.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -80,4 +92,6 @@ class Parts:
         if name == "vae" and placement.device == "cpu":
             # The norms work over channels: this layout spares them a copy.
             module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if name == "transformer":
+            self.loras = Loras(module, placement.dtype)
         self.held[name] = module

@@ -29,6 +29,7 @@ from filmlet.jobs.limits import Limits, used
 from filmlet.jobs.outlook import Fitted, Outlook
 from filmlet.jobs.storage import Storage
 from filmlet.jobs.webhooks import announce
+from filmlet.lora import Adapter, Lora
 from filmlet.models import size as disk_use
 from filmlet.plan import Plan, plan
 from filmlet.request import ClipRequest, Effective, Shape
@@ -111,9 +112,19 @@ class Queue:
         guides = tuple(replace(guide, file=given.footage.name) for guide, given in pairs)
         for given in planned.given:
             self.storage.give(job, given.path, given.footage.name)
+        loras = tuple(
+            self._bring_lora(job, *pair) for pair in zip(request.loras, planned.loras, strict=True)
+        )
         self.storage.leave(job)
         clip = planned.clip.footage.name if planned.clip else None
-        return replace(request, guides=guides, extend=clip), planned
+        return replace(request, guides=guides, extend=clip, loras=loras), planned
+
+    def _bring_lora(self, job: str, lora: Lora, adapter: Adapter | None) -> Lora:
+        """The LoRA by the name of its file in the job's folder; a Hub name stays as it is."""
+        if lora.is_on_hub or adapter is None:
+            return lora
+        self.storage.give(job, adapter.path, adapter.name)
+        return replace(lora, source=adapter.name)
 
     def _insert(self, job: str, request: ClipRequest, planned: Plan, asking: Asking) -> Job:
         """Row and workflow; the job that was made before under the same key, if there is one."""

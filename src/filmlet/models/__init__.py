@@ -3,11 +3,13 @@
 from filmlet.models import hub
 from filmlet.models.catalogue import CARDS, find
 from filmlet.models.disk import drop, size
-from filmlet.models.fetch import Fetched, fetch, repository
+from filmlet.models.fetch import Fetched, fetch, fetch_lora, repository
 from filmlet.models.files import locate, parameters
+from filmlet.models.loras import look_at_lora, look_at_loras
 from filmlet.models.words import Words, count, vocabulary
 
 __all__ = [
-    "CARDS", "Fetched", "Words", "count", "drop", "fetch", "find", "hub", "locate", "parameters",
+    "CARDS", "Fetched", "Words", "count", "drop", "fetch", "fetch_lora", "find", "hub", "locate",
+    "look_at_lora", "look_at_loras", "parameters",
     "repository", "size", "vocabulary",
 ]  # fmt: skip

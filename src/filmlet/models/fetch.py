@@ -16,6 +16,7 @@ from filmlet.errors import (
     HubRefused,
     HubUnreachable,
 )
+from filmlet.lora import Lora
 from filmlet.models import hub
 from filmlet.models.files import locate
 
@@ -23,6 +24,7 @@ CHILD = (sys.executable, "-m", "filmlet.models.fetching")
 KINDS: tuple[type[FilmletError], ...] = (
     CheckpointDamaged, CheckpointMissing, DiskFull, HubRefused, HubUnreachable,
 )  # fmt: skip
+LARGEST_LORA = 10**10  # bytes; a client may name any repository
 NEEDED = ("model_index.json", "scheduler", "tokenizer", "vae", "transformer", "text_encoder")
 
 
@@ -53,11 +55,18 @@ def repository(name: str) -> Iterator[Fetched]:
     yield from fetch_sources([Source(path, repo=name, revision="main") for path in NEEDED])
 
 
-def fetch_sources(sources: Sequence[Source]) -> Iterator[Fetched]:
-    """Fetch what of these is not here. As `fetch`."""
+def fetch_lora(lora: Lora) -> Iterator[Fetched]:
+    """Fetch a LoRA of the Hub: its file, or what lies at the top of its repository. As `fetch`."""
+    owner, name, *inside = lora.source.split("/")
+    source = Source("/".join(inside), repo=f"{owner}/{name}", revision="main")
+    yield from fetch_sources([source], most=LARGEST_LORA)
+
+
+def fetch_sources(sources: Sequence[Source], most: int = sys.maxsize) -> Iterator[Fetched]:
+    """Fetch what of these is not here, at most so many bytes. As `fetch`."""
     for repo in {source.repo for source in sources}:
         hub.sweep(repo)
-    with _child(sources) as child:
+    with _child(sources, most) as child:
         assert child.stdout
         for line in child.stdout:
             told = json.loads(line)
@@ -69,14 +78,15 @@ def fetch_sources(sources: Sequence[Source]) -> Iterator[Fetched]:
 
 
 @contextmanager
-def _child(sources: Sequence[Source]) -> Iterator["subprocess.Popen[str]"]:
+def _child(sources: Sequence[Source], most: int) -> Iterator["subprocess.Popen[str]"]:
     """The process that fetches; it ends with the block, in the middle of a file if need be."""
     pipe = subprocess.PIPE
     quiet = subprocess.DEVNULL
     with subprocess.Popen(CHILD, stdin=pipe, stdout=pipe, stderr=quiet, text=True) as child:
         try:
             assert child.stdin
-            child.stdin.write(json.dumps([asdict(source) for source in sources]) + "\n")
+            wanted = {"sources": [asdict(source) for source in sources], "most": most}
+            child.stdin.write(json.dumps(wanted) + "\n")
             child.stdin.flush()
             yield child
         finally:

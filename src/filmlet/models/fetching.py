@@ -61,11 +61,11 @@ class Wanted:
 
 
 def main() -> int:
-    """Fetch the sources that stdin names, one JSON list in the first line."""
-    sources = [Source(**one) for one in json.loads(sys.stdin.readline())]
+    """Fetch what the first line of stdin says, in JSON."""
+    wanted = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _fetch(sources)
+        fetch([Source(**one) for one in wanted["sources"]], wanted["most"])
     except FilmletError as error:
         _say(error=error.code, message=str(error))
     except Exception as error:  # the outermost line: the parent is to hear of it, whatever it was
@@ -82,10 +82,16 @@ def _say(**told: object) -> None:
     print(json.dumps(told), flush=True)  # noqa: T201 - the parent reads it
 
 
-def _fetch(sources: list[Source]) -> None:
+def fetch(sources: list[Source], most: int) -> None:
+    """Fetch these, at most so many bytes, and say how far it is. Raises FilmletError."""
     wanted = [file for source in sources for file in _asked(source, _listed, source)]
     missing = sorted((file for file in wanted if not file.here), key=lambda file: file.size)
     total = sum(file.size for file in missing)
+    if total > most:
+        raise HubRefused(
+            f"{sources[0].repo} has {total / 1e9:.1f} GB, more than the {most / 1e9:.0f} GB that "
+            "are fetched of it; name one file."
+        )
     free = shutil.disk_usage(hub.existing(hub.cache())).free
     if total + SPARE > free:
         raise DiskFull(

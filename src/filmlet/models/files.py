@@ -4,7 +4,7 @@ import json
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filmlet.card import Components, Files, ModelCard
 from filmlet.errors import CheckpointDamaged, CheckpointMissing
@@ -41,7 +41,7 @@ def parameters(files: Files) -> Components[float]:
 
 def _values(place: Path) -> float:
     there = [f for f in hub.files(place) if f.suffix == ".safetensors"]
-    tables = [_header(file, _stamp(file)) for file in there]
+    tables = [_header(file, stamp_of(file)) for file in there]
     return float(sum(math.prod(entry["shape"]) for table in tables for entry in table.values()))
 
 
@@ -54,10 +54,12 @@ def _check(place: Path) -> None:
     config = place / ("tokenizer_config.json" if is_tokenizer else "config.json")
     if not config.is_file():
         raise CheckpointMissing(f"{config} is missing; install or fetch the model again.")
-    _check_json(config, _stamp(config))
+    _check_json(config, stamp_of(config))
     if is_tokenizer:
         return
-    shards = {place / name for index in place.glob(INDEX) for name in _shards(index, _stamp(index))}
+    shards = {
+        place / name for index in place.glob(INDEX) for name in _shards(index, stamp_of(index))
+    }
     files = sorted(shards or place.glob("*.safetensors"))
     if not files:
         raise CheckpointMissing(f"{place} holds no .safetensors file; fetch it again.")
@@ -68,7 +70,7 @@ def _check(place: Path) -> None:
 def _check_weights(weights: Path) -> None:
     if not weights.is_file():
         raise CheckpointMissing(f"{weights} is missing; fetch it again.")
-    _check_length(weights, _stamp(weights))
+    _check_length(weights, stamp_of(weights))
 
 
 @lru_cache
@@ -78,7 +80,7 @@ def _shards(index: Path, stamp: tuple[int, int]) -> frozenset[str]:
     return frozenset(table.values()) if isinstance(table, dict) else frozenset()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp_of(path: Path) -> tuple[int, int]:
     """Changes whenever the file does: a server checks with every request, and reads once."""
     state = path.stat()
     return state.st_mtime_ns, state.st_size
@@ -104,32 +106,36 @@ def read_json(path: Path) -> dict[str, object]:
 @lru_cache
 def _check_length(path: Path, stamp: tuple[int, int]) -> None:
     """A .safetensors file is as long as its header says; a cut download is not."""
+    del stamp
+    read_header(path)
+
+
+@lru_cache
+def _header(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
+    """Each tensor's dtype, shape and place."""
+    del stamp
+    table = read_header(path)
+    table.pop("__metadata__", None)
+    return table
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The tensors of a .safetensors file by name; `__metadata__` is what else it says.
+
+    Raises CheckpointDamaged, for a file that is cut off as well.
+    """
     try:
-        table = _header(path, stamp)
-        start = _start(path)
-        length = start + max(entry["data_offsets"][1] for entry in table.values())
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            if header > 100_000_000:
+                raise ValueError("the header is not one")
+            table = json.loads(file.read(header))
+        tensors = [entry for name, entry in table.items() if name != "__metadata__"]
+        length = 8 + header + max(entry["data_offsets"][1] for entry in tensors)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointDamaged(f"{path} is not a .safetensors file ({error}).") from error
     if path.stat().st_size != length:
         raise CheckpointDamaged(
             f"{path} has {path.stat().st_size} bytes and should have {length}; fetch it again."
         )
-
-
-@lru_cache
-def _header(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
-    """Each tensor's dtype, shape and place. Raises ValueError."""
-    del stamp
-    with path.open("rb") as file:
-        table: dict[str, Any] = json.loads(file.read(_start(path))[8:])
-    table.pop("__metadata__", None)
-    return table
-
-
-def _start(path: Path) -> int:
-    """Where the tensors begin."""
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > 100_000_000:
-        raise ValueError("the header is not one")
-    return 8 + header
+    return cast(dict[str, Any], table)

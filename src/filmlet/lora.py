@@ -1,0 +1,146 @@
+"""LoRAs that change a model for one clip: which file or Hub name, how strongly, what is in it."""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from filmlet.errors import InvalidRequest
+
+MOST = 8
+STRONGEST = 4.0
+SUFFIX = ".safetensors"
+PICKLES = ("bin", "ckpt", "pkl", "pt", "pth")
+WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # an owner or a name on the Hub
+PART = re.compile(r"[\w,()+=. -]+")  # of a file's path in a repository
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA, and how much of it: 1 as it was trained, 0 nothing of it, below 0 the opposite.
+
+    source: a .safetensors file, or a Hub name, owner/name or owner/name/file.safetensors. How it
+    is written decides, not what is there: a file three folders deep begins with ./ or /. In the
+    queue, the name of a file in the job's own folder. Raises InvalidRequest.
+    """
+
+    source: str
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not self.source or "\0" in self.source:
+            raise InvalidRequest(
+                f"A LoRA needs a file or a Hub name, got {self.source!r}.", param="loras"
+            )
+        is_readable = self.is_on_hub or self.source.lower().endswith(SUFFIX)
+        if not is_readable or self.source.lower().rpartition(".")[2] in PICKLES:
+            raise InvalidRequest(
+                f"A LoRA is a {SUFFIX} file, owner/name or owner/name/file{SUFFIX} on the Hub, "
+                f"got {self.source!r}; no other kind of file is read.",
+                param="loras",
+            )
+        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
+        if not number or not math.isfinite(self.strength) or abs(self.strength) > STRONGEST:
+            raise InvalidRequest(
+                f"The strength of a LoRA must be between -{STRONGEST:g} and {STRONGEST:g}, "
+                f"got {self.strength!r}.",
+                param="loras",
+            )
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether `source` names a repository of the Hub, or a file in one."""
+        owner, *rest = self.source.split("/")
+        if not rest or not WORD.fullmatch(owner) or not WORD.fullmatch(rest[0]):
+            return False
+        inside = [part for part in rest[1:] if PART.fullmatch(part) and part.strip(".")]
+        is_file = self.source.lower().endswith(SUFFIX)
+        return inside == rest[1:] and is_file == bool(inside)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two matrices that change one linear layer: its weight gains scale x up @ down.
+
+    layer: by its name in diffusers; down, up, alpha: names of tensors in the file. shape:
+    (out, in) of the layer's weight. scale: where there is no alpha, which stands for alpha / rank.
+    """
+
+    layer: str
+    down: str
+    up: str
+    shape: tuple[int, int]
+    rank: int
+    scale: float = 1.0
+    alpha: str | None = None
+
+
+@dataclass(frozen=True)
+class UsedLora:
+    """What was done with a LoRA. file, sha256: by its content; rank: the largest of its layers."""
+
+    file: str
+    sha256: str
+    strength: float
+    rank: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA whose file was looked at. name: a Hub name, or one made from the content."""
+
+    path: Path
+    name: str
+    sha256: str
+    strength: float
+    pairs: tuple[Pair, ...]
+
+    def as_used(self) -> UsedLora:
+        """The same for the report; of a strength of 0 nothing is used."""
+        layers = len(self.pairs) if self.strength else 0
+        rank = max(pair.rank for pair in self.pairs)
+        return UsedLora(self.name, self.sha256[:16], self.strength, rank, layers)
+
+
+def read_loras(given: object) -> tuple[Lora, ...]:
+    """LoRAs, tables of their fields as they come out of JSON, or the command line's words.
+
+    Raises InvalidRequest.
+    """
+    wrong = "loras must be a list of source and strength."
+    if not isinstance(given, (tuple, list)):
+        raise InvalidRequest(wrong, param="loras")
+    if len(given) > MOST:
+        raise InvalidRequest(f"{len(given)} LoRAs are too many; at most {MOST}.", param="loras")
+    try:
+        return tuple(_read(one) for one in given)
+    except TypeError as error:
+        raise InvalidRequest(wrong, param="loras") from error
+
+
+def _read(given: object) -> Lora:
+    match given:
+        case Lora():
+            return given
+        case str():
+            return parse_lora(given)
+        case os.PathLike():
+            return Lora(os.fspath(given))
+        case dict():
+            return Lora(**given)
+    raise TypeError(f"{given!r} is no LoRA")
+
+
+def parse_lora(text: str) -> Lora:
+    """`style.safetensors`, `owner/name:0.7`: a file or a Hub name, and its strength."""
+    source, colon, strength = text.rpartition(":")
+    if not colon or text.lower().endswith(SUFFIX):
+        return Lora(text)
+    try:
+        return Lora(source, float(strength))
+    except ValueError:
+        raise InvalidRequest(
+            f"A LoRA is SOURCE or SOURCE:STRENGTH, got {text!r}.", param="loras"
+        ) from None

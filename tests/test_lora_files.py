@@ -1,0 +1,166 @@
+"""Files of LoRAs and their names: which are read, which are refused, and how that is said."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from filmlet.errors import (
+    CheckpointDamaged,
+    CheckpointMissing,
+    FilmletError,
+    InvalidRequest,
+    NotOffered,
+)
+from filmlet.lora import Lora, parse_lora
+from filmlet.plan import plan
+from filmlet.request import ClipRequest, clip_request
+from tests.test_loras import adapters, diffusers, matrices, save, style
+
+__all__ = ["style"]
+
+
+def refused(table: dict[str, Tensor], path: Path, about: dict[str, str] | None = None) -> str:
+    """The code and the sentence."""
+    with pytest.raises(FilmletError) as error:
+        adapters(save(path, table, about))
+    return f"{error.value.code}: {error.value}"
+
+
+def test_a_file_that_is_no_lora_for_ltx_video_is_refused_by_what_is_in_it(tmp_path: Path) -> None:
+    good, path, one = diffusers(matrices()), tmp_path / "a.safetensors", torch.ones(4, 4)
+    layer = "transformer.transformer_blocks.0.attn1.to_q"
+    for more, code, says in (
+        ({f"{layer}.dora_scale": one}, "not_offered", "DoRA"),
+        ({f"{layer}.lora_magnitude_vector": one}, "not_offered", "DoRA"),
+        ({f"{layer}.hada_w1_a": one}, "not_offered", "LoHa"),
+        ({f"{layer}.lokr_w1": one}, "not_offered", "LoKr"),
+        ({f"{layer}.diff": one}, "not_offered", "whole weights"),
+        ({f"{layer}.lora_B.bias": one}, "not_offered", "biases"),
+        ({"text_encoder.block.0.q.lora_A.weight": one}, "not_offered", "text encoder"),
+        ({"lora_te_block_0_q.lora_down.weight": one}, "not_offered", "text encoder"),
+        ({"transformer.single_blocks.0.q.lora_A.weight": one}, "invalid_loras", "single_b"),
+        ({"transformer.transformer_blocks.0.attn1.q_norm.alpha": one}, "invalid_loras", "q_norm"),
+        ({f"{layer}.something": one}, "invalid_loras", "something"),
+        ({f"{layer}.weight": one}, "invalid_loras", "to_q.weight"),
+        ({f"{layer}.alpha": one}, "checkpoint_damaged", "not one number"),
+        ({f"{layer}.lora_A.weight": torch.ones(5, 48)}, "checkpoint_damaged", "do not fit"),
+        ({f"{layer}.lora_A.weight": torch.ones(4, 48, 1)}, "checkpoint_damaged", "do not fit"),
+        ({f"{layer}.lora_A.second.weight": one}, "checkpoint_damaged", "twice"),
+        ({"transformer.transformer_blocks.1.attn1.to_v.lora_A.weight": one}, "checkpoint_damaged",
+         "lacks the matrix up"),
+    ):  # fmt: skip
+        told = refused(good | more, path)
+        assert told.startswith(code), told
+        assert says in told
+    for config in ("{", "[7]", '{"lora_alpha": "x"}', '{"alpha_pattern": 7}'):
+        about = {"lora_adapter_metadata": config}
+        assert refused(good, path, about).startswith("checkpoint_damaged"), config
+    assert refused({}, path).startswith("checkpoint_damaged")
+
+
+def test_what_no_lora_could_be_is_refused_at_the_door(tmp_path: Path, style: str) -> None:
+    for loras, says in (
+        ([""], "needs a file"),
+        (["style.bin"], "no other kind"),
+        (["owner/name/style.ckpt"], "no other kind"),
+        (["owner/style.pt"], "no other kind"),
+        (["a/b/c"], "no other kind"),
+        (["style"], "no other kind"),
+        ([f"{style}:x"], "SOURCE:STRENGTH"),
+        ([f"{style}:nan"], "between -4 and 4"),
+        ([f"{style}:4.1"], "between -4 and 4"),
+        ([Lora(style)] * 9, "at most 8"),
+        ([{"path": style}], "list of source"),
+        ([7], "list of source"),
+        (style, "list of source"),
+        ([tmp_path / "none.safetensors"], "no file"),
+        ([tmp_path], "no other kind"),
+    ):
+        with pytest.raises(InvalidRequest, match=says) as error:
+            plan(clip_request("a", loras=loras))
+        assert error.value.param == "loras"
+    for content, says in ((b"", "not a .safetensors"), (Path(style).read_bytes()[:-9], "bytes")):
+        (tmp_path / "cut.safetensors").write_bytes(content)
+        with pytest.raises(CheckpointDamaged, match=says) as error:
+            plan(clip_request("a", loras=[str(tmp_path / "cut.safetensors")]))
+        assert (error.value.code, error.value.param) == ("checkpoint_damaged", "loras")
+
+
+def test_a_scale_that_stands_beside_a_file_of_peft_is_not_ignored(tmp_path: Path) -> None:
+    path = save(tmp_path / "adapter_model.safetensors", diffusers(matrices()))
+    config = tmp_path / "adapter_config.json"
+    ranks = {layer: len(down) for layer, (down, _) in matrices().items()}
+    for plain in ({}, {"alpha_pattern": ranks}):
+        config.write_text(json.dumps(plain))
+        adapters(path)
+    config.write_text(json.dumps({"r": 4, "lora_alpha": 16}))
+    with pytest.raises(NotOffered, match=r"adapter_config\.json scales"):
+        adapters(path)
+    config.write_text(json.dumps({"use_dora": True}))
+    with pytest.raises(NotOffered, match="DoRA"):
+        adapters(path)
+
+
+# Names
+
+
+def test_how_a_lora_is_written_decides_what_it_is() -> None:
+    assert parse_lora("a.safetensors") == Lora("a.safetensors", 1.0)
+    assert parse_lora("a:b.safetensors") == Lora("a:b.safetensors", 1.0)
+    assert parse_lora("a.safetensors:-0.5") == Lora("a.safetensors", -0.5)
+    assert parse_lora("owner/name:2") == Lora("owner/name", 2.0)
+    for source, is_on_hub in (
+        ("owner/name", True), ("owner/name-v1.5", True), ("owner/name/a.safetensors", True),
+        ("owner/name/some folder/a.safetensors", True), ("folder/a.safetensors", False),
+        ("./owner/name/a.safetensors", False), ("/a/b/c.safetensors", False),
+        ("../a/b.safetensors", False), ("owner/name/../a.safetensors", False),
+        ("a.safetensors", False), ("owner//a.safetensors", False),
+    ):  # fmt: skip
+        assert Lora(source).is_on_hub == is_on_hub, source
+
+
+def test_a_request_with_loras_comes_back_from_json_and_old_ones_are_still_read() -> None:
+    request = clip_request("a", loras=["a.safetensors:0.5", Path("b.safetensors"), "owner/name"])
+    assert ClipRequest(**json.loads(json.dumps(asdict(request)))) == request
+    assert request.files == ("a.safetensors", "b.safetensors")
+    assert request.asked()["loras"][0] == {"source": "a.safetensors", "strength": 0.5}
+    assert ClipRequest(prompt="a").loras == ()
+    assert "loras" not in clip_request("a", loras=[]).asked()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hub's cache, and in it the newest snapshot of owner/name."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = tmp_path / "hub" / "models--owner--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("c" * 40)
+    snapshot = repo / "snapshots" / ("c" * 40)
+    (snapshot / "v2").mkdir(parents=True)
+    return snapshot
+
+
+def test_a_name_of_the_hub_is_found_in_its_cache_or_said_how_to_fetch(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source, says in (
+        ("other/name", "hf download other/name"),
+        ("owner/name", "hf download owner/name"),
+        ("owner/name/a.safetensors", "hf download owner/name a.safetensors"),
+    ):
+        with pytest.raises(CheckpointMissing, match=says) as error:
+            adapters(source)
+        assert (error.value.code, error.value.param) == ("checkpoint_missing", "loras")
+    save(hub / "v2" / "a.safetensors", diffusers(matrices()))
+    names = [adapters(s)[0].name for s in ("owner/name", "owner/name/v2/a.safetensors")]
+    assert names == ["owner/name/a.safetensors", "owner/name/v2/a.safetensors"]
+    save(hub / "b.safetensors", diffusers(matrices()))
+    with pytest.raises(InvalidRequest, match=r"name one: owner/name/b\.safetensors, owner/name/v2"):
+        adapters("owner/name")
+    with pytest.raises(InvalidRequest, match="no name on the Hub"):
+        adapters("owner/a--b")
