@@ -70,6 +70,8 @@ class FetchBar:
 
     def show(self, so_far: Fetched) -> None:
         """Move the bars of the file and of all."""
+        if not so_far.file:
+            return  # nothing has come yet
         for name, done, total in (
             ("all", so_far.all_done, so_far.all_size),
             (so_far.file, so_far.done, so_far.size),

@@ -5,8 +5,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 
-from filmlet.card import ModelCard
+from filmlet.card import ModelCard, Source
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.jobs import Forecast, Queue
 from filmlet.models import CARDS, drop, fetch, find, hub, locate, repository, size, vocabulary
@@ -42,9 +43,11 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         print(_json(rows))
         return
+    print(f"{'':30} {'':14} {'in all':>8}  {'on disk':>8}")
     for row in rows:
         there = "bundled" if not row["bytes"] else "here" if row["is_here"] else "to be fetched"
-        told = f"{_gigabytes(row['bytes']):>8}  {_gigabytes(row['bytes_on_disk']):>8}"
+        whole = _gigabytes(row["bytes"] or row["bytes_on_disk"])
+        told = f"{whole:>8}  {_gigabytes(row['bytes_on_disk']):>8}"
         print(f"{row['name']:30} {there:14} {told}  {row['summary']}")
 
 
@@ -102,12 +105,18 @@ def _row(card: ModelCard) -> dict[str, object]:
 def _told(card: ModelCard, table: dict[str, object]) -> str:
     lines = [f"{card.name}, revision {card.revision}: {card.summary}", f"  {card.licence}"]
     for part, source in card.sources.there():
-        where = f"{source.repo}/{source.path}" if source.repo else f"{source.root}/{source.path}"
-        lines.append(f"  {part:13} {_gigabytes(source.bytes):>8}  {where}")
+        where = f"{source.repo or source.root}/{source.path}"
+        taken = sum(file.stat().st_size for file in _files(source))
+        lines.append(f"  {part:13} {_gigabytes(source.bytes or taken):>8}  {where}")
     words = table["words"]
     if isinstance(words, list) and words:
         lines += ["  knows these words:", *_wrapped(words)]
     return "\n".join(lines)
+
+
+def _files(source: Source) -> list[Path]:
+    place = hub.place(source)
+    return hub.files(place) if place and place.exists() else []
 
 
 def _wrapped(words: list[str]) -> Iterator[str]:
@@ -151,7 +160,8 @@ def _as_text(forecast: Forecast, table: dict[str, object]) -> str:
         f"  fetch  {_gigabytes(forecast.fetch)}, {_gigabytes(table['disk_free'])} of disk free",
         f"  device {machine.device} ({machine.name}), {machine.dtype}, "
         f"{_gigabytes(machine.memory)} of memory free",
-        f"  time   {eta.seconds:.0f} s ({eta.low:.0f} to {eta.high:.0f})",
+        f"  time   {_time(eta.seconds)} ({_time(eta.low)} to {_time(eta.high)})"
+        + (", and the fetch" if forecast.fetch else ""),
     ]
     least = min(planned.needs(machine.value_bytes), key=lambda n: n.bytes)
     if need:
@@ -159,6 +169,12 @@ def _as_text(forecast: Forecast, table: dict[str, object]) -> str:
     else:
         lines.insert(3, f"  hold   no way: the leanest takes {_gigabytes(least.bytes)}")
     return "\n".join([*lines, *(f"  note: {change.reason}" for change in planned.changes)])
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _gigabytes(count: object) -> str:

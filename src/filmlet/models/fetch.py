@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from queue import Empty, SimpleQueue
 
 from filmlet.card import ModelCard, Source
 from filmlet.errors import (
@@ -24,6 +26,7 @@ CHILD = (sys.executable, "-m", "filmlet.models.fetching")
 KINDS: tuple[type[FilmletError], ...] = (
     CheckpointDamaged, CheckpointMissing, DiskFull, HubRefused, HubUnreachable,
 )  # fmt: skip
+SILENCE_S = 0.2
 LARGEST_LORA = 10**10  # bytes; a client may name any repository
 NEEDED = ("model_index.json", "scheduler", "tokenizer", "vae", "transformer", "text_encoder")
 
@@ -67,14 +70,38 @@ def fetch_sources(sources: Sequence[Source], most: int = sys.maxsize) -> Iterato
     for repo in {source.repo for source in sources}:
         hub.sweep(repo)
     with _child(sources, most) as child:
-        assert child.stdout
-        for line in child.stdout:
-            told = json.loads(line)
-            if "error" in told:
-                raise _error(told["error"], told["message"])
-            yield Fetched(**told)
+        so_far = Fetched("", 0, 0, 0, 0)
+        for line in _heard(child):
+            if line:
+                told = json.loads(line)
+                if "error" in told:
+                    raise _error(told["error"], told["message"])
+                so_far = Fetched(**told)
+            yield so_far
         if child.wait():
             raise HubUnreachable("The download ended without a word; try again.")
+
+
+def _heard(child: "subprocess.Popen[str]") -> Iterator[str]:
+    """The lines that a process writes; "" while it is silent, so that whoever waits can stop."""
+    lines: SimpleQueue[str | None] = SimpleQueue()
+
+    def read() -> None:
+        assert child.stdout
+        for line in child.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=SILENCE_S)
+        except Empty:
+            yield ""
+            continue
+        if line is None:
+            return
+        yield line
 
 
 @contextmanager

@@ -360,6 +360,9 @@ def plan_of(plan: VideoPlan) -> str:
             f"({_time(eta.low)} to {_time(eta.high)}){ahead}"
         ),
     ]
+    if plan.hold and plan.hold != "all":
+        held = f"The model has too little room here: it is held in {plan.hold}, which takes longer."
+        lines.append(_paragraph(held))
     if plan.fetch_bytes:
         fetched = f"{plan.fetch_bytes / 1e9:.1f} GB of weights are fetched first, once."
         lines.append(_paragraph(fetched))

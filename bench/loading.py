@@ -1,0 +1,110 @@
+"""Loading a checkpoint: filmlet and stock diffusers in turns: `python -m bench.loading`."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from bench.worker import memory_mb
+
+SIDES = ("filmlet", "stock")
+
+
+def make(folder: Path) -> float:
+    """A random checkpoint of about a gigabyte in bfloat16; its gigabytes."""
+    import torch
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        text = T5EncoderModel(T5Config(vocab_size=1000, d_model=1024, d_ff=2816, num_layers=12))
+        transformer = LTXVideoTransformer3DModel(
+            num_attention_heads=16, cross_attention_dim=1024, num_layers=16, caption_channels=1024
+        )
+        vae = AutoencoderKLLTXVideo()
+    parts = {"text_encoder": text, "transformer": transformer, "vae": vae}
+    for name, module in parts.items():
+        module.to(torch.bfloat16).to_empty(device="cpu")
+        for weight in module.state_dict().values():
+            weight.zero_().add_(0.01)
+        module.save_pretrained(folder / name)
+    return sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e9
+
+
+def load(side: str, folder: Path, dtype: str) -> None:
+    """Load in this process; prints seconds and the memory that it took at its peak, in MB."""
+    import torch
+
+    if side == "filmlet":
+        from filmlet.card import Components
+        from filmlet.engine.parts import Parts
+        from filmlet.engine.placement import Placement
+
+        names = ("transformer", "vae", "text_encoder")
+        files = Components(**{name: folder / name for name in names}, tokenizer=folder)
+        parts = Parts(files, Placement("cpu", getattr(torch, dtype), "a benchmark"))
+    else:
+        from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+        from transformers import T5EncoderModel
+
+    before, start = memory_mb("VmRSS"), time.perf_counter()
+    if side == "filmlet":
+        for _ in parts.bring(*names):
+            pass
+        modules = list(parts.held.values())
+    else:
+        options = {"torch_dtype": getattr(torch, dtype)}
+        modules = [
+            LTXVideoTransformer3DModel.from_pretrained(folder / "transformer", **options),
+            AutoencoderKLLTXVideo.from_pretrained(folder / "vae", **options),
+            T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=options["torch_dtype"]),
+        ]
+    for module in modules:  # pages of a file are read when they are used: use them
+        for weight in module.parameters():
+            weight.sum()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"s": seconds, "MB": memory_mb("VmHWM") - before}))
+
+
+def ask(side: str, folder: Path, dtype: str) -> dict[str, float]:
+    words = [sys.executable, "-m", "bench.loading", "--side", side, "--dtype", dtype, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def report(runs: int) -> str:
+    """Seconds a gigabyte of files, both sides in turns, the files in the system's cache."""
+    lines = ["| | filmlet | stock diffusers | ratio |", "|---|---|---|---|"]
+    with TemporaryDirectory() as name:
+        size = make(Path(name))
+        for dtype in ("bfloat16", "float32"):
+            turns = [{side: ask(side, Path(name), dtype) for side in SIDES} for _ in range(runs)]
+            for key, unit, per in (("s", "s a GB", size), ("MB", "MB a GB", size)):
+                ours, theirs = (median(turn[side][key] / per for turn in turns) for side in SIDES)
+                ratio = median(turn["stock"][key] / turn["filmlet"][key] for turn in turns)
+                lines.append(
+                    f"| {dtype}, {unit} of files | {ours:.2f} | {theirs:.2f} | {ratio:.2f} |"
+                )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--runs", type=int, default=5)
+    options.add_argument("--side", choices=SIDES)
+    options.add_argument("--dtype", default="float32")
+    options.add_argument("folder", type=Path, nargs="?")
+    given = options.parse_args()
+    if given.side:
+        load(given.side, given.folder, given.dtype)
+    else:
+        print(report(given.runs))
+
+
+if __name__ == "__main__":
+    main()
