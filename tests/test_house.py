@@ -13,10 +13,11 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "filmlet"
 # Lowest first; rooms on one floor do not know each other. ARCHITECTURE.md shows the same list.
 FLOORS = (
-    ("errors", "events", "settings", "guide", "request", "card", "logs"),
+    ("errors", "events", "settings", "guide", "prompts", "windows", "request", "card", "logs"),
     ("models", "media", "engine"),
     ("given",),
     ("plan",),
+    ("denoising",),
     ("stages",),
     ("jobs", "clip", "bar"),
     ("api",),
@@ -50,6 +51,7 @@ LIVES_IN = {
 }
 ALSO = {
     ("stages", "torch"),  # compares a dtype
+    ("denoising", "torch"),  # joins windows
     *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them
 }
 

@@ -9,6 +9,8 @@ from typing import Any, TypedDict, Unpack
 
 from filmlet.errors import InvalidRequest
 from filmlet.guide import Guide, read_guides
+from filmlet.prompts import check_text, read_then
+from filmlet.windows import Window
 
 MAX_SEED = 2**32 - 1
 FORMATS = ("mp4", "webm", "gif", "webp")
@@ -22,6 +24,7 @@ class ClipRequest:
     steps: model calls; guidance: classifier-free guidance scale, 1 means none. draft: of a model
     with two stages the first alone, at half the size. guides: pictures and videos that the clip
     shows. extend: a clip that this one goes on from; it comes first, seconds or frames are added.
+    then: further prompts; they share the clip's length with the first, one after the other.
     Raises InvalidRequest for anything that no model could mean.
     """
 
@@ -40,13 +43,11 @@ class ClipRequest:
     draft: bool = False
     guides: tuple[Guide, ...] = ()
     extend: str | None = None
+    then: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative_prompt", "model"):
-            if not isinstance(getattr(self, field), str):
-                raise InvalidRequest(f"{field} must be text.", param=field)
-            if not _is_plain(getattr(self, field)):
-                raise InvalidRequest(f"{field} has characters that are no text.", param=field)
+            check_text(field, getattr(self, field))
         if not self.prompt.strip():
             raise InvalidRequest(
                 'The prompt is empty; say what to show, such as "a cat moving left on white".',
@@ -59,6 +60,7 @@ class ClipRequest:
         for name in ("seconds", "fps", "guidance"):
             _check_number(name, getattr(self, name), float)
         object.__setattr__(self, "guides", read_guides(self.guides))
+        object.__setattr__(self, "then", read_then(self.then))
         if self.extend is not None and (not isinstance(self.extend, str) or not self.extend):
             raise InvalidRequest(f"extend must name a file, got {self.extend!r}.", param="extend")
 
@@ -68,15 +70,15 @@ class ClipRequest:
         return {f.name: table[f.name] for f in fields(self) if getattr(self, f.name) != f.default}
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """All of them, in order."""
+        return (self.prompt, *self.then)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The files that it names."""
         named = [guide.file for guide in self.guides]
         return tuple(dict.fromkeys([*named, self.extend] if self.extend else named))
-
-
-def _is_plain(text: str) -> bool:
-    """Text that every file, database and tokenizer can hold: no NUL, no half of a surrogate."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _check_number(name: str, value: object, kind: type[int] | type[float]) -> None:
@@ -128,6 +130,8 @@ class Grid:
 
     side, time: pixels and frames that one latent stands for; sides are multiples of `side`,
     frames are `time` x k + 1. scale: 2 where a second stage doubles the sides of the first.
+    max_frames: that the model makes at once. A longer clip, up to max_seconds, is made in windows
+    of so many frames that share `overlap`, `time` x k; 0 where the model goes on from none.
     """
 
     side: int = 32
@@ -141,6 +145,9 @@ class Grid:
     max_side: int = 1280
     max_frames: int = 257
     max_fps: float = 60.0
+    window: int = 257
+    overlap: int = 0
+    max_seconds: float = 60.0
 
     def next_side(self, pixels: int) -> int:
         """The smallest legal side that covers `pixels`."""
@@ -154,6 +161,14 @@ class Grid:
     def next_frames(self, frames: int) -> int:
         """The smallest legal number of frames that covers `frames`."""
         return math.ceil((frames - 1) / self.time) * self.time + 1
+
+    def latents(self, frames: int) -> int:
+        """Latent frames that stand for so many."""
+        return -(-(frames - 1) // self.time) + 1 if frames else 0
+
+    def longest(self, fps: float) -> int:
+        """Frames of the longest clip, in windows where need be."""
+        return max(self.max_frames, int(self.max_seconds * fps) if self.overlap else 0)
 
 
 @dataclass(frozen=True)
@@ -227,7 +242,9 @@ def fit(request: ClipRequest, grid: Grid, context: int = 0) -> tuple[Shape, list
     _hold("fps", fps, 1, grid.max_fps)
     width = _side("width", request.width or grid.width, grid, changes)
     height = _side("height", request.height or grid.height, grid, changes)
-    frames, most = request.frames or grid.frames - context, grid.max_frames - context
+    most = grid.longest(fps) - context
+    usual = (grid.frames - 1) * len(request.prompts) + 1 - context
+    frames = request.frames or min(usual, most)
     if request.seconds is not None:
         frames = max(1, round(request.seconds * fps))
         longest = most / fps
@@ -309,11 +326,15 @@ class Effective:
     guides: tuple[Guide, ...]  # files by their content, frames as they stand in the clip
     extend: str | None
     changes: tuple[Change, ...]
+    then: tuple[str, ...] = ()  # further prompts, as the model reads them
+    windows: tuple[Window, ...] = ()  # that the clip is made in; frames of what the model makes
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""
         table: dict[str, object] = asdict(self)
         del table["shape"]
+        if len(self.windows) < 2:  # nothing to tell: the file of a short clip stays as it was
+            del table["then"], table["windows"]
         seconds = round(self.shape.frames / self.shape.fps, 4)
         return table | asdict(self.shape) | {"seconds": seconds, "steps": len(self.sigmas)}
 
@@ -341,6 +362,7 @@ class ClipSettings(TypedDict, total=False):
     last_image: str | os.PathLike[str]  # its last
     guides: Sequence[Guide]  # anywhere
     extend: str | os.PathLike[str]
+    then: Sequence[str]  # further prompts, one after the other
 
 
 def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:

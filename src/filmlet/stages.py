@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 
 from filmlet.card import ModelCard
-from filmlet.engine import artefacts, ltx
+from filmlet.denoising import Making, Reel, Shelf, shoot
+from filmlet.engine import ltx
 from filmlet.engine.artefacts import Tensors
-from filmlet.engine.denoise import Step
 from filmlet.engine.guiding import Shown
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
+from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
 from filmlet.engine.placement import Placement, choose
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
 from filmlet.errors import NotFinite
-from filmlet.events import Event, Finished, Frames, Pixels, Preview, Progress, Stage
+from filmlet.events import Event, Finished, Frames, Pixels, Progress, Stage
 from filmlet.given import Given
 from filmlet.media import (
     check_target,
     covering,
-    explain,
     growing,
     part_of,
     place,
@@ -36,7 +35,6 @@ from filmlet.request import Change, Effective, Shape
 from filmlet.settings import Settings
 
 Value = TypeVar("Value")
-Making = Generator[Event, None, Tensors]
 _engines: dict[tuple[ModelCard, Path, Placement], LtxEngine] = {}  # the last one, for the next clip
 KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much
 
@@ -56,10 +54,16 @@ class Work:
     effective: Effective
     folder: Path | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    then: tuple[Reading, ...] = ()  # of further prompts
 
     def file(self, name: str) -> Path | None:
         """Where a result of this name is kept, if at all."""
         return self.folder / name if self.folder else None
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where stages put what they make."""
+        return Shelf(self.folder, self.placement.device, KEEP_EVERY_S)
 
     @property
     def recipe(self) -> Recipe:
@@ -96,7 +100,10 @@ def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
     negative = None
     if plan.guidance > 1:
         negative = read(tokenizer, request.negative_prompt, card.max_tokens)
+    then = tuple(read(tokenizer, text, card.max_tokens) for text in request.then)
     told = list(_told("prompt", prompt, request.prompt, card))
+    for i, (reading, text) in enumerate(zip(then, request.then, strict=True), start=1):
+        told += _told(f"then_{i}", reading, text, card)
     if negative:
         told += _told("negative_prompt", negative, request.negative_prompt, card)
     placement = choose(settings.device)
@@ -106,7 +113,7 @@ def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
         negative_prompt=negative.text if negative else "",
-        unknown_words=prompt.unknown,
+        unknown_words=tuple(dict.fromkeys(w for read in (prompt, *then) for w in read.unknown)),
         model=card.name,
         revision=card.revision,
         seed=Effective.fresh_seed() if request.seed is None else request.seed,
@@ -119,8 +126,10 @@ def prepare(plan: Plan, settings: Settings, dtype: str | None = None) -> Work:
         guides=tuple(guide.as_guide(plan.shape) for guide in plan.guides),
         extend=plan.clip.footage.name if plan.clip else None,
         changes=(*plan.changes, *told),
+        then=tuple(reading.text for reading in then),
+        windows=plan.windows,
     )
-    return Work(plan, placement, prompt, negative, effective)
+    return Work(plan, placement, prompt, negative, effective, then=then)
 
 
 def run(work: Work) -> Generator[Event]:
@@ -190,13 +199,11 @@ def _grow(work: Work, grown: Path, form: str) -> Generator[Event]:
 def _make(work: Work) -> Generator[Event]:
     engine = yield from _timed(Stage.LOAD, _load(work))
     told = yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
-    embeddings = Embeddings(told["prompt"], told.get("negative"))
-    denoising = _denoise(work, engine, embeddings, _guides(work, told))
-    made = yield from _kept(work, Stage.DENOISE, "latents", denoising)
+    made = yield from _kept(work, Stage.DENOISE, "latents", _denoise(work, engine, told))
     if work.effective.refine_sigmas:
         larger = _upsample(work, engine, made["latents"])
         made = yield from _kept(work, Stage.UPSAMPLE, "upsampled", larger)
-        finer = _refine(work, engine, embeddings, made)
+        finer = _refine(work, engine, told, made)
         made = yield from _kept(work, Stage.REFINE, "refined", finer)
     yield from _timed(Stage.DECODE, _decode(work, engine, made["latents"]))
 
@@ -211,27 +218,18 @@ def _timed(stage: Stage, events: Generator[Event, None, Value]) -> Generator[Eve
 
 def _kept(work: Work, stage: Stage, name: str, events: Making) -> Making:
     """A stage's result: read from the work's folder, or made and kept there."""
-    file = work.file(f"{name}.safetensors")
-    kept = artefacts.load(file, work.placement.device) if file else None
+    kept = work.shelf.load(name)
     if kept is not None:
         yield Finished(stage, 0.0, reused=True)
         return kept
-    made = yield from _timed(stage, _saved(file, events))
+    made = yield from _timed(stage, _saved(work.shelf, name, events))
     return made
 
 
-def _saved(file: Path | None, events: Making) -> Making:
+def _saved(shelf: Shelf, name: str, events: Making) -> Making:
     made = yield from events
-    if file:
-        _keep(file, made)
+    shelf.save(name, made)
     return made
-
-
-def _keep(file: Path, made: Tensors) -> None:
-    try:
-        artefacts.save(file, made)
-    except OSError as error:
-        raise explain(error, file) from error
 
 
 def _load(work: Work) -> Generator[Event, None, LtxEngine]:
@@ -249,6 +247,7 @@ def _encode(work: Work, engine: LtxEngine) -> Making:
     made = {"prompt": engine.encode(work.prompt)}
     if work.negative:
         made["negative"] = engine.encode(work.negative)
+    made |= {f"then_{i}": engine.encode(text) for i, text in enumerate(work.then, start=1)}
     made |= _seen(work, engine, work.first.shape)
     yield Progress(Stage.ENCODE, 1, 1)
     return made
@@ -269,10 +268,16 @@ def _guides(work: Work, seen: Tensors) -> list[Shown]:
     ]
 
 
-def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings, guides: list[Shown]) -> Making:
-    start = _left_at(work.file("step.safetensors"), engine)
-    steps = engine.denoise(embeddings, work.first, start, guides)
-    return (yield from _stepped(work, engine, work.first, Stage.DENOISE, start, steps))
+def _denoise(work: Work, engine: LtxEngine, told: Tensors) -> Making:
+    windows, texts = work.effective.windows, _texts(work, told)
+    reel = Reel(Stage.DENOISE, engine, work.first, windows, texts, _guides(work, told))
+    return shoot(reel, work.shelf, work.cancelled)
+
+
+def _texts(work: Work, told: Tensors) -> list[Embeddings]:
+    """Of each prompt."""
+    further = (told[f"then_{i}"] for i in range(1, len(work.then) + 1))
+    return [Embeddings(text, told.get("negative")) for text in (told["prompt"], *further)]
 
 
 def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
@@ -283,39 +288,12 @@ def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
     return made
 
 
-def _refine(work: Work, engine: LtxEngine, embeddings: Embeddings, made: Tensors) -> Making:
+def _refine(work: Work, engine: LtxEngine, told: Tensors, made: Tensors) -> Making:
     recipe = replace(work.recipe, sigmas=work.effective.refine_sigmas)
-    start = _left_at(work.file("refine-step.safetensors"), engine)
-    steps = engine.refine(embeddings, recipe, made["latents"], start, _guides(work, made))
-    return (yield from _stepped(work, engine, recipe, Stage.REFINE, start, steps))
-
-
-def _stepped(
-    work: Work, engine: LtxEngine, recipe: Recipe, stage: Stage, start: Start | None,
-    steps: Iterator[Step],
-) -> Making:  # fmt: skip
-    """Steps as events; the latest is kept, so that a crash costs little."""
-    file = work.file("refine-step.safetensors" if stage == Stage.REFINE else "step.safetensors")
-    total, saved = len(recipe.sigmas), time.monotonic()
-    before = len(work.effective.sigmas) if stage == Stage.REFINE else 0
-    yield Progress(stage, start.done if start else 0, total)
-    with engine.stopping(lambda: not work.cancelled.is_set()):
-        for step in steps:
-            if file and step.done < total and time.monotonic() - saved > KEEP_EVERY_S:
-                left = {"latents": step.latents, "done": torch.tensor(step.done)}
-                _keep(file, left if step.beside is None else left | {"beside": step.beside})
-                saved = time.monotonic()
-            yield Progress(stage, step.done, total)
-            image = engine.preview(step.clean, recipe.shape)
-            if image is not None:
-                yield Preview(before + step.done, image)
-    return {"latents": step.latents}
-
-
-def _left_at(file: Path | None, engine: LtxEngine) -> Start | None:
-    """The step that an earlier attempt had come to."""
-    kept = artefacts.load(file, engine.placement.device) if file else None
-    return Start(int(kept["done"]), kept["latents"], kept.get("beside")) if kept else None
+    windows, texts = work.effective.windows, _texts(work, told)
+    reel = Reel(Stage.REFINE, engine, recipe, windows, texts, _guides(work, made), made["latents"])
+    reel = replace(reel, before=len(windows) * len(work.effective.sigmas))
+    return shoot(reel, work.shelf, work.cancelled)
 
 
 def _decode(work: Work, engine: LtxEngine, latents: Tensor) -> Generator[Event]:

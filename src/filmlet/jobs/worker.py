@@ -22,6 +22,7 @@ from pathlib import Path
 from dbos import DBOS, WorkflowSerializationFormat
 
 from filmlet import stages
+from filmlet.denoising import last_window
 from filmlet.errors import Cancelled, DatabaseUnusable, FilmletError, WorkerTaken
 from filmlet.events import Event, Finished, Preview, Progress, Stage
 from filmlet.jobs import cost, webhooks
@@ -221,6 +222,9 @@ class Worker:
                 held.seen(event)
                 if event.stage == Stage.DECODE:
                     self.queue.storage.grow(held.id, "decoded.mp4.part")
+                assert held.work
+                if window := last_window(event, len(held.work.effective.windows)):
+                    self.queue.storage.store(held.id, f"{window}.safetensors")
             case Preview():
                 passed, held.passed = held.passed, held.preview
                 held.preview = f"preview-{event.step}.png"

@@ -10,7 +10,7 @@ from filmlet.models.folder import read_json
 from filmlet.request import Grid
 
 POCKET = Path(__file__).parent.parent / "pocket"
-BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280, scale=2)
+BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280, scale=2, overlap=32)
 LTXV = ModelCard(
     name="ltxv",
     summary="",
@@ -36,7 +36,8 @@ CARDS = {
             summary="bundled; a small world of emoji, shapes, motions and scenes; two CPU cores",
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
             schedule=ShiftedSigmas(steps=8, shift=8.0),
-            grid=Grid(max_side=512),
+            # In windows of other lengths than it was trained with, what it shows stands still.
+            grid=Grid(max_side=512, window=25, overlap=16),
             folder=POCKET,
             revision="3",
             max_tokens=128,
@@ -99,7 +100,7 @@ def _read_folder(folder: Path) -> ModelCard:
         summary="a folder of your own",
         licence="as its maker says",
         schedule=ShiftedSigmas(steps=30, shift=float(str(shift))),
-        grid=Grid(scale=2 if two_stages else 1),
+        grid=Grid(scale=2 if two_stages else 1, overlap=BIG_GRID.overlap if causal else 8),
         folder=folder,
         refine=LTXV.refine if two_stages else None,
         revision="local",
