@@ -119,6 +119,10 @@ def _log_option(command: argparse.ArgumentParser) -> None:
 def _clip_options(make: argparse.ArgumentParser) -> None:
     """What a clip can be asked for."""
     make.add_argument("prompt", help='what to show, such as "a cat moving left on white"')
+    make.add_argument(
+        "--then", metavar="PROMPT", action="append", default=[],
+        help="what to show after that, for an equal share of the clip; may be said again",
+    )  # fmt: skip
     make.add_argument("--model", default="pocket", help="name or folder (default: pocket)")
     make.add_argument("--seed", help="the same seed and settings give the same file")
     make.add_argument("--seconds", help="length of the clip")
@@ -282,6 +286,7 @@ def _request(options: argparse.Namespace) -> ClipRequest:
         last_image=options.last_image,
         guides=[parse_keyframe(text) for text in options.keyframe],
         extend=options.extend,
+        then=options.then,
         **_numbers(options),
     )
 

@@ -154,7 +154,9 @@ async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[st
         part = uploads.TEXT_BYTES
         async with request.form(max_files=2, max_fields=50, max_part_size=part) as form:
             files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
-            yield {k: v for k, v in form.items() if isinstance(v, str)}, files
+            fields = {k: v for k, v in form.items() if isinstance(v, str)}
+            then = {"then": form.getlist("then")} if "then" in fields else {}
+            yield fields | then, files
         return
     try:
         table = json.loads(await request.body())
@@ -225,7 +227,8 @@ def foresee(shared: House, asked: VideoCreate, guides: Sequence[Guide] = ()) -> 
     """The same for the page. Raises what `Queue.forecast` raises."""
     offered(asked.model)
     forecast = shared.queue.forecast(asked.request(guides))
-    return VideoPlan.of(forecast, count(forecast.plan.card, asked.prompt))
+    card, prompts = forecast.plan.card, forecast.plan.request.prompts
+    return VideoPlan.of(forecast, [count(card, prompt) for prompt in prompts])
 
 
 @router.post("/characters", response_model=Video)
