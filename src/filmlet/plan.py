@@ -108,7 +108,8 @@ def _windows(
         why = f"the model makes at most {grid.max_frames} frames at once"
         if shape.made_frames <= grid.max_frames:
             why = "each prompt has its own part of the clip"
-        reason = f"{why}; made in {len(windows)} windows that share {grid.overlap} frames"
+        each = f"windows of at most {grid.window} frames that share {grid.overlap}"
+        reason = f"{why}; made in {len(windows)} {each}"
         changes.append(Change("windows", 1, len(windows), reason))
     return windows
 

@@ -207,5 +207,7 @@ class Held:
         if event.stage in (Stage.DENOISE, Stage.REFINE):
             begun = self.begun
             left = 1 - begun.done / begun.total if begun and begun.stage == event.stage else 1.0
+            if not left:  # every window was there
+                return None
             seconds /= size.calls_of(event.stage) * left
         return size.units(event.stage), seconds
