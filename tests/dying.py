@@ -7,10 +7,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 from filmlet import stages
+from filmlet import work as works
 from filmlet.events import Event, Progress
 from filmlet.jobs.worker import run
 from filmlet.settings import Settings
-from filmlet.stages import Work
+from filmlet.work import Work
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
             yield event
 
     stages.film = film
-    stages.KEEP_EVERY_S = -1.0
+    works.KEEP_EVERY_S = -1.0
     sys.exit(run(Settings.from_environment()))
 
 

@@ -242,7 +242,7 @@ def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
 def test_a_guided_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_guided: Path, tmp_path: Path, until: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.work.KEEP_EVERY_S", -1.0)
     image, middle = (keep(tmp_path / f"{i}.png", footage(seed=i)) for i in (1, 2))
     settings = {"image": image, "guides": [Guide(middle, 16, 0.6)]}
     film(work_for(tiny_guided, **settings), tmp_path / "straight.mp4")

@@ -13,10 +13,23 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "filmlet"
 # Lowest first; rooms on one floor do not know each other. ARCHITECTURE.md shows the same list.
 FLOORS = (
-    ("errors", "events", "settings", "guide", "lora", "request", "card", "budget", "logs"),
+    (
+        "errors",
+        "events",
+        "settings",
+        "guide",
+        "lora",
+        "prompts",
+        "windows",
+        "request",
+        "card",
+        "budget",
+        "logs",
+    ),
     ("models", "media", "engine"),
     ("given",),
     ("plan",),
+    ("denoising",),
     ("work",),
     ("stages",),
     ("jobs", "clip", "bar"),
@@ -52,6 +65,7 @@ LIVES_IN = {
 }
 ALSO = {
     *((name, "torch") for name in ("stages", "work")),  # names a dtype, knows its errors
+    ("denoising", "torch"),  # joins windows
     ("models", "httpx2"),  # the Hub's client raises its errors
     *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them
 }
@@ -162,13 +176,13 @@ def test_the_readmes_make_commands_are_targets_of_the_makefile() -> None:
 def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
     import shlex
 
-    from filmlet.cli import parser
+    from filmlet.cli import COMMANDS, parser
 
     asked = [line for line in commands("sh") if line.startswith("filmlet ")]
     assert len(asked) >= 3
     for line in asked:
         options = parser().parse_args(shlex.split(line, comments=True)[1:])
-        assert options.command in ("generate", "submit", "jobs", "worker", "serve", "keys")
+        assert options.command in COMMANDS
 
 
 def test_the_readmes_python_runs(tmp_path: Path, shared_server: Running) -> None:

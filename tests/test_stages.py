@@ -22,7 +22,7 @@ Stop = Callable[[Event], bool]
 
 @pytest.fixture(autouse=True)
 def _keep_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.work.KEEP_EVERY_S", -1.0)
 
 
 def work_for(model: Path, folder: Path | None) -> Work:

@@ -113,7 +113,7 @@ def test_sides_are_made_in_64_so_that_the_draft_is_exactly_half(tiny_two: Path) 
 def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_two: Path, tmp_path: Path, left: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.work.KEEP_EVERY_S", -1.0)
     for _ in stages.film(work_for(tiny_two), tmp_path / "straight.mp4"):
         pass
     first = work_for(tiny_two)

@@ -133,6 +133,10 @@ def _clip_options(make: argparse.ArgumentParser, *, is_made: bool = True) -> Non
     """What a clip can be asked for."""
     words = 'what to show, such as "a cat moving left on white"'
     make.add_argument("prompt", help=words, nargs=None if is_made else "?", default="a clip")
+    make.add_argument(
+        "--then", metavar="PROMPT", action="append", default=[],
+        help="what to show after that, for an equal share of the clip; may be said again",
+    )  # fmt: skip
     make.add_argument("--model", default="pocket", help="name or folder (default: pocket)")
     make.add_argument("--seed", help="the same seed and settings give the same file")
     make.add_argument("--seconds", help="length of the clip")
@@ -242,7 +246,8 @@ def _film(options: argparse.Namespace, planned: "Plan", suffix: str, started: fl
         ):
             for event in events:
                 if isinstance(event, Finished):
-                    timings[event.stage.value] = round(event.seconds, 3)
+                    before = timings.get(event.stage.value, 0.0)
+                    timings[event.stage.value] = round(before + event.seconds, 3)
                 bar.show(event)
                 preview(event)
     return Report(path, work, timings, time.perf_counter() - started)
@@ -328,6 +333,7 @@ def _request(options: argparse.Namespace) -> ClipRequest:
         guides=[parse_keyframe(text) for text in options.keyframe],
         extend=options.extend,
         loras=[parse_lora(text) for text in options.lora],
+        then=options.then,
         **_numbers(options),
     )
 

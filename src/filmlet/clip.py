@@ -78,12 +78,13 @@ def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
     """
     request = clip_request(prompt, **settings)
     work = fold(_prepare(request))
-    timings, chunks = {}, []
+    timings: dict[str, float] = {}
+    chunks = []
     for event in stages.run(work):
         if isinstance(event, Frames):
             chunks.append(event.pixels)
         if isinstance(event, Finished):
-            timings[event.stage.value] = event.seconds
+            timings[event.stage.value] = timings.get(event.stage.value, 0.0) + event.seconds
     return Clip(np.concatenate(chunks), request, work.effective, timings)
 
 

@@ -23,6 +23,7 @@ from filmlet.media import (
     read_video,
 )
 from filmlet.request import Change, ClipRequest, Shape
+from filmlet.windows import holding, split
 
 CROPPED = 0.03  # of a picture, from which on it is told
 PIECE = 8  # frames of a clip that are in memory at once
@@ -106,7 +107,7 @@ def read_guides(
     """The guides where the model can show them; a difference from what was asked is told."""
     placed: dict[int, Given] = {}
     for number, guide in enumerate(request.guides, start=1):
-        given = _given(guide, card, shape, folder)
+        given = _given(guide, card, shape, folder, len(request.prompts))
         changes.extend(_told(f"guide_{number}", guide, given, shape))
         if placed.setdefault(given.frame, given) is not given:
             frame = given.as_guide(shape).frame
@@ -114,10 +115,11 @@ def read_guides(
     return tuple(placed.values())
 
 
-def _given(guide: Guide, card: ModelCard, shape: Shape, folder: Path | None) -> Given:
+def _given(guide: Guide, card: ModelCard, shape: Shape, folder: Path | None, prompts: int) -> Given:
     path, footage = _look(guide.file, folder, "guides")
     frame = _legal(guide, card, shape)
-    most = shape.made_frames - frame
+    windows = split(shape, card.grid, prompts)
+    most = holding(windows, frame).end - frame
     if card.guides == GuideKind.FIRST_FRAME:
         if frame or shape.given:
             raise NotOffered(

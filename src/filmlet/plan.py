@@ -1,6 +1,6 @@
 """What can be decided about a clip without touching a tensor: quick, fit for a web process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filmlet.budget import Need, needs
@@ -10,6 +10,7 @@ from filmlet.given import Given, lengthened, read_clip, read_guides, settled
 from filmlet.lora import Adapter
 from filmlet.models import find, locate, look_at_loras, parameters
 from filmlet.request import Change, ClipRequest, Shape, fit
+from filmlet.windows import Window, holding, split
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Plan:
 
     shape: of the clip. refine_sigmas: empty where one stage is all there is. guides: with the
     files that are shown; clip: that is extended, its last frames come before the new ones. loras:
-    with the files that they are in, None for those that must be fetched.
+    with the files that they are in, None for those that must be fetched. windows: that the model
+    makes it in.
     """
 
     request: ClipRequest
@@ -32,6 +34,7 @@ class Plan:
     guides: tuple[Given, ...] = ()
     clip: Given | None = None
     loras: tuple[Adapter | None, ...] = ()
+    windows: tuple[Window, ...] = ()
 
     @property
     def given(self) -> tuple[Given, ...]:
@@ -48,15 +51,20 @@ class Plan:
 
     def needs(self, value_bytes: int) -> tuple[Need, ...]:
         """Memory that each way of holding the model takes, in a dtype of so many bytes."""
-        card = self.card
-        return needs(self.parameters, self.shape, card.grid, value_bytes, card.stored_bytes)
+        card, time = self.card, self.card.grid.time
+        call = replace(self.shape, made_frames=(self.call_latents - 1) * time + 1)
+        return needs(self.parameters, call, card.grid, value_bytes, card.stored_bytes)
 
     @property
-    def beside(self) -> int:
-        """Frames of latents that guides add to each model call."""
+    def call_latents(self) -> int:
+        """Latent frames of the largest model call; guides add some to their window's."""
         time = self.card.grid.time
+        return max(len(w.latents(time)) + self._beside(w) for w in self.windows)
+
+    def _beside(self, window: Window) -> int:
+        guides = [g for g in self.guides if g.frame and holding(self.windows, g.frame) is window]
         # Of a video that does not begin the clip, the first two; a picture is one.
-        return sum(min(2, 1 + (g.frames - 1) // time) for g in self.guides if g.frame)
+        return sum(min(2, self.card.grid.latents(g.frames)) for g in guides)
 
 
 def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
@@ -76,6 +84,7 @@ def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
     refine_sigmas = card.refine.sigmas if card.refine else ()
     if request.draft:
         shape, refine_sigmas = _draft(card, shape, changes), ()
+    windows = _windows(request, card, shape, changes)
     guides = read_guides(request, card, shape, folder, changes)
     sigmas = _sigmas(request, card, changes)
     guidance = _guidance(request, card)
@@ -94,6 +103,7 @@ def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
         guides=guides,
         clip=clip,
         loras=look_at_loras(request.loras, folder),
+        windows=windows,
     )
 
 
@@ -104,6 +114,23 @@ def _draft(card: ModelCard, shape: Shape, changes: list[Change]) -> Shape:
     asked, made = f"{shape.width}x{shape.height}", f"{half.width}x{half.height}"
     changes.append(Change("size", asked, made, "a draft is the first stage, at half the size"))
     return half
+
+
+def _windows(
+    request: ClipRequest, card: ModelCard, shape: Shape, changes: list[Change]
+) -> tuple[Window, ...]:
+    grid = card.grid
+    if request.then and not grid.overlap:
+        raise NotOffered(f"{card.name} takes one prompt a clip.", param="then")
+    windows = split(shape, grid, len(request.prompts))
+    if len(windows) > 1:
+        why = f"the model makes at most {grid.max_frames} frames at once"
+        if shape.made_frames <= grid.max_frames:
+            why = "each prompt has its own part of the clip"
+        each = f"windows of at most {grid.window} frames that share {grid.overlap}"
+        reason = f"{why}; made in {len(windows)} {each}"
+        changes.append(Change("windows", 1, len(windows), reason))
+    return windows
 
 
 def _sigmas(request: ClipRequest, card: ModelCard, changes: list[Change]) -> tuple[float, ...]:

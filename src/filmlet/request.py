@@ -10,6 +10,8 @@ from typing import Any, TypedDict, Unpack
 from filmlet.errors import InvalidRequest
 from filmlet.guide import Guide, read_guides
 from filmlet.lora import Lora, UsedLora, read_loras
+from filmlet.prompts import check_text, read_then
+from filmlet.windows import Window
 
 MAX_SEED = 2**32 - 1
 FORMATS = ("mp4", "webm", "gif", "webp")
@@ -24,6 +26,7 @@ class ClipRequest:
     with two stages the first alone, at half the size. guides: pictures and videos that the clip
     shows. extend: a clip that this one goes on from; it comes first, seconds or frames are added.
     loras: what changes the model for this clip; several add up.
+    then: further prompts; they share the clip's length with the first, one after the other.
     Raises InvalidRequest for anything that no model could mean.
     """
 
@@ -43,13 +46,11 @@ class ClipRequest:
     guides: tuple[Guide, ...] = ()
     extend: str | None = None
     loras: tuple[Lora, ...] = ()
+    then: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative_prompt", "model"):
-            if not isinstance(getattr(self, field), str):
-                raise InvalidRequest(f"{field} must be text.", param=field)
-            if not _is_plain(getattr(self, field)):
-                raise InvalidRequest(f"{field} has characters that are no text.", param=field)
+            check_text(field, getattr(self, field))
         if not self.prompt.strip():
             raise InvalidRequest(
                 'The prompt is empty; say what to show, such as "a cat moving left on white".',
@@ -63,6 +64,7 @@ class ClipRequest:
             _check_number(name, getattr(self, name), float)
         object.__setattr__(self, "guides", read_guides(self.guides))
         object.__setattr__(self, "loras", read_loras(self.loras))
+        object.__setattr__(self, "then", read_then(self.then))
         if self.extend is not None and (not isinstance(self.extend, str) or not self.extend):
             raise InvalidRequest(f"extend must name a file, got {self.extend!r}.", param="extend")
 
@@ -72,17 +74,17 @@ class ClipRequest:
         return {f.name: table[f.name] for f in fields(self) if getattr(self, f.name) != f.default}
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """All of them, in order."""
+        return (self.prompt, *self.then)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The files that it names."""
         named = [guide.file for guide in self.guides]
         named += [self.extend] if self.extend else []
         named += [lora.source for lora in self.loras if not lora.is_on_hub]
         return tuple(dict.fromkeys(named))
-
-
-def _is_plain(text: str) -> bool:
-    """Text that every file, database and tokenizer can hold: no NUL, no half of a surrogate."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _check_number(name: str, value: object, kind: type[int] | type[float]) -> None:
@@ -134,6 +136,8 @@ class Grid:
 
     side, time: pixels and frames that one latent stands for; sides are multiples of `side`,
     frames are `time` x k + 1. scale: 2 where a second stage doubles the sides of the first.
+    max_frames: that the model makes at once. A longer clip, up to max_seconds, is made in windows
+    of so many frames that share `overlap`, `time` x k; 0 where the model goes on from none.
     """
 
     side: int = 32
@@ -147,6 +151,9 @@ class Grid:
     max_side: int = 1280
     max_frames: int = 257
     max_fps: float = 60.0
+    window: int = 257
+    overlap: int = 0
+    max_seconds: float = 60.0
 
     def next_side(self, pixels: int) -> int:
         """The smallest legal side that covers `pixels`."""
@@ -160,6 +167,14 @@ class Grid:
     def next_frames(self, frames: int) -> int:
         """The smallest legal number of frames that covers `frames`."""
         return math.ceil((frames - 1) / self.time) * self.time + 1
+
+    def latents(self, frames: int) -> int:
+        """Latent frames that stand for so many."""
+        return -(-(frames - 1) // self.time) + 1 if frames else 0
+
+    def longest(self, fps: float) -> int:
+        """Frames of the longest clip, in windows where need be."""
+        return max(self.max_frames, int(self.max_seconds * fps) if self.overlap else 0)
 
 
 @dataclass(frozen=True)
@@ -233,7 +248,9 @@ def fit(request: ClipRequest, grid: Grid, context: int = 0) -> tuple[Shape, list
     _hold("fps", fps, 1, grid.max_fps)
     width = _side("width", request.width or grid.width, grid, changes)
     height = _side("height", request.height or grid.height, grid, changes)
-    frames, most = request.frames or grid.frames - context, grid.max_frames - context
+    most = grid.longest(fps) - context
+    usual = (grid.frames - 1) * len(request.prompts) + 1 - context
+    frames = request.frames or min(usual, most)
     if request.seconds is not None:
         frames = max(1, round(request.seconds * fps))
         longest = most / fps
@@ -317,11 +334,15 @@ class Effective:
     extend: str | None
     loras: tuple[UsedLora, ...]  # files by their content, or Hub names
     changes: tuple[Change, ...]
+    then: tuple[str, ...] = ()  # further prompts, as the model reads them
+    windows: tuple[Window, ...] = ()  # that the clip is made in; frames of what the model makes
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""
         table: dict[str, object] = asdict(self)
         del table["shape"]
+        if len(self.windows) < 2:  # nothing to tell: the file of a short clip stays as it was
+            del table["then"], table["windows"]
         seconds = round(self.shape.frames / self.shape.fps, 4)
         return table | asdict(self.shape) | {"seconds": seconds, "steps": len(self.sigmas)}
 
@@ -350,6 +371,7 @@ class ClipSettings(TypedDict, total=False):
     guides: Sequence[Guide]  # anywhere
     extend: str | os.PathLike[str]
     loras: Sequence[Lora | str | os.PathLike[str]]  # text as the command line takes it
+    then: Sequence[str]  # further prompts, one after the other
 
 
 def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:

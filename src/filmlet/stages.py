@@ -8,18 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from filmlet.engine import artefacts, ltx
+from filmlet.denoising import Making, Reel, Shelf, shoot
+from filmlet.engine import ltx
 from filmlet.engine.artefacts import Tensors
-from filmlet.engine.denoise import Step
 from filmlet.engine.guiding import Shown
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
+from filmlet.engine.ltx import Embeddings, LtxEngine
 from filmlet.engine.placement import free, is_out_of_memory
 from filmlet.errors import NotFinite, OutOfMemory
-from filmlet.events import Event, Finished, Frames, Pixels, Preview, Progress, Stage
+from filmlet.events import Event, Finished, Frames, Pixels, Progress, Stage
 from filmlet.media import (
     check_target,
     covering,
-    explain,
     growing,
     part_of,
     place,
@@ -27,9 +26,6 @@ from filmlet.media import (
 )
 from filmlet.request import Change, Shape
 from filmlet.work import Work, fold, loaded, timed
-
-Making = Generator[Event, None, Tensors]
-KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much
 
 
 def run(work: Work) -> Generator[Event]:
@@ -104,43 +100,30 @@ def _make(work: Work) -> Generator[Event]:
     work.drawn = 0
     engine = yield from timed(Stage.LOAD, _load(work))
     told = yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
-    embeddings = Embeddings(told["prompt"], told.get("negative"))
-    denoising = _denoise(work, engine, embeddings, _guides(work, told))
-    made = yield from _kept(work, Stage.DENOISE, "latents", denoising)
+    made = yield from _kept(work, Stage.DENOISE, "latents", _denoise(work, engine, told))
     if work.effective.refine_sigmas:
         larger = _upsample(work, engine, made["latents"])
         made = yield from _kept(work, Stage.UPSAMPLE, "upsampled", larger)
-        finer = _refine(work, engine, embeddings, made)
+        finer = _refine(work, engine, told, made)
         made = yield from _kept(work, Stage.REFINE, "refined", finer)
     yield from timed(Stage.DECODE, _decode(work, engine, made["latents"]))
 
 
 def _kept(work: Work, stage: Stage, name: str, events: Making) -> Making:
     """A stage's result: what it was made to before, or read from the work's folder, or made now."""
-    if name in work.made:
-        return work.made[name]
-    file = work.file(f"{name}.safetensors")
-    kept = artefacts.load(file, work.placement.device) if file else None
+    kept = work.made.get(name) or work.shelf.load(name)
     if kept is not None:
         yield Finished(stage, 0.0, reused=True)
     else:
-        kept = yield from timed(stage, _saved(file, events))
+        kept = yield from timed(stage, _saved(work.shelf, name, events))
     work.made[name] = kept
     return kept
 
 
-def _saved(file: Path | None, events: Making) -> Making:
+def _saved(shelf: Shelf, name: str, events: Making) -> Making:
     made = yield from events
-    if file:
-        _keep(file, made)
+    shelf.save(name, made)
     return made
-
-
-def _keep(file: Path, made: Tensors) -> None:
-    try:
-        artefacts.save(file, made)
-    except OSError as error:
-        raise explain(error, file) from error
 
 
 def _load(work: Work) -> Generator[Event, None, LtxEngine]:
@@ -156,6 +139,7 @@ def _load(work: Work) -> Generator[Event, None, LtxEngine]:
 def _encode(work: Work, engine: LtxEngine) -> Making:
     yield Progress(Stage.ENCODE, 0, 1)
     readings = {"prompt": work.prompt} | ({"negative": work.negative} if work.negative else {})
+    readings |= {f"then_{i}": text for i, text in enumerate(work.then, start=1)}
     if not all(map(engine.knows, readings.values())):
         yield from _bring(engine, Progress(Stage.ENCODE, 0, 1), "text_encoder")
     made = {name: engine.encode(reading) for name, reading in readings.items()}
@@ -194,11 +178,19 @@ def _guides(work: Work, seen: Tensors) -> list[Shown]:
     ]
 
 
-def _denoise(work: Work, engine: LtxEngine, embeddings: Embeddings, guides: list[Shown]) -> Making:
-    start = _left_at(work.file("step.safetensors"), engine)
-    yield from _dress(work, engine, _begun(work.first, Stage.DENOISE, start))
-    steps = engine.denoise(embeddings, work.first, start, guides)
-    return (yield from _stepped(work, engine, work.first, Stage.DENOISE, start, steps))
+def _denoise(work: Work, engine: LtxEngine, told: Tensors) -> Making:
+    windows, texts = work.effective.windows, _texts(work, told)
+    yield from _dress(
+        work, engine, Progress(Stage.DENOISE, 0, len(windows) * len(work.first.sigmas))
+    )
+    reel = Reel(Stage.DENOISE, engine, work.first, windows, texts, _guides(work, told))
+    return (yield from shoot(reel, work.shelf, work.cancelled))
+
+
+def _texts(work: Work, told: Tensors) -> list[Embeddings]:
+    """Of each prompt."""
+    further = (told[f"then_{i}"] for i in range(1, len(work.then) + 1))
+    return [Embeddings(text, told.get("negative")) for text in (told["prompt"], *further)]
 
 
 def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
@@ -210,44 +202,13 @@ def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
     return made
 
 
-def _refine(work: Work, engine: LtxEngine, embeddings: Embeddings, made: Tensors) -> Making:
+def _refine(work: Work, engine: LtxEngine, told: Tensors, made: Tensors) -> Making:
     recipe = replace(work.recipe, sigmas=work.effective.refine_sigmas)
-    start = _left_at(work.file("refine-step.safetensors"), engine)
-    yield from _dress(work, engine, _begun(recipe, Stage.REFINE, start))
-    steps = engine.refine(embeddings, recipe, made["latents"], start, _guides(work, made))
-    return (yield from _stepped(work, engine, recipe, Stage.REFINE, start, steps))
-
-
-def _stepped(
-    work: Work, engine: LtxEngine, recipe: Recipe, stage: Stage, start: Start | None,
-    steps: Iterator[Step],
-) -> Making:  # fmt: skip
-    """Steps as events; the latest is kept, so that a crash costs little."""
-    file = work.file("refine-step.safetensors" if stage == Stage.REFINE else "step.safetensors")
-    total, saved = len(recipe.sigmas), time.monotonic()
-    before = len(work.effective.sigmas) if stage == Stage.REFINE else 0
-    yield _begun(recipe, stage, start)
-    with engine.stopping(lambda: not work.cancelled.is_set()):
-        for step in steps:
-            if file and step.done < total and time.monotonic() - saved > KEEP_EVERY_S:
-                left = {"latents": step.latents, "done": torch.tensor(step.done)}
-                _keep(file, left if step.beside is None else left | {"beside": step.beside})
-                saved = time.monotonic()
-            yield Progress(stage, step.done, total)
-            image = engine.preview(step.clean, recipe.shape)
-            if image is not None:
-                yield Preview(before + step.done, image)
-    return {"latents": step.latents}
-
-
-def _begun(recipe: Recipe, stage: Stage, start: Start | None) -> Progress:
-    return Progress(stage, start.done if start else 0, len(recipe.sigmas))
-
-
-def _left_at(file: Path | None, engine: LtxEngine) -> Start | None:
-    """The step that an earlier attempt had come to."""
-    kept = artefacts.load(file, engine.placement.device) if file else None
-    return Start(int(kept["done"]), kept["latents"], kept.get("beside")) if kept else None
+    windows, texts = work.effective.windows, _texts(work, told)
+    yield from _dress(work, engine, Progress(Stage.REFINE, 0, len(windows) * len(recipe.sigmas)))
+    reel = Reel(Stage.REFINE, engine, recipe, windows, texts, _guides(work, made), made["latents"])
+    reel = replace(reel, before=len(windows) * len(work.effective.sigmas))
+    return (yield from shoot(reel, work.shelf, work.cancelled))
 
 
 def _decode(work: Work, engine: LtxEngine, latents: Tensor) -> Generator[Event]:

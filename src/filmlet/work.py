@@ -14,6 +14,7 @@ import torch
 from filmlet.budget import Hold
 from filmlet.budget import choose as fitting
 from filmlet.card import Files, ModelCard
+from filmlet.denoising import Shelf
 from filmlet.engine import ltx
 from filmlet.engine.artefacts import Tensors
 from filmlet.engine.ltx import LtxEngine, Recipe
@@ -29,6 +30,7 @@ from filmlet.request import Change, Effective
 from filmlet.settings import Settings
 
 Value = TypeVar("Value")
+KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much
 # The engine of the last clip, for the next one.
 loaded: dict[tuple[ModelCard, Files, Placement], LtxEngine] = {}
 
@@ -53,10 +55,16 @@ class Work:
     drawn: int = 0
     folder: Path | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    then: tuple[Reading, ...] = ()  # of further prompts
 
     def file(self, name: str) -> Path | None:
         """Where a result of this name is kept, if at all."""
         return self.folder / name if self.folder else None
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where stages put what they make."""
+        return Shelf(self.folder, self.placement.device, KEEP_EVERY_S)
 
     @property
     def recipe(self) -> Recipe:
@@ -99,7 +107,10 @@ def prepare(
     negative = None
     if plan.guidance > 1:
         negative = read(tokenizer, request.negative_prompt, card.max_tokens)
+    then = tuple(read(tokenizer, text, card.max_tokens) for text in request.then)
     told = list(_told("prompt", prompt, request.prompt, card))
+    for i, (reading, text) in enumerate(zip(then, request.then, strict=True), start=1):
+        told += _told(f"then_{i}", reading, text, card)
     if negative:
         told += _told("negative_prompt", negative, request.negative_prompt, card)
     placement = choose(settings.device)
@@ -110,7 +121,7 @@ def prepare(
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
         negative_prompt=negative.text if negative else "",
-        unknown_words=prompt.unknown,
+        unknown_words=tuple(dict.fromkeys(word for one in (prompt, *then) for word in one.unknown)),
         model=card.name,
         revision=card.revision,
         seed=Effective.fresh_seed() if request.seed is None else request.seed,
@@ -125,8 +136,10 @@ def prepare(
         extend=plan.clip.footage.name if plan.clip else None,
         loras=tuple(adapter.as_used() for adapter in loras),
         changes=(*plan.changes, *told),
+        then=tuple(reading.text for reading in then),
+        windows=plan.windows,
     )
-    return Work(plan, files, loras, placement, prompt, negative, effective)
+    return Work(plan, files, loras, placement, prompt, negative, effective, then=then)
 
 
 def _fetched(

@@ -189,6 +189,7 @@ def _model(name: str) -> Model:
         default_seconds=round(card.grid.frames / card.grid.fps, 4),
         max_side=card.grid.max_side,
         max_frames=card.grid.max_frames,
+        max_seconds=round(card.grid.longest(card.grid.fps) / card.grid.fps, 4),
         has_draft=card.refine is not None,
         guides=card.guides,
     )

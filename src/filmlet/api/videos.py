@@ -234,7 +234,8 @@ def foresee(shared: House, asked: VideoCreate, guides: Sequence[Guide] = ()) -> 
     """The same for the page. Raises what `Queue.forecast` raises."""
     offered(asked.model)
     forecast = shared.queue.forecast(asked.request(guides))
-    return VideoPlan.of(forecast, count(forecast.plan.card, asked.prompt))
+    card, prompts = forecast.plan.card, forecast.plan.request.prompts
+    return VideoPlan.of(forecast, [count(card, prompt) for prompt in prompts])
 
 
 @router.post("/characters", response_model=Video)

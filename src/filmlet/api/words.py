@@ -27,6 +27,11 @@ STATUSES: dict[Status, Word] = {
     Status.CANCELLED: "failed",  # typed clients know four; `error.code` tells the two apart
 }
 LONGEST_PROMPT = 32_000
+Further = Annotated[
+    list[Annotated[str, Field(max_length=LONGEST_PROMPT)]],
+    BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
+    Field(description="Prompts after the first; each has an equal share of the clip."),
+]
 Number = float | None
 
 
@@ -72,6 +77,7 @@ class VideoCreate(Sent):
     priority: Priority = Priority.NORMAL
     draft: bool = Field(False, description="The first of two stages alone; `refine` finishes it.")
     loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
+    then: Further = []
 
     def request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
@@ -92,6 +98,7 @@ class VideoExtend(Sent):
     guidance: Number = None
     priority: Priority = Priority.NORMAL
     loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
+    then: Further = []
 
     def request(self, model: str, clip: str | None = None) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
@@ -228,10 +235,11 @@ class Difference(BaseModel):
 class VideoPlan(BaseModel):
     """What a request would come to if it were sent now; nothing is queued.
 
-    tokens, unknown_words: of the prompt, None while the model's tokenizer is not here; each
-    unknown word with the nearest known ones. ahead: unfinished videos before it. fetch_bytes: of
-    weights that come first, their time is not in `eta`. device to memory_bytes: how a worker would
-    hold the model and what that takes, None while none is alive or where it has no room.
+    tokens: of the prompt, unknown_words: of all prompts, None while the model's tokenizer is not
+    here; each unknown word with the nearest known ones. windows: that it is made in, one after
+    the other, each with so many steps. ahead: unfinished videos before it. fetch_bytes: of weights
+    that come first, their time is not in `eta`. device to memory_bytes: how a worker would hold the
+    model and what that takes, None while none is alive or where it has no room.
     """
 
     object: Literal["video.plan"] = "video.plan"
@@ -244,6 +252,7 @@ class VideoPlan(BaseModel):
     seconds: float
     steps: int
     refine_steps: int
+    windows: int
     guidance: float
     tokens: int | None
     max_tokens: int
@@ -258,10 +267,11 @@ class VideoPlan(BaseModel):
     memory_bytes: int | None
 
     @classmethod
-    def of(cls, forecast: Forecast, words: Words | None) -> "VideoPlan":
-        plan, shape = forecast.plan, forecast.plan.shape
+    def of(cls, forecast: Forecast, read: Sequence[Words | None]) -> "VideoPlan":
+        """read: of each prompt."""
+        plan, shape, words = forecast.plan, forecast.plan.shape, read[0]
         machine, need = forecast.machine, forecast.need
-        unknown = {w: list(near) for w, near in words.unknown.items()} if words else None
+        unknown = {w: list(near) for one in read if one for w, near in one.unknown.items()}
         return cls(
             model=plan.card.name,
             size=f"{shape.width}x{shape.height}",
@@ -272,10 +282,11 @@ class VideoPlan(BaseModel):
             seconds=round(shape.frames / shape.fps, 4),
             steps=len(plan.sigmas),
             refine_steps=len(plan.refine_sigmas),
+            windows=len(plan.windows),
             guidance=plan.guidance,
             tokens=words.tokens if words else None,
             max_tokens=plan.card.max_tokens,
-            unknown_words=unknown,
+            unknown_words=unknown if words else None,
             changes=[Difference(**asdict(change)) for change in plan.changes],
             eta=Eta(**asdict(forecast.eta)),
             ahead=forecast.ahead,
@@ -324,6 +335,7 @@ class Model(BaseModel):
     default_seconds: float
     max_side: int
     max_frames: int
+    max_seconds: float = Field(description="Of a clip at the usual frame rate.")
     has_draft: bool
     guides: str = Field(description="Pictures it takes: first_frame, or any_frame and videos too.")
 

@@ -58,12 +58,11 @@ class Size:
     @classmethod
     def of(cls, plan: Plan, parameters: float) -> "Size":
         shape, grid = plan.shape, plan.card.grid
-        frames = (shape.made_frames - 1) // grid.time + 1 + plan.beside
         area = (shape.made_width // grid.side) * (shape.made_height // grid.side)
-        twice = 2 if plan.guidance > 1 else 1
-        calls, refine_calls = twice * len(plan.sigmas), twice * len(plan.refine_sigmas)
+        times = (2 if plan.guidance > 1 else 1) * len(plan.windows)
+        calls, refine_calls = times * len(plan.sigmas), times * len(plan.refine_sigmas)
         pixels = shape.made_width * shape.made_height * shape.made_frames
-        tokens = frames * area
+        tokens = plan.call_latents * area
         first = tokens // grid.scale**2 if refine_calls else tokens
         refined = tokens if refine_calls else 0
         return cls(first, calls, pixels, parameters, refined, refine_calls)

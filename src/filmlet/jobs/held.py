@@ -211,10 +211,9 @@ class Held:
             return None
         seconds = event.seconds
         if event.stage in (Stage.DENOISE, Stage.REFINE):
-            assert self.work
-            begun, effective = self.begun, self.work.effective
-            done = begun.done if begun and begun.stage == event.stage else 0
-            is_first = event.stage == Stage.DENOISE
-            steps = len(effective.sigmas if is_first else effective.refine_sigmas)
-            seconds /= size.calls_of(event.stage) * (steps - done) / steps
+            begun = self.begun
+            left = 1 - begun.done / begun.total if begun and begun.stage == event.stage else 1.0
+            if not left:  # every window was there
+                return None
+            seconds /= size.calls_of(event.stage) * left
         return size.units(event.stage), seconds

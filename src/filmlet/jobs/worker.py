@@ -23,6 +23,7 @@ from typing import TypeVar, cast
 from dbos import DBOS, WorkflowSerializationFormat
 
 from filmlet import stages
+from filmlet.denoising import last_window
 from filmlet.engine.placement import machine
 from filmlet.errors import Cancelled, DatabaseUnusable, FilmletError, WorkerTaken
 from filmlet.events import Event, Finished, Preview, Progress, Stage
@@ -236,6 +237,9 @@ class Worker:
                 held.seen(event)
                 if event.stage == Stage.DECODE:
                     self.queue.storage.grow(held.id, "decoded.mp4.part")
+                assert held.work
+                if window := last_window(event, len(held.work.effective.windows)):
+                    self.queue.storage.store(held.id, f"{window}.safetensors")
             case Preview():
                 passed, held.passed = held.passed, held.preview
                 held.preview = f"preview-{event.step}.png"

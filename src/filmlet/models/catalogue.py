@@ -20,7 +20,7 @@ from filmlet.models.files import read_json
 from filmlet.request import Grid
 
 POCKET = Path(__file__).parent.parent / "pocket"
-BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280)
+BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280, overlap=32)
 TWO_STAGES = replace(BIG_GRID, scale=2)
 LTX = Source("", repo="Lightricks/LTX-Video", revision="8984fa25007f376c1a299016d0957a37a2f797bb")
 
@@ -103,7 +103,8 @@ CARDS = {
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
             sources=_in_folder(POCKET, revision="3"),
             schedule=ShiftedSigmas(steps=8, shift=8.0),
-            grid=Grid(max_side=512),
+            # In windows of other lengths than it was trained with, what it shows stands still.
+            grid=Grid(max_side=512, window=25, overlap=16),
             max_tokens=128,
         ),
         replace(
@@ -215,7 +216,7 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
         summary="a checkpoint of your own",
         licence="as its maker says",
         schedule=ShiftedSigmas(steps=30, shift=float(str(shift))),
-        grid=Grid(scale=2 if sources.upsampler else 1),
+        grid=Grid(scale=2 if sources.upsampler else 1, overlap=BIG_GRID.overlap if causal else 8),
         sources=sources,
         refine=LTXV.refine if sources.upsampler else None,
         distilled=False,
