@@ -125,6 +125,27 @@ def test_place_stage_preview_and_time_left_are_told_while_it_is_made(
         assert any(re.search(told, text) for text in seen), (told, seen)
 
 
+def test_further_sentences_make_further_parts_and_come_back_with_use_settings(
+    window: Window, server: Running
+) -> None:
+    page = window.open().page
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("And then").fill("a red star still at sunset\na red star spinning at sunset")
+    window.write(PROMPT, seconds="3")
+    expect(page.locator("#plan")).to_contain_text("parts that go on from each other")
+    clip = window.make()
+    window.wait_done()
+    video = server.video(clip)
+    assert video["requested"]["then"] == [
+        "a red star still at sunset", "a red star spinning at sunset",
+    ]  # fmt: skip
+    page.get_by_label("And then").fill("")
+    window.act("reuse")
+    expect(page.get_by_label("And then")).to_have_value(
+        "a red star still at sunset\na red star spinning at sunset"
+    )
+
+
 def test_stop_frees_the_worker_and_go_on_finishes_the_clip(window: Window, server: Running) -> None:
     window.open()
     job = long(window)

@@ -1,9 +1,8 @@
 """The page: a form in Gradio that asks the API's own functions, beside windows on the jobs."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ from pydantic import ValidationError
 
 from filmlet.api.doors import Caller, House, caller
 from filmlet.api.videos import extend_file, extend_own, find, foresee, submit
-from filmlet.api.words import VideoCreate, VideoExtend, VideoPlan
+from filmlet.api.words import VideoCreate, VideoExtend
 from filmlet.card import GuideKind, ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.guide import Guide
 from filmlet.jobs import Job
-from filmlet.models import CARDS, Words, count, locate
-from filmlet.request import MAX_SEED
+from filmlet.lora import Lora
+from filmlet.models import CARDS, count, locate
+from filmlet.request import MAX_SEED, Grid
+from filmlet.studio.telling import describe, paragraph, plan_of, reading_of, refusal
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
 FREE = "free"
@@ -50,6 +51,8 @@ class Form:
     seed: gr.Textbox
     negative_prompt: gr.Textbox
     draft: gr.Checkbox
+    then: gr.Textbox
+    loras: gr.Textbox
 
     @property
     def all(self) -> list[gr.components.Component]:
@@ -71,6 +74,8 @@ class Form:
             "seed": (values[self.seed] or "").strip() or None,
             "negative_prompt": (card and _guided(card) and values[self.negative_prompt]) or "",
             "draft": bool(values[self.draft] and card and card.refine),
+            "then": _lines(values[self.then]),
+            "loras": _lines(values[self.loras]),
         }
         return VideoCreate.model_validate(fields)
 
@@ -88,7 +93,7 @@ class Form:
         """What goes on from a clip, if that is wanted; size and frame rate are the clip's."""
         if values[self.start] != CLIP:
             return None
-        kept = ("prompt", "model", "seconds", "seed", "negative_prompt")
+        kept = ("prompt", "model", "seconds", "seed", "negative_prompt", "then", "loras")
         return VideoExtend.model_validate(self.read(values).model_dump(include=set(kept)))
 
 
@@ -172,17 +177,24 @@ def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
     with gr.Row():
         width = gr.Number(card.grid.width, label="Width", precision=0, visible=False)
         height = gr.Number(card.grid.height, label="Height", precision=0, visible=False)
-    longest = card.grid.max_frames / card.grid.fps
-    seconds = gr.Slider(0.2, _tenth(longest), 1.0, step=0.1, label="Seconds")
+    seconds = gr.Slider(0.2, _longest(card.grid), 1.0, step=0.1, label="Seconds")
     with gr.Row(equal_height=True):
         seed = gr.Textbox(
             label="Seed", placeholder="another one each time", max_lines=1, scale=5, min_width=160
         )
         dice = gr.Button("⚄", elem_id="dice", scale=0, min_width=44)
     with gr.Accordion("More", open=False, elem_id="more"):
+        then = gr.Textbox(
+            label="And then, a sentence a line", lines=2, max_lines=6,
+            placeholder="a red star still at sunset",
+        )  # fmt: skip
         fps = gr.Number(card.grid.fps, label="Frames a second", minimum=1, maximum=60)
         negative = gr.Textbox(label="What should not be seen", lines=2, visible=False)
         draft = gr.Checkbox(label="Draft first, refine on demand", visible=False)
+        loras = gr.Textbox(
+            label="LoRAs of the Hub, one a line", lines=1, max_lines=4,
+            placeholder="owner/name, or owner/name:0.8",
+        )  # fmt: skip
     plan = gr.HTML(elem_id="plan", apply_default_css=False)
     make = gr.Button("Make clip", variant="primary", elem_id="make")
     dice.click(lambda: str(secrets.randbelow(MAX_SEED + 1)), None, seed, **PRIVATE)
@@ -202,6 +214,8 @@ def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
         seed,
         negative,
         draft,
+        then,
+        loras,
     )
     return form, reading, note, plan, make
 
@@ -220,14 +234,6 @@ def is_here(card: ModelCard) -> bool:
         return False
 
 
-def describe(card: ModelCard) -> str:
-    """One honest line on a model: what it is, how large, what it was made for."""
-    size = f", {card.bytes / 1e9:.0f} GB" if card.bytes else ""
-    grid = card.grid
-    best = f"Made for {grid.width}x{grid.height} and {grid.frames} frames."
-    return _paragraph(f"{escape(card.summary[:1].upper() + card.summary[1:])}{size}. {best}")
-
-
 def _guided(card: ModelCard) -> bool:
     return card.guidance > 1
 
@@ -237,11 +243,19 @@ def _tenth(seconds: float) -> float:
     return int(seconds * 10) / 10
 
 
+def _longest(grid: Grid) -> float:
+    return _tenth(grid.longest(grid.fps) / grid.fps)
+
+
+def _lines(text: str | None) -> list[str]:
+    return [line.strip() for line in (text or "").splitlines() if line.strip()]
+
+
 def fit_model(name: str) -> list[Any]:
     """The form's limits and defaults for another model."""
     card = CARDS[name]
     grid = card.grid
-    usual, longest = _tenth(grid.frames / grid.fps), _tenth(grid.max_frames / grid.fps)
+    usual, longest = _tenth(grid.frames / grid.fps), _longest(grid)
     return [
         gr.Radio(value=_aspect(grid.width / grid.height)),
         gr.Number(value=grid.width),
@@ -283,7 +297,7 @@ async def _who(house: House, request: gr.Request) -> Caller:
 
 async def _look(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
     if not (values[form.prompt] or "").strip():
-        return "", _paragraph("Say what should be seen; what will be done is told here.")
+        return "", paragraph("Say what should be seen; what will be done is told here.")
     card = CARDS[values[form.model]]
     reading = reading_of(card, count(card, values[form.prompt]))
     try:
@@ -315,67 +329,6 @@ def _queue(house: House, form: Form, values: Values, who: Caller) -> Job:
     raise InvalidRequest("Say which clip to go on from, or upload one.", param="video")
 
 
-def _paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{text}</p>'
-
-
-def refusal(error: FilmletError | ValidationError) -> str:
-    """Why it cannot be done, in the error's own sentence."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return _paragraph(escape(f"{first['loc'][-1]}: {first['msg']}."), "refused")
-    return _paragraph(escape(str(error)), "refused")
-
-
-def reading_of(card: ModelCard, words: Words | None) -> str:
-    """Tokens, and the words the model does not know with the nearest it knows."""
-    if words is None:
-        return ""
-    text = f"{words.tokens} of {words.most} tokens"
-    if words.is_cut:
-        text += '; <span class="unknown">what is beyond is cut off</span>'
-    if words.unknown:
-        unknown = ", ".join(_unknown(word, near) for word, near in words.unknown.items())
-        text += f'; <span class="unknown">{escape(card.name)} does not know {unknown}</span>'
-    return _paragraph(text)
-
-
-def _unknown(word: str, near: Sequence[str]) -> str:
-    hint = f" (but {escape(' and '.join(near))})" if near else ""
-    return f"“{escape(word)}”{hint}"
-
-
-def plan_of(plan: VideoPlan) -> str:
-    """What will really be done, and when it will be there."""
-    steps = f"{plan.steps} + {plan.refine_steps}" if plan.refine_steps else f"{plan.steps}"
-    eta = plan.eta
-    ahead = f"; {plan.ahead} before it" if plan.ahead else ""
-    lines = [
-        _paragraph(
-            f"<strong>{plan.size}, {plan.frames} frames at {plan.fps:g} a second</strong>, "
-            f"{steps} steps"
-        ),
-        _paragraph(
-            f"Ready in about <strong>{_time(eta.seconds)}</strong> "
-            f"({_time(eta.low)} to {_time(eta.high)}){ahead}"
-        ),
-    ]
-    if plan.hold and plan.hold != "all":
-        held = f"The model has too little room here: it is held in {plan.hold}, which takes longer."
-        lines.append(_paragraph(held))
-    if plan.fetch_bytes:
-        fetched = f"{plan.fetch_bytes / 1e9:.1f} GB of weights are fetched first, once."
-        lines.append(_paragraph(fetched))
-    if plan.changes:
-        reasons = "".join(f"<li>{escape(change.reason)}</li>" for change in plan.changes)
-        lines.append(f"<ul>{reasons}</ul>")
-    return "".join(lines)
-
-
-def _time(seconds: float) -> str:
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
-
-
 def _filled(settings: dict[str, Any]) -> list[Any]:
     """The form with a clip's settings, or with some of them; what is not said stays."""
     card = CARDS.get(settings.get("model", ""))
@@ -403,4 +356,12 @@ def _filled(settings: dict[str, Any]) -> list[Any]:
         str(settings["seed"]) if "seed" in settings else gr.skip(),
         settings.get("negative_prompt", gr.skip()),
         settings.get("draft", gr.skip()),
+        "\n".join(settings.get("then", ())) if card or "then" in settings else gr.skip(),
+        "\n".join(_hub_loras(settings)) if card else gr.skip(),
     ]
+
+
+def _hub_loras(settings: dict[str, Any]) -> list[str]:
+    """Those of a clip's that can be asked for here: no files of whoever made it at the machine."""
+    given = (Lora(**lora) for lora in settings.get("loras", ()))
+    return [f"{lora.source}:{lora.strength:g}" for lora in given if lora.is_on_hub]
