@@ -30,7 +30,7 @@ from filmlet.engine.denoise import pack, unpack
 from filmlet.engine.guiding import Shown
 from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
 from filmlet.engine.text import load_tokenizer, read
-from filmlet.errors import InvalidRequest
+from filmlet.errors import InvalidRequest, NotOffered
 from filmlet.events import Event, Pixels, Progress, Stage
 from filmlet.guide import Guide, parse_keyframe
 from filmlet.media import covering, framed, frames_of, look, read_picture, tags, writing
@@ -457,6 +457,47 @@ def test_a_guide_of_an_extension_stands_among_the_new_frames(
     (guide,) = work.plan.guides
     assert work.effective.shape.made_frames == 33
     assert (guide.frame, work.effective.guides[0].frame) == (32, 35)
+
+
+def test_a_clip_can_be_led_to_by_what_the_model_makes_before_it(
+    tiny_guided: Path, tmp_path: Path
+) -> None:
+    given, image = keep(tmp_path / "given.mp4", footage(20)), keep(tmp_path / "b.png", footage())
+    work = work_for(tiny_guided, frames=10, extend=given, backward=True, image=image)
+    shape = work.effective.shape
+    assert (shape.frames, shape.given, shape.new, shape.context) == (30, 20, 10, 17)
+    assert (shape.made_frames, shape.surplus) == (33, 6)
+    assert work.plan.clip
+    assert (work.plan.clip.frame, work.plan.clip.first, work.plan.clip.frames) == (16, 0, 17)
+    assert work.plan.guides[0].frame == 8, "the latent nearest to the first frame that is shown"
+    film(work, tmp_path / "led.mp4")
+    made = frames_in(tmp_path / "led.mp4")
+    assert made.shape == (30, 64, 96, 3)
+    assert distance(made[10:], frames_in(Path(given))) < 5
+    alone = work_for(tiny_guided, frames=10, extend=given, backward=True)
+    film(alone, tmp_path / "alone.mp4")
+    other = work_for(
+        tiny_guided, frames=10, extend=keep(tmp_path / "c.mp4", footage(20, 9)), backward=True
+    )
+    film(other, tmp_path / "other.mp4")
+    assert (
+        distance(frames_in(tmp_path / "other.mp4")[:10], frames_in(tmp_path / "alone.mp4")[:10]) > 1
+    )
+
+
+def test_what_comes_before_a_clip_is_made_at_once_and_by_models_that_can(
+    tiny_guided: Path, tmp_path: Path
+) -> None:
+    given = keep(tmp_path / "given.mp4", footage(20))
+    with pytest.raises(NotOffered, match="at most 240 frames"):
+        work_for(tiny_guided, frames=300, extend=given, backward=True)
+    with pytest.raises(NotOffered, match="after a clip only"):
+        work_for("pocket", frames=9, extend=given, backward=True)
+    with pytest.raises(InvalidRequest, match="name one"):
+        work_for(tiny_guided, frames=9, backward=True)
+    image = keep(tmp_path / "b.png", footage())
+    with pytest.raises(InvalidRequest, match="The last 20 frames"):
+        work_for(tiny_guided, frames=10, extend=given, backward=True, last_image=image)
 
 
 def test_pocket_goes_on_from_the_last_frame_of_a_clip(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def _clip_options(make: argparse.ArgumentParser, *, is_made: bool = True) -> Non
         help="a picture or a video that it shows from that frame on; may be said again",
     )  # fmt: skip
     make.add_argument("--extend", metavar="CLIP", help="a clip to go on from, new frames follow")
+    make.add_argument("--backward", action="store_true", help="new frames come before --extend's")
     make.add_argument(
         "--lora", metavar="SOURCE[:STRENGTH]", action="append", default=[],
         help="a .safetensors file or a Hub name, owner/name[/file]; may be said again",
@@ -332,6 +333,7 @@ def _request(options: argparse.Namespace) -> ClipRequest:
         last_image=options.last_image,
         guides=[parse_keyframe(text) for text in options.keyframe],
         extend=options.extend,
+        backward=options.backward,
         loras=[parse_lora(text) for text in options.lora],
         then=options.then,
         **_numbers(options),

@@ -46,7 +46,8 @@ class Given:
 
     def as_guide(self, shape: Shape) -> Guide:
         """The same as a guide of the finished clip."""
-        return Guide(self.footage.name, self.frame + shape.given - shape.context, self.strength)
+        moved = -shape.surplus if shape.backward else shape.given - shape.context
+        return Guide(self.footage.name, self.frame + moved, self.strength)
 
     def pixels(self, shape: Shape) -> Pixels:
         """The frames that are used, (frames, height, width, 3). Raises InvalidRequest."""
@@ -78,8 +79,10 @@ def read_clip(request: ClipRequest, card: ModelCard, folder: Path | None) -> Giv
         raise InvalidRequest(
             "An extension has the size of its clip; a draft would be half of it.", param="draft"
         )
+    if request.backward and card.guides == GuideKind.FIRST_FRAME:
+        raise NotOffered(f"{card.name} makes what comes after a clip only.", param="extend")
     seen = min(card.context, whole(footage.frames, card))
-    first = footage.frames - seen
+    first = 0 if request.backward else footage.frames - seen
     return Given(path, footage, first=first, frames=seen, is_clip=True)
 
 
@@ -95,10 +98,12 @@ def settled(request: ClipRequest, clip: Given, changes: list[Change]) -> ClipReq
     return replace(request, width=footage.width, height=footage.height, fps=footage.fps)
 
 
-def lengthened(shape: Shape, clip: Given) -> Shape:
-    """The shape with the given clip in front."""
-    given = clip.footage.frames
-    return replace(shape, frames=shape.frames + given, given=given)
+def lengthened(request: ClipRequest, shape: Shape, clip: Given) -> tuple[Shape, Given]:
+    """The shape with the given clip in front, or behind; and the clip where the model sees it."""
+    given, backward = clip.footage.frames, request.backward
+    if backward:
+        clip = replace(clip, frame=shape.made_frames - shape.context)
+    return replace(shape, frames=shape.frames + given, given=given, backward=backward), clip
 
 
 def read_guides(
@@ -138,13 +143,17 @@ def _legal(guide: Guide, card: ModelCard, shape: Shape) -> int:
             f"The clip has {shape.frames} frames; a guide cannot stand at {guide.frame}.",
             param="guides",
         )
-    if asked < shape.given:
+    if asked >= shape.new if shape.backward else asked < shape.given:
+        side = "last" if shape.backward else "first"
         raise InvalidRequest(
-            f"The first {shape.given} frames are those of the clip that is extended; "
+            f"The {side} {shape.given} frames are those of the clip that is extended; "
             f"a guide cannot stand at {guide.frame}.",
             param="guides",
         )
     time = card.grid.time
+    if shape.backward:
+        last = (shape.made_frames - shape.context - 1) // time * time
+        return min(last, (asked + shape.surplus + time // 2) // time * time)
     first = -(-shape.context // time) * time
     made = asked - shape.given + shape.context
     return max(first, (made + time // 2) // time * time)

@@ -75,12 +75,14 @@ def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
     asked, card = request, find(request.model)
     changes: list[Change] = []
     clip = read_clip(request, card, folder)
+    if request.backward and not clip:
+        raise InvalidRequest("backward says how a clip is extended; name one.", param="extend")
     if clip:
         request = settled(request, clip, changes)
     shape, cuts = fit(request, card.grid, clip.frames if clip else 0)
     changes += cuts
     if clip:
-        shape = lengthened(shape, clip)
+        shape, clip = lengthened(request, shape, clip)
     refine_sigmas = card.refine.sigmas if card.refine else ()
     if request.draft:
         shape, refine_sigmas = _draft(card, shape, changes), ()
@@ -123,6 +125,12 @@ def _windows(
     if request.then and not grid.overlap:
         raise NotOffered(f"{card.name} takes one prompt a clip.", param="then")
     windows = split(shape, grid, len(request.prompts))
+    if request.backward and len(windows) > 1:
+        most = grid.max_frames - shape.context
+        raise NotOffered(
+            f"What comes before a clip is made at once, for one prompt: at most {most} frames.",
+            param="frames" if not request.then else "then",
+        )
     if len(windows) > 1:
         why = f"the model makes at most {grid.max_frames} frames at once"
         if shape.made_frames <= grid.max_frames:

@@ -24,7 +24,8 @@ class ClipRequest:
     width, height: pixels; seconds or frames: length, not both; fps: frames a second;
     steps: model calls; guidance: classifier-free guidance scale, 1 means none. draft: of a model
     with two stages the first alone, at half the size. guides: pictures and videos that the clip
-    shows. extend: a clip that this one goes on from; it comes first, seconds or frames are added.
+    shows. extend: a clip that this one goes on from; it comes first, seconds or frames are added;
+    backward: it comes last, and they lead to it.
     loras: what changes the model for this clip; several add up.
     then: further prompts; they share the clip's length with the first, one after the other.
     Raises InvalidRequest for anything that no model could mean.
@@ -45,6 +46,7 @@ class ClipRequest:
     draft: bool = False
     guides: tuple[Guide, ...] = ()
     extend: str | None = None
+    backward: bool = False
     loras: tuple[Lora, ...] = ()
     then: tuple[str, ...] = ()
 
@@ -192,7 +194,8 @@ class Shape:
     """width, height, frames: of the clip; made_*: of what the model makes before the cut.
 
     given: how many frames of it are a clip's that was given, the new ones come after them.
-    context: how many of those, the last, the model sees and makes once more.
+    context: how many of those, the last, the model sees and makes once more. backward: the new ones
+    come before the clip, whose first frames the model sees.
     """
 
     width: int
@@ -204,6 +207,7 @@ class Shape:
     made_frames: int
     given: int = 0
     context: int = 0
+    backward: bool = False
 
     def halved(self) -> "Shape":
         """The shape of the first of two stages."""
@@ -217,7 +221,13 @@ class Shape:
             made_frames=self.made_frames,
             given=self.given,
             context=self.context,
+            backward=self.backward,
         )
+
+    @property
+    def surplus(self) -> int:
+        """Made frames that no clip shows."""
+        return self.made_frames - self.new - self.context
 
     @property
     def new(self) -> int:
@@ -370,6 +380,7 @@ class ClipSettings(TypedDict, total=False):
     last_image: str | os.PathLike[str]  # its last
     guides: Sequence[Guide]  # anywhere
     extend: str | os.PathLike[str]
+    backward: bool
     loras: Sequence[Lora | str | os.PathLike[str]]  # text as the command line takes it
     then: Sequence[str]  # further prompts, one after the other
 

@@ -226,14 +226,30 @@ def _decode(work: Work, engine: LtxEngine, latents: Tensor) -> Generator[Event]:
 
 
 def _pictures(work: Work, engine: LtxEngine, latents: Tensor) -> Iterator[Pixels]:
-    """The frames of the clip that is extended, if one is, then those that are new."""
+    """The frames of the clip that is extended, if one is, then those that are new; or backward."""
     shape, hidden, clip = work.effective.shape, work.effective.shape.context, work.plan.clip
+    if clip and shape.backward:
+        yield from _leading(work, engine, latents)
+        yield from clip.before(shape)
+        return
     for pixels in engine.decode(latents, work.recipe):
         if clip:  # not before the model has made a frame: it may have to be run again in float32
             yield from clip.before(shape)
             clip = None
         yield cut(pixels, shape)[hidden:]
         hidden = max(0, hidden - len(pixels))
+
+
+def _leading(work: Work, engine: LtxEngine, latents: Tensor) -> Iterator[Pixels]:
+    """The new frames of a clip that ends with a given one: neither the surplus nor the context."""
+    shape, first = work.effective.shape, 0
+    for pixels in engine.decode(latents, work.recipe):
+        start, stop = (max(0, n + shape.surplus - first) for n in (0, shape.new))
+        if len(wanted := pixels[start:stop]):
+            yield cut(wanted, shape)
+        first += len(pixels)
+        if first >= shape.surplus + shape.new:
+            return
 
 
 def cut(pixels: Pixels, shape: Shape) -> Pixels:

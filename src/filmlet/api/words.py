@@ -99,6 +99,7 @@ class VideoExtend(Sent):
     priority: Priority = Priority.NORMAL
     loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
     then: Further = []
+    backward: bool = Field(False, description="What is made comes before the video.")
 
     def request(self, model: str, clip: str | None = None) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
