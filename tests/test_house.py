@@ -22,7 +22,8 @@ FLOORS = (
     ("api",),
     ("studio",),
     ("server",),
-    ("cli_jobs", "cli_serve"),
+    ("spaces",),
+    ("cli_jobs", "cli_serve", "cli_space"),
     ("cli",),
     ("__main__",),
 )
@@ -45,12 +46,15 @@ LIVES_IN = {
     "pydantic": "api",
     "prometheus_client": "api",
     "gradio": "studio",
+    "huggingface_hub": "spaces",
+    "spaces": "spaces",
     "tokenizers": "models",
     "uvicorn": "server",
 }
 ALSO = {
     ("stages", "torch"),  # compares a dtype
     *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them
+    *(("spaces", name) for name in ("fastapi", "gradio", "starlette")),
 }
 
 
@@ -165,7 +169,7 @@ def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
     assert len(asked) >= 3
     for line in asked:
         options = parser().parse_args(shlex.split(line, comments=True)[1:])
-        assert options.command in ("generate", "submit", "jobs", "worker", "serve", "keys")
+        assert options.command in ("generate", "submit", "jobs", "worker", "serve", "keys", "space")
 
 
 def test_the_readmes_python_runs(tmp_path: Path, shared_server: Running) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from filmlet import __version__
+from filmlet import __version__, cli_space
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.guide import parse_keyframe
 from filmlet.request import FORMATS, ClipRequest, clip_request, parse_number, parse_whole
@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--limit", type=int, default=50, help="how many to list (default: 50)")
     look.add_argument("--json", action="store_true", help="print JSON")
     _server_commands(commands)
+    cli_space.options(commands)
     return top
 
 
@@ -235,6 +236,7 @@ COMMANDS = {
     "worker": worker,
     "serve": serve,
     "keys": keys,
+    "space": cli_space.space,
 }
 
 

@@ -16,6 +16,7 @@ from filmlet.jobs.cost import LATEST, Size
 from filmlet.jobs.database import Database, Row, Transaction, tally
 from filmlet.jobs.job import (
     Census,
+    Estimate,
     Failure,
     Forecast,
     Job,
@@ -231,6 +232,12 @@ class Queue:
             outlook = Outlook(t, self._fitted)
             eta = outlook.of_another(t, planned.card.name, size_of(planned))
         return Forecast(planned, eta, len(outlook.etas))
+
+    def cost(self, planned: Plan, stages: Sequence[Stage]) -> Estimate:
+        """Seconds that some stages of a clip take where jobs are made now."""
+        with self.database.reading() as t:
+            outlook = Outlook(t, self._fitted)
+            return outlook.of_stages(t, planned.card.name, size_of(planned), stages)
 
     def prioritise(self, job: str, priority: Priority) -> Job:
         """Move a waiting job into another class. Raises UnknownJob, JobConflict."""

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from filmlet.api.doors import Caller, House, caller
-from filmlet.api.videos import extend_file, extend_own, find, foresee, submit
+from filmlet.api.videos import extend_file, extend_own, find, foresee, offered, submit
 from filmlet.api.words import VideoCreate, VideoExtend, VideoPlan
 from filmlet.card import GuideKind, ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
@@ -98,7 +98,7 @@ def build(house: House, *doors: Callable[[House], None]) -> gr.Blocks:
         _window("film-bar")
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, min_width=320, elem_id="form"):
-                form, reading, note, plan, make = _form()
+                form, reading, note, plan, make = _form(CARDS[offered(house.settings.model)])
             with gr.Column(scale=8, min_width=320):
                 _window("film-stage")
         _window("film-gallery")
@@ -142,8 +142,8 @@ def _window(name: str) -> gr.HTML:
     return gr.HTML(f"<{name}></{name}>", apply_default_css=False)
 
 
-def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
-    card = CARDS["pocket"]
+def _form(card: ModelCard) -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
+    grid = card.grid
     start = gr.Radio(STARTS, value=SENTENCE, label="Start from", elem_id="start")
     with gr.Row(visible=False) as pictures:
         first = gr.Image(type="filepath", label="First picture", sources=["upload"], height=170)
@@ -166,43 +166,32 @@ def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
         placeholder="a red star bouncing at sunset",
     )  # fmt: skip
     reading = gr.HTML(elem_id="reading", apply_default_css=False)
-    model = gr.Dropdown(_choices(), value="pocket", label="Model", filterable=False)
+    model = gr.Dropdown(_choices(), value=card.name, label="Model", filterable=False)
     note = gr.HTML(describe(card), elem_id="model-note", apply_default_css=False)
-    aspect = gr.Radio([*ASPECTS, FREE], value="1:1", label="Shape", elem_id="aspect")
+    shape = _aspect(grid.width / grid.height)
+    aspect = gr.Radio([*ASPECTS, FREE], value=shape, label="Shape", elem_id="aspect")
     with gr.Row():
-        width = gr.Number(card.grid.width, label="Width", precision=0, visible=False)
-        height = gr.Number(card.grid.height, label="Height", precision=0, visible=False)
-    longest = card.grid.max_frames / card.grid.fps
-    seconds = gr.Slider(0.2, _tenth(longest), 1.0, step=0.1, label="Seconds")
+        width = gr.Number(grid.width, label="Width", precision=0, visible=shape == FREE)
+        height = gr.Number(grid.height, label="Height", precision=0, visible=shape == FREE)
+    usual, longest = (_tenth(count / grid.fps) for count in (grid.frames, grid.max_frames))
+    seconds = gr.Slider(0.2, longest, usual, step=0.1, label="Seconds")
     with gr.Row(equal_height=True):
         seed = gr.Textbox(
             label="Seed", placeholder="another one each time", max_lines=1, scale=5, min_width=160
         )
         dice = gr.Button("⚄", elem_id="dice", scale=0, min_width=44)
     with gr.Accordion("More", open=False, elem_id="more"):
-        fps = gr.Number(card.grid.fps, label="Frames a second", minimum=1, maximum=60)
-        negative = gr.Textbox(label="What should not be seen", lines=2, visible=False)
-        draft = gr.Checkbox(label="Draft first, refine on demand", visible=False)
+        fps = gr.Number(grid.fps, label="Frames a second", minimum=1, maximum=60)
+        negative = gr.Textbox(label="What should not be seen", lines=2, visible=_guided(card))
+        two_stages = card.refine is not None
+        draft = gr.Checkbox(label="Draft first, refine on demand", visible=two_stages)
     plan = gr.HTML(elem_id="plan", apply_default_css=False)
     make = gr.Button("Make clip", variant="primary", elem_id="make")
     dice.click(lambda: str(secrets.randbelow(MAX_SEED + 1)), None, seed, **PRIVATE)
     form = Form(
-        prompt,
-        start,
-        first,
-        last,
-        clip,
-        footage,
-        model,
-        aspect,
-        width,
-        height,
-        seconds,
-        fps,
-        seed,
-        negative,
-        draft,
-    )
+        prompt, start, first, last, clip, footage, model, aspect, width, height, seconds, fps, seed,
+        negative, draft,
+    )  # fmt: skip
     return form, reading, note, plan, make
 
 
