@@ -54,7 +54,7 @@ LIVES_IN = {
 ALSO = {
     ("stages", "torch"),  # compares a dtype
     *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them
-    *(("spaces", name) for name in ("fastapi", "gradio", "starlette")),
+    *(("spaces", name) for name in ("fastapi", "gradio", "httpx2", "starlette")),
 }
 
 

@@ -3,12 +3,8 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filmlet.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from filmlet.spaces.files import Making
 
 
 def options(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -37,9 +33,9 @@ def options(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def _making(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="pocket", help="that the page begins with (pocket)")
+    command.add_argument("--model", help="that the page begins with (a new one: pocket)")
     command.add_argument(
-        "--hardware", default="cpu-basic", help="zero-a10g, cpu-basic, l4x1, ... (cpu-basic)"
+        "--hardware", help="zero-a10g, cpu-basic, l4x1, ... (a new one: cpu-basic)"
     )
     command.add_argument("--source", metavar="REQUIREMENT", help="where pip takes filmlet from")
 
@@ -52,9 +48,14 @@ def space(options: argparse.Namespace) -> int:
 
 
 def _files(options: argparse.Namespace) -> int:
-    from filmlet.spaces.files import write
+    from filmlet.spaces.files import Making, write
 
-    written = write(_wanted(options, options.folder.resolve().name), options.folder)
+    making = Making(
+        model=options.model or Making.model,
+        hardware=options.hardware or Making.hardware,
+        source=options.source,
+    )
+    written = write(making, options.folder)
     if options.json:
         print(json.dumps([str(path) for path in written], indent=2))
         return 0
@@ -71,7 +72,9 @@ def _create(options: argparse.Namespace) -> int:
         raise InvalidRequest(f"A Space is called OWNER/NAME, not {options.space!r}.", param="space")
     wish = hub.Wish(
         options.space,
-        _wanted(options, name),
+        model=options.model,
+        hardware=options.hardware,
+        source=options.source,
         private=options.private,
         bucket=options.bucket,
         secrets={name: value_of(name) for name in options.secret},
@@ -88,12 +91,6 @@ def _create(options: argparse.Namespace) -> int:
     else:
         print(url if done else f"nothing to change: {url}")
     return 0
-
-
-def _wanted(options: argparse.Namespace, title: str) -> "Making":
-    from filmlet.spaces.files import Making
-
-    return Making(options.model, options.hardware, title, options.source)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -64,12 +64,10 @@ def _seconds(order: Order) -> int:
 @spaces.GPU(duration=_seconds)  # type: ignore[untyped-decorator]
 def draw(order: Order) -> Iterator[Said]:
     """The stages from denoising to frames. Runs in the other process."""
-    work = stages.prepare(
-        plan(order.request, order.folder), Settings(device=order.device), order.dtype
-    )
-    work.folder = order.folder
-    told = work.effective
+    settings = Settings(device=order.device)
     try:
+        work = stages.prepare(plan(order.request, order.folder), settings, order.dtype)
+        work.folder, told = order.folder, work.effective
         for event in stages.run(work):
             if work.effective != told:
                 told = work.effective

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import httpx
+import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Volume, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
@@ -15,18 +15,22 @@ from filmlet.errors import HubRefused
 from filmlet.spaces.files import ZERO, Making, files
 
 MOUNT = "/data"
+MODEL = "FILMLET_MODEL"  # the variable that says it to the next update too
 OURS = "filmlet/"  # a file under this that is not ours any more is deleted
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A Space: OWNER/NAME, what it is made for, and its settings at the Hub.
+    """A Space: OWNER/NAME, and what is wanted of it.
 
-    private: None leaves it as it is. bucket: OWNER/NAME of a storage bucket, made if need be.
+    model, hardware, private: None leaves it as it is. bucket: OWNER/NAME of a storage bucket, made
+    if need be. source: as Making's.
     """
 
     space: str
-    making: Making
+    model: str | None = None
+    hardware: str | None = None
+    source: str | None = None
     private: bool | None = None
     bucket: str | None = None
     secrets: dict[str, str] = field(default_factory=dict)
@@ -44,6 +48,15 @@ class State:
     files: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     buckets: tuple[str, ...] = ()
+
+    def making(self, wish: Wish) -> Making:
+        """What the Space is made for, once the wish is met."""
+        return Making(
+            model=wish.model or self.variables.get(MODEL, Making.model),
+            hardware=wish.hardware or self.hardware or Making.hardware,
+            title=wish.space.partition("/")[2],
+            source=wish.source,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def look(api: HfApi, space: str) -> State:
 
 def steps(api: HfApi, wish: Wish, state: State) -> Iterator[Step]:
     """What is to be done, in order: the first start finds everything in its place."""
-    space = wish.space
+    space, making = wish.space, state.making(wish)
     if not state.exists:
         create = partial(
             api.create_repo, space, repo_type="space", space_sdk="gradio", private=wish.private
@@ -106,7 +119,7 @@ def steps(api: HfApi, wish: Wish, state: State) -> Iterator[Step]:
         yield Step(f"make it {'private' if wish.private else 'public'}", change)
     if wish.bucket and wish.bucket not in state.buckets:
         yield Step(f"attach the bucket {wish.bucket} at {MOUNT}", partial(_attach, api, wish))
-    for key, value in wish.variables.items():
+    for key, value in ({MODEL: making.model} | wish.variables).items():
         if state.variables.get(key) != value:
             yield Step(
                 f"set the variable {key}", partial(api.add_space_variable, space, key, value)
@@ -114,10 +127,10 @@ def steps(api: HfApi, wish: Wish, state: State) -> Iterator[Step]:
     for key, value in wish.secrets.items():
         # A secret cannot be read back, so nobody knows whether it is this one already.
         yield Step(f"set the secret {key}", partial(api.add_space_secret, space, key, value))
-    if (hardware := wish.making.hardware) != (state.hardware or "cpu-basic"):
-        ask = partial(api.request_space_hardware, space, hardware)  # type: ignore[arg-type]
-        yield Step(f"ask for the hardware {hardware}", ask)
-    yield from _commit(api, wish, state)
+    if making.hardware != (state.hardware or Making.hardware):
+        ask = partial(api.request_space_hardware, space, making.hardware)  # type: ignore[arg-type]
+        yield Step(f"ask for the hardware {making.hardware}", ask)
+    yield from _commit(api, space, files(making), state)
 
 
 def _attach(api: HfApi, wish: Wish) -> None:
@@ -127,9 +140,8 @@ def _attach(api: HfApi, wish: Wish) -> None:
     api.set_space_volumes(wish.space, [volume])
 
 
-def _commit(api: HfApi, wish: Wish, state: State) -> Iterator[Step]:
+def _commit(api: HfApi, space: str, wanted: dict[str, bytes], state: State) -> Iterator[Step]:
     """One commit of the files that differ, if any does."""
-    wanted = files(wish.making)
     changed = [p for p, content in wanted.items() if state.files.get(p) not in hashes(content)]
     gone = [p for p in state.files if p.startswith(OURS) and p not in wanted]
     if not changed and not gone:
@@ -141,7 +153,7 @@ def _commit(api: HfApi, wish: Wish, state: State) -> Iterator[Step]:
     ]
     text = f"commit {len(new)} new, {len(changed) - len(new)} changed, {len(gone)} deleted files"
     send = partial(
-        api.create_commit, wish.space, operations, repo_type="space",
+        api.create_commit, space, operations, repo_type="space",
         commit_message="Update filmlet", parent_commit=state.commit,
     )  # fmt: skip
     yield Step(text, send)
@@ -164,7 +176,7 @@ def _refusals(wish: Wish) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         raise HubRefused(_sentence(wish, error)) from error
-    except (httpx.TransportError, OSError) as error:
+    except (httpx2.TransportError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise HubRefused(f"The Hub cannot be reached: {reason}") from error
 
@@ -175,8 +187,8 @@ def _sentence(wish: Wish, error: HfHubHTTPError) -> str:
         case 401:
             return _LOGIN
         case 402:
-            return f"The Hub wants to be paid for {wish.making.hardware} first: {said}"
-        case 403 if "hardware" in str(error.request.url) and wish.making.hardware == ZERO:
+            return f"The Hub wants to be paid for {wish.hardware} first: {said}"
+        case 403 if "/hardware" in str(error) and wish.hardware == ZERO:
             return f"The Hub gives {ZERO} to PRO accounts and paying organizations only: {said}"
         case 403:
             return f"Your token may not change {wish.space}; take one that may write there: {said}"

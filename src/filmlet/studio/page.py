@@ -95,6 +95,7 @@ class Form:
 def build(house: House, *doors: Callable[[House], None]) -> gr.Blocks:
     """The page over this server's house; `doors` add what is not seen."""
     with gr.Blocks(title="filmlet", analytics_enabled=False, delete_cache=(300, 3600)) as page:
+        page.space_id = None  # what Gradio adds on Spaces fetches fonts from another host
         _window("film-bar")
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, min_width=320, elem_id="form"):
