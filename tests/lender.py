@@ -66,6 +66,12 @@ def _json(table: dict[str, object], status: int = 200) -> Response:
     return JSONResponse(table, status)
 
 
+def free_port() -> str:
+    """One that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
 @contextmanager
 def standing(api: FastAPI) -> Iterator[str]:
     """Serve an app on loopback, in a thread; yields its address."""

@@ -26,7 +26,7 @@ from filmlet.spaces.running import settled
 from tests import hub as stand_in
 from tests import pins
 from tests.hub import TOKEN, Hub
-from tests.lender import standing
+from tests.lender import free_port, standing
 from tests.servers import until
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of gradio_client's own
@@ -197,7 +197,7 @@ def started(
     folder: Path, home: Path, python: str = sys.executable, **extra: str
 ) -> Iterator[httpx2.Client]:
     """`python app.py`, as the platform starts it; a client with Ann's cookie."""
-    port = str(40_000 + os.getpid() % 10_000)
+    port = free_port()
     own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     process = subprocess.Popen(
         [python, "app.py"], cwd=folder, stderr=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ from filmlet.settings import Settings
 from filmlet.spaces.files import Making, write
 from tests import lender as stand_in
 from tests.browsers import Windows, browser, needs_chromium
-from tests.lender import Lender, standing
+from tests.lender import Lender, free_port, standing
 from tests.queues import ask
 from tests.servers import until
 from tests.test_spaces import ANN, SMALL
@@ -57,7 +57,7 @@ class Zero:
 def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zero]:
     folder, lender = tmp_path_factory.mktemp("zero"), Lender()
     write(Making(hardware="zero-a10g", source="filmlet"), folder)
-    port = str(41_000 + os.getpid() % 10_000)
+    port = free_port()
     root = Path(__file__).parent.parent
     env = {
         "SPACE_ID": "ann/films", "SYSTEM": "spaces", "SPACES_ZERO_GPU": "true",
