@@ -55,11 +55,11 @@ class Worker:
     """One device's worker. `run` returns when it is told to stop or has lost its lease."""
 
     def __init__(
-        self, settings: Settings, film: Film = stages.film, queue: Queue | None = None
+        self, settings: Settings, film: Film | None = None, queue: Queue | None = None
     ) -> None:
-        """film: makes the clip. Raises DatabaseUnusable, StorageUnusable."""
+        """film: in the place of stages.film. Raises DatabaseUnusable, StorageUnusable."""
         self.settings = settings
-        self.film = film
+        self.film: Film = film or stages.film
         self.queue = queue or Queue(settings)
         self.speed: float | None = None  # operations a second, None measures
         self.name = f"{settings.worker}:{settings.device or 'auto'}"
