@@ -290,7 +290,8 @@ def test_it_installs_into_a_clean_environment_as_the_platform_does_and_makes_a_c
     clean = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
     subprocess.run(
-        [str(clean / "bin" / "pip"), "install", "--quiet", "-r", "requirements.txt",
+        [str(clean / "bin" / "pip"), "install", "--quiet", "--retries", "0",
+         "-r", "requirements.txt",
          f"gradio[oauth,mcp]=={front_matter(Making())['sdk_version']}",
          "uvicorn>=0.14.0", "websockets>=10.4", "spaces"],
         cwd=folder, check=True,
