@@ -23,9 +23,9 @@ from filmlet.settings import Settings
 from filmlet.spaces.files import PINS, Making, files, requirements, write
 from filmlet.spaces.preload import Source, lines, preload
 from filmlet.spaces.running import settled
-from tests import hub as stand_in
+from tests import hub_spaces as stand_in
 from tests import pins
-from tests.hub import TOKEN, Hub
+from tests.hub_spaces import TOKEN, Hub
 from tests.lender import free_port, standing
 from tests.servers import until
 
