@@ -36,7 +36,8 @@ FLOORS = (
     ("api",),
     ("studio",),
     ("server",),
-    ("cli_jobs", "cli_serve", "cli_models"),
+    ("spaces",),
+    ("cli_jobs", "cli_serve", "cli_models", "cli_space"),
     ("cli",),
     ("__main__",),
 )
@@ -59,6 +60,7 @@ LIVES_IN = {
     "pydantic": "api",
     "prometheus_client": "api",
     "gradio": "studio",
+    "spaces": "spaces",
     "tokenizers": "models",
     "huggingface_hub": "models",
     "uvicorn": "server",
@@ -67,7 +69,9 @@ ALSO = {
     *((name, "torch") for name in ("stages", "work")),  # names a dtype, knows its errors
     ("denoising", "torch"),  # joins windows
     ("models", "httpx2"),  # the Hub's client raises its errors
+    ("spaces", "huggingface_hub"),  # makes Spaces
     *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them
+    *(("spaces", name) for name in ("fastapi", "gradio", "httpx2", "starlette")),
 }
 
 

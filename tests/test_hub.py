@@ -310,3 +310,18 @@ def test_a_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
     assert online.asked == []
     with pytest.raises(HubRefused, match="HF_TOKEN"):
         filmlet.generate("a red ball", loras=["acme/none"], **settings)
+
+
+def test_a_space_preloads_exactly_these_files_at_this_commit(online: Hub) -> None:
+    from filmlet.spaces.preload import preload
+
+    words = "from filmlet.models import CARDS; from filmlet.spaces.preload import preload as p; "
+    words += f"print(p(CARDS[{CARD.name!r}])[0])"
+    told = subprocess.run(
+        [sys.executable, "-c", words], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert (told[0], set(told[1].split(",")), told[2]) == (LTX, NEEDED, COMMIT)
+    list(fetch(CARD))
+    online.asked.clear()
+    assert set(preload(CARD)[0].split()[1].split(",")) == NEEDED
+    assert online.asked == []

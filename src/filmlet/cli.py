@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from filmlet import __version__
+from filmlet import __version__, cli_space
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.guide import parse_keyframe
 from filmlet.lora import parse_lora
@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--json", action="store_true", help="print JSON")
     _model_commands(commands)
     _server_commands(commands)
+    cli_space.options(commands)
     return top
 
 
@@ -286,6 +287,7 @@ COMMANDS = {
     "worker": worker,
     "serve": serve,
     "keys": keys,
+    "space": cli_space.space,
 }
 
 

@@ -62,7 +62,7 @@ class HubUnreachable(FilmletError):
 
 
 class HubRefused(FilmletError):
-    """The Hub does not give the weights to whoever asks."""
+    """The Hub does not give what is asked for, or does not let us do this."""
 
     code = "hub_refused"
 
@@ -159,6 +159,50 @@ class AddressUnusable(FilmletError):
     """The server cannot listen where it was told to."""
 
     code = "address_unusable"
+
+
+class FolderTaken(FilmletError):
+    """The folder to write into holds other things already."""
+
+    code = "folder_taken"
+
+
+class GpuRefused(FilmletError):
+    """No GPU was lent for this clip."""
+
+    code = "gpu_refused"
+
+
+class GpuQuotaUsed(GpuRefused):
+    """The visitor's, or the Space's, time on the GPU is used up for now."""
+
+    code = "gpu_quota_used"
+
+
+class GpuTooLong(GpuRefused):
+    """The clip needs the GPU for longer than it is lent."""
+
+    code = "gpu_too_long"
+
+
+class GpuBusy(GpuRefused):
+    """No GPU became free in time."""
+
+    code = "gpu_busy"
+
+
+class GpuLost(GpuRefused):
+    """The GPU was taken away before the clip was done."""
+
+    code = "gpu_lost"
+
+
+class FailedElsewhere(FilmletError):
+    """What went wrong in another process, with the code that it has there."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NeedsKey(FilmletError):

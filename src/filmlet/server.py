@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from filmlet import api, studio
+from filmlet.api.visitors import Visitors
 from filmlet.errors import AddressUnusable, NeedsKey
 from filmlet.jobs import Keys
 from filmlet.jobs.database import Database
@@ -34,7 +35,8 @@ class Serving:
     """How to serve. is_open: anybody may ask, without a key and from anywhere.
 
     has_worker: this machine makes clips too. finishes: the job in hand is finished before the
-    server stops, otherwise it goes back into the queue. log: `lines` or `json`.
+    server stops, otherwise it goes back into the queue. log: `lines` or `json`. visitors: each
+    browser is a user of its own.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +45,7 @@ class Serving:
     has_worker: bool = True
     finishes: bool = False
     log: str = "lines"
+    visitors: Visitors | None = None
 
 
 def serve(settings: Settings, serving: Serving) -> None:
@@ -51,14 +54,17 @@ def serve(settings: Settings, serving: Serving) -> None:
     if not is_local and not serving.is_open:
         _demand_keys(settings, serving.host)
     app = api.create(
-        settings, LOOPBACK if is_local else None, demands_keys=not is_local and not serving.is_open
+        settings,
+        LOOPBACK if is_local else None,
+        demands_keys=not is_local and not serving.is_open,
+        visitors=serving.visitors,
     )
     studio.mount(app, app.state.house)
     with _listening(serving.host, serving.port) as listener:
         host, port = listener.getsockname()[:2]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn hears them, and tells us once more
-        worker = Supervised(serving) if serving.has_worker else None
+        worker = Supervised(settings, serving) if serving.has_worker else None
         if worker:
             os.nice(POLITE)  # of this thread and those it starts: not of the one that watches
         log.info("filmlet listens on http://%s:%s", host, port)
@@ -105,7 +111,8 @@ def _listening(host: str, port: int) -> socket.socket:
 class Supervised:
     """A worker process that is started again, with growing pauses, until it is told to stop."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, settings: Settings, serving: Serving) -> None:
+        self.environment = settings.for_a_child()
         self.finishes = serving.finishes
         self.command = [sys.executable, "-m", "filmlet", "worker", "--supervised"]
         self.command += ["--log", serving.log]
@@ -119,7 +126,9 @@ class Supervised:
     def _start(self) -> subprocess.Popen[bytes]:
         # A process group of its own: Ctrl-C is for the server, which tells the worker once. Its
         # stdin closes when this process is gone, however it went.
-        return subprocess.Popen(self.command, stdin=subprocess.PIPE, process_group=0)
+        return subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, process_group=0, env=self.environment
+        )
 
     def _keep(self) -> None:
         pause = 1.0

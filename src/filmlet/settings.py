@@ -24,6 +24,7 @@ class Settings:
     lease_s: after so long without a sign of life a worker counts as dead.
     max_queued, max_active, max_per_minute: jobs in all, of one user, and submitted by one user.
     seconds_per_day: of video that one user may ask for, 0 is any number.
+    model: that the page begins with.
     webhook_url, webhook_secret (whsec_ and base64): who is told of ended jobs without a key of
     their own; webhook_private: addresses in private networks may be told.
     keep_days, keep_gb: how long finished jobs stay, and how much disk they may take.
@@ -32,6 +33,7 @@ class Settings:
     device: str | None = None
     hold: str | None = None
     fetch: int = 1
+    model: str = "pocket"
     home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "filmlet")
     database_url: str | None = None
     storage_url: str | None = None
@@ -68,6 +70,45 @@ class Settings:
                 noun = "a whole number" if kind is int else "a number"
                 raise InvalidSetting(f"{variable} must be {noun}, not {text!r}.") from None
         return cls(**given)
+
+    def for_a_child(self) -> dict[str, str]:
+        """The environment of a process that is to have the same settings."""
+        own = {f"FILMLET_{k.upper()}": str(v) for k, v in vars(self).items() if v is not None}
+        return os.environ | own
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """What the platform of a Space says to what runs there.
+
+    space: OWNER/NAME, empty elsewhere. lends_gpu: ZeroGPU, a GPU for the length of a call.
+    """
+
+    space: str = ""
+    lends_gpu: bool = False
+    host: str = "0.0.0.0"
+    port: int = 7860
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """SPACE_ID, SPACES_ZERO_GPU, GRADIO_SERVER_NAME, GRADIO_SERVER_PORT."""
+        port = environment.get("GRADIO_SERVER_PORT") or "7860"
+        if not port.isdecimal():
+            raise InvalidSetting(f"GRADIO_SERVER_PORT must be a whole number, not {port!r}.")
+        return cls(
+            space=environment.get("SPACE_ID", ""),
+            lends_gpu=environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),
+            host=environment.get("GRADIO_SERVER_NAME") or "0.0.0.0",
+            port=int(port),
+        )
+
+
+def value_of(name: str) -> str:
+    """A variable that somebody names. Raises InvalidSetting where there is none."""
+    value = os.environ.get(name)
+    if not value:
+        raise InvalidSetting(f"There is no variable {name} in the environment, or it is empty.")
+    return value
 
 
 def keep_to_yourselves(passing: Path) -> None:

@@ -1,7 +1,8 @@
 """The story of one clip: prepare, load, encode, denoise, decode, mux."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,15 +54,21 @@ def run(work: Work) -> Generator[Event]:
             _hold_less(work, error)
 
 
-def film(work: Work, path: Path, force: bool = False) -> Generator[Event]:
-    """Make the clip and write it to `path`; it grows beside it, or in the work's folder."""
+def film(
+    work: Work, path: Path, force: bool = False, run: Callable[[Work], Generator[Event]] = run
+) -> Generator[Event]:
+    """Make the clip and write it to `path`; it grows beside it, or in the work's folder.
+
+    run: what makes the frames; another process may.
+    """
     form, shape = check_target(path, force), work.effective.shape
     grown = work.file(f"decoded.{form}") or part_of(path)
     if work.folder and grown.exists():
         for stage in work.stages[1:-1]:
             yield Finished(stage, 0.0, reused=True)
     else:
-        yield from _grow(work, grown, form)
+        with closing(run(work)) as events:
+            yield from _grow(events, work, grown, form)
     started = time.perf_counter()
     yield Progress(Stage.MUX, 0, shape.frames)
     try:
@@ -73,9 +80,8 @@ def film(work: Work, path: Path, force: bool = False) -> Generator[Event]:
     yield Finished(Stage.MUX, time.perf_counter() - started)
 
 
-def _grow(work: Work, grown: Path, form: str) -> Generator[Event]:
+def _grow(events: Generator[Event], work: Work, grown: Path, form: str) -> Generator[Event]:
     """Decode into a file that can be played meanwhile; it has its name when it is whole."""
-    events = run(work)
     first: Frames | None = None
     for event in events:
         if isinstance(event, Frames):
@@ -126,10 +132,18 @@ def _saved(shelf: Shelf, name: str, events: Making) -> Making:
     return made
 
 
+def encode(work: Work) -> Generator[Event]:
+    """The first stage alone, kept in the work's folder: another process may do the others."""
+    engine = yield from timed(Stage.LOAD, _load(work))
+    yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
+
+
 def _load(work: Work) -> Generator[Event, None, LtxEngine]:
     key = work.plan.card, work.files, work.placement
     if key not in loaded:
-        loaded.clear()  # one model at a time: the other's memory is free before this one comes
+        # One model at a time on a device: the other's memory is free before this one comes.
+        for other in [k for k in loaded if k[2].device == work.placement.device]:
+            del loaded[other]
         loaded[key] = yield from ltx.load(*key)
     else:
         yield Progress(Stage.LOAD, 1, 1)

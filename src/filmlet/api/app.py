@@ -15,6 +15,7 @@ from filmlet.api import operations, session, videos
 from filmlet.api.doors import House, hold, refuse
 from filmlet.api.following import Hub
 from filmlet.api.uploads import BODY_BYTES
+from filmlet.api.visitors import Introduced, Visitors
 from filmlet.api.words import Refusal
 from filmlet.jobs import Keys, Queue
 from filmlet.settings import Settings
@@ -23,12 +24,17 @@ THREADS = 8  # at the database at once: more of them only wait for each other
 
 
 def create(
-    settings: Settings, hosts: list[str] | None = None, *, demands_keys: bool = False
+    settings: Settings,
+    hosts: list[str] | None = None,
+    *,
+    demands_keys: bool = False,
+    visitors: Visitors | None = None,
 ) -> FastAPI:
     """The app over the settings' database and storage. Raises DatabaseUnusable, StorageUnusable.
 
     hosts: names it answers to, None is any. On loopback only its own: a page of another site must
-    not reach it by a name that leads here. demands_keys: even while there is none.
+    not reach it by a name that leads here. demands_keys: even while there is none. visitors: each
+    browser is a user of its own.
     """
     queue = Queue(settings)
 
@@ -47,13 +53,20 @@ def create(
         redoc_url=None,
     )
     app.state.house = House(
-        settings, queue, Keys(queue.database, settings), Hub(queue), demands_keys
+        settings,
+        queue,
+        Keys(queue.database, settings),
+        Hub(queue),
+        visitors=visitors,
+        demands_keys=demands_keys,
     )
     app.include_router(videos.router)
     app.include_router(operations.router)
     app.include_router(session.router)
     hold(app)
     app.add_middleware(SameOrigin)
+    if visitors:
+        app.add_middleware(Introduced)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     return app
@@ -69,7 +82,9 @@ class SameOrigin:
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             headers = Headers(scope=scope)
             origin = headers.get("origin")
-            if origin and origin.partition("://")[2] != headers.get("host"):
+            # A page of another site can send neither header as it likes.
+            own = (headers.get("host"), headers.get("x-forwarded-host"))
+            if origin and origin.partition("://")[2] not in own:
                 text = "This server takes no requests from pages of other sites."
                 told = Refusal(
                     message=text, type="invalid_request_error", param=None, code="other_origin"

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from filmlet.api.following import Hub
+from filmlet.api.visitors import VISITOR, Visitors
 from filmlet.api.words import ErrorEnvelope, Refusal
 from filmlet.errors import (
     DatabaseUnusable,
@@ -24,7 +27,7 @@ from filmlet.errors import (
     UnknownJob,
     UnknownKey,
 )
-from filmlet.jobs import Asking, Key, Keys, Limits, Priority, Queue
+from filmlet.jobs import Asking, Job, Key, Keys, Limits, Priority, Queue
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.api")
@@ -46,12 +49,18 @@ STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (
 
 @dataclass
 class House:
-    """What the routes share."""
+    """What the routes share.
+
+    visitors: strangers come, each browser is a user of its own. making: what surrounds the wait for
+    a job that a call of the page's API has submitted; where no worker is, it makes the job.
+    """
 
     settings: Settings
     queue: Queue
     keys: Keys
     hub: Hub
+    visitors: Visitors | None = None
+    making: Callable[[Job], AbstractContextManager[object]] = nullcontext
     demands_keys: bool = False  # whether or not there is one: the last may be removed meanwhile
     known: dict[str, tuple[float, Key | None]] = field(default_factory=dict)
     counted: tuple[float, bool] = (0.0, False)
@@ -101,6 +110,9 @@ async def caller(request: Request, shared: Annotated[House, Depends(house)]) -> 
 
     A program sends it as a bearer, the page as a cookie: a video element cannot send a header.
     """
+    if shared.visitors:
+        name = f"visitor:{request.cookies[VISITOR]}"
+        return Caller(name, name, None)
     if not await shared.needs_key():
         return Caller("local", None, None)
     kind, _, secret = request.headers.get("authorization", "").partition(" ")

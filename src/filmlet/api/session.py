@@ -18,12 +18,13 @@ class SessionKey(Sent):
 
 
 class Session(BaseModel):
-    """Who this browser is. needs_key: it must show one first."""
+    """Who this browser is. needs_key: it must show one first. keeps: clips survive a restart."""
 
     needs_key: bool
     uses_keys: bool
     name: str | None
     admin: bool
+    keeps: bool = True
 
 
 @router.get("")
@@ -41,6 +42,7 @@ async def look(request: Request, shared: Shared) -> Session:
         uses_keys=uses_keys,
         name=key.name if key else None,
         admin=who is not None and who.sees is None,
+        keeps=shared.visitors is None or shared.visitors.keeps,
     )
 
 

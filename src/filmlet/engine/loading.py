@@ -50,11 +50,11 @@ class Weights:
         table: dict[str, object] = json.loads((self.place / "config.json").read_text())
         return table
 
-    def read(self, device: str) -> Iterator[tuple[str, Tensor]]:
+    def read(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name, one at a time. Raises CheckpointDamaged."""
         for file in self.files:
             try:
-                with safe_open(file, "pt", device=device) as tensors:
+                with safe_open(file, "pt") as tensors:
                     for theirs, ours in self._names(tensors.keys()).items():
                         yield ours, tensors.get_tensor(theirs)
             except (SafetensorError, OSError) as error:
@@ -95,9 +95,12 @@ def fill(
     stay = {name for name, weight in module.named_parameters() if id(weight) in apart}
     table: dict[str, Tensor] = {}
     read = 0
-    for name, tensor in weights.read("cpu" if placement.hold == Hold.LAYERS else placement.device):
-        is_lent = name in stay
-        table[name] = tensor if is_lent else tensor.to(placement.device, placement.dtype)
+    for name, tensor in weights.read():
+        is_lent, is_far = name in stay, placement.hold == Hold.LAYERS
+        if is_lent:
+            table[name] = tensor if is_far else tensor.to(placement.device)
+        else:
+            table[name] = tensor.to(placement.device, placement.dtype)
         read += 0 if is_lent else tensor.nbytes
         if read >= PIECE:
             yield read

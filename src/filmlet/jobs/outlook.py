@@ -2,6 +2,7 @@
 
 import json
 from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from heapq import heapreplace
 
@@ -65,6 +66,12 @@ class Outlook:
     def of_another(self, t: Transaction, model: str, size: Size) -> Estimate:
         """Seconds until a clip would be done that came last now."""
         return _after(self.free[0], self._waiting(t, model, json.dumps(asdict(size))))
+
+    def of_stages(
+        self, t: Transaction, model: str, size: Size, stages: Sequence[Stage]
+    ) -> Estimate:
+        """Seconds that some stages of a clip take."""
+        return self._known(t, model).model.estimate(size, stages)
 
     def add(self, t: Transaction, row: Row) -> None:
         """A job that waits. Those behind it hear of it with the next outlook."""

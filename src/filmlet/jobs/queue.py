@@ -16,6 +16,7 @@ from filmlet.jobs.cost import LATEST, Size
 from filmlet.jobs.database import Database, Row, Transaction, tally
 from filmlet.jobs.job import (
     Census,
+    Estimate,
     Failure,
     Forecast,
     Job,
@@ -245,6 +246,12 @@ class Queue:
             eta = outlook.of_another(t, planned.card.name, size_of(planned))
         fetch = 0 if planned.files else max(0, planned.card.bytes - disk_use(planned.card))
         return Forecast(planned, eta, len(outlook.etas), fetch, outlook.machine)
+
+    def cost(self, planned: Plan, stages: Sequence[Stage]) -> Estimate:
+        """Seconds that some stages of a clip take where jobs are made now."""
+        with self.database.reading() as t:
+            outlook = Outlook(t, self._fitted)
+            return outlook.of_stages(t, planned.card.name, size_of(planned), stages)
 
     def prioritise(self, job: str, priority: Priority) -> Job:
         """Move a waiting job into another class. Raises UnknownJob, JobConflict."""

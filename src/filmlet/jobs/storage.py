@@ -61,12 +61,27 @@ class Storage:
                 file = self.folder(job) / name
                 if file.exists():
                     self.files.makedirs(f"{self.root}/{job}", exist_ok=True)
-                    target = f"{self.root}/{job}/{name}"
-                    if self._is_folder:
-                        self.files.put_file(str(file), f"{target}.part")
-                        self.files.mv(f"{target}.part", target)
-                    else:
-                        self.files.put_file(str(file), target)
+                    self.bring_up(file, f"{job}/{name}")
+
+    def bring_up(self, file: Path, name: str) -> None:
+        """Put a file into the place itself, whole or not at all."""
+        target = f"{self.root}/{name}"
+        with self._refusals():
+            if self._is_folder:
+                self.files.put_file(str(file), f"{target}.part")
+                self.files.mv(f"{target}.part", target)
+            else:
+                self.files.put_file(str(file), target)
+
+    def bring_down(self, name: str, file: Path) -> None:
+        """Copy a file of the place itself to this machine."""
+        with self._refusals():
+            self.files.get_file(f"{self.root}/{name}", str(file))
+
+    def holds(self, name: str) -> bool:
+        """Whether the place itself has a file of this name."""
+        with self._refusals():
+            return bool(self.files.exists(f"{self.root}/{name}"))
 
     def drop(self, job: str, name: str) -> None:
         """Remove one file of a job, here and in a remote place."""

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue, requ
 from filmlet.media import save_still
 from filmlet.plan import plan
 from filmlet.settings import Settings
-from filmlet.work import prepare
+from filmlet.work import Work, prepare
 
 Value = TypeVar("Value")
 log = logging.getLogger("filmlet.worker")
@@ -44,6 +44,7 @@ PULSE_S = 0.2
 SWEEP_S = 60.0
 POLL_S = 0.2
 NEVER = 1_000_000  # DBOS' own limit of attempts; ours counts, and says why
+Film = Callable[[Work, Path, bool], Generator[Event]]
 KEPT = {
     Stage.ENCODE: ("embeddings.safetensors",),
     Stage.DENOISE: ("latents.safetensors",),
@@ -57,10 +58,17 @@ KEPT = {
 class Worker:
     """One device's worker. `run` returns when it is told to stop or has lost its lease."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises DatabaseUnusable, StorageUnusable, and InvalidRequest for a device that is not."""
+    def __init__(
+        self, settings: Settings, film: Film | None = None, queue: Queue | None = None
+    ) -> None:
+        """film: in the place of stages.film.
+
+        Raises DatabaseUnusable, StorageUnusable, and InvalidRequest for a device that is not.
+        """
         self.settings = settings
-        self.queue = Queue(settings)
+        self.film: Film = film or stages.film
+        self.queue = queue or Queue(settings)
+        self.speed: float | None = None  # operations a second, None measures
         self.name = f"{settings.worker}:{settings.device or 'auto'}"
         self.token = secrets.token_hex(8)
         self.held: Held | None = None
@@ -72,20 +80,20 @@ class Worker:
 
     def run(self) -> None:
         """Take jobs until told to stop. Raises WorkerTaken where the name is in use."""
-        with self._only_one() as home:
-            self._enter(home)
+        with self.only_one() as home:
+            self.enter(home)
             self._launch()
             log.info("worker %s waits for jobs", self.name)
             try:
                 self._pulse()
             finally:
                 try:
-                    self._leave()
+                    self.leave()
                 except FilmletError as error:
                     log.warning("%s", error)
 
     @contextmanager
-    def _only_one(self) -> Iterator[str]:
+    def only_one(self) -> Iterator[str]:
         """A lock on this machine that a killed worker loses; yields the machine's own name."""
         home = self.settings.home
         home.mkdir(parents=True, exist_ok=True)
@@ -100,7 +108,7 @@ class Worker:
                 ) from None
             yield _machine(home)
 
-    def _enter(self, home: str) -> None:
+    def enter(self, home: str) -> None:
         """Take the name: it is free, its holder is silent, or was on this machine and is gone."""
         with self.queue.database.transaction() as t:
             taken = t.row(
@@ -112,7 +120,7 @@ class Worker:
                 " where filmlet_worker.dead = 1 or filmlet_worker.home = excluded.home"
                 " or filmlet_worker.beat < {now} - :lease returning id",
                 id=self.name, token=self.token, home=home, device=self.machine.device,
-                speed=cost.probe(), machine=json.dumps(asdict(self.machine)),
+                speed=self.speed or cost.probe(), machine=json.dumps(asdict(self.machine)),
                 lease=self.settings.lease_s,
             )  # fmt: skip
         if taken is None:
@@ -140,7 +148,7 @@ class Worker:
         )
         def make(job: str) -> None:
             try:
-                self._take(job)
+                self.take(job)
             except DatabaseUnusable as error:
                 # What became of the job cannot be recorded: unfinished, it is taken up again.
                 self.held = None
@@ -161,7 +169,7 @@ class Worker:
 
     # The job's thread
 
-    def _take(self, job: str) -> None:
+    def take(self, job: str) -> None:
         """Make one job's clip, or record why not."""
         if self.stop.is_set() or self.drain.is_set():
             _wait_for_the_end()
@@ -196,7 +204,7 @@ class Worker:
         work = self._follow(held, folder, preparing)
         work.folder, work.cancelled, held.work = folder, held.stopped, work
         held.note_effective()
-        self._follow(held, folder, stages.film(work, folder / "clip.mp4", force=True))
+        self._follow(held, folder, self.film(work, folder / "clip.mp4", True))
         held.complete(self.queue.storage.size(held.id))
         self.queue.storage.leave(held.id)
         seconds = time.monotonic() - started
@@ -277,7 +285,7 @@ class Worker:
                 if self.held:
                     self.held.report()
                 if now - beaten >= beat_every:
-                    self._beat()
+                    self.beat()
                     self._reap()
                     beaten = now
                 if now - swept >= SWEEP_S:
@@ -291,7 +299,7 @@ class Worker:
             except FilmletError as error:
                 log.warning("%s", error)
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
         with self.queue.database.transaction() as t:
             alive = t.row(
                 "update filmlet_worker set beat = {now}, peak_bytes = :peak"
@@ -329,7 +337,7 @@ class Worker:
         self.lost = True
         self.stop.set()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Stop what is in hand at its next step, and tell the others."""
         held = self.held
         if held:

@@ -39,6 +39,7 @@ from filmlet.errors import (
     HubUnreachable,
 )
 from filmlet.models import hub
+from filmlet.models.files import is_whole
 
 T = TypeVar("T")
 WANTED = {".safetensors", ".json", ".model", ".txt"}  # no pickle, no pictures
@@ -128,6 +129,16 @@ def _listed(source: Source) -> list[Wanted]:
         for e in entries
         if isinstance(e, RepoFile) and Path(e.path).suffix in WANTED
     ]
+
+
+def listed(source: Source) -> list[str]:
+    """The names of the files of a source that are fetched. Raises what `fetch` raises."""
+    if Path(source.path).suffix:
+        return [source.path]
+    found = hub.place(source)
+    if found and is_whole(found):
+        return [f"{source.path}/{file.name}" for file in hub.files(found)]
+    return [file.path for file in _asked(source, _listed, source)]
 
 
 def _download(file: Wanted, done: int, total: int) -> None:

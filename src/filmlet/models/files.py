@@ -45,6 +45,15 @@ def _values(place: Path) -> float:
     return float(sum(math.prod(entry["shape"]) for table in tables for entry in table.values()))
 
 
+def is_whole(place: Path) -> bool:
+    """Whether a component is here, whole."""
+    try:
+        _check(place)
+    except (CheckpointMissing, CheckpointDamaged):
+        return False
+    return True
+
+
 def _check(place: Path) -> None:
     """A component, whole: its configuration, and weights as long as their header says."""
     if place.suffix == ".safetensors":

@@ -135,7 +135,8 @@ def _function(house: House, mode: str) -> Callable[..., Any]:
             most = max(1, int(ui_frames_to_use)) if name == "video" else None
             guides = [Guide(given, frames=most)] if given else []
             job = await run_in_threadpool(submit, house, asked, who.asking(), guides)
-            job = await _wait(house, job)
+            with house.making(job):
+                job = await _wait(house, job)
         except FilmletError as error:
             raise gr.Error(str(error), print_exception=False) from error
         return await run_in_threadpool(_file, house, job), job.seed

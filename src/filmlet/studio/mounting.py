@@ -1,9 +1,9 @@
-"""Puts the page under `/` of the server's own app."""
+"""Puts the page under `/` of the server's own app, or launches it with that app behind it."""
 
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,14 +34,65 @@ HEAD = f"""
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 # Whatever a component would like to fetch, the browser asks this server only.
 POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors {}; "
     "object-src 'none'; base-uri 'self'"
 )
+WAITING = 64  # events of the page that may wait for each other
 FILES = tuple(f"/gradio_api/{name}" for name in ("upload", "file", "stream", "mcp", "proxy"))
 
 
 def mount(app: FastAPI, house: House) -> None:
     """Serve the page at `/`; the API's own paths go first."""
+    passing = _furnish(app, house)
+    gr.mount_gradio_app(app, build(house, offer), path="/", **_look())
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(outer: FastAPI) -> AsyncIterator[Any]:
+        async with _swept(passing), inner(outer) as state:
+            yield state
+
+    app.router.lifespan_context = lifespan
+
+
+def launch(
+    app: FastAPI, house: House, address: tuple[str, int], *doors: Callable[[House], None]
+) -> gr.Blocks:
+    """Serve the same in a thread, by Gradio's own `launch`, which ZeroGPU hooks into."""
+    passing = _furnish(app, house)
+    page = build(house, offer, *doors).queue(max_size=WAITING, default_concurrency_limit=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[Any]:
+        async with _swept(passing), app.router.lifespan_context(app) as state:
+            yield state
+
+    host, port = address
+    page.launch(
+        server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, pwa=False,
+        app_kwargs={"middleware": [Middleware(Behind, front=app)], "lifespan": lifespan},
+        **_look(),
+    )  # fmt: skip
+    return page
+
+
+class Behind:
+    """Puts the page's app, which `launch` wants to be the outer one, behind ours again."""
+
+    def __init__(self, app: ASGIApp, front: FastAPI) -> None:
+        self.front = front
+
+        async def page(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "app": scope["page"]}, receive, send)
+
+        front.mount("/", page)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.front({**scope, "page": scope["app"]}, receive, send)
+
+
+def _furnish(app: FastAPI, house: House) -> Path:
+    """What the page needs beside the API; the folder of Gradio's passing files."""
     passing = house.settings.home / "passing" / str(os.getpid())
     keep_to_yourselves(passing)
 
@@ -50,21 +102,29 @@ def mount(app: FastAPI, house: House) -> None:
 
     app.mount("/studio", StaticFiles(directory=STATIC))
     app.add_middleware(Gate, house=house)
-    gr.mount_gradio_app(
-        app, build(house, offer), path="/", theme=studio_theme(), head=HEAD, footer_links=[],
-        run_history=False, ssr_mode=False, show_error=True, mcp_server=True,
-        max_file_size="100mb",
-    )  # fmt: skip
-    inner = app.router.lifespan_context
+    return passing
 
-    @asynccontextmanager
-    async def lifespan(outer: FastAPI) -> AsyncIterator[Any]:
-        _sweep(passing.parent)
-        async with inner(outer) as state:
-            yield state
-        shutil.rmtree(passing, ignore_errors=True)
 
-    app.router.lifespan_context = lifespan
+def _look() -> dict[str, Any]:
+    """How Gradio shows the page."""
+    return {
+        "theme": studio_theme(),
+        "head": HEAD,
+        "footer_links": [],
+        "run_history": False,
+        "ssr_mode": False,
+        "show_error": True,
+        "mcp_server": True,
+        "max_file_size": "100mb",
+    }
+
+
+@asynccontextmanager
+async def _swept(passing: Path) -> AsyncIterator[None]:
+    """Passing files go with the server; those of servers that were killed go when one starts."""
+    _sweep(passing.parent)
+    yield
+    shutil.rmtree(passing, ignore_errors=True)
 
 
 def _sweep(folder: Path) -> None:
@@ -79,6 +139,8 @@ class Gate:
 
     def __init__(self, app: ASGIApp, house: House) -> None:
         self.app, self.house = app, house
+        framed_by = house.visitors.framed_by if house.visitors else ()
+        self.policy = POLICY.format(" ".join(("'self'", *framed_by)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,7 +160,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/html"):
-                    headers.setdefault("content-security-policy", POLICY)
+                    headers.setdefault("content-security-policy", self.policy)
                     headers.setdefault("referrer-policy", "same-origin")
             await send(message)
 

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from filmlet.api.doors import Caller, House, caller
-from filmlet.api.videos import extend_file, extend_own, find, foresee, submit
+from filmlet.api.videos import extend_file, extend_own, find, foresee, offered, submit
 from filmlet.api.words import VideoCreate, VideoExtend
 from filmlet.card import GuideKind, ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
@@ -100,10 +100,11 @@ class Form:
 def build(house: House, *doors: Callable[[House], None]) -> gr.Blocks:
     """The page over this server's house; `doors` add what is not seen."""
     with gr.Blocks(title="filmlet", analytics_enabled=False, delete_cache=(300, 3600)) as page:
+        page.space_id = None  # what Gradio adds on Spaces fetches fonts from another host
         _window("film-bar")
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, min_width=320, elem_id="form"):
-                form, reading, note, plan, make = _form()
+                form, reading, note, plan, make = _form(CARDS[offered(house.settings.model)])
             with gr.Column(scale=8, min_width=320):
                 _window("film-stage")
         _window("film-gallery")
@@ -147,8 +148,8 @@ def _window(name: str) -> gr.HTML:
     return gr.HTML(f"<{name}></{name}>", apply_default_css=False)
 
 
-def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
-    card = CARDS["pocket"]
+def _form(card: ModelCard) -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
+    grid = card.grid
     start = gr.Radio(STARTS, value=SENTENCE, label="Start from", elem_id="start")
     with gr.Row(visible=False) as pictures:
         first = gr.Image(type="filepath", label="First picture", sources=["upload"], height=170)
@@ -171,13 +172,15 @@ def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
         placeholder="a red star bouncing at sunset",
     )  # fmt: skip
     reading = gr.HTML(elem_id="reading", apply_default_css=False)
-    model = gr.Dropdown(_choices(), value="pocket", label="Model", filterable=False)
+    model = gr.Dropdown(_choices(), value=card.name, label="Model", filterable=False)
     note = gr.HTML(describe(card), elem_id="model-note", apply_default_css=False)
-    aspect = gr.Radio([*ASPECTS, FREE], value="1:1", label="Shape", elem_id="aspect")
+    shape = _aspect(grid.width / grid.height)
+    aspect = gr.Radio([*ASPECTS, FREE], value=shape, label="Shape", elem_id="aspect")
     with gr.Row():
-        width = gr.Number(card.grid.width, label="Width", precision=0, visible=False)
-        height = gr.Number(card.grid.height, label="Height", precision=0, visible=False)
-    seconds = gr.Slider(0.2, _longest(card.grid), 1.0, step=0.1, label="Seconds")
+        width = gr.Number(grid.width, label="Width", precision=0, visible=shape == FREE)
+        height = gr.Number(grid.height, label="Height", precision=0, visible=shape == FREE)
+    usual = _tenth(grid.frames / grid.fps)
+    seconds = gr.Slider(0.2, _longest(grid), usual, step=0.1, label="Seconds")
     with gr.Row(equal_height=True):
         seed = gr.Textbox(
             label="Seed", placeholder="another one each time", max_lines=1, scale=5, min_width=160
@@ -188,9 +191,10 @@ def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
             label="And then, a sentence a line", lines=2, max_lines=6,
             placeholder="a red star still at sunset",
         )  # fmt: skip
-        fps = gr.Number(card.grid.fps, label="Frames a second", minimum=1, maximum=60)
-        negative = gr.Textbox(label="What should not be seen", lines=2, visible=False)
-        draft = gr.Checkbox(label="Draft first, refine on demand", visible=False)
+        fps = gr.Number(grid.fps, label="Frames a second", minimum=1, maximum=60)
+        negative = gr.Textbox(label="What should not be seen", lines=2, visible=_guided(card))
+        two_stages = card.refine is not None
+        draft = gr.Checkbox(label="Draft first, refine on demand", visible=two_stages)
         loras = gr.Textbox(
             label="LoRAs of the Hub, one a line", lines=1, max_lines=4,
             placeholder="owner/name, or owner/name:0.8",
@@ -199,24 +203,9 @@ def _form() -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
     make = gr.Button("Make clip", variant="primary", elem_id="make")
     dice.click(lambda: str(secrets.randbelow(MAX_SEED + 1)), None, seed, **PRIVATE)
     form = Form(
-        prompt,
-        start,
-        first,
-        last,
-        clip,
-        footage,
-        model,
-        aspect,
-        width,
-        height,
-        seconds,
-        fps,
-        seed,
-        negative,
-        draft,
-        then,
-        loras,
-    )
+        prompt, start, first, last, clip, footage, model, aspect, width, height, seconds, fps, seed,
+        negative, draft, then, loras,
+    )  # fmt: skip
     return form, reading, note, plan, make
 
 

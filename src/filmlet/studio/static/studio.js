@@ -20,6 +20,10 @@ const TRY = {
   checkpoint_damaged: "Install the model again, or choose another.",
   not_finite: "Try the model's own number of steps, or another size.",
   worker_died: "It may have run out of memory: try a smaller size or a shorter clip.",
+  gpu_quota_used: "Sign in to the Space's site for more, try a shorter clip, or press Go on later.",
+  gpu_too_long: "Try a shorter clip or a smaller size.",
+  gpu_busy: "Press Go on to try once more.",
+  gpu_lost: "Press Go on: it continues from the last step that was kept.",
   internal: "Press Go on to try once more; the server's log says more.",
 };
 const SAMPLES = ["a red star bouncing at sunset", "a panda spinning on green grass", "a rocket rising in a starry night"];
@@ -108,6 +112,7 @@ class Stage extends HTMLElement {
     this.mode = null;
     this.running = false;
     this.id = id;
+    this.rung = false;
     if (!id) return this.empty();
     this.word("");
     this.facts.innerHTML = "";
@@ -161,6 +166,9 @@ class Stage extends HTMLElement {
     // Written once and then changed in place: a button that is replaced under a finger is not pressed.
     if (!this.running) this.facts.innerHTML = this.under(video);
     this.running = true;
+    // Where no worker is, the page says that a clip waits: its maker is lent a GPU for this visitor.
+    if (video.status === "queued" && !this.rung) document.dispatchEvent(new CustomEvent("film:waiting", { detail: video.id }));
+    this.rung = video.status === "queued";
     this.querySelector(".what").textContent = this.where(video);
     this.querySelector(".when").textContent = this.left(video);
     this.querySelector("progress").value = video.stage === "fetch" ? (100 * video.step) / video.steps : video.progress;
@@ -317,6 +325,8 @@ class Gallery extends HTMLElement {
       <button class="film-button more" hidden>Show more</button></section>`;
     this.grid = this.querySelector(".grid");
     this.pages = 1;
+    this.keeps = true;
+    me().then((session) => this.warn(session)).catch(() => {});
     this.cards = new Map();
     this.search = this.querySelector("input");
     this.search.addEventListener("input", () => { clearTimeout(this.typing); this.typing = setTimeout(() => this.look(), 250); });
@@ -329,6 +339,11 @@ class Gallery extends HTMLElement {
   disconnectedCallback() {
     for (const name of ["film:changed", "film:show", "visibilitychange"]) document.removeEventListener(name, this.onChange);
     clearTimeout(this.next);
+  }
+
+  warn(session) {
+    this.keeps = session.keeps;
+    if (!this.keeps) this.querySelector(".head").insertAdjacentHTML("afterend", `<p class="small passing">This server keeps clips only until it restarts or goes to sleep: download what you like.</p>`);
   }
 
   async look() {
@@ -369,7 +384,7 @@ class Gallery extends HTMLElement {
     }
     const none = this.querySelector(".none");
     none.hidden = videos.length > 0;
-    none.textContent = this.search.value ? "No prompt of yours contains this." : "Nothing yet. What you make stays here, also after a restart.";
+    none.textContent = this.search.value ? "No prompt of yours contains this." : `Nothing yet.${this.keeps ? " What you make stays here, also after a restart." : ""}`;
     this.querySelector(".more").hidden = !more;
   }
 

@@ -1,0 +1,88 @@
+"""Copies of the SQLite file beside the clips, for a machine whose own disk is new at each start."""
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from filmlet.errors import FilmletError
+from filmlet.jobs.storage import Storage
+from filmlet.settings import Settings
+
+log = logging.getLogger("filmlet.snapshot")
+
+NAME = "queue.sqlite"
+EVERY_S = 5.0
+STATE = (  # a worker's sign of life is no change
+    "select count(*), sum(seq), (select max(at) from filmlet_cost) from filmlet_job"
+)
+
+
+@contextmanager
+def kept(settings: Settings) -> Iterator[None]:
+    """Begin with the latest copy if there is no file yet; keep the copy up to date meanwhile.
+
+    Only where clips are stored elsewhere and the queue is a file. Raises StorageUnusable.
+    """
+    if settings.storage_url is None or settings.database_url is not None:
+        yield
+        return
+    snapshot = Snapshot(settings)
+    snapshot.restore()
+    stopping = threading.Event()
+    thread = threading.Thread(target=snapshot.keep, args=(stopping,), name="snapshot", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+class Snapshot:
+    """The SQLite file of these settings and its copy."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.file = settings.home / "filmlet.sqlite"
+        self.storage = Storage(settings)
+
+    def restore(self) -> None:
+        """Bring the copy here, unless there is a file already; its workers are gone."""
+        if self.file.exists() or not self.storage.holds(NAME):
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_name(f"{NAME}.part")
+        self.storage.bring_down(NAME, part)
+        with closing(sqlite3.connect(part)) as copy, copy:
+            copy.execute("update filmlet_worker set dead = 1")
+        part.replace(self.file)
+        log.info("the queue goes on from its copy")
+
+    def keep(self, stopping: threading.Event) -> None:
+        """Copy whenever something has changed, and once more at the end."""
+        seen = ""
+        while True:
+            is_last = stopping.wait(EVERY_S)
+            try:
+                seen = self.save(seen)
+            except (FilmletError, OSError, sqlite3.Error) as error:
+                log.warning("the queue could not be copied: %s", error)
+            if is_last:
+                return
+
+    def save(self, seen: str = "") -> str:
+        """Copy, if the jobs are not as they were when `seen` was returned."""
+        part = self.file.with_name(f"{NAME}.{os.getpid()}.part")
+        with closing(sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30)) as own:
+            now = repr(own.execute(STATE).fetchone())
+            if now == seen:
+                return now
+            try:
+                with closing(sqlite3.connect(part)) as copy:
+                    own.backup(copy)
+                self.storage.bring_up(part, NAME)
+            finally:
+                part.unlink(missing_ok=True)
+        return now
