@@ -136,5 +136,5 @@ def test_a_browser_keeps_its_key_as_a_cookie_and_admins_alone_see_the_queue(
 
 
 def test_on_loopback_without_keys_the_page_just_opens(client: TestClient) -> None:
-    told = {"needs_key": False, "uses_keys": False, "name": None, "admin": True}
+    told = {"needs_key": False, "uses_keys": False, "name": None, "admin": True, "keeps": True}
     assert client.get("/session").json() == told

@@ -245,8 +245,8 @@ class Worker:
                 held.seen(event)
                 if event.stage == Stage.DECODE:
                     self.queue.storage.grow(held.id, "decoded.mp4.part")
-                assert held.work
-                if window := last_window(event, len(held.work.effective.windows)):
+                windows = len(held.work.effective.windows) if held.work else 1
+                if window := last_window(event, windows):
                     self.queue.storage.store(held.id, f"{window}.safetensors")
             case Preview():
                 passed, held.passed = held.passed, held.preview
