@@ -110,7 +110,7 @@ def test_a_browser_keeps_its_key_as_a_cookie_and_admins_alone_see_the_queue(
 
     with TestClient(create(home)) as client:
         assert client.get("/session").json() == {
-            "needs_key": True, "uses_keys": True, "name": None, "admin": False,
+            "needs_key": True, "uses_keys": True, "name": None, "admin": False, "keeps": True,
         }  # fmt: skip
         assert enter(client, "sk-wrong").status_code == 401
         assert COOKIE not in client.cookies
