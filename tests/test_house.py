@@ -46,6 +46,7 @@ LIVES_IN = {
     "diffusers": "engine",
     "transformers": "engine",
     "safetensors": "engine",
+    "openvino": "engine",
     "av": "media",
     "PIL": "media",
     "rich": "bar",
