@@ -120,7 +120,7 @@ def prepare(
         placement = replace(placement, dtype=getattr(torch, dtype), reason="as it was begun")
     placement = replace(placement, hold=_hold(plan, files, placement, settings))
     placement = engines.choose(plan.card, files, placement, engine, settings.cache, loras)
-    if engine == "openvino" != placement.engine:
+    if engine == "openvino" and placement.compiled is None:
         told.append(Change("engine", engine, placement.engine, placement.reason))
     effective = Effective(
         prompt=prompt.text,

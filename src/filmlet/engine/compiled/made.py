@@ -1,12 +1,12 @@
 """Compiled components in the place of diffusers' own: from blobs, or from weights and checked."""
 
-import io
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import torch
 from diffusers.models import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
@@ -17,7 +17,7 @@ from filmlet.card import Files, ModelCard
 from filmlet.engine.compiled import decoder as decoding
 from filmlet.engine.compiled import transformer as denoising
 from filmlet.engine.compiled.running import Ask, Running, core, has_bfloat16, machine, options
-from filmlet.engine.compiled.store import Store, fingerprint
+from filmlet.engine.compiled.store import Blob, Store, fingerprint
 from filmlet.engine.loading import Weights, fill, on_meta
 from filmlet.engine.placement import Compiled, Placement
 from filmlet.engine.streaming import Stream, flow
@@ -100,18 +100,18 @@ class Build:
     def verdict(self) -> str | None:
         """Why it was found to be no good, if it was."""
         verdict = self.store.load(f"{self.name}-off")
-        return verdict.decode() if verdict else None
+        return None if verdict is None else verdict.tobytes().decode()
 
     def transformer(self) -> Generator[int, None, Transformer]:
         """Yields bytes that were read. Raises NotFinite where it is not like torch's."""
         module: Any = on_meta(LTXVideoTransformer3DModel, self.weights.config)
-        (model,) = self._kept(1) or (None,)
-        if model:
-            return Transformer(module, Running(model))
+        runs = self._kept(1)
+        if runs:
+            return Transformer(module, *runs)
         exact: Any = on_meta(LTXVideoTransformer3DModel, self.weights.config)
         yield from fill(exact, self.weights, EXACT)
         (blob,) = self._blobs([denoising.graph(exact)])
-        made = Transformer(module, Running(self._import(blob)))
+        made = Transformer(module, self._import(blob))
         inputs = _example(module)
         self._check(made(*inputs)[0], exact(*inputs[:3], None, video_coords=inputs[3])[0])
         self._keep([blob])
@@ -121,16 +121,16 @@ class Build:
         """Yields and raises the same."""
         whole: Any = on_meta(AutoencoderKLLTXVideo, self.weights.config)
         module = whole.decoder
-        models = self._kept(len(list(decoding.levels(module, None))))
-        if models:
-            return Decoder(module, [Running(model) for model in models], self.compiled.dtype)
+        runs = self._kept(len(list(decoding.levels(module, None))))
+        if runs:
+            return Decoder(module, runs, self.compiled.dtype)
         exact: Any = on_meta(AutoencoderKLLTXVideo, self.weights.config)
         yield from fill(exact, self.weights, EXACT)
         timestep = None
         if exact.config.timestep_conditioning:
             timestep = torch.full((1,), self.card.decode_timestep)
         blobs = self._blobs(decoding.graphs(exact.decoder, timestep, self.compiled.dtype))
-        runs = [Running(self._import(blob)) for blob in blobs]
+        runs = [self._import(blob) for blob in blobs]
         made = Decoder(module, runs, self.compiled.dtype)
         latents = _noise(1, exact.config.latent_channels, 3, 4, 4)
         pieces = flow(made.streams(), latents.split(1, 2))
@@ -138,26 +138,32 @@ class Build:
         self._keep(blobs)
         return made
 
-    def _kept(self, count: int) -> list[ov.CompiledModel]:
+    def _kept(self, count: int) -> list[Running]:
         """All its graphs, or none."""
         blobs = [self.store.load(f"{self.name}-{i}") for i in range(count)]
+        there = [blob for blob in blobs if blob is not None]
         try:
-            return [self._import(blob) for blob in blobs if blob] if all(blobs) else []
+            return [self._import(blob) for blob in there] if len(there) == count else []
         except RuntimeError:  # of another build of OpenVINO
             return []
 
-    def _blobs(self, graphs: Sequence[ov.Model] | Iterator[ov.Model]) -> list[bytes]:
+    def _blobs(self, graphs: Sequence[ov.Model] | Iterator[ov.Model]) -> list[Blob]:
         models = (core().compile_model(g, "CPU", options(self.compiled.dtype)) for g in graphs)
         blobs = (model.export_model() for model in models)
-        return [blob if isinstance(blob, bytes) else blob.getvalue() for blob in blobs]
+        return [
+            np.frombuffer(bytearray(b if isinstance(b, bytes) else b.getvalue()), np.uint8)
+            for b in blobs
+        ]
 
-    def _import(self, blob: bytes) -> ov.CompiledModel:
+    def _import(self, blob: Blob) -> Running:
         """Also what was just compiled, so that every process runs the very same."""
-        return core().import_model(io.BytesIO(blob), "CPU", options(self.compiled.dtype))
+        tensor = ov.Tensor(blob, shared_memory=True)
+        model = core().import_model(tensor, "CPU", options(self.compiled.dtype))
+        return Running(model, tensor)
 
-    def _keep(self, blobs: Sequence[bytes]) -> None:
+    def _keep(self, blobs: Sequence[Blob]) -> None:
         for i, blob in enumerate(blobs):
-            self.store.save(f"{self.name}-{i}", blob)
+            self.store.save(f"{self.name}-{i}", blob.tobytes())
 
     def _check(self, rough: Tensor, exact: Tensor) -> None:
         error = ((rough.float() - exact).norm() / exact.norm()).item()

@@ -44,9 +44,13 @@ def options(dtype: torch.dtype) -> dict[str, object]:
 
 @dataclass(eq=False)
 class Running:
-    """One graph at work; one call at a time. asks: raise to stop a call."""
+    """One graph at work; one call at a time. asks: raise to stop a call.
+
+    blob: what the graph was read from; its weights stay there.
+    """
 
     model: ov.CompiledModel
+    blob: ov.Tensor
     asks: Sequence[Ask] = ()
 
     def __post_init__(self) -> None:

@@ -1,12 +1,19 @@
 """Compiled graphs kept from one process to the next: whole or not at all, the latest used."""
 
 import hashlib
+import secrets
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 ROOM = 4_000_000_000  # bytes that all of them may take
+STALE_S = 3600.0
 EDGE = 2**20  # bytes at a file's beginning and end that tell it from others of its size and time
+Blob = NDArray[np.uint8]
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -29,24 +36,25 @@ class Store:
 
     folder: Path
 
-    def load(self, name: str) -> bytes | None:
-        """None where there is none, or a damaged one, which goes."""
+    def load(self, name: str) -> Blob | None:
+        """Pages of its file; None where there is none, or a damaged one, which goes."""
         file = self._file(name)
         try:
-            content = file.read_bytes()
+            content: Blob = np.memmap(
+                file, np.uint8, "c"
+            )  # writable, as OpenVINO demands; nobody writes
             file.touch()
-        except OSError:
+        except (OSError, ValueError):  # none, or an empty one
             return None
-        blob = content[DIGEST:]
-        if hashlib.sha256(blob).digest() == content[:DIGEST]:
-            return blob
+        if hashlib.sha256(content[DIGEST:].data).digest() == content[:DIGEST].tobytes():
+            return content[DIGEST:]
         file.unlink(missing_ok=True)
         return None
 
     def save(self, name: str, blob: bytes) -> None:
         """Keep it, and let those go that were not used for longest; a full disk keeps nothing."""
         file = self._file(name)
-        part = file.with_name(f"{file.name}.part")
+        part = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")  # of this process alone
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             part.write_bytes(hashlib.sha256(blob).digest() + blob)
@@ -56,6 +64,9 @@ class Store:
         self._tidy()
 
     def _tidy(self) -> None:
+        for part in self.folder.glob("*.part"):  # of processes that died
+            if part.stat().st_mtime < time.time() - STALE_S:
+                part.unlink(missing_ok=True)
         taken = 0
         times = ((file.stat(), file) for file in self.folder.glob("*.blob"))
         for status, file in sorted(times, key=lambda pair: -pair[0].st_mtime_ns):
