@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -41,11 +42,11 @@ def stop(worker: subprocess.Popen[str]) -> None:
     worker.communicate()
 
 
-def cold(folder: Path, frames: int, runs: int) -> Figures:
+def cold(folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES) -> Figures:
     """Seconds from the start of a process to its finished MP4."""
-    figures: Figures = {side: [] for side in SIDES}
+    figures: Figures = {side: [] for side in sides}
     for _ in range(runs):
-        for side in SIDES:
+        for side in sides:
             began = time.perf_counter()
             worker = start(side, frames)
             ask(worker, folder / "cold.mp4")
@@ -54,13 +55,13 @@ def cold(folder: Path, frames: int, runs: int) -> Figures:
     return figures
 
 
-def warm(folder: Path, frames: int, runs: int) -> dict[str, Figures]:
-    """Both processes loaded, clips made in turns; one clip each is not counted."""
+def warm(folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES) -> dict[str, Figures]:
+    """All processes loaded, clips made in turns; one clip each is not counted."""
     rows = ("clip", "first frame", "peak MB")
-    figures: dict[str, Figures] = {row: {side: [] for side in SIDES} for row in rows}
-    workers = {side: start(side, frames) for side in SIDES}
+    figures: dict[str, Figures] = {row: {side: [] for side in sides} for row in rows}
+    workers = {side: start(side, frames) for side in sides}
     for run in range(runs + 1):
-        for side in SIDES:
+        for side in sides:
             answer = ask(workers[side], folder / "warm.mp4")
             for row in rows:
                 if run:

@@ -1,4 +1,4 @@
-"""One side of the comparison, in its own process: `python -m bench.worker filmlet|stock FRAMES`.
+"""One side of the comparison, in its own process: `python -m bench.worker SIDE FRAMES`.
 
 Reads paths from stdin; for each makes the same clip and answers with one line of JSON.
 """
@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,8 +18,8 @@ X264 = {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "8"}
 Seconds = dict[str, float]
 
 
-def filmlet_side(frames: int) -> Callable[[Path], Seconds]:
-    """filmlet as its command line runs it."""
+def filmlet_side(frames: int, engine: str = "torch") -> Callable[[Path], Seconds]:
+    """filmlet as its command line runs it, on one of its engines."""
     from filmlet import stages
     from filmlet.events import Frames
     from filmlet.plan import plan
@@ -26,17 +27,24 @@ def filmlet_side(frames: int) -> Callable[[Path], Seconds]:
     from filmlet.settings import Settings
     from filmlet.work import fold, prepare
 
+    settings = replace(Settings.from_environment(), engine=engine)
+
     def make(path: Path) -> Seconds:
         start = time.perf_counter()
         request = clip_request(PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}")
         first = None
-        work = fold(prepare(plan(request), Settings.from_environment()))
+        work = fold(prepare(plan(request), settings))
         for event in stages.film(work, path):
             if first is None and isinstance(event, Frames):
                 first = time.perf_counter() - start
         return {"clip": time.perf_counter() - start, "first frame": first or 0.0}
 
     return make
+
+
+def fast_side(frames: int) -> Callable[[Path], Seconds]:
+    """filmlet with OpenVINO."""
+    return filmlet_side(frames, "openvino")
 
 
 def stock_side(frames: int) -> Callable[[Path], Seconds]:
@@ -104,7 +112,8 @@ def main() -> None:
     if side == "decode":
         print(json.dumps({"peak MB": decode_peak(frames)}), flush=True)
         return
-    make = {"filmlet": filmlet_side, "stock": stock_side}[side](frames)
+    sides = {"filmlet": filmlet_side, "fast": fast_side, "stock": stock_side}
+    make = sides[side](frames)
     for line in sys.stdin:
         times = make(Path(line.strip()))
         print(json.dumps(times | {"peak MB": memory_mb("VmHWM")}), flush=True)

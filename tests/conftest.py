@@ -24,6 +24,7 @@ def pytest_configure() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     # No test may reach the Hub, or depend on what somebody has fetched from it.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["FILMLET_CACHE"] = str(Path(tempfile.gettempdir()) / "filmlet-tests-compiled")
     os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "filmlet-tests-no-hub")
 
 

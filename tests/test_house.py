@@ -47,6 +47,7 @@ LIVES_IN = {
     "diffusers": "engine",
     "transformers": "engine",
     "safetensors": "engine",
+    "openvino": "engine",
     "av": "media",
     "PIL": "media",
     "rich": "bar",

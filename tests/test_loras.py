@@ -337,6 +337,15 @@ def test_what_was_used_is_told_by_content_in_the_report_and_in_the_file(
     assert work_for(tiny).effective.loras == ()
 
 
+def test_a_clip_with_loras_is_torchs_and_says_why(tiny: Path, style: str) -> None:
+    pytest.importorskip("openvino")
+    request = clip_request("a red ball", model=str(tiny), size="64x64", frames=9, loras=[style])
+    effective = fold(prepare(plan(request), Settings(engine="openvino"))).effective
+    assert effective.engine == "torch"
+    (change,) = (change for change in effective.changes if change.field == "engine")
+    assert "LoRAs are merged" in change.reason
+
+
 def test_clips_with_and_without_follow_each_other_over_one_engine(
     tiny_two: Path, style: str
 ) -> None:

@@ -346,6 +346,7 @@ class Effective:
     changes: tuple[Change, ...]
     then: tuple[str, ...] = ()  # further prompts, as the model reads them
     windows: tuple[Window, ...] = ()  # that the clip is made in; frames of what the model makes
+    engine: str = "torch"  # what computes transformer and decoder
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""

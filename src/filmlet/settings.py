@@ -9,7 +9,10 @@ from typing import Any, Self
 
 from filmlet.errors import InvalidSetting
 
-HOLDS = ("all", "turns", "stored", "layers")
+WORDS = {  # that a setting can be
+    "hold": ("all", "turns", "stored", "layers"),
+    "engine": ("auto", "torch", "openvino"),
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Settings:
 
     device: `cpu`, `cuda`, `mps`, or None for the best there is. hold: how much of a model is in
     memory at once, `all`, `turns`, `stored`, `layers`, or None for the most that fits.
+    engine: what computes on a CPU, `torch`, `openvino`, or `auto`: OpenVINO where it is installed
+    and faster. cache: folder of what it has compiled.
     fetch: weights that are not here may be fetched from the Hub; 0 forbids it.
     home: folder of the queue and its files. database_url: None is a SQLite file in `home`.
     storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
@@ -32,6 +37,8 @@ class Settings:
 
     device: str | None = None
     hold: str | None = None
+    engine: str = "torch"
+    cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "filmlet")
     fetch: int = 1
     model: str = "pocket"
     home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "filmlet")
@@ -61,8 +68,9 @@ class Settings:
             text = environment.get(variable)
             if not text:
                 continue
-            if name == "hold" and text not in HOLDS:
-                raise InvalidSetting(f"{variable} must be one of {', '.join(HOLDS)}, not {text!r}.")
+            if text not in WORDS.get(name, (text,)):
+                words = ", ".join(WORDS[name])
+                raise InvalidSetting(f"{variable} must be one of {words}, not {text!r}.")
             kind = str if value is None else type(value)
             try:
                 given[name] = kind(text)

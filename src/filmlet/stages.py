@@ -280,7 +280,7 @@ def load_engine(work: Work) -> LtxEngine:
 
 def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
     """Run in float32 from here on, and say so; what was kept has the old dtype."""
-    if shown or work.placement.dtype == torch.float32:
+    if shown or work.placement.dtype_name == "float32":
         raise NotFinite(
             f"{error} {work.plan.card.name} is damaged or its settings are too far off; "
             f"it was run in {work.placement.dtype_name} and no clip was written."
@@ -291,10 +291,8 @@ def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
         if file not in given:
             file.unlink()
     change = Change("dtype", work.effective.dtype, "float32", str(error))
-    work.placement = replace(work.placement, dtype=torch.float32, reason=str(error))
-    work.effective = replace(
-        work.effective, dtype="float32", changes=(*work.effective.changes, change)
-    )
+    work.placement = replace(work.placement, dtype=torch.float32, reason=str(error), compiled=None)
+    _tell(work, change)
 
 
 def _hold_less(work: Work, error: Exception) -> None:
@@ -312,7 +310,20 @@ def _hold_less(work: Work, error: Exception) -> None:
     error.__traceback__ = None  # its frames hold tensors
     free(work.placement.device)
     change = Change("hold", hold.value, hold.leaner.value, "memory ran out while it was made")
-    work.placement = replace(work.placement, hold=hold.leaner)
+    work.placement = replace(work.placement, hold=hold.leaner, compiled=None)
+    _tell(work, change)
+
+
+def _tell(work: Work, change: Change) -> None:
+    """How the clip is made from here on, and why."""
+    before, now = work.effective, work.placement
+    changes = [*before.changes, change]
+    if before.engine != now.engine:
+        changes.append(Change("engine", before.engine, now.engine, change.reason))
     work.effective = replace(
-        work.effective, hold=hold.leaner.value, changes=(*work.effective.changes, change)
+        before,
+        dtype=now.dtype_name,
+        engine=now.engine,
+        hold=now.hold.value,
+        changes=tuple(changes),
     )

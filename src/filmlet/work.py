@@ -15,7 +15,7 @@ from filmlet.budget import Hold
 from filmlet.budget import choose as fitting
 from filmlet.card import Files, ModelCard
 from filmlet.denoising import Shelf
-from filmlet.engine import ltx
+from filmlet.engine import engines, ltx
 from filmlet.engine.artefacts import Tensors
 from filmlet.engine.ltx import LtxEngine, Recipe
 from filmlet.engine.placement import Placement, choose, free_memory
@@ -91,12 +91,12 @@ class Work:
 
 
 def prepare(
-    plan: Plan, settings: Settings, dtype: str | None = None
+    plan: Plan, settings: Settings, dtype: str | None = None, engine: str | None = None
 ) -> Generator[Event, None, Work]:
     """Fetch what is missing of the model, read the prompt and choose where to compute.
 
-    Nothing heavy is loaded yet. dtype: of an earlier attempt, so that its bytes come again; None
-    chooses. Raises what `fetch` of models raises.
+    Nothing heavy is loaded yet. dtype, engine: of an earlier attempt, so that its bytes come again;
+    None chooses. Raises what `fetch` of models raises.
     """
     card, request = plan.card, plan.request
     files, loras = plan.files, tuple(adapter for adapter in plan.loras if adapter)
@@ -114,9 +114,14 @@ def prepare(
     if negative:
         told += _told("negative_prompt", negative, request.negative_prompt, card)
     placement = choose(settings.device)
-    if dtype and dtype != placement.dtype_name:
+    if engine is None:
+        engine = "torch" if dtype else settings.engine
+    if dtype and engine == "torch" and dtype != placement.dtype_name:
         placement = replace(placement, dtype=getattr(torch, dtype), reason="as it was begun")
     placement = replace(placement, hold=_hold(plan, files, placement, settings))
+    placement = engines.choose(plan.card, files, placement, engine, settings.cache, loras)
+    if engine == "openvino" and placement.compiled is None:
+        told.append(Change("engine", engine, placement.engine, placement.reason))
     effective = Effective(
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
@@ -138,6 +143,7 @@ def prepare(
         changes=(*plan.changes, *told),
         then=tuple(reading.text for reading in then),
         windows=plan.windows,
+        engine=placement.engine,
     )
     return Work(plan, files, loras, placement, prompt, negative, effective, then=then)
 
@@ -168,7 +174,8 @@ def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) ->
     if settings.hold:
         return Hold(settings.hold)
     for card, where, held in loaded:
-        if (card, where) == (plan.card, files) and replace(held, hold=placement.hold) == placement:
+        held_so = replace(held, hold=placement.hold, compiled=None, reason=placement.reason)
+        if (card, where, held_so) == (plan.card, files, placement):
             return held.hold
     found = plan.needs(placement.dtype.itemsize)
     need = fitting(found, free_memory(placement.device))

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -249,7 +249,12 @@ class LtxEngine:
             if not wanted():
                 raise Cancelled("The clip was cancelled.")
 
-        hooks = [b.register_forward_pre_hook(ask) for b in self.transformer.transformer_blocks]
+        transformer: Any = self.transformer
+        if self.placement.compiled:
+            with transformer.asking(ask):
+                yield
+            return
+        hooks = [b.register_forward_pre_hook(ask) for b in transformer.transformer_blocks]
         try:
             yield
         finally:
@@ -275,8 +280,12 @@ class LtxEngine:
             video = torch.lerp(video, noise, self.card.decode_noise)
             timestep = torch.full((1,), self.card.decode_timestep, device=video.device)
             timestep = timestep.to(self.placement.dtype)
-        chunks = video.to(self.placement.dtype).split(1, dim=2)
-        for pixels in streaming.decode(self.vae.decoder, chunks, timestep, generator):
+        if self.placement.compiled:  # it has the timestep in it
+            streams = self.parts.decoder.streams()
+        else:
+            video = video.to(self.placement.dtype)
+            streams = list(streaming.streams(self.vae.decoder, timestep, generator))
+        for pixels in streaming.flow(streams, video.split(1, dim=2)):
             if not torch.isfinite(pixels).all():
                 raise NotFinite("The VAE decoder gave values that are not numbers.")
             yield _to_uint8(pixels[0])
@@ -321,7 +330,7 @@ def load(
 
     Where all of it has no room at once, its components are read when they are needed.
     """
-    parts = Parts(files, placement)
+    parts = Parts(card, files, placement)
     names = [name for name, _ in files.there() if name not in ("tokenizer", "preview")]
     if placement.hold != Hold.ALL:
         names = []

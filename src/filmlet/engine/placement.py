@@ -24,17 +24,33 @@ PROBE_GAIN = 1.2  # bfloat16 must be this much faster to be worth its error
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """Transformer and decoder through OpenVINO: in which dtype, and where graphs are kept."""
+
+    dtype: torch.dtype
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Placement:
-    """How a model is held; `reason` says why this dtype."""
+    """How a model is held; `reason` says why this dtype. compiled: what is not torch's."""
 
     device: str
     dtype: torch.dtype
     reason: str
     hold: Hold = Hold.ALL
+    compiled: Compiled | None = None
+
+    @property
+    def engine(self) -> str:
+        """What computes transformer and decoder."""
+        return "openvino" if self.compiled else "torch"
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        """Of transformer and decoder."""
+        dtype = self.compiled.dtype if self.compiled else self.dtype
+        return str(dtype).removeprefix("torch.")
 
 
 def choose(device: str | None = None) -> Placement:

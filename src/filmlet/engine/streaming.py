@@ -157,12 +157,16 @@ class HeadStream:
             shift, scale = self.modulation
             x = x * (1 + scale) + shift
         x = self.conv.push(self.decoder.conv_act(x), last)
-        batch, channels, frames, height, width = x.shape
-        time, side = self.decoder.patch_size_t, self.decoder.patch_size
-        channels //= time * side * side
-        x = x.reshape(batch, channels, time, side, side, frames, height, width)
-        x = x.permute(0, 1, 5, 2, 6, 4, 7, 3)
-        return x.reshape(batch, channels, frames * time, height * side, width * side)
+        return unpatched(x, self.decoder.patch_size_t, self.decoder.patch_size)
+
+
+def unpatched(x: Tensor, time: int, side: int) -> Tensor:
+    """Channels become frames, rows and columns, as the decoder's end has them."""
+    batch, channels, frames, height, width = x.shape
+    channels //= time * side * side
+    x = x.reshape(batch, channels, time, side, side, frames, height, width)
+    x = x.permute(0, 1, 5, 2, 6, 4, 7, 3)
+    return x.reshape(batch, channels, frames * time, height * side, width * side)
 
 
 def decode(
@@ -177,7 +181,11 @@ def decode(
     decoders that take one; generator: of the noise that some decoders add. Joined, the pixels
     equal `decoder(torch.cat(chunks), timestep)`.
     """
-    streams = list(_streams(decoder, timestep, generator))
+    yield from flow(list(streams(decoder, timestep, generator)), chunks)
+
+
+def flow(streams: Sequence[Stream], chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Frames through the streams, one after the other."""
     held: Tensor | None = None
     for chunk in chunks:
         if held is not None:
@@ -198,7 +206,7 @@ def _through(streams: Sequence[Stream], x: Tensor, last: bool) -> Iterator[Tenso
         yield from _through(streams[1:], piece, last and i == len(pieces))
 
 
-def _streams(
+def streams(
     decoder: LTXVideoDecoder3d, timestep: Tensor | None, generator: torch.Generator | None
 ) -> Iterator[Stream]:
     """The decoder's modules in the order its forward() runs them."""

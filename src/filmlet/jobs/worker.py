@@ -198,9 +198,10 @@ class Worker:
         self.held = held
         folder = self.queue.storage.fetch(held.id)
         row = self._draft_of(held) or held.row
-        earlier = json.loads(row["effective"])["dtype"] if row["effective"] else None
+        earlier = json.loads(row["effective"]) if row["effective"] else {}
         started = time.monotonic()
-        preparing = prepare(plan(request_of(held.row), folder), self.settings, earlier)
+        planned, dtype = plan(request_of(held.row), folder), earlier.get("dtype")
+        preparing = prepare(planned, self.settings, dtype, earlier.get("engine"))
         work = self._follow(held, folder, preparing)
         work.folder, work.cancelled, held.work = folder, held.stopped, work
         held.note_effective()

@@ -1,0 +1,78 @@
+"""Compiled graphs kept from one process to the next: whole or not at all, the latest used."""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOM = 4_000_000_000  # bytes that all of them may take
+STALE_S = 3600.0
+EDGE = 2**20  # bytes at a file's beginning and end that tell it from others of its size and time
+Blob = NDArray[np.uint8]
+DIGEST = hashlib.sha256().digest_size
+
+
+def fingerprint(files: Iterable[Path], *more: object) -> str:
+    """Of weights as they are now, and of what else a graph depends on."""
+    found = hashlib.sha256(repr(more).encode())
+    for file in files:
+        status = file.stat()
+        found.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+        with file.open("rb") as opened:
+            found.update(opened.read(EDGE))
+            opened.seek(max(0, status.st_size - EDGE))
+            found.update(opened.read(EDGE))
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of blobs by name, each behind its SHA-256."""
+
+    folder: Path
+
+    def load(self, name: str) -> Blob | None:
+        """Pages of its file; None where there is none, or a damaged one, which goes."""
+        file = self._file(name)
+        try:
+            content: Blob = np.memmap(
+                file, np.uint8, "c"
+            )  # writable, as OpenVINO demands; nobody writes
+            file.touch()
+        except (OSError, ValueError):  # none, or an empty one
+            return None
+        if hashlib.sha256(content[DIGEST:].data).digest() == content[:DIGEST].tobytes():
+            return content[DIGEST:]
+        file.unlink(missing_ok=True)
+        return None
+
+    def save(self, name: str, blob: bytes) -> None:
+        """Keep it, and let those go that were not used for longest; a full disk keeps nothing."""
+        file = self._file(name)
+        part = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")  # of this process alone
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(hashlib.sha256(blob).digest() + blob)
+            part.replace(file)
+        except OSError:
+            part.unlink(missing_ok=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        for part in self.folder.glob("*.part"):  # of processes that died
+            if part.stat().st_mtime < time.time() - STALE_S:
+                part.unlink(missing_ok=True)
+        taken = 0
+        times = ((file.stat(), file) for file in self.folder.glob("*.blob"))
+        for status, file in sorted(times, key=lambda pair: -pair[0].st_mtime_ns):
+            taken += status.st_size
+            if taken > ROOM:
+                file.unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.blob"
