@@ -247,6 +247,19 @@ def test_the_keyboard_is_enough(window: Window) -> None:
     window.wait_done()
 
 
+def test_a_press_before_the_button_is_mounted_is_kept(window: Window) -> None:
+    page = window.open().page
+    page.wait_for_selector("#make")
+    page.evaluate("() => { window.button = [make.parentNode, make]; make.remove(); }")
+    window.write(PROMPT, seconds="0.4")
+    page.focus("#prompt textarea")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_timeout(300)
+    assert window.clip is None
+    page.evaluate("() => window.button[0].append(window.button[1])")
+    window.wait_done()
+
+
 def test_on_a_phone_nothing_is_cut_off_and_a_clip_is_made(
     browser: Browser, server: Running
 ) -> None:

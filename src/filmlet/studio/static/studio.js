@@ -512,8 +512,29 @@ customElements.define("film-stage", Stage);
 customElements.define("film-gallery", Gallery);
 customElements.define("film-queue", Panel);
 
-// Ctrl+Enter in the prompt makes the clip, as everywhere else.
+// Ctrl+Enter in the prompt makes the clip, as everywhere else. Gradio mounts the form piece by piece:
+// a press that comes before the button is kept until the button is there.
+let pressing = false;
+async function press() {
+  if (pressing) return;
+  pressing = true;
+  (await mounted("#make")).click();
+  pressing = false;
+}
+function mounted(selector) {
+  return new Promise((found) => {
+    const look = () => {
+      const part = document.querySelector(selector);
+      if (!part) return;
+      watch.disconnect();
+      found(part);
+    };
+    const watch = new MutationObserver(look);
+    watch.observe(document.body, { childList: true, subtree: true });
+    look();
+  });
+}
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#form")) document.getElementById("make")?.click();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#form")) press();
 });
 window.filmlet = { show: (id) => { if (id) { show(id); changed(); } } };
