@@ -1,7 +1,7 @@
 """The whole way from nothing to pocket: `python -m recipe`; stopped, it goes on where it was.
 
 `--compute 2` trains twice as long everywhere; `--only evaluate` runs one stage on what is there;
-`--start src/filmlet/pocket` goes on from a checkpoint; its single pictures are not learned again.
+`--start src/filmlet/pocket` goes on from a checkpoint; what it knows is not learned again.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from recipe import distil, evaluate, export, teacher, vae
 from recipe.corpus import Example
 from recipe.evaluate import Scores
 from recipe.run import Run
-from recipe.teacher import Latents, Pair
+from recipe.teacher import SHAPES, Latents, Pair, Shape
 from recipe.world import render
 
 STAGES = ("vae", "teacher", "student", "export", "evaluate")
@@ -28,18 +28,27 @@ STAGES = ("vae", "teacher", "student", "export", "evaluate")
 
 @dataclass(frozen=True)
 class Steps:
-    """How long each stage trains at --compute 1: about three hours of two CPU cores."""
+    """How long each stage trains at --compute 1: about ten hours of two CPU cores."""
 
-    vae_images: int = 600
-    vae_videos: int = 1100
-    clips: int = 2000  # encoded once for the transformer
-    stills: int = 350
-    whole: int = 2400
-    student: int = 220
+    vae_images: int = 1000
+    vae_videos: int = 6000
+    clips: int = 8000  # of the default shape, encoded once for the transformer
+    stills: int = 3000
+    whole: int = 11000
+    student: int = 1200
 
     def scaled(self, compute: float) -> "Steps":
         """Every length times `compute`, at least 1."""
         return Steps(**{name: max(1, round(n * compute)) for name, n in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a clip is made to be judged."""
+
+    steps: int
+    guidance: float
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Recipe:
 
     @cached_property
     def data(self) -> Latents:
-        return teacher.encode(self.vae, self.steps.clips, self.folder / "latents.safetensors")
+        return teacher.encode(self.vae, self.steps.clips, self.folder / "latents")
 
     @cached_property
     def teacher(self) -> Pair:
@@ -80,8 +89,8 @@ class Recipe:
         pair = Pair(vae.VaeSize().latent_channels).to(self.device)
         if self.start:
             pair.start_from(self.start)
-        stills = 0 if self.start else self.steps.stills  # a checkpoint has seen its stills
-        teacher.train(self.run("teacher"), pair, self.data, stills, self.steps.whole)
+        run, steps = self.run("teacher"), self.steps
+        teacher.train(run, pair, self.data, steps.stills, steps.whole, is_new=not self.start)
         return pair.eval()
 
     @cached_property
@@ -99,19 +108,24 @@ class Recipe:
 
     def evaluate(self) -> None:
         """The judge on truth, the VAE, the teacher and the student; written to results.json."""
-        figures = vae.psnr(self.vae, max(2, self.prompts // 4))
+        figures = vae.psnr(self.vae, max(1, self.prompts // 4))
         table = {
             "ground truth": evaluate.prove(self.prompts),
             "vae": {"psnr": round(sum(figures) / len(figures), 2), "worst": round(min(figures), 2)},
             "teacher, 30 steps, guidance 3": self._scores(self.teacher, 30, distil.GUIDANCE),
-            "student, 8 steps": self._scores(self.student, distil.STEPS, 1.0),
-            "student, from a first picture": self._pictured(max(2, self.prompts // 2)),
+            f"student, {distil.STEPS} steps": self._scores(self.student, distil.STEPS, 1.0),
+            "student, from a first picture": self._pictured(max(1, self.prompts // 2)),
         }
+        for name, shape in SHAPES.items():
+            if shape.frames >= evaluate.SECOND and name != "clip":
+                table[f"student, {shape}"] = self._scores(self.student, distil.STEPS, 1.0, name)
         print(json.dumps(table, indent=2))
         export.write_scores(self.folder / "results.json", table)
 
-    def _scores(self, pair: Pair, steps: int, guidance: float) -> Scores:
-        return evaluate.evaluate(lambda e: self._make(pair, e, steps, guidance), self.prompts)
+    def _scores(self, pair: Pair, steps: int, guidance: float, shape: str = "clip") -> Scores:
+        way = Way(steps, guidance, SHAPES[shape])
+        count = self.prompts if shape == "clip" else max(1, self.prompts // 4)
+        return evaluate.evaluate(lambda e: self._make(pair, e, way), count)
 
     def _pictured(self, count: int) -> Scores:
         """The student given the first picture; psnr: of that picture in the clip, dB."""
@@ -119,7 +133,8 @@ class Recipe:
 
         def make(example: Example) -> Tensor:
             picture = render(example.scenario, 1)
-            clip = self._make(self.student, example, distil.STEPS, 1.0, picture)
+            way = Way(distil.STEPS, 1.0, SHAPES["clip"])
+            clip = self._make(self.student, example, way, picture)
             kept.append(vae.decibels(clip[:, :1], picture))
             return clip
 
@@ -128,34 +143,27 @@ class Recipe:
 
     @torch.inference_mode()
     def _make(
-        self,
-        pair: Pair,
-        example: Example,
-        steps: int,
-        guidance: float,
-        picture: Tensor | None = None,
+        self, pair: Pair, example: Example, way: Way, picture: Tensor | None = None
     ) -> Tensor:
-        """A clip for one prompt; the noise depends on the prompt alone: (3, 25, 256, 256).
+        """A clip for one prompt, which decides the noise: (3, frames, height, width).
 
-        picture: the first frame, (3, 1, 256, 256), where it is given.
-        """  # fmt: skip
+        picture: the first frame, (3, 1, height, width), where it is given.
+        """
         generator = torch.Generator().manual_seed(zlib.crc32(example.prompt.encode()))
-        shape = (1, vae.VaeSize().latent_channels, 4, 8, 8)
-        noise = torch.randn(shape, generator=generator).to(self.device)
-        mean, std = (
-            t.view(1, -1, 1, 1, 1).to(self.device) for t in (self.data.mean, self.data.std)
-        )
+        size = (1, vae.VaeSize().latent_channels, *way.shape.latent)
+        noise = torch.randn(size, generator=generator).to(self.device)
+        mean, std = self.data.mean.to(self.device), self.data.std.to(self.device)
         first = None
         if picture is not None:
             encoded = self.vae.encode(picture[None].to(self.device)).latent_dist.mode()
             first = (encoded - mean) / std
-        latents = teacher.sample(pair, noise, [example.prompt], steps, guidance, first)
+        latents = teacher.sample(pair, noise, [example.prompt], way.steps, way.guidance, first)
         return self.vae.decode(latents * std + mean).sample[0].cpu()
 
 
 def main() -> None:
     options = argparse.ArgumentParser(prog="recipe", description=__doc__)
-    options.add_argument("--compute", type=float, default=1.0, help="training length, 1 = 3 h")
+    options.add_argument("--compute", type=float, default=1.0, help="training length, 1 = 10 h")
     options.add_argument("--folder", type=Path, default=Path("build/recipe"))
     options.add_argument("--target", type=Path, default=Path("src/filmlet/pocket"))
     options.add_argument("--prompts", type=int, default=120, help="held-out prompts to judge")

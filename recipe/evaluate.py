@@ -3,62 +3,136 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise, product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipe.corpus import Example, examples
-from recipe.world import COLOURS, SCENES, SUBJECTS, atlas, render, scenery
+from recipe.corpus import PAIRS, Example, examples
+from recipe.scenery import SCENES, scenery
+from recipe.world import (
+    COLOURS,
+    FPS,
+    MOTIONS,
+    PACED,
+    PAIRED,
+    SIDE,
+    SIZES,
+    SPEEDS,
+    SPRITE,
+    SQUARE,
+    SUBJECTS,
+    Actor,
+    atlas,
+    path,
+    render,
+)
 
-PATCH = 48
+PATCH = 32
 MASK = 0.12  # difference from the scene that counts as subject, of 1
-SPECK = 5
-QUARTER = 6  # frames after which a spinning sprite has turned by 45 degrees
+SPECK = 5  # pixels; what is thinner is no subject
+SECOND = 25  # frames
+FAR = 30.0  # pixels; a subject that is half out of the canvas is not further off
+DOUBLING = 40.0  # pixels that count as much as twice the size
+RATES = (0.0, *(math.pi * pace for pace in SPEEDS.values()))  # radians a second
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a clip shows, as far as pixels tell."""
+class Seen:
+    """What one actor is and does, as far as pixels tell."""
 
     subject: str
     colour: str
     motion: str
+    size: str
+    speed: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a clip shows."""
+
     scene: str
+    actors: tuple[Seen, ...]
 
 
-def judge(clip: Tensor) -> Verdict:
-    """clip: (3, frames, height, width) in [-1, 1], at least 25 frames."""
+def judge(clip: Tensor, count: int = 1) -> Verdict:
+    """clip: (3, frames, height, width) in [-1, 1], at least 25 frames.
+
+    count: of subjects to look for, side by side.
+    """
     clip = ((clip.float() + 1) / 2).clamp(0, 1)
-    scene, back = _scene(clip)
-    masks = _opened((clip - back[:, None]).abs().amax(0) > MASK)  # (frames, height, width)
-    boxes = [_box(mask) for mask in masks]
+    clip = clip if count == 1 else clip[:, :SECOND]  # later they may cross
+    _, frames, height, width = clip.shape
+    scene = _scene(clip)
+    loop = scenery(scene, height, width)
+    back = loop[:, torch.arange(frames) % loop.shape[1]]
+    masks = _opened((clip - back).abs().amax(0) > MASK)  # (frames, height, width)
+    sides = [width * k // count for k in range(count + 1)]
+    parts = [slice(a, b) for a, b in pairwise(sides)]
     return Verdict(
-        subject=_subject(clip[:, 0], masks[0], boxes[0]),
-        colour=_colour(clip, masks),
-        motion=_motion(clip, masks, boxes),
-        scene=scene,
+        scene,
+        tuple(
+            _look(Part(clip[..., p], back[..., p], masks[..., p], (height, width), count))
+            for p in parts
+        ),
     )
 
 
-def _scene(clip: Tensor) -> tuple[str, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The part of a clip that one actor has: pixels and scene in [0, 1], where they differ."""
+
+    clip: Tensor
+    back: Tensor
+    masks: Tensor
+    canvas: tuple[int, int]  # of the whole clip
+    count: int
+
+    @property
+    def shrunk(self) -> float:
+        return PAIRED if self.count > 1 else 1.0
+
+
+def _look(part: Part) -> Seen:
+    boxes = [_box(mask) for mask in part.masks]
+    # A quick subject may begin half outside; then it is seen best as it crosses the centre.
+    edge = part.masks[0].clone()
+    edge[1:-1, 1:-1] = False
+    subject, scale = _subject(part, 12 if edge.any() else 0, boxes)
+    motion, speed = _motion(part, boxes)
+    size = min(SIZES, key=lambda name: abs(math.log(scale / part.shrunk / SIZES[name])))
+    return Seen(subject, _colour(part), motion, size, speed)
+
+
+def _scene(clip: Tensor) -> str:
     """The scenery that most of the picture agrees with."""
     typical = clip[:, :: max(1, clip.shape[1] // 6)].median(dim=1).values
     errors = {}
     for name in SCENES:
-        back = scenery(name, *typical.shape[1:])
+        back = scenery(name, *typical.shape[1:]).median(dim=1).values
         errors[name] = (typical - back).abs().amax(0).clamp(max=0.3).mean().item()
-    best = min(errors, key=errors.__getitem__)
-    return best, scenery(best, *typical.shape[1:])
+    return min(errors, key=errors.__getitem__)
 
 
-def _opened(masks: Tensor) -> Tensor:
+def _grown(masks: Tensor, speck: int) -> Tensor:
+    """True within a square of `speck` pixels around what is true: (count, height, width)."""
+    half = speck // 2
+    for dim, pad in ((2, (half, half)), (1, (0, 0, half, half))):
+        wide, side = F.pad(masks, pad), masks.shape[dim]
+        masks = reduce(torch.logical_or, (wide.narrow(dim, k, side) for k in range(speck)))
+    return masks
+
+
+def _shrunk(masks: Tensor, speck: int) -> Tensor:
+    return ~_grown(~masks, speck)
+
+
+def _opened(masks: Tensor, speck: int = SPECK) -> Tensor:
     """Without specks: shrunk, then grown back (a morphological opening)."""
-
-    def grown(cover: Tensor) -> Tensor:
-        return F.max_pool2d(cover, SPECK, stride=1, padding=SPECK // 2)
-
-    return grown(-grown(-masks.float()[:, None]))[:, 0] > 0.5
+    return _grown(_shrunk(masks, speck), speck)
 
 
 Box = tuple[float, float, float]  # centre x, centre y, half side: pixels
@@ -94,89 +168,128 @@ def _patch(picture: Tensor, box: Box, degrees: float = 0.0) -> Tensor:
     return F.grid_sample(picture[None], grid[None], align_corners=False, padding_mode="border")[0]
 
 
-def _cut_out(picture: Tensor, mask: Tensor, box: Box) -> Tensor:
-    """The subject on grey: (3, PATCH, PATCH)."""
-    cover = mask.float()[None]
-    return _patch(picture * cover + 0.5 * (1 - cover), box)
+def _templates(colour: Tensor) -> tuple[Tensor, Tensor]:
+    """Every subject cut out where it differs from `colour`, as a clip's subject is from its scene.
+
+    Returns premultiplied RGBA (subjects, 4, PATCH, PATCH), and the half side of each on its sprite.
+    """
+    sprites = atlas()
+    over = sprites[:, :3] + colour.view(3, 1, 1) * (1 - sprites[:, 3:])
+    differs = (over - colour.view(3, 1, 1)).abs().amax(1) > MASK
+    boxes = [_box(mask) for mask in _opened(differs, speck=7)]
+    cut = [_patch(sprite, box) for sprite, box in zip(sprites, boxes, strict=True)]
+    return torch.stack(cut), torch.tensor([box[2] for box in boxes])
 
 
-def _templates() -> Tensor:
-    """Every subject on grey, cut out as a clip's subject is: (subjects, 3, PATCH, PATCH)."""
-    pieces = []
-    for sprite in atlas():
-        cover = _opened(sprite[3:] > 0.5).float()
-        picture = (sprite[:3] / sprite[3:].clamp_min(1e-3)).clamp(0, 1)
-        pieces.append(_patch(picture * cover + 0.5 * (1 - cover), _box(cover[0] > 0.5)))
-    return torch.stack(pieces)
+def _subject(part: Part, frame: int, boxes: list[Box]) -> tuple[str, float]:
+    """The subject that, put into the scene there, looks most like the frame; and its scale."""
+    x, y, half = boxes[frame]
+    behind = _patch(part.back[:, frame], boxes[frame])
+    templates, halves = _templates(behind.mean((1, 2)))
+    best: tuple[float, str, float] = (math.inf, SUBJECTS[0], 1.0)
+    steps = (-0.1, 0.0, 0.1)
+    for right, down, more in product(steps, steps, steps):
+        box = (x + right * half, y + down * half, half * (1 + more))
+        seen, behind = (_patch(p[:, frame], box) for p in (part.clip, part.back))
+        error = templates[:, :3] + behind * (1 - templates[:, 3:]) - seen
+        distances = F.avg_pool2d(error, 3, stride=2).abs().mean((1, 2, 3))
+        nearest = int(distances.argmin())
+        scale = box[2] / halves[nearest].item() * SPRITE / SIDE
+        best = min(best, (distances[nearest].item(), SUBJECTS[nearest], scale))
+    return best[1:]
 
 
-def _subject(picture: Tensor, mask: Tensor, box: Box) -> str:
-    """The subject whose template is nearest, after a slight blur of both."""
-    seen = F.avg_pool2d(_cut_out(picture, mask, box)[None], 3)
-    distances = (F.avg_pool2d(_templates(), 3) - seen).abs().mean((1, 2, 3))
-    return SUBJECTS[int(distances.argmin())]
-
-
-def _colour(clip: Tensor, masks: Tensor) -> str:
+def _colour(part: Part) -> str:
     """The named colour nearest to the subject's inside, away from its blurred edge."""
-    inside = -F.max_pool2d(-masks.float()[:, None], 9, stride=1, padding=4)[:, 0]
-    inside = inside if inside.sum() > 50 else masks.float()
+    every = slice(0, SECOND, 4)  # it does not change
+    clip, masks = part.clip[:, every], part.masks[every]
+    deep = _shrunk(masks, 9)
+    inside = (deep if deep.sum() > 50 else masks).float()
     seen = (clip * inside).sum((1, 2, 3)) / inside.sum().clamp_min(1)
     table = {name: torch.tensor(rgb) / 255 for name, rgb in COLOURS.items()}
     return min(table, key=lambda name: (table[name] - seen).norm().item())
 
 
-def _motion(clip: Tensor, masks: Tensor, boxes: list[Box]) -> str:
-    """Read off size and place at the start, the middle and the end, then the turn."""
-    areas = [masks[k : k + 2].float().sum().item() + 1 for k in (0, 23)]
-    if areas[1] / areas[0] > 2.0:
-        return "growing"
-    (x0, y0, _), (_, y1, _), (x2, y2, _) = boxes[0], boxes[12], boxes[24]
-    across, along, hop = x2 - x0, y2 - y0, (y0 + y2) / 2 - y1
-    if hop > 25:
-        return "bouncing"
-    if max(abs(across), abs(along)) > 25:
-        if abs(across) > abs(along):
-            return "right" if across > 0 else "left"
-        return "down" if along > 0 else "up"
-    return "spinning" if _turns(clip, masks, boxes) else "still"
+def _motion(part: Part, boxes: list[Box]) -> tuple[str, str]:
+    """The motion and speed whose path is nearest to the one that was seen."""
+    seconds = torch.arange(len(boxes)) / FPS
+    seen_x, seen_y, _ = (torch.tensor(values) for values in zip(*boxes, strict=True))
+    seen_size = part.masks.float().sum((1, 2)).clamp_min(1).sqrt().log2()
+
+    def distance(kind: tuple[str, str]) -> float:
+        motion, speed = kind
+        x, y, size, _ = path(Actor("", motion, speed=speed), seconds, part.canvas)
+        apart = (seen_x - part.shrunk * x, seen_y - part.shrunk * y)
+        off = sum((a - a.median()).abs().clamp_max(FAR) for a in apart)
+        grown = seen_size - size.log2()
+        return (off + DOUBLING * (grown - grown.median()).abs()).mean().item()
+
+    kinds = [(m, s) for m in MOTIONS for s in SPEEDS if not s or m in PACED]
+    motion, speed = min(kinds, key=distance)
+    if motion not in ("still", "spinning"):
+        return motion, speed
+    rate = _rate(part, boxes)
+    return ("spinning", list(SPEEDS)[rate - 1]) if rate else ("still", "")
 
 
-def _turns(clip: Tensor, masks: Tensor, boxes: list[Box]) -> bool:
-    """Is the frame after QUARTER frames nearer to the first one turned by 45 degrees?"""
+def _rate(part: Part, boxes: list[Box]) -> int:
+    """How fast it turns: the number of that one of RATES by which frames differ least."""
     x, y, _ = (sum(values) / len(boxes) for values in zip(*boxes, strict=True))
-    half = max(box[2] for box in boxes)
-    frame = x, y, half
-    cover = masks.float()
-    first, later = (clip[:, k] * cover[k] + 0.5 * (1 - cover[k]) for k in (0, QUARTER))
-    as_it_was = (_patch(first, frame) - _patch(later, frame)).abs().mean()
-    turned = (_patch(first, frame, -45) - _patch(later, frame)).abs().mean()
-    return bool(turned < as_it_was)
+    frame = x, y, max(box[2] for box in boxes)
+    cover = part.masks.float()
+    on_grey = part.clip * cover + 0.5 * (1 - cover)
+
+    def distance(number: int) -> float:
+        pairs = [(k, k + later) for k in (0, 6, 12) for later in (3, 6, 12)]
+        errors = []
+        for first, then in pairs:
+            degrees = math.degrees(RATES[number] * (then - first) / FPS)
+            error = _patch(on_grey[:, first], frame, -degrees) - _patch(on_grey[:, then], frame)
+            errors.append(error.abs().mean().item())
+        return sum(errors)
+
+    return min(range(len(RATES)), key=distance)
 
 
 Scores = dict[str, float]
+ROWS = ("colour", "motion", "scene", "subject", "size", "speed", "pair")
 
 
 def score(pairs: Iterable[tuple[Example, Verdict]]) -> Scores:
-    """Share of clips that are right, in percent: a row each; colour is asked of shapes only."""
-    right: dict[str, list[bool]] = {r: [] for r in ("colour", "motion", "scene", "subject")}
+    """Share of clips that are right, in percent: a row each.
+
+    Colour is asked of shapes only, size and speed where they are said; a clip with two subjects
+    counts in the rows scene and pair: both subjects and both motions right.
+    """
+    right: dict[str, list[bool]] = {row: [] for row in ROWS}
     for example, verdict in pairs:
-        wanted = example.scenario
+        right["scene"].append(verdict.scene == example.scenario.scene)
+        told = list(zip(example.scenario.actors, verdict.actors, strict=True))
+        both = [(a.subject, a.motion) == (s.subject, s.motion) for a, s in told]
+        if len(told) > 1:
+            right["pair"].append(all(both))
+            continue
+        ((wanted, seen),) = told
+        right["subject"].append(wanted.subject == seen.subject)
+        right["motion"].append(wanted.motion == seen.motion)
         if " " in wanted.subject:
-            right["colour"].append(verdict.colour == wanted.subject.split()[0])
-        right["motion"].append(verdict.motion == wanted.motion)
-        right["scene"].append(verdict.scene == wanted.scene)
-        right["subject"].append(verdict.subject == wanted.subject)
-    return {row: round(100 * sum(v) / max(1, len(v)), 1) for row, v in right.items()}
+            right["colour"].append(wanted.subject.split()[0] == seen.colour)
+        if wanted.size:
+            right["size"].append(wanted.size == seen.size)
+        if wanted.speed:
+            right["speed"].append((wanted.motion, wanted.speed) == (seen.motion, seen.speed))
+    return {row: round(100 * sum(v) / len(v), 1) for row, v in right.items() if v}
 
 
-def evaluate(make: Callable[[Example], Tensor], count: int, seed: int = 4) -> Scores:
-    """Score clips made for `count` held-out combinations."""
-    stream = examples(seed, held_out=True)
+def evaluate(
+    make: Callable[[Example], Tensor], count: int, seed: int = 4, pairs: float = PAIRS
+) -> Scores:
+    """Score clips made for `count` held-out combinations in held-out words."""
+    stream = examples(seed, held_out=True, pairs=pairs)
     corpus = [next(stream) for _ in range(count)]
-    return score((example, judge(make(example))) for example in corpus)
+    return score((e, judge(make(e), len(e.scenario.actors))) for e in corpus)
 
 
-def prove(count: int) -> Scores:
+def prove(count: int, frames: int = 25, canvas: tuple[int, int] = SQUARE) -> Scores:
     """The judge on rendered ground truth: what it cannot see it cannot measure."""
-    return evaluate(lambda example: render(example.scenario, 25), count)
+    return evaluate(lambda example: render(example.scenario, frames, canvas), count)

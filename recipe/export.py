@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recipe.corpus import examples
-from recipe.teacher import FRAMES, SHIFT, Latents, Pair
+from recipe.teacher import SHIFT, Latents, Pair
 from recipe.text import build_tokenizer
 from recipe.world import render
 
@@ -24,10 +24,9 @@ def latent_to_rgb(vae: AutoencoderKLLTXVideo, data: Latents, clips: int) -> Tens
     stream = examples(seed=5)
     inputs, targets = [], []
     for _ in range(clips):
-        pixels = render(next(stream).scenario, FRAMES)[None].to(vae.device)
+        pixels = render(next(stream).scenario, 25)[None].to(vae.device)
         latents = vae.encode(pixels).latent_dist.mode().cpu()
-        shape = (1, -1, 1, 1, 1)
-        normal = (latents - data.mean.view(shape)) / data.std.view(shape)
+        normal = (latents - data.mean) / data.std
         frames = pixels.cpu()[:, :, ::8]  # the last frame that each latent stands for
         colours = torch.nn.functional.avg_pool3d((frames + 1) / 2, (1, 32, 32))
         inputs.append(normal[0].flatten(1).T)
@@ -39,9 +38,9 @@ def latent_to_rgb(vae: AutoencoderKLLTXVideo, data: Latents, clips: int) -> Tens
 
 def export(folder: Path, vae: AutoencoderKLLTXVideo, pair: Pair, data: Latents) -> int:
     """Write the checkpoint to `folder`, replacing what is there; returns its size in bytes."""
-    projection = latent_to_rgb(vae, data, clips=min(64, len(data.corpus)))
-    vae.latents_mean.copy_(data.mean)
-    vae.latents_std.copy_(data.std)
+    projection = latent_to_rgb(vae, data, clips=min(64, len(data.shelves["clip"].corpus)))
+    vae.latents_mean.copy_(data.mean.flatten())
+    vae.latents_std.copy_(data.std.flatten())
     pipe = LTXPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae.to(torch.bfloat16, memory_format=torch.contiguous_format),

@@ -14,6 +14,12 @@ from recipe.muon import Muon, warm_then_linear
 SAVE_EVERY_S = 120.0
 
 
+def quick(device: torch.device) -> torch.autocast:
+    """Half the time in bfloat16, where the processor has it."""
+    has_it = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_it)
+
+
 @dataclass(frozen=True)
 class Run:
     """Where a training run keeps its state, and on what it computes."""
@@ -52,7 +58,10 @@ class Run:
             recent += value.item()
             if (step + 1) % 20 == 0:
                 pace = (time.monotonic() - started) / (step + 1 - first)
-                print(f"{self.name} {step + 1}/{steps} loss {recent / 20:.4f} {pace:.2f} s a step")
+                print(
+                    f"{self.name} {step + 1}/{steps} loss {recent / 20:.4f} {pace:.2f} s a step",
+                    flush=True,
+                )
                 recent = 0.0
             if time.monotonic() - saved > SAVE_EVERY_S or step + 1 == steps:
                 muon.save(self.path)

@@ -3,6 +3,7 @@
 Single latent frames first, whole clips after; then it needs many steps and guidance to sample.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from recipe.corpus import OFTEN, Example, describe, examples
-from recipe.run import Run
+from recipe.corpus import Example, describe, examples
+from recipe.run import Run, quick
 from recipe.text import build_encoder, build_tokenizer, tokenize
-from recipe.world import FPS, SCENES, render, scenery
+from recipe.world import FPS, Scenario, render
 
-FRAMES = 25
 ROPE_SCALE = (8 / FPS, 32, 32)
 # All latents of a clip share its scene and motion, so these show through all but the strongest
 # noise: they are learned, and decided in sampling, only near 1. (LTX's own schedules do the same.)
@@ -32,9 +32,44 @@ NEAR_ONE = 0.3  # share of training levels drawn from the last 4 % below 1
 # comes first; without them scenes are perfect and motion stays at chance.
 SCENERY = 0.25  # weight of a token that no subject touches; the mean weight is 1
 CHANGE = 4.0  # weight of what changes in time against what stays
-STILL_EVERY = 4  # a batch in so many is of first frames alone: three times the subjects
 DROP_PROMPT = 0.1  # share of empty prompts, for guidance
 GIVEN = 0.25  # share of clips whose first picture is given: its latents stay clean, at level 0
+TOKENS = 4096  # a step, of whatever shape its clips are
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Clips of one shape in the training data."""
+
+    frames: int  # 8k + 1
+    height: int
+    width: int
+    often: float  # share of steps once all shapes are learned
+    clips: float  # how many are encoded, against the default shape
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, {self.frames} frames"
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        return (self.frames + 7) // 8, self.height // 32, self.width // 32
+
+    @property
+    def batch(self) -> int:
+        return max(1, TOKENS // math.prod(self.latent))
+
+
+# First pictures alone are cheap: a step sees four times the subjects.
+SHAPES = {
+    "still": Shape(1, 256, 256, 0.25, 3.0),
+    "clip": Shape(25, 256, 256, 0.45, 1.0),
+    "wide": Shape(25, 256, 384, 0.08, 0.15),
+    "tall": Shape(25, 384, 256, 0.06, 0.15),
+    "low": Shape(25, 192, 320, 0.06, 0.15),
+    "long": Shape(49, 256, 256, 0.06, 0.12),
+    "longer": Shape(97, 256, 256, 0.04, 0.06),
+}
+SHARD = 250  # clips in a file: encoding that is stopped goes on after the last whole one
 
 
 class Pair(nn.Module):
@@ -59,12 +94,17 @@ class Pair(nn.Module):
                 nn.init.zeros_(last.weight)
 
     def start_from(self, checkpoint: Path) -> None:
-        """Take over the weights of a checkpoint; what has another shape there starts anew."""
+        """Take over the weights of a checkpoint; words that it does not know start anew."""
         for module, name in ((self.text, "text_encoder"), (self.transformer, "transformer")):
             (file,) = (checkpoint / name).glob("*.safetensors")
-            own = module.state_dict()
-            kept = {n: t for n, t in load_file(file).items() if own[n].shape == t.shape}
+            own, theirs = module.state_dict(), load_file(file)
+            kept = {n: t for n, t in theirs.items() if own[n].shape == t.shape}
             module.load_state_dict(kept, strict=False)
+        known = PreTrainedTokenizerFast.from_pretrained(checkpoint / "tokenizer").get_vocab()
+        rows = {i: known[word] for word, i in self.tokenizer.get_vocab().items() if word in known}
+        with torch.no_grad():
+            table = load_file(next((checkpoint / "text_encoder").glob("*.safetensors")))
+            self.text.shared.weight[list(rows)] = table["shared.weight"].float()[[*rows.values()]]
 
     def read(
         self, prompts: Sequence[str], choice: random.Random | None = None
@@ -105,59 +145,87 @@ class Pair(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
-    """Encoded training clips: normalised latents (clips, channels, frames, height, width)."""
+class Shelf:
+    """Encoded clips of one shape, not normalised: (clips, channels, frames, height, width)."""
 
-    clips: Tensor
+    clips: Tensor  # float16
     corpus: list[Example]
-    mean: Tensor  # (channels,)
-    std: Tensor
-    weight: Tensor  # of each token in the loss: (clips, 1, frames, height, width)
+    scenes: dict[str, Tensor]  # what is left of a clip without its subjects
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """The training data: encoded clips of every shape, and what normalises them."""
+
+    shelves: dict[str, Shelf]
 
     @cached_property
-    def _often(self) -> list[int]:
-        """How often each clip is drawn."""
-        return [OFTEN.get(e.scenario.motion, 1) for e in self.corpus]
+    def mean(self) -> Tensor:
+        """Of each channel of the default shape: (1, channels, 1, 1, 1)."""
+        return self.shelves["clip"].clips.float().mean((0, 2, 3, 4), keepdim=True)
 
-    def draw(self, count: int, choice: random.Random) -> tuple[Tensor, Tensor, list[str]]:
-        """Random clips, their weights, and a fresh wording for each; some prompts are empty."""
-        rows = choice.choices(range(len(self.corpus)), self._often, k=count)
+    @cached_property
+    def std(self) -> Tensor:
+        clips = self.shelves["clip"].clips.float()
+        return clips.std((0, 2, 3, 4), keepdim=True).clamp_min(1e-4)
+
+    def draw(self, shape: str, choice: random.Random) -> tuple[Tensor, Tensor, list[str]]:
+        """A batch: normalised clips, the weight of each token, and a fresh wording for each clip.
+
+        Some prompts are empty.
+        """
+        shelf = self.shelves[shape]
+        rows = choice.choices(range(len(shelf.corpus)), k=SHAPES[shape].batch)
+        scenarios = [shelf.corpus[r].scenario for r in rows]
         prompts = [
-            "" if choice.random() < DROP_PROMPT else describe(self.corpus[r].scenario, choice)
-            for r in rows
-        ]
-        return self.clips[rows], self.weight[rows], prompts
+            "" if choice.random() < DROP_PROMPT else describe(s, choice) for s in scenarios
+        ]  # fmt: skip
+        clips = shelf.clips[rows].float()
+        nothing = torch.stack([shelf.scenes[s.scene] for s in scenarios]).float()
+        subject = ((clips - nothing) / self.std).square().mean(1, keepdim=True)
+        share = (subject / subject.mean((2, 3, 4), keepdim=True)).clamp_max(8)
+        return (clips - self.mean) / self.std, SCENERY + (1 - SCENERY) * share, prompts
 
 
 @torch.inference_mode()
-def encode(vae: AutoencoderKLLTXVideo, count: int, path: Path) -> Latents:
-    """Draw `count` training clips and encode them once, or read them from the cache at `path`."""
-    stream = examples(seed=3)
-    corpus = [next(stream) for _ in range(count)]
-    if not path.exists():
-        parts = []
-        for i, example in enumerate(corpus):
-            pixels = render(example.scenario, FRAMES)[None].to(vae.device)
-            parts.append(vae.encode(pixels).latent_dist.mode().cpu())
-            if (i + 1) % 200 == 0:
-                print(f"latents {i + 1}/{count}")
-        save_file({"clips": torch.cat(parts).contiguous()}, path)
-    clips = load_file(path)["clips"]
-    mean, std = clips.mean((0, 2, 3, 4)), clips.std((0, 2, 3, 4)).clamp_min(1e-4)
-    shape = (1, -1, 1, 1, 1)
-    scenes = torch.cat([_empty(vae, scene) for scene in SCENES]).cpu()
-    nothing = scenes[[SCENES.index(example.scenario.scene) for example in corpus]]
-    subject = ((clips - nothing) / std.view(shape)).square().mean(1, keepdim=True)
-    share = (subject / subject.mean((2, 3, 4), keepdim=True)).clamp_max(8)
-    weight = SCENERY + (1 - SCENERY) * share
-    return Latents((clips - mean.view(shape)) / std.view(shape), corpus, mean, std, weight)
+def encode(vae: AutoencoderKLLTXVideo, count: int, folder: Path) -> Latents:
+    """Draw `count` training clips of the default shape, and of the others their share; encode them.
+
+    What is in the folder already is not encoded again.
+    """
+    folder.mkdir(exist_ok=True)
+    shelves = {}
+    for number, (name, shape) in enumerate(SHAPES.items()):
+        stream = examples(seed=10 + number)
+        corpus = [next(stream) for _ in range(max(2, round(count * shape.clips)))]
+        scenes = sorted({e.scenario.scene for e in corpus})
+        empty = _shards(vae, shape, [Scenario((), s) for s in scenes], folder / f"{name}-scenes")
+        clips = _shards(vae, shape, [e.scenario for e in corpus], folder / name)
+        shelves[name] = Shelf(clips, corpus, dict(zip(scenes, empty, strict=True)))
+    return Latents(shelves)
 
 
-def _empty(vae: AutoencoderKLLTXVideo, scene: str) -> Tensor:
-    """The latents of a scene in which nothing happens: (1, channels, frames, height, width)."""
-    picture = scenery(scene, 256, 256)[None, :, None].expand(-1, -1, FRAMES, -1, -1) * 2 - 1
-    latents: Tensor = vae.encode(picture.to(vae.device)).latent_dist.mode()
-    return latents
+def _shards(
+    vae: AutoencoderKLLTXVideo, shape: Shape, scenarios: Sequence[Scenario], path: Path
+) -> Tensor:
+    """Latents of the scenarios, SHARD to a file."""
+    parts = []
+    for start in range(0, len(scenarios), SHARD):
+        file = path.with_name(f"{path.name}-{start}.safetensors")
+        if not file.exists():
+            some = [_encoded(vae, shape, s) for s in scenarios[start : start + SHARD]]
+            save_file({"clips": torch.cat(some)}, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+            print(f"encoded {file.stem}")
+        parts.append(load_file(file)["clips"])
+    return torch.cat(parts)
+
+
+def _encoded(vae: AutoencoderKLLTXVideo, shape: Shape, scenario: Scenario) -> Tensor:
+    pixels = render(scenario, shape.frames, (shape.height, shape.width))[None].to(vae.device)
+    with quick(vae.device):
+        latents: Tensor = vae.encode(pixels).latent_dist.mode()
+    return latents.cpu().half().contiguous()
 
 
 def weighted_square(error: Tensor, weight: Tensor) -> Tensor:
@@ -195,25 +263,30 @@ def free(error: Tensor, held: Tensor) -> Tensor:
     return error.masked_fill(held[:, None, :, None, None], 0.0)
 
 
-def train(run: Run, pair: Pair, data: Latents, stills: int, clips: int) -> None:
-    """Flow matching: `stills` steps on single latent frames, then `clips` steps mostly on clips."""
+def shape_at(step: int, stills: int, choice: random.Random) -> str:
+    """First pictures alone, then every shape as often as it says."""
+    if step < stills:
+        return "still"
+    return choice.choices(list(SHAPES), [shape.often for shape in SHAPES.values()])[0]
+
+
+def train(run: Run, pair: Pair, data: Latents, stills: int, clips: int, is_new: bool) -> None:
+    """Flow matching: `stills` steps on single latent frames, then `clips` steps on every shape."""
 
     def loss(step: int) -> Tensor:
         choice = random.Random(f"teacher/{step}")
-        is_still = step < stills or step % STILL_EVERY == 0
-        clean, weight, prompts = data.draw(48 if is_still else 16, choice)
-        if is_still:
-            clean, weight = clean[:, :, :1], weight[:, :, :1]
+        clean, weight, prompts = data.draw(shape_at(step, stills, choice), choice)
         clean = clean.to(run.device)
         noise = torch.randn_like(clean)
         held = given(len(clean), clean.shape[2]).to(run.device)
         sigma = random_sigma(len(clean)).to(run.device)[:, None].masked_fill(held, 0.0)
-        text = pair.read(prompts, choice)
-        flow = pair.velocity(noised(clean, noise, sigma), sigma, text)
+        with quick(run.device):
+            text = pair.read(prompts, choice)
+            flow = pair.velocity(noised(clean, noise, sigma), sigma, text).float()
         return weighted_square(free(flow - (noise - clean), held), weight.to(run.device))
 
-    matrix_rate = 0.008 if stills else 0.005  # a trained one must not be shaken
-    run.fit(pair, loss, steps=stills + clips, matrix_rate=matrix_rate, rate=5e-4, average=0.99)
+    matrix_rate = 0.008 if is_new else 0.006  # a trained one must not be shaken
+    run.fit(pair, loss, steps=stills + clips, matrix_rate=matrix_rate, rate=5e-4, average=0.995)
 
 
 def sigmas(steps: int) -> Tensor:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
-from recipe.corpus import Example, draw, examples
-from recipe.run import Run
-from recipe.world import path, render, render_with_cover
+from recipe.corpus import draw, examples
+from recipe.run import Run, quick
+from recipe.world import FPS, Scenario, path, places, render, render_with_cover
 
 CROP = 128
+CANVASES = ((256, 256), (256, 256), (256, 384), (384, 256), (192, 320))  # height, width
 LATENT_NOISE = 0.1  # share of each channel's spread: keeps the latent space smooth
 SUBJECT = 4.0  # how much more an error weighs where the subject is, was or will be within a latent
 EDGES = 0.5  # weight of the error's slope, which keeps corners from going round
@@ -57,26 +58,33 @@ def load(folder: Path) -> AutoencoderKLLTXVideo:
 Drawn = tuple[Tensor, Tensor]  # pixels (3, frames, height, width), subject's cover (1, ...)
 
 
-def crop(example: Example, frames: int, start: int) -> Drawn:
-    """A window of CROP pixels that holds most of the sprite."""
-    x, y, _, _ = path(example.scenario, torch.tensor([(start + frames / 2) / 24]))
-    wander = torch.randint(-40, 41, (2,)).tolist()
-    left = min(max(int(128 + x.item()) - CROP // 2 + wander[0], 0), 256 - CROP)
-    top = min(max(int(128 + y.item()) - CROP // 2 + wander[1], 0), 256 - CROP)
-    window = (top, left, CROP, CROP)
-    return render_with_cover(example.scenario, frames, window=window, first_frame=start)
+def crop(scenario: Scenario, frames: int, choice: random.Random) -> Drawn:
+    """A window of CROP pixels that holds most of a subject, at some time of the clip.
+
+    It lies on the grid of the latents, as every whole clip does.
+    """
+    canvas = choice.choice(CANVASES)
+    start = 8 * choice.choice((0, 0, 1, 2, 3, 6, 10))
+    x, y, actor, shrunk = choice.choice(places(scenario, canvas))
+    dx, dy, _, _ = path(actor, torch.tensor([(start + frames / 2) / FPS]), canvas)
+    centre = (y + shrunk * dy.item(), x + shrunk * dx.item())
+    top, left = (
+        min(max(round((c - CROP / 2 + choice.uniform(-40, 40)) / 32) * 32, 0), side - CROP)
+        for c, side in zip(centre, canvas, strict=True)
+    )
+    return render_with_cover(scenario, frames, canvas, (top, left, CROP, CROP), start)
 
 
-def batch(kind: str, corpus: list[Example]) -> Drawn:
+def batch(kind: str, choice: random.Random) -> Drawn:
     """Draw one training batch: pixels (batch, 3, frames, height, width) and the subjects' cover."""
-    starts = torch.randint(0, 32, (len(corpus),)).tolist()
+    scenarios = [draw(choice).scenario for _ in range(SIZES[kind])]
     match kind:
         case "image":
-            clips = [crop(e, 1, s) for e, s in zip(corpus, starts, strict=True)]
+            clips = [crop(s, 1, choice) for s in scenarios]
         case "moving":
-            clips = [crop(e, 17, s) for e, s in zip(corpus, starts, strict=True)]
+            clips = [crop(s, 17, choice) for s in scenarios]
         case "whole":
-            clips = [render_with_cover(e.scenario, 25) for e in corpus]
+            clips = [render_with_cover(s, 25, choice.choice(CANVASES)) for s in scenarios]
         case unknown:
             raise ValueError(unknown)
     pixels, cover = (torch.stack(side) for side in zip(*clips, strict=True))
@@ -115,14 +123,15 @@ def train(run: Run, vae: AutoencoderKLLTXVideo, images: int, videos: int) -> Non
     """Reach about 20 dB on images, then learn motion; every number of steps scales with compute."""
 
     def loss(step: int) -> Tensor:
-        kind, choice = kind_at(step, images), random.Random(f"vae/{step}")
-        pixels, cover = batch(kind, [draw(choice) for _ in range(SIZES[kind])])
+        pixels, cover = batch(kind_at(step, images), random.Random(f"vae/{step}"))
         pixels = pixels.to(run.device)
         noise = LATENT_NOISE if step >= images // 2 else 0.0
-        return mistake(reconstruct(vae, pixels, noise) - pixels, cover.to(run.device))
+        with quick(run.device):
+            made = reconstruct(vae, pixels, noise).float()
+        return mistake(made - pixels, cover.to(run.device))
 
-    matrix_rate = 0.01 if images else 0.004  # a trained one must not be shaken
-    run.fit(vae, loss, steps=images + videos, matrix_rate=matrix_rate, rate=3e-4, average=0.995)
+    matrix_rate = 0.01 if images else 0.006  # a trained one must not be shaken
+    run.fit(vae, loss, steps=images + videos, matrix_rate=matrix_rate, rate=3e-4, average=0.998)
 
 
 @torch.inference_mode()

@@ -1,11 +1,11 @@
-"""pocket's world: a sprite moves over a scene, drawn with tensor operations.
+"""pocket's world: one sprite or two move over a scene, drawn with tensor operations.
 
 Sprites are rendered once into a small atlas (colour emoji from the Noto font, OFL; plain shapes by
-their outline); a clip is that sprite under one affine map a frame, blended over a scene.
+their outline); a clip is each sprite under one affine map a frame, blended over a scene.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,32 +16,42 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from recipe.scenery import scenery
+
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 STRIKE = 109  # the one size this bitmap font holds
 SPRITE = 144  # atlas cell, pixels
-SIZE = 96.0  # a sprite's width on the canvas, pixels
+SIDE = 96.0  # a sprite's width on the canvas, pixels
 FPS = 24.0
 SPEED = 80.0  # pixels a second
+PAIRED = 0.6  # two sprites are drawn, and move, so much smaller
+SQUARE = (256, 256)  # height and width of the default canvas
 
 EMOJI = {
-    "cat": "🐱",
-    "dog": "🐶",
-    "panda": "🐼",
-    "frog": "🐸",
-    "pig": "🐷",
-    "penguin": "🐧",
-    "octopus": "🐙",
-    "butterfly": "🦋",
-    "fish": "🐠",
-    "car": "🚗",
-    "rocket": "🚀",
-    "apple": "🍎",
-    "banana": "🍌",
-    "sunflower": "🌻",
-    "tree": "🌲",
-    "mushroom": "🍄",
-}
-SHAPES = ("circle", "square", "triangle", "star")
+    # animals
+    "cat": "🐱", "dog": "🐶", "panda": "🐼", "frog": "🐸", "pig": "🐷", "penguin": "🐧",
+    "octopus": "🐙", "butterfly": "🦋", "fish": "🐠", "rabbit": "🐰", "fox": "🦊", "bear": "🐻",
+    "lion": "🦁", "tiger": "🐯", "cow": "🐮", "monkey": "🐵", "koala": "🐨", "mouse": "🐭",
+    "unicorn": "🦄", "elephant": "🐘", "giraffe": "🦒", "turtle": "🐢", "snake": "🐍", "crab": "🦀",
+    "whale": "🐳", "dolphin": "🐬", "shark": "🦈", "snail": "🐌", "bee": "🐝", "ladybug": "🐞",
+    "owl": "🦉", "duck": "🦆", "chick": "🐤", "parrot": "🦜", "flamingo": "🦩", "dinosaur": "🦖",
+    "camel": "🐫", "hedgehog": "🦔", "sheep": "🐑", "horse": "🐴", "teddy": "🧸",
+    # things that go
+    "car": "🚗", "rocket": "🚀", "bus": "🚌", "train": "🚂", "truck": "🚚", "tractor": "🚜",
+    "bicycle": "🚲", "airplane": "🛩", "helicopter": "🚁", "boat": "⛵", "balloon": "🎈",
+    "ufo": "🛸",
+    # to eat, and plants
+    "apple": "🍎", "banana": "🍌", "lemon": "🍋", "strawberry": "🍓", "cherries": "🍒",
+    "grapes": "🍇", "watermelon": "🍉", "pineapple": "🍍", "pear": "🍐", "carrot": "🥕",
+    "broccoli": "🥦", "corn": "🌽", "pizza": "🍕", "hamburger": "🍔", "cake": "🎂", "cheese": "🧀",
+    "sunflower": "🌻", "tree": "🌲", "mushroom": "🍄", "rose": "🌹", "tulip": "🌷", "cactus": "🌵",
+    "palm": "🌴",
+    # people's things
+    "robot": "🤖", "ghost": "👻", "pumpkin": "🎃", "snowman": "⛄", "alien": "👽", "crown": "👑",
+    "gift": "🎁", "trophy": "🏆", "guitar": "🎸", "drum": "🥁", "umbrella": "☂", "house": "🏠",
+    "castle": "🏰", "clock": "⏰", "bell": "🔔", "camera": "📷", "hat": "🎩", "planet": "🪐",
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "star", "heart", "moon")
 COLOURS = {
     "red": (225, 30, 40),
     "green": (30, 160, 60),
@@ -49,19 +59,51 @@ COLOURS = {
     "yellow": (250, 215, 30),
     "purple": (140, 50, 180),
     "orange": (245, 135, 25),
+    "pink": (255, 120, 185),
+    "brown": (115, 65, 30),
+    "cyan": (90, 230, 235),
 }
-MOTIONS = ("left", "right", "up", "down", "still", "spinning", "growing", "bouncing")
-SCENES = ("white", "black", "sky", "night", "grass", "sea", "sunset")
 SUBJECTS = (*EMOJI, *(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS))
+SIZES = {"small": 0.6, "": 1.0, "big": 1.5}
+SPEEDS = {"slowly": 0.6, "": 1.0, "quickly": 1.8}
+
+# Directions: pixels a second, in units of SPEED; to the right and down.
+STRAIGHT = {
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+    "diagonal": (0.75, -0.75),
+}
+Pose = tuple[Tensor, Tensor, Tensor, Tensor]  # x, y: pixels from the centre; size; angle: radians
+Curve = Callable[[Tensor, Tensor], Pose]  # of seconds, and zeros like them
+# A motion of three times a second repeats with each latent, which stands for 8 frames.
+CURVES: dict[str, Curve] = {
+    "still": lambda _, o: (o, o, o + 1, o),
+    "spinning": lambda t, o: (o, o, o + 1, math.pi * t),
+    "growing": lambda t, o: (o, o, 1.6 - (-1.2 * t).exp(), o),
+    "shrinking": lambda t, o: (o, o, 0.5 + 0.9 * (-1.6 * t).exp(), o),
+    "bouncing": lambda t, o: (o, 35 - 80 * (math.pi * t).sin().abs(), o + 1, o),
+    "shaking": lambda t, o: (8 * _wave(3 * t), o, o + 1, 0.15 * _wave(3 * t)),
+    "circling": lambda t, o: (-40 * _wave(0.6 * t + 0.25), -40 * _wave(0.6 * t), o + 1, o),
+}
+MOTIONS = (*STRAIGHT, *CURVES)
+PACED = (*STRAIGHT, "spinning", "bouncing", "circling")  # what slowly and quickly can be said of
+SIZED = tuple(m for m in MOTIONS if m not in ("growing", "shrinking"))
+
+
+def _wave(turns: Tensor) -> Tensor:
+    return (2 * math.pi * turns).sin()
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """One clip before it is drawn: what is seen, and the small accidents that make clips differ."""
+class Actor:
+    """Who does what, and the small accidents that make clips differ."""
 
     subject: str
     motion: str
-    scene: str
+    size: str = ""
+    speed: str = ""
     shift: tuple[float, float] = (0.0, 0.0)  # of the whole path, pixels
     scale: float = 1.0
 
@@ -69,6 +111,19 @@ class Scenario:
     def is_visible(self) -> bool:
         """A circle that spins cannot be told from one that is still."""
         return not (self.motion == "spinning" and self.subject.endswith("circle"))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One clip before it is drawn; of two actors the first is on the left."""
+
+    actors: tuple[Actor, ...]
+    scene: str
+
+
+def alone(subject: str, motion: str, scene: str) -> Scenario:
+    """A clip of one subject without accidents."""
+    return Scenario((Actor(subject, motion),), scene)
 
 
 @cache
@@ -92,28 +147,42 @@ def _emoji(character: str) -> Tensor:
 
 
 def _shape(colour: str, shape: str) -> Tensor:
-    side = SPRITE * 4
-    drawing = Image.new("RGBA", (side, side))
-    pen, fill = ImageDraw.Draw(drawing), (*COLOURS[colour], 255)
-    if shape == "circle":
-        pen.ellipse((0, 0, side - 1, side - 1), fill=fill)
-    elif shape == "square":
-        pen.rectangle((side * 0.06, side * 0.06, side * 0.94, side * 0.94), fill=fill)
-    else:
-        points, inner = (3, 1.0) if shape == "triangle" else (5, 0.42)
-        pen.polygon(_corners(points, inner, side), fill=fill)
-    return _cell(drawing)
+    """Inside where the outline's function is positive, on a square from -1 to 1."""
+    line = torch.linspace(-1, 1, SPRITE * 4)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    mask = (OUTLINES[shape](x, y) >= 0).to(torch.uint8)
+    pixels = torch.stack([*(mask * value for value in COLOURS[colour]), mask * 255], dim=-1)
+    return _cell(Image.fromarray(pixels.numpy(), "RGBA"))
 
 
-def _corners(points: int, inner: float, side: float) -> list[tuple[float, float]]:
-    """A regular polygon (inner = 1) or a star, standing on its base inside a square of `side`."""
-    turns = points if inner == 1.0 else 2 * points
-    corners = []
-    for k in range(turns):
-        radius = side / 2 * (inner if inner != 1.0 and k % 2 else 1.0)
-        angle = 2 * math.pi * k / turns
-        corners.append((side / 2 + radius * math.sin(angle), side / 2 - radius * math.cos(angle)))
-    return corners
+def _polygon(points: int, inner: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """A star of so many points, or a regular polygon: inner is then the cosine of half a turn."""
+
+    def outline(x: Tensor, y: Tensor) -> Tensor:
+        half = math.pi / points
+        turn = (torch.atan2(x, -y) + half).remainder(2 * half) - half  # from the nearest tip
+        along, aside = torch.cos(turn), torch.sin(turn).abs()
+        radius = (x.square() + y.square()).sqrt()
+        tip_x, dent = 1.0, (inner * math.cos(half), inner * math.sin(half))
+        # Left of the edge from the tip (1, 0) to the dent beside it.
+        return dent[1] * (tip_x - radius * along) - (tip_x - dent[0]) * radius * aside
+
+    return outline
+
+
+OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "circle": lambda x, y: 1 - x.square() - y.square(),
+    "square": lambda x, y: 0.88 - torch.maximum(x.abs(), y.abs()),
+    "triangle": _polygon(3, math.cos(math.pi / 3)),
+    "star": _polygon(5, 0.42),
+    "heart": lambda x, y: (
+        1.21 * x.square() * (0.16 - 1.18 * y).pow(3)
+        - ((1.21 * x).square() + (0.16 - 1.18 * y).square() - 1).pow(3)
+    ),
+    "moon": lambda x, y: torch.minimum(
+        1 - x.square() - y.square(), (x - 0.5).square() + (y + 0.1).square() - 0.6
+    ),
+}
 
 
 def _cell(drawing: Image.Image) -> Tensor:
@@ -124,126 +193,91 @@ def _cell(drawing: Image.Image) -> Tensor:
     return F.pad(pixels, (2, 2, 2, 2))
 
 
-def path(scenario: Scenario, seconds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Offset from the canvas centre (x, y: pixels), size factor and angle (radians) at each time.
+def path(actor: Actor, seconds: Tensor, canvas: tuple[int, int] = SQUARE) -> Pose:
+    """Offset from the centre (x, y: pixels), size factor and angle (radians) at each time.
 
-    A straight path crosses the centre half a second in, whatever the length of the clip.
+    A straight path crosses the centre half a second in and comes in again where it went out of the
+    canvas (height, width), whatever the length of the clip.
     """
-    zero, one = torch.zeros_like(seconds), torch.ones_like(seconds)
-    along = SPEED * (seconds - 0.5)
-    x, y, scale, angle = zero, zero, one, zero
-    match scenario.motion:
-        case "left":
-            x = -along
-        case "right":
-            x = along
-        case "up":
-            y = -along
-        case "down":
-            y = along
-        case "spinning":
-            angle = math.pi * seconds
-        case "growing":
-            scale = 0.6 + 0.8 * seconds
-        case "bouncing":
-            y = 35 - 80 * (math.pi * seconds).sin().abs()
-        case "still":
-            pass
-        case unknown:
-            raise ValueError(f"unknown motion {unknown!r}")
-    return x + scenario.shift[0], y + scenario.shift[1], scale * scenario.scale, angle
+    pace, scale = SPEEDS[actor.speed], SIZES[actor.size] * actor.scale
+    zero = torch.zeros_like(seconds)
+    if actor.motion in STRAIGHT:
+        gone = SPEED * pace * (seconds - 0.5)
+        x, y = (
+            (gone * share + side / 2).remainder(side) - side / 2 if share else zero
+            for share, side in zip(
+                STRAIGHT[actor.motion], (c + SIDE * scale for c in reversed(canvas)), strict=True
+            )
+        )
+        size, angle = zero + 1, zero
+    else:
+        x, y, size, angle = CURVES[actor.motion](seconds * pace, zero)
+    return x + actor.shift[0], y + actor.shift[1], size * scale, angle
 
 
-@cache
-def scenery(scene: str, height: int, width: int) -> Tensor:
-    """The background alone: (3, height, width) in [0, 1]."""
-    y = torch.linspace(0, 1, height)[:, None].expand(height, width)
-    x = torch.linspace(0, 1, width)[None].expand(height, width)
-    match scene:
-        case "white":
-            return torch.ones(3, height, width)
-        case "black":
-            return torch.zeros(3, height, width)
-        case "sky":
-            picture = _gradient(y, (90, 165, 245), (190, 225, 255))
-            cloud = _blobs(x, y, [(0.2, 0.2, 0.1), (0.3, 0.17, 0.08), (0.78, 0.72, 0.11)])
-            return _over(picture, cloud, (255, 255, 255))
-        case "night":
-            picture = _gradient(y, (8, 10, 45), (35, 30, 90))
-            return _over(picture, _stars(x, y), (255, 250, 210))
-        case "grass":
-            ground = ((y - 0.55) * height / 3).clamp(0, 1)
-            meadow = _gradient(y, (120, 205, 90), (40, 125, 45))
-            return _gradient(y, (165, 215, 250), (220, 240, 255)) * (1 - ground) + meadow * ground
-        case "sea":
-            picture = _gradient(y, (30, 165, 190), (5, 55, 110))
-            bubble = _blobs(x, y, [(0.12, 0.3, 0.035), (0.85, 0.2, 0.045), (0.88, 0.75, 0.03)])
-            return _over(picture, 0.7 * bubble, (200, 245, 255))
-        case "sunset":
-            picture = _gradient(y, (110, 50, 130), (255, 150, 60))
-            return _over(picture, _blobs(x, y, [(0.5, 1.0, 0.2)]), (255, 225, 120))
-    raise ValueError(f"unknown scene {scene!r}")
-
-
-def _gradient(y: Tensor, top: Sequence[int], bottom: Sequence[int]) -> Tensor:
-    start, end = (torch.tensor(c).view(3, 1, 1) / 255 for c in (top, bottom))
-    return start * (1 - y) + end * y
-
-
-def _over(picture: Tensor, cover: Tensor, colour: Sequence[int]) -> Tensor:
-    return picture * (1 - cover) + cover * torch.tensor(colour).view(3, 1, 1) / 255
-
-
-def _blobs(x: Tensor, y: Tensor, blobs: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Soft discs (centre x, centre y, radius), all in fractions of the canvas."""
-    cover = torch.zeros_like(x)
-    for cx, cy, radius in blobs:
-        distance = ((x - cx) ** 2 + (y - cy) ** 2).sqrt()
-        cover = torch.maximum(cover, ((radius - distance) * 40 + 0.5).clamp(0, 1))
-    return cover
-
-
-def _stars(x: Tensor, y: Tensor) -> Tensor:
-    spots = np.random.default_rng(7).uniform(0.04, 0.96, (28, 2)).tolist()
-    return _blobs(x, y, [(cx, cy, 0.012) for cx, cy in spots])
+Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 def render(
     scenario: Scenario,
     frames: int,
-    size: tuple[int, int] = (256, 256),
-    window: tuple[int, int, int, int] | None = None,
+    canvas: tuple[int, int] = SQUARE,
+    window: Window | None = None,
     first_frame: int = 0,
 ) -> Tensor:
     """Draw a clip: (3, frames, height, width) in [-1, 1].
 
-    size: (height, width) of the canvas; window: (top, left, height, width) cuts a piece out of it.
+    canvas: (height, width); window: a piece to cut out of it.
     """
-    return render_with_cover(scenario, frames, size, window, first_frame)[0]
+    return render_with_cover(scenario, frames, canvas, window, first_frame)[0]
 
 
 def render_with_cover(
     scenario: Scenario,
     frames: int,
-    size: tuple[int, int] = (256, 256),
-    window: tuple[int, int, int, int] | None = None,
+    canvas: tuple[int, int] = SQUARE,
+    window: Window | None = None,
     first_frame: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """A clip as `render` draws it, and the subject's cover: (1, frames, ...) in [0, 1]."""
-    top, left, height, width = window or (0, 0, *size)
-    sprite = atlas()[SUBJECTS.index(scenario.subject)]
-    seconds = (torch.arange(frames) + first_frame) / FPS
-    x, y, scale, angle = path(scenario, seconds)
-    centre_x, centre_y = size[1] / 2 + x - left, size[0] / 2 + y - top
+    """A clip as `render` draws it, and the subjects' cover: (1, frames, ...) in [0, 1]."""
+    top, left, height, width = window or (0, 0, *canvas)
+    times = torch.arange(frames) + first_frame
+    back = scenery(scenario.scene, *canvas)[..., top : top + height, left : left + width]
+    picture = back[:, times % back.shape[1]]
+    cover = torch.zeros_like(picture[:1])
+    for centre_x, centre_y, actor, shrunk in places(scenario, canvas):
+        x, y, size, angle = path(actor, times / FPS, canvas)
+        place = (centre_x + shrunk * x - left, centre_y + shrunk * y - top)
+        layer = _layer(actor.subject, place, shrunk * size, angle, (height, width))
+        picture = layer[:3] + picture * (1 - layer[3:])
+        cover = torch.maximum(cover, layer[3:])
+    return picture * 2 - 1, cover
+
+
+def places(scenario: Scenario, canvas: tuple[int, int]) -> list[tuple[float, float, Actor, float]]:
+    """Where each actor's path has its centre (x, y), and how much smaller it is."""
+    height, width = canvas
+    count = len(scenario.actors)
+    shrunk = PAIRED if count > 1 else 1.0
+    return [
+        (width * (k + 0.5) / count, height / 2, actor, shrunk)
+        for k, actor in enumerate(scenario.actors)
+    ]
+
+
+def _layer(
+    subject: str,
+    place: tuple[Tensor, Tensor],
+    size: Tensor,
+    angle: Tensor,
+    window: tuple[int, int],
+) -> Tensor:
+    """A sprite with nothing around it: (4, frames, height, width), premultiplied."""
     # Canvas pixel -> sprite coordinate in [-1, 1]: shift to the centre, turn back, scale.
-    reach = SIZE * scale / 2
-    columns = (torch.arange(width) + 0.5)[None, None] - centre_x[:, None, None]
-    rows = (torch.arange(height) + 0.5)[None, :, None] - centre_y[:, None, None]
+    reach = SIDE * size / 2
+    columns = (torch.arange(window[1]) + 0.5)[None, None] - place[0][:, None, None]
+    rows = (torch.arange(window[0]) + 0.5)[None, :, None] - place[1][:, None, None]
     cos, sin = (f(angle)[:, None, None] / reach[:, None, None] for f in (torch.cos, torch.sin))
     grid = torch.stack([columns * cos + rows * sin, rows * cos - columns * sin], dim=-1)
-    layer = F.grid_sample(
-        sprite.expand(frames, -1, -1, -1), grid, mode="bilinear", align_corners=False
-    ).transpose(0, 1)  # (4, frames, height, width)
-    back = scenery(scenario.scene, *size)[:, None, top : top + height, left : left + width]
-    picture = layer[:3] + back * (1 - layer[3:])
-    return picture * 2 - 1, layer[3:]
+    sprite = atlas()[SUBJECTS.index(subject)].expand(len(size), -1, -1, -1)
+    return F.grid_sample(sprite, grid, mode="bilinear", align_corners=False).transpose(0, 1)

@@ -1,52 +1,130 @@
 """The recipe that made pocket: its judge can see, its runs resume, its stages all run."""
 
+import json
+import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recipe import run as runs
-from recipe.corpus import combinations, draw, examples, is_held_out, vocabulary
+from recipe.corpus import (
+    PAIR_ORDERS,
+    Example,
+    combinations,
+    draw,
+    examples,
+    is_held_out,
+    vocabulary,
+)
 from recipe.evaluate import evaluate, prove
 from recipe.muon import orthogonal
 from recipe.run import Run
-from recipe.teacher import CHANGE, weighted_square
+from recipe.scenery import LOOP, SCENES, scenery
+from recipe.teacher import CHANGE, SHAPES, TOKENS, Pair, weighted_square
 from recipe.text import build_tokenizer
-from recipe.world import EMOJI_FONT, Scenario, render
+from recipe.world import (
+    COLOURS,
+    EMOJI,
+    EMOJI_FONT,
+    FPS,
+    MOTIONS,
+    STRAIGHT,
+    Actor,
+    Scenario,
+    alone,
+    path,
+    render,
+)
+from recipe.world import SHAPES as OUTLINED
 
 ROOT = Path(__file__).parent.parent
+POCKET = ROOT / "src" / "filmlet" / "pocket"
 needs_font = pytest.mark.skipif(not EMOJI_FONT.is_file(), reason="needs fonts-noto-color-emoji")
+
+
+def test_the_world_is_as_large_as_the_model_card_says() -> None:
+    assert len(EMOJI) >= 80
+    assert (len(OUTLINED), len(COLOURS), len(MOTIONS), len(SCENES)) == (6, 9, 12, 12)
 
 
 @needs_font
 def test_the_judge_is_right_on_rendered_truth() -> None:
-    scores = prove(50)
+    scores = prove(60)
+    assert set(scores) == {"colour", "motion", "scene", "subject", "size", "speed", "pair"}
     assert min(scores.values()) >= 98, scores
 
 
 @needs_font
+@pytest.mark.parametrize("name", ["wide", "tall", "low", "long", "longer"])
+def test_the_judge_is_right_on_the_truth_of_other_sizes_and_lengths(name: str) -> None:
+    shape = SHAPES[name]
+    scores = prove(5, shape.frames, (shape.height, shape.width))
+    assert min(scores.values()) == 100, scores
+
+
+@needs_font
 def test_the_judge_is_not_right_on_something_else() -> None:
-    other = Scenario("purple triangle", "growing", "sea")
-    scores = evaluate(lambda _: render(other, 25), 20)
-    assert max(scores.values()) < 50, scores
+    other = alone("purple triangle", "growing", "sea")
+    scores = evaluate(lambda _: render(other, 25), 12, pairs=0)
+    asked = [scores[row] for row in ("colour", "motion", "scene", "subject")]
+    assert max(asked) < 50, scores
+
+
+@needs_font
+def test_the_judge_wants_each_of_two_subjects_on_its_own_side() -> None:
+    def swapped(example: Example) -> Tensor:
+        first, second = example.scenario.actors
+        return render(Scenario((second, first), example.scenario.scene), 25)
+
+    assert evaluate(swapped, 4, pairs=1)["pair"] == 0
+
+
+@needs_font
+def test_a_window_of_a_clip_is_that_part_of_the_whole() -> None:
+    scenario = Scenario((Actor("cat", "circling"), Actor("red circle", "left")), "rain")
+    whole = render(scenario, 25, (192, 320))
+    part = render(scenario, 8, (192, 320), window=(32, 64, 128, 128), first_frame=5)
+    assert torch.allclose(part, whole[:, 5:13, 32:160, 64:192], atol=1e-5)
+
+
+def test_rain_falls_in_a_loop_of_one_latent_and_other_scenes_stand_still() -> None:
+    loops = {scene: scenery(scene, 64, 96).shape[1] for scene in SCENES}
+    assert loops == {scene: LOOP if scene == "rain" else 1 for scene in SCENES}
+
+
+def test_what_moves_straight_on_comes_back_in_a_long_clip() -> None:
+    seconds = torch.arange(97) / FPS
+    for motion in STRAIGHT:
+        x, y, _, _ = path(Actor("cat", motion, speed="quickly"), seconds)
+        assert torch.maximum(x.abs(), y.abs()).max() <= (256 + 96) / 2
+        assert torch.maximum(x.diff().abs(), y.diff().abs()).max() > 200
 
 
 def test_held_out_combinations_are_never_drawn_for_training() -> None:
-    import random
-
     choice = random.Random(0)
     assert not any(is_held_out(draw(choice).scenario) for _ in range(300))
     stream = examples(4, held_out=True)
     assert all(is_held_out(next(stream).scenario) for _ in range(100))
     seen, held = combinations(False), combinations(True)
-    assert len(held) > 200
-    assert not {(s.subject, s.motion, s.scene) for s in held} & {
-        (s.subject, s.motion, s.scene) for s in seen
+    assert len(held) > 2000
+    assert not {(s.actors[0].subject, s.actors[0].motion, s.scene) for s in held} & {
+        (s.actors[0].subject, s.actors[0].motion, s.scene) for s in seen
     }
+
+
+def test_held_out_prompts_are_worded_as_no_training_prompt_is() -> None:
+    assert not set(PAIR_ORDERS[True]) & set(PAIR_ORDERS[False])
+    held, seen = (
+        {next(stream).prompt for _ in range(2000)} for stream in (examples(1, True), examples(1))
+    )
+    assert not held & seen
 
 
 def test_every_word_of_every_prompt_is_known_to_the_tokenizer() -> None:
@@ -55,7 +133,26 @@ def test_every_word_of_every_prompt_is_known_to_the_tokenizer() -> None:
     for _ in range(300):
         prompt = next(stream).prompt
         assert tokenizer.unk_token_id not in tokenizer(prompt).input_ids, prompt
-    assert len(vocabulary()) > 90
+    assert len(vocabulary()) > 250
+
+
+def test_words_that_a_checkpoint_knows_keep_what_they_mean() -> None:
+    torch.manual_seed(0)
+    pair = Pair(64)
+    fresh = pair.text.shared.weight.detach().clone()
+    pair.start_from(POCKET)
+    now = pair.text.shared.weight
+    theirs = load_file(POCKET / "text_encoder" / "model.safetensors")["shared.weight"].float()
+    known = json.loads((POCKET / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    ids = pair.tokenizer.get_vocab()
+    assert torch.equal(now[ids["cat"]], theirs[known["cat"]])
+    new = next(i for word, i in ids.items() if word not in known)
+    assert torch.equal(now[new], fresh[new])
+
+
+def test_a_step_costs_about_the_same_whatever_the_shape() -> None:
+    for shape in SHAPES.values():
+        assert 0.7 * TOKENS < shape.batch * math.prod(shape.latent) <= TOKENS, shape
 
 
 def test_orthogonal_brings_all_singular_values_near_one() -> None:
@@ -106,11 +203,11 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
 def test_the_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -> None:
     target = tmp_path / "pocket"
     subprocess.run(
-        [sys.executable, "-m", "recipe", "--compute", "0.001", "--prompts", "1",
+        [sys.executable, "-m", "recipe", "--compute", "0.0001", "--prompts", "1",
          "--folder", str(tmp_path), "--target", str(target)],
         cwd=ROOT, check=True, capture_output=True, timeout=900,
     )  # fmt: skip
-    assert "student, 8 steps" in (tmp_path / "results.json").read_text()
+    assert "student, 4 steps" in (tmp_path / "results.json").read_text()
     made = subprocess.run(
         [sys.executable, "-m", "filmlet", "generate", "a cat", "-o", "clip.mp4", "--model",
          str(target), "--size", "64x64", "--frames", "9", "--steps", "2"],
