@@ -133,8 +133,8 @@ def _subject(picture: Tensor, mask: Tensor, box: Box) -> str:
 
 def _colour(clip: Tensor, masks: Tensor) -> str:
     """The named colour nearest to the subject's inside, away from its blurred edge."""
-    inside = -F.max_pool2d(-masks.float()[:, None], 9, stride=1, padding=4)[:, 0]
-    inside = inside if inside.sum() > 50 else masks.float()
+    deep = ~_grown(~masks, 9)
+    inside = (deep if deep.sum() > 50 else masks).float()
     seen = (clip * inside).sum((1, 2, 3)) / inside.sum().clamp_min(1)
     table = {name: torch.tensor(rgb) / 255 for name, rgb in COLOURS.items()}
     return min(table, key=lambda name: (table[name] - seen).norm().item())
