@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PROMPT # by the environment, so that quotes in it are safe
 
-.PHONY: run serve test lint bench pictures recipe clean
+.PHONY: run serve test lint bench pictures recipe sheets gallery clean
 
 run: $(READY)
 	@$(BIN)/filmlet generate "$$PROMPT"
@@ -33,6 +33,12 @@ pictures: $(READY)
 
 recipe: $(READY)
 	@$(BIN)/python -m recipe
+
+sheets: $(READY)
+	@$(BIN)/python -m recipe.sheets
+
+gallery: $(READY)
+	@$(BIN)/python -m recipe.sheets --gallery docs/pocket.webp
 
 clean:
 	rm -rf $(VENV) clips build

@@ -1,16 +1,23 @@
-"""Does a clip show what its prompt says? Judged from pixels alone, proved on rendered truth."""
+"""Does a clip show what its prompt says? Judged from pixels alone, proved on rendered truth.
 
+`python -m recipe.evaluate CHECKPOINT --steps 8` scores any LTX checkpoint in diffusers' layout.
+"""
+
+import argparse
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from itertools import pairwise, product
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recipe.corpus import PAIRS, Example, examples
+from recipe.making import Maker
 from recipe.scenery import SCENES, scenery
 from recipe.world import (
     COLOURS,
@@ -21,7 +28,6 @@ from recipe.world import (
     SIDE,
     SIZES,
     SPEEDS,
-    SPRITE,
     SQUARE,
     SUBJECTS,
     Actor,
@@ -168,17 +174,24 @@ def _patch(picture: Tensor, box: Box, degrees: float = 0.0) -> Tensor:
     return F.grid_sample(picture[None], grid[None], align_corners=False, padding_mode="border")[0]
 
 
-def _templates(colour: Tensor) -> tuple[Tensor, Tensor]:
-    """Every subject cut out where it differs from `colour`, as a clip's subject is from its scene.
+@cache
+def _small_atlas() -> Tensor:
+    """The sprites at half their size: fine enough for a PATCH."""
+    return F.avg_pool2d(atlas(), 2)
 
-    Returns premultiplied RGBA (subjects, 4, PATCH, PATCH), and the half side of each on its sprite.
+
+def _templates(colour: Tensor) -> tuple[Tensor, Tensor]:
+    """Every subject cut out where it differs from `colour`, as a clip's is from its scene.
+
+    Returns premultiplied RGBA (subjects, 4, PATCH, PATCH), and the half side of each, of a whole
+    sprite's.
     """
-    sprites = atlas()
+    sprites = _small_atlas()
     over = sprites[:, :3] + colour.view(3, 1, 1) * (1 - sprites[:, 3:])
     differs = (over - colour.view(3, 1, 1)).abs().amax(1) > MASK
-    boxes = [_box(mask) for mask in _opened(differs, speck=7)]
+    boxes = [_box(mask) for mask in _opened(differs, speck=3)]
     cut = [_patch(sprite, box) for sprite, box in zip(sprites, boxes, strict=True)]
-    return torch.stack(cut), torch.tensor([box[2] for box in boxes])
+    return torch.stack(cut), torch.tensor([2 * box[2] / sprites.shape[-1] for box in boxes])
 
 
 def _subject(part: Part, frame: int, boxes: list[Box]) -> tuple[str, float]:
@@ -194,7 +207,7 @@ def _subject(part: Part, frame: int, boxes: list[Box]) -> tuple[str, float]:
         error = templates[:, :3] + behind * (1 - templates[:, 3:]) - seen
         distances = F.avg_pool2d(error, 3, stride=2).abs().mean((1, 2, 3))
         nearest = int(distances.argmin())
-        scale = box[2] / halves[nearest].item() * SPRITE / SIDE
+        scale = 2 * box[2] / halves[nearest].item() / SIDE
         best = min(best, (distances[nearest].item(), SUBJECTS[nearest], scale))
     return best[1:]
 
@@ -213,16 +226,19 @@ def _colour(part: Part) -> str:
 def _motion(part: Part, boxes: list[Box]) -> tuple[str, str]:
     """The motion and speed whose path is nearest to the one that was seen."""
     seconds = torch.arange(len(boxes)) / FPS
-    seen_x, seen_y, _ = (torch.tensor(values) for values in zip(*boxes, strict=True))
     seen_size = part.masks.float().sum((1, 2)).clamp_min(1).sqrt().log2()
+    # A tilt moves the middle of some subjects' boxes, and turns of others move their centroid.
+    box_x, box_y, _ = (torch.tensor(values) for values in zip(*boxes, strict=True))
+    places = torch.stack([torch.stack([box_x, box_y]), torch.stack(_centroids(part.masks))])
 
     def distance(kind: tuple[str, str]) -> float:
         motion, speed = kind
         x, y, size, _ = path(Actor("", motion, speed=speed), seconds, part.canvas)
-        apart = (seen_x - part.shrunk * x, seen_y - part.shrunk * y)
-        off = sum((a - a.median()).abs().clamp_max(FAR) for a in apart)
+        apart = places - part.shrunk * torch.stack([x, y])
+        off = (apart - apart.median(-1, keepdim=True).values).abs().clamp_max(FAR).sum(1)
         grown = seen_size - size.log2()
-        return (off + DOUBLING * (grown - grown.median()).abs()).mean().item()
+        wrong = DOUBLING * (grown - grown.median()).abs().mean()
+        return (off.mean(-1).min() + wrong).item()
 
     kinds = [(m, s) for m in MOTIONS for s in SPEEDS if not s or m in PACED]
     motion, speed = min(kinds, key=distance)
@@ -230,6 +246,14 @@ def _motion(part: Part, boxes: list[Box]) -> tuple[str, str]:
         return motion, speed
     rate = _rate(part, boxes)
     return ("spinning", list(SPEEDS)[rate - 1]) if rate else ("still", "")
+
+
+def _centroids(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean place of what is true: x and y, (count,) each, pixels."""
+    cover = masks.float()
+    total = cover.sum((1, 2)).clamp_min(1)
+    x, y = (torch.arange(n).float() for n in reversed(masks.shape[1:]))
+    return (cover.sum(1) * x).sum(1) / total, (cover.sum(2) * y).sum(1) / total
 
 
 def _rate(part: Part, boxes: list[Box]) -> int:
@@ -293,3 +317,18 @@ def evaluate(
 def prove(count: int, frames: int = 25, canvas: tuple[int, int] = SQUARE) -> Scores:
     """The judge on rendered ground truth: what it cannot see it cannot measure."""
     return evaluate(lambda example: render(example.scenario, frames, canvas), count)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="recipe.evaluate", description=score.__doc__)
+    options.add_argument("checkpoint", type=Path)
+    options.add_argument("--steps", type=int, default=8)
+    options.add_argument("--guidance", type=float, default=1.0, help="1 is none")
+    options.add_argument("--prompts", type=int, default=300)
+    chosen = options.parse_args()
+    maker = Maker.of(chosen.checkpoint, chosen.steps, chosen.guidance)
+    print(json.dumps(evaluate(lambda example: maker.make(example.prompt), chosen.prompts)))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from recipe.corpus import Example, describe, examples
 from recipe.run import Run, quick
@@ -75,23 +75,45 @@ SHARD = 250  # clips in a file: encoding that is stopped goes on after the last 
 class Pair(nn.Module):
     """Text encoder and transformer as one thing to train."""
 
-    def __init__(self, latent_channels: int, width: int = 256, layers: int = 6) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text: T5EncoderModel,
+        transformer: LTXVideoTransformer3DModel,
+    ) -> None:
         super().__init__()
-        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
-        self.text = build_encoder(len(self.tokenizer))
-        self.transformer = LTXVideoTransformer3DModel(
+        self.tokenizer, self.text, self.transformer = tokenizer, text, transformer
+
+    @classmethod
+    def fresh(cls, latent_channels: int, width: int = 256, layers: int = 6) -> "Pair":
+        """An untrained one of pocket's size."""
+        tokenizer = build_tokenizer()
+        text = build_encoder(len(tokenizer))
+        transformer = LTXVideoTransformer3DModel(
             in_channels=latent_channels,
             out_channels=latent_channels,
             num_attention_heads=width // 32,
             attention_head_dim=32,
             cross_attention_dim=width,
             num_layers=layers,
-            caption_channels=self.text.config.d_model,
+            caption_channels=text.config.d_model,
         )
         # Each block starts as the identity, so that depth does no harm at first.
-        for block in self.transformer.transformer_blocks:
+        for block in transformer.transformer_blocks:
             for last in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
                 nn.init.zeros_(last.weight)
+        return cls(tokenizer, text, transformer)
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "Pair":
+        """Those of any LTX checkpoint in diffusers' layout, in float32."""
+        return cls(
+            AutoTokenizer.from_pretrained(checkpoint / "tokenizer"),
+            T5EncoderModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32),
+            LTXVideoTransformer3DModel.from_pretrained(
+                checkpoint / "transformer", torch_dtype=torch.float32
+            ),
+        )
 
     def start_from(self, checkpoint: Path) -> None:
         """Take over the weights of a checkpoint; words that it does not know start anew."""
@@ -100,7 +122,7 @@ class Pair(nn.Module):
             own, theirs = module.state_dict(), load_file(file)
             kept = {n: t for n, t in theirs.items() if own[n].shape == t.shape}
             module.load_state_dict(kept, strict=False)
-        known = PreTrainedTokenizerFast.from_pretrained(checkpoint / "tokenizer").get_vocab()
+        known = AutoTokenizer.from_pretrained(checkpoint / "tokenizer").get_vocab()
         rows = {i: known[word] for word, i in self.tokenizer.get_vocab().items() if word in known}
         with torch.no_grad():
             table = load_file(next((checkpoint / "text_encoder").glob("*.safetensors")))
@@ -158,14 +180,19 @@ class Latents:
     """The training data: encoded clips of every shape, and what normalises them."""
 
     shelves: dict[str, Shelf]
+    normal: tuple[Tensor, Tensor] | None = None  # mean and spread, where they are not measured
 
     @cached_property
     def mean(self) -> Tensor:
         """Of each channel of the default shape: (1, channels, 1, 1, 1)."""
+        if self.normal:
+            return self.normal[0].view(1, -1, 1, 1, 1)
         return self.shelves["clip"].clips.float().mean((0, 2, 3, 4), keepdim=True)
 
     @cached_property
     def std(self) -> Tensor:
+        if self.normal:
+            return self.normal[1].view(1, -1, 1, 1, 1)
         clips = self.shelves["clip"].clips.float()
         return clips.std((0, 2, 3, 4), keepdim=True).clamp_min(1e-4)
 
@@ -188,10 +215,13 @@ class Latents:
 
 
 @torch.inference_mode()
-def encode(vae: AutoencoderKLLTXVideo, count: int, folder: Path) -> Latents:
+def encode(
+    vae: AutoencoderKLLTXVideo, count: int, folder: Path, is_normal: bool = False
+) -> Latents:
     """Draw `count` training clips of the default shape, and of the others their share; encode them.
 
-    What is in the folder already is not encoded again.
+    What is in the folder already is not encoded again; is_normal: the VAE knows its own mean and
+    spread.
     """
     folder.mkdir(exist_ok=True)
     shelves = {}
@@ -202,7 +232,8 @@ def encode(vae: AutoencoderKLLTXVideo, count: int, folder: Path) -> Latents:
         empty = _shards(vae, shape, [Scenario((), s) for s in scenes], folder / f"{name}-scenes")
         clips = _shards(vae, shape, [e.scenario for e in corpus], folder / name)
         shelves[name] = Shelf(clips, corpus, dict(zip(scenes, empty, strict=True)))
-    return Latents(shelves)
+    normal = (vae.latents_mean.cpu(), vae.latents_std.cpu()) if is_normal else None
+    return Latents(shelves, normal)
 
 
 def _shards(
