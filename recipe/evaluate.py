@@ -42,7 +42,7 @@ SPECK = 5  # pixels; what is thinner is no subject
 SECOND = 25  # frames
 FAR = 30.0  # pixels; a subject that is half out of the canvas is not further off
 DOUBLING = 40.0  # pixels that count as much as twice the size
-RATES = (0.0, *(math.pi * pace for pace in SPEEDS.values()))  # radians a second
+IN_PLACE = ("still", "shaking", "spinning")
 
 
 @dataclass(frozen=True)
@@ -242,10 +242,7 @@ def _motion(part: Part, boxes: list[Box]) -> tuple[str, str]:
 
     kinds = [(m, s) for m in MOTIONS for s in SPEEDS if not s or m in PACED]
     motion, speed = min(kinds, key=distance)
-    if motion not in ("still", "spinning"):
-        return motion, speed
-    rate = _rate(part, boxes)
-    return ("spinning", list(SPEEDS)[rate - 1]) if rate else ("still", "")
+    return _in_place(part, boxes) if motion in IN_PLACE else (motion, speed)
 
 
 def _centroids(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,23 +253,27 @@ def _centroids(masks: Tensor) -> tuple[Tensor, Tensor]:
     return (cover.sum(1) * x).sum(1) / total, (cover.sum(2) * y).sum(1) / total
 
 
-def _rate(part: Part, boxes: list[Box]) -> int:
-    """How fast it turns: the number of that one of RATES by which frames differ least."""
+def _in_place(part: Part, boxes: list[Box]) -> tuple[str, str]:
+    """Of the motions that stay in place, the one that leaves no motion when it is undone."""
     x, y, _ = (sum(values) / len(boxes) for values in zip(*boxes, strict=True))
-    frame = x, y, max(box[2] for box in boxes)
-    cover = part.masks.float()
-    on_grey = part.clip * cover + 0.5 * (1 - cover)
+    half = max(box[2] for box in boxes)
+    frames = torch.arange(0, SECOND, 2)
+    cover = part.masks[frames].float()
+    on_grey = part.clip[:, frames] * cover + 0.5 * (1 - cover)
 
-    def distance(number: int) -> float:
-        pairs = [(k, k + later) for k in (0, 6, 12) for later in (3, 6, 12)]
-        errors = []
-        for first, then in pairs:
-            degrees = math.degrees(RATES[number] * (then - first) / FPS)
-            error = _patch(on_grey[:, first], frame, -degrees) - _patch(on_grey[:, then], frame)
-            errors.append(error.abs().mean().item())
-        return sum(errors)
+    def left(kind: tuple[str, str]) -> float:
+        motion, speed = kind
+        right, down, _, angle = path(Actor("", motion, speed=speed), frames / FPS)
+        undone = [
+            _patch(on_grey[:, k], (x + part.shrunk * dx, y + part.shrunk * dy, half), degrees)
+            for k, (dx, dy, degrees) in enumerate(
+                zip(right.tolist(), down.tolist(), angle.rad2deg().tolist(), strict=True)
+            )
+        ]
+        cuts = torch.stack(undone)
+        return (cuts - cuts.mean(0)).abs().mean().item()
 
-    return min(range(len(RATES)), key=distance)
+    return min(((m, s) for m in IN_PLACE for s in SPEEDS if not s or m in PACED), key=left)
 
 
 Scores = dict[str, float]
