@@ -42,6 +42,7 @@ SPECK = 5  # pixels; what is thinner is no subject
 SECOND = 25  # frames
 FAR = 30.0  # pixels; a subject that is half out of the canvas is not further off
 DOUBLING = 40.0  # pixels that count as much as twice the size
+WOBBLE = 8.0  # pixels
 IN_PLACE = ("still", "shaking", "spinning")
 
 
@@ -242,7 +243,9 @@ def _motion(part: Part, boxes: list[Box]) -> tuple[str, str]:
 
     kinds = [(m, s) for m in MOTIONS for s in SPEEDS if not s or m in PACED]
     motion, speed = min(kinds, key=distance)
-    return _in_place(part, boxes) if motion in IN_PLACE else (motion, speed)
+    # What wobbles as it turns may go a few pixels any way; what goes anywhere goes further.
+    stays = min(distance((place, "")) for place in IN_PLACE) < WOBBLE
+    return _in_place(part, boxes) if stays or motion in IN_PLACE else (motion, speed)
 
 
 def _centroids(masks: Tensor) -> tuple[Tensor, Tensor]:
