@@ -43,13 +43,10 @@ def load(side: str, folder: Path, dtype: str) -> None:
         from filmlet.card import Components
         from filmlet.engine.parts import Parts
         from filmlet.engine.placement import Placement
-        from filmlet.models import CARDS
 
         names = ("transformer", "vae", "text_encoder")
         files = Components(**{name: folder / name for name in names}, tokenizer=folder)
-        parts = Parts(
-            CARDS["pocket"], files, Placement("cpu", getattr(torch, dtype), "a benchmark")
-        )
+        parts = Parts(files, Placement("cpu", dtype, "a benchmark"))
     else:
         from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
         from transformers import T5EncoderModel

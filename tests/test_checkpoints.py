@@ -26,9 +26,10 @@ from safetensors.torch import load_file, save_file
 import filmlet
 from filmlet.card import ModelCard
 from filmlet.engine import ltx
-from filmlet.engine.denoise import pack, unpack
+from filmlet.engine.arrays import pack, unpack
+from filmlet.engine.engine import Embeddings, Recipe, Start
 from filmlet.engine.lightricks import names
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
+from filmlet.engine.ltx import LtxEngine
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
@@ -39,7 +40,7 @@ from tests.hub import COMMIT, serving
 from tests.tiny import make_vae
 from tests.twins import as_one, of_vae
 
-FLOAT32 = Placement("cpu", torch.float32, "a test")
+FLOAT32 = Placement("cpu", "float32", "a test")
 ROWS = [name for name in CARDS if name != "pocket"]
 SMALL = {"size": "96x64", "frames": 17, "fps": 12.0, "seed": 3}
 PROMPT = "a red ball moving left"
@@ -93,7 +94,7 @@ def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None
 
 
 def test_the_shapes_of_a_file_tell_the_module_it_is_of(tmp_path: Path) -> None:
-    from filmlet.engine.loading import Weights
+    from filmlet.engine.weights import Weights
 
     vae = make_vae(timed=True)
     blocks = len(vae.encoder.down_blocks)

@@ -14,9 +14,12 @@ from torch import Tensor
 from filmlet import stages
 from filmlet.card import ModelCard
 from filmlet.engine import ltx, streaming
-from filmlet.engine.denoise import euler, pack, unpack
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
-from filmlet.engine.placement import Placement, choose
+from filmlet.engine.arrays import pack, unpack
+from filmlet.engine.denoise import euler
+from filmlet.engine.engine import Embeddings, Recipe
+from filmlet.engine.ltx import LtxEngine
+from filmlet.engine.placement import Placement
+from filmlet.engine.probing import choose
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, NotFinite
 from filmlet.models import CARDS, find, locate
@@ -26,7 +29,7 @@ from filmlet.settings import Settings
 from filmlet.work import fold, prepare
 from tests.tiny import folder_of, make_vae
 
-FLOAT32 = Placement("cpu", torch.float32, "a test")
+FLOAT32 = Placement("cpu", "float32", "a test")
 
 
 def load(card: ModelCard) -> LtxEngine:
@@ -211,7 +214,7 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     poison(folder, "transformer", "proj_out.bias", 70000.0)  # float16 ends at 65504
     settings = {"model": str(folder), "size": "64x64", "guidance": 9.0}
     work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings()))
-    work.placement = Placement("cpu", torch.float16, "a test")
+    work.placement = Placement("cpu", "float16", "a test")
     events = list(stages.run(work))
     assert events
     assert work.effective.dtype == "float32"
@@ -220,7 +223,7 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
 
 def test_the_cpu_dtype_is_chosen_by_measurement_and_explained() -> None:
     placement = choose("cpu")
-    assert placement.dtype in (torch.float32, torch.bfloat16)
+    assert placement.dtype in ("float32", "bfloat16")
     assert "here" in placement.reason
     assert choose("cpu") is placement
 

@@ -26,9 +26,10 @@ from torch import Tensor
 import filmlet
 from filmlet import stages
 from filmlet.card import GuideKind, ModelCard
-from filmlet.engine.denoise import pack, unpack
+from filmlet.engine.arrays import pack, unpack
+from filmlet.engine.engine import Embeddings, Recipe, Start
 from filmlet.engine.guiding import Shown
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
+from filmlet.engine.ltx import LtxEngine
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import InvalidRequest, NotOffered
 from filmlet.events import Event, Pixels, Progress, Stage

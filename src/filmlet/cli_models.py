@@ -25,7 +25,7 @@ def models(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace, request: ClipRequest) -> int:
     """Say what a clip would take on this machine."""
-    from filmlet.engine.placement import machine
+    from filmlet.engine.engines import machine
 
     settings = Settings.from_environment()
     queue = Queue(settings)
