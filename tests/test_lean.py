@@ -53,7 +53,6 @@ print(*(len(one.frames) for one in (clip, begun, longer, parts)))
 
 def test_what_needs_torch_says_so_in_one_sentence(tmp_path: Path) -> None:
     code = """
-from pathlib import Path
 from filmlet.cli import main
 raise SystemExit(main(["generate", "a red ball", "--output", "clip.mp4"]))
 """
@@ -62,6 +61,17 @@ raise SystemExit(main(["generate", "a red ball", "--output", "clip.mp4"]))
     assert "pip install 'filmlet[torch]'" in made.stderr
     assert "Traceback" not in made.stderr
     assert LibraryMissing.code == "library_missing"
+
+
+def test_a_server_that_is_not_installed_is_asked_for_in_one_sentence(tmp_path: Path) -> None:
+    blocked = "sys.modules |= dict.fromkeys(('dbos', 'fastapi', 'gradio', 'sqlalchemy'))\n"
+    start = "from filmlet.cli import main\nraise SystemExit(main([{!r}]))"
+    for command in ("serve", "worker", "jobs"):
+        made = run(blocked + start.format(command), tmp_path)
+        assert made.returncode == 2
+        assert f"filmlet {command} takes " in made.stderr
+        assert "pip install 'filmlet[server]'" in made.stderr
+    assert run(blocked + start.format("models"), tmp_path).returncode == 0
 
 
 def test_the_story_of_a_clip_imports_no_torch() -> None:

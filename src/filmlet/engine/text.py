@@ -39,16 +39,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder. Raises CheckpointDamaged; LibraryMissing for old files."""
     file = folder / "tokenizer.json"
     try:
-        reader = Reader.from_file(str(file)) if file.is_file() else _converted(folder)
         names = json.loads((folder / "tokenizer_config.json").read_text())
-    except LibraryMissing:
-        raise
-    except Exception as error:  # the library raises nothing narrower
+        reader = _whole(file) if file.is_file() else _converted(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{folder} cannot be read: {error}.") from error
     reader.no_padding()
     reader.no_truncation()
     padding, unknown = (_id(reader, names.get(f"{kind}_token")) for kind in ("pad", "unk"))
     return Tokenizer(reader, padding or 0, unknown)
+
+
+def _whole(file: Path) -> Reader:
+    try:
+        return Reader.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(str(error)) from error
 
 
 def _converted(folder: Path) -> Reader:

@@ -16,7 +16,7 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from filmlet.engine.compiled.nodes import Part, integers
-from filmlet.engine.compiled.running import BITS, KINDS, Running
+from filmlet.engine.compiled.running import BITS, KINDS, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, embedded
 from filmlet.engine.compiled.vae import (
     FRAMES,
@@ -140,7 +140,8 @@ class _Level:
                 case Kind.HEAD:
                     told = self._modulations(self.weights, module.timed, 2)
                     x = self._convolve(part, activated(x, told[0]))
-                    results = [ops.reduce_sum(x, integers([1, 2, 3, 4]), False)]
+                    total = ops.reduce_sum(x, integers([1, 2, 3, 4]), False)
+                    results = [ops.convert(total, self.kind)]
                     x = as_pixels(x, self.recipe.side)
         y = x if results else ops.convert(x, self.kind)
         # The plugin keeps in float32 what leads to a float32 result.
@@ -228,7 +229,7 @@ class LevelStream:
         count = len(self.memories)
         y, *others = self.run(x, *ends, *self.memories)
         self.memories = others[:count]
-        if not np.isfinite(others[count:]).all():
+        if not all(map(is_finite, others[count:])):
             raise NotFinite("The VAE decoder gave values that are not numbers.")
         return y[:, :, self.surplus :] if first else y
 

@@ -111,3 +111,10 @@ def _copied(tensor: ov.Tensor) -> NDArray:
     """An array of its own: the graph writes the next call's result into the same memory."""
     is_short = tensor.element_type == ov.Type.bf16
     return np.array(tensor.data.view(np.uint16) if is_short else tensor.data)
+
+
+def is_finite(array: NDArray) -> bool:
+    """Whether all of it are numbers, of float32 or of the bits of bfloat16."""
+    if array.dtype == np.uint16:
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return bool(np.isfinite(array).all())

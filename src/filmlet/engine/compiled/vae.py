@@ -58,12 +58,13 @@ def as_pixels(x: Node, side: int) -> Node:
     """Patches in channels, in [-1, 1], as (1, 1, frames, height, width, 3) of 8 bits."""
     x = ops.multiply(ops.add(x, number(1)), number(127.5))
     x = ops.clamp(ops.round(x, "half_to_even"), 0.0, 255.0)
-    x = ops.squeeze(ops.convert(x, np.uint8), integers([0]))
+    # Channels last, as they are in memory.
+    x = ops.convert(ops.transpose(x, integers([0, 2, 3, 4, 1])), np.uint8)
     times, rows, columns = (
         ops.gather(ops.shape_of(x), integers([axis]), integers(0)) for axis in (1, 2, 3)
     )
-    patched = [integers([3, side, side]), times, rows, columns]
+    patched = [times, rows, columns, integers([3, side, side])]
     x = ops.reshape(x, ops.concat(patched, 0), False)
-    x = ops.transpose(x, integers([3, 4, 2, 5, 1, 0]))
+    x = ops.transpose(x, integers([0, 1, 5, 2, 4, 3]))
     sides = [ops.multiply(one, integers([side])) for one in (rows, columns)]
     return ops.reshape(x, ops.concat([integers([1, 1]), times, *sides, integers([3])], 0), False)

@@ -1,33 +1,17 @@
-"""filmlet on OpenVINO, on torch, and stock diffusers in turns: `python -m bench.fast`, FAST.md."""
+"""How near OpenVINO's clips are to those of torch in float32: `python -m bench.near`."""
 
 import argparse
-import platform
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from bench.__main__ import Figures, cold, processor, warm
 from bench.worker import SIDE
 from filmlet.events import Frames, Pixels
 
-SIDES = ("fast", "filmlet", "stock")
 JUDGED = 25  # frames of a clip that is judged
-
-
-def row(name: str, unit: str, figures: Figures) -> str:
-    """Medians, and the medians of each run's ratios to the first side."""
-    cells = [f"{median(figures[side]):.2f} {unit}" for side in SIDES]
-    for side in SIDES[1:]:
-        pairs = zip(figures[SIDES[0]], figures[side], strict=True)
-        cells.append(f"{median(theirs / ours for ours, theirs in pairs):.2f}")
-    return f"| {name} | {' | '.join(cells)} |"
 
 
 def pixels(prompt: str, engine: str, dtype: str | None) -> Pixels:
@@ -76,41 +60,11 @@ def judged(prompts: int) -> list[str]:
     ]
 
 
-def report(runs: int, frames: int, prompts: int) -> str:
-    with TemporaryDirectory() as name:
-        cold_figures = cold(Path(name), frames, runs, SIDES)
-        warm_figures = warm(Path(name), frames, runs, SIDES)
-    versions = ", ".join(f"{n} {version(n)}" for n in ("openvino", "torch", "diffusers", "av"))
-    return "\n".join(
-        [
-            f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, Python {platform.python_version()},",
-            f"{versions}.",
-            "",
-            f"`python -m bench.fast --runs {runs} --frames {frames} --prompts {prompts}`:",
-            f"pocket, 256x256, {frames} frames, 8 steps, one prompt, seed and x264 setting;",
-            "the sides in turns, medians.",
-            "Ratios: the other / OpenVINO, run by run, above 1 where OpenVINO is better.",
-            "",
-            "| | OpenVINO | torch | stock diffusers | ratio to torch | ratio to stock |",
-            "|---|---|---|---|---|---|",
-            row("cold process to MP4", "s", cold_figures),
-            row("warm, prompt to MP4", "s", warm_figures["clip"]),
-            row("warm, prompt to first decoded frame", "s", warm_figures["first frame"]),
-            row("peak memory of the process", "MB", warm_figures["peak MB"]),
-            "",
-            *judged(prompts),
-            "",
-        ]
-    )
-
-
 def main() -> None:
-    options = argparse.ArgumentParser(prog="bench.fast", description=__doc__)
-    options.add_argument("--runs", type=int, default=5)
-    options.add_argument("--frames", type=int, default=49)
+    options = argparse.ArgumentParser(prog="bench.near", description=__doc__)
     options.add_argument("--prompts", type=int, default=40, help="held-out, to judge")
     chosen = options.parse_args()
-    sys.stdout.write(report(chosen.runs, chosen.frames, chosen.prompts))
+    sys.stdout.write("\n".join(judged(chosen.prompts)) + "\n")
 
 
 if __name__ == "__main__":
