@@ -23,7 +23,8 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import filmlet
+import filmletfrom transformers import AutoTokenizer
+
 from filmlet.card import ModelCard
 from filmlet.engine import ltx
 from filmlet.engine.arrays import pack, unpack
@@ -124,7 +125,7 @@ def stock_pipeline(engine: LtxEngine) -> LTXConditionPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=engine.vae,
         text_encoder=engine.text_encoder,
-        tokenizer=load_tokenizer(files.tokenizer),
+        tokenizer=AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True),
         transformer=engine.transformer,
     )
     pipe.set_progress_bar_config(disable=True)

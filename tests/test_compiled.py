@@ -226,7 +226,9 @@ def test_the_cache_forgets_what_was_not_used_for_longest(
     store.save("c", bytes(60))
     kept = store.load("a")
     assert kept is not None
-    assert kept.tobytes() == bytes(60)
+    assert kept.blob.tobytes() == bytes(60)
+    kept.put_away()
+    assert kept.blob.tobytes() == bytes(60)
     assert store.load("b") is None
     assert not list((tmp_path / "cache").glob("*.part"))
 

@@ -35,7 +35,8 @@ RING = "document.addEventListener('film:waiting', (event) => trigger('select', e
 
 def serve(settings: Settings, hosting: Hosting, visitors: Visitors) -> None:
     """Serve until SIGINT or SIGTERM; on the main thread, where ZeroGPU stands in for CUDA."""
-    settings = replace(settings, device=settings.device or "cuda")
+    # What computes there is the GPU's, and what is read here must be too: one clip, one engine.
+    settings = replace(settings, device=settings.device or "cuda", engine="torch")
     gpu.preload(settings)
     queue = Queue(settings)
 

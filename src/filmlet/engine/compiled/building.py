@@ -51,7 +51,7 @@ class Build:
     def verdict(self) -> str | None:
         """Why it was found to be no good, if it was."""
         verdict = self.store.load(f"{self.key}-off")
-        return None if verdict is None else verdict.tobytes().decode()
+        return None if verdict is None else verdict.blob.tobytes().decode()
 
     def runs(
         self, count: int, graphs: Graphs, check: Check | None = None
@@ -82,17 +82,19 @@ class Build:
 
     def _kept(self, count: int) -> Runs:
         """All its graphs, or none."""
-        blobs = [self.store.load(f"{self.key}-{i}") for i in range(count)]
-        there = [blob for blob in blobs if blob is not None]
+        found = [self.store.load(f"{self.key}-{i}") for i in range(count)]
+        there = [kept for kept in found if kept]
         try:
-            return [self._import(blob) for blob in there] if len(there) == count else []
+            runs = [self._import(kept.blob, kept.put_away) for kept in there]
+            return runs if len(runs) == count else []
         except RuntimeError:  # of another build of OpenVINO
             return []
 
-    def _import(self, blob: Blob) -> Running:
+    def _import(self, blob: Blob, put_away: Callable[[], None] | None = None) -> Running:
         """Also what was just compiled, so that every process runs the very same."""
         tensor = ov.Tensor(blob, shared_memory=True)
-        return Running(core().import_model(tensor, "CPU", options(self.dtype)), tensor)
+        model = core().import_model(tensor, "CPU", options(self.dtype))
+        return Running(model, tensor, put_away)
 
 
 def _compiled(graphs: Iterable[ov.Model], dtype: str) -> Iterable[ov.CompiledModel]:

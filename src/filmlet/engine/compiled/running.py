@@ -63,11 +63,13 @@ def options(dtype: str) -> dict[str, object]:
 class Running:
     """One graph at work; one call at a time. asks: raise to stop a call.
 
-    blob: what the graph was read from, if it was; its weights stay there.
+    blob: what the graph was read from, if it was; its weights stay there. put_away: gives their
+    memory back once the first call has laid them out anew.
     """
 
     model: ov.CompiledModel
     blob: ov.Tensor | None = None
+    put_away: Callable[[], None] | None = None
     asks: Sequence[Ask] = ()
 
     def __post_init__(self) -> None:
@@ -93,6 +95,9 @@ class Running:
                 self.request.cancel()
                 self.given_up = True
                 raise
+            if self.put_away:
+                self.put_away()
+                self.put_away = None
             return [_copied(tensor) for tensor in self.request.output_tensors]
 
     def _settle(self) -> None:
