@@ -22,9 +22,9 @@ from diffusers.loaders.single_file_utils import (
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
-import filmletfrom transformers import AutoTokenizer
-
+import filmlet
 from filmlet.card import ModelCard
 from filmlet.engine import ltx
 from filmlet.engine.arrays import pack, unpack
