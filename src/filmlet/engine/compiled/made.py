@@ -16,7 +16,7 @@ from filmlet.engine.compiled.building import Build, Runs
 from filmlet.engine.compiled.nodes import Floats, Part
 from filmlet.engine.compiled.running import Ask, Running
 from filmlet.engine.compiled.timing import SCALE, sines
-from filmlet.engine.flowing import flow
+from filmlet.engine.flowing import PIECE, flow
 from filmlet.engine.noise import Noise
 from filmlet.events import Pixels
 
@@ -160,5 +160,6 @@ class Decoder:
             decoding.LevelStream(run, self.recipe.lag(level), level is not self.levels[-1])
             for run, level in zip(self.runs, self.levels, strict=True)
         ]
-        chunks = (latents[:, :, i : i + 1] for i in range(latents.shape[2]))
+        starts = range(0, latents.shape[2], PIECE)
+        chunks = (latents[:, :, start : start + PIECE] for start in starts)
         return (pixels[0, 0] for pixels in flow(streams, chunks))
