@@ -23,7 +23,7 @@ from filmlet.engine.placement import Library, Placement
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.engine.weights import Weights
 from filmlet.errors import Cancelled, NotFinite
-from filmlet.events import Pixels
+from filmlet.events import Frames, Pixels
 from filmlet.models import CARDS, find, locate
 from filmlet.plan import plan
 from filmlet.request import clip_request, fit
@@ -307,6 +307,24 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
     chosen, told = engine(noisy, engine="openvino")
     assert chosen == "torch"
     assert "adds noise" in told
+
+
+def test_where_memory_runs_out_torch_goes_on_from_what_openvino_has_made(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(made.Decoder, "__call__", full)
+    request = clip_request("a red ball", size="64x64", frames=9, seed=1)
+    settings = Settings(engine="openvino", cache=cache, hold="turns")
+    work = fold(prepare(plan(request), settings, "float32", "openvino"))
+    pixels = [event.pixels for event in stages.run(work) if isinstance(event, Frames)]
+    assert (work.effective.engine, work.effective.hold) == ("torch", "stored")
+    assert {"hold", "engine"} <= {change.field for change in work.effective.changes}
+    latents = as_numpy(work.made["latents"]["latents"])
+    expected = frames(load(POCKET, dtype=work.effective.dtype), latents, work.recipe)
+    assert np.array_equal(np.concatenate(pixels), expected)
 
 
 @needs_bfloat16

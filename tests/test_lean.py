@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from filmlet.engine.noise import Noise
+from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import LibraryMissing
+from filmlet.models import CARDS, locate
 
 HEAVY = ("torch", "diffusers", "transformers")
 BLOCKED = f"import sys; sys.modules |= dict.fromkeys({HEAVY})\n"  # as if they were not installed
@@ -28,6 +31,20 @@ def test_noise_is_that_of_torch_however_it_is_drawn(seed: int) -> None:
     for size in SIZES * 2:
         expected = torch.randn(size, generator=generator).numpy()
         assert np.abs(noise.draw(*size) - expected).max() <= 1e-6
+
+
+@pytest.mark.parametrize("most", [128, 6])
+def test_prompts_are_read_as_transformers_reads_them(most: int) -> None:
+    folder = locate(CARDS["pocket"]).tokenizer
+    stock, own = (
+        AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        load_tokenizer(folder),
+    )
+    for prompt in ("A red Circle, moving LEFT...", "a zebra on the moon", "", "cat " * 9):
+        expected = stock(prompt, padding="max_length", max_length=most, truncation=True)
+        reading = read(own, prompt, most)
+        assert reading.ids.tolist() == [expected["input_ids"]]
+        assert reading.tokens == sum(expected["attention_mask"])
 
 
 def test_clips_are_made_without_torch(tmp_path: Path) -> None:

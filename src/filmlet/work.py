@@ -177,8 +177,9 @@ def _placed(
     against = None
     if wanted != Library.TORCH:
         is_forced = wanted == Library.OPENVINO
-        two = bool(plan.refine_sigmas)
-        against = engines.against_openvino(files, device, loras, two, is_forced)
+        # A draft, too: what finishes it goes on with the engine that began it.
+        has_two = plan.card.refine is not None
+        against = engines.against_openvino(files, device, loras, has_two, is_forced)
     if wanted != Library.TORCH and not against:
         found = engines.by_openvino(plan.card, files, settings.cache, dtype)
         if isinstance(found, Placement):

@@ -45,9 +45,9 @@ def against_openvino(
 ) -> str | None:
     """Why not OpenVINO, as far as can be told without it."""
     if device != "cpu":
-        return "it is for CPUs here"
+        return "OpenVINO is for CPUs here"
     if not find_spec("openvino"):
-        return "it is not installed"
+        return "OpenVINO is not installed"
     if loras:
         return "LoRAs are merged into torch's weights"
     if has_two_stages:
