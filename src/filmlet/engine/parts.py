@@ -101,9 +101,6 @@ class Parts:
         if name == "vae" and placement.compiled:
             self.decoder = yield from self._build(weights).decoder()
             module.decoder = nn.Identity()  # its weights are in the graphs
-        elif name == "vae" and placement.device == "cpu":
-            # The norms work over channels: this layout spares them a copy.
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if name == "transformer":
             self.loras = Loras(module, placement.dtype)
         self.held[name] = module
