@@ -27,6 +27,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.growth
 
 pictures: $(READY)
 	@$(BIN)/python -m tests.pictures build/pictures
