@@ -30,6 +30,7 @@ lint: $(ALL)
 
 bench: $(ALL)
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.growth
 
 pictures: $(ALL)
 	@$(BIN)/python -m tests.pictures build/pictures

@@ -145,6 +145,19 @@ def test_frames_come_before_the_last_latent_is_asked_for() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny: Path) -> None:
+    engine = load(find(str(tiny)))
+    before = {name: weight.data_ptr() for name, weight in engine.vae.named_parameters()}
+    recipe = recipe_for(engine.card, guidance=1.0, steps=1, size="64x64", frames=9)
+    frames, height, width = engine.latent_shape(recipe.shape)
+    channels = engine.vae.config.latent_channels
+    latents = torch.zeros(1, frames * height * width, channels)
+    list(engine.decode(latents, recipe))
+    moved = {n for n, weight in engine.vae.named_parameters() if weight.data_ptr() != before[n]}
+    assert moved
+    assert all(name.startswith("decoder.") for name in moved)
+
+
 def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> None:
     card = find(str(tiny_timed))
     assert (card.decode_timestep, card.decode_noise) == (0.05, 0.025)

@@ -91,9 +91,6 @@ class Parts:
             module = on_meta(KINDS[name], weights.config)
         lent = module.get_submodule(BLOCKS[name]) if name in self._lent else None
         yield from fill(module, weights, placement, lent)
-        if name == "vae" and placement.device == "cpu":
-            # The norms work over channels: this layout spares them a copy.
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if name == "transformer":
             self.loras = Loras(module, dtype_of(placement))
         self.held[name] = module

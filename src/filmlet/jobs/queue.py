@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from dbos import WorkflowSerializationFormat
@@ -42,6 +43,7 @@ RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 CLASS_RANK = 100_000  # more than one user can have active
 FOLLOW_EVERY_S = 0.15
 OUTLOOK_S, BURST_S = 0.25, 0.05
+REMEMBERED = 1000  # requests, as they are shown
 OVER = tuple(status.value for status in Status if status.is_over)
 SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over
     Stage.FETCH: 0.0,  # once in a model's life; the stage's own steps tell it
@@ -450,22 +452,38 @@ def _row(t: Transaction, job: str, owner: str | None) -> Row:
     return row
 
 
+# What was asked for never changes: it is taken apart once, not for everybody who looks.
+@lru_cache(REMEMBERED)
+def _asked(text: str) -> dict[str, Any]:
+    return ClipRequest(**json.loads(text)).asked()
+
+
+@lru_cache(REMEMBERED)
+def _size(text: str) -> Size:
+    return Size(**json.loads(text))
+
+
+@lru_cache(REMEMBERED)
+def _shape(text: str) -> Shape:
+    return Shape(**json.loads(text))
+
+
 def _job(row: Row, outlook: Outlook | None) -> Job:
     status, stage = Status(row["status"]), Stage(row["stage"]) if row["stage"] else None
     is_open = outlook is not None and not status.is_over
     failure = Failure(row["failure_code"], row["failure"]) if row["failure_code"] else None
     records: list[dict[str, Any]] = json.loads(row["stages"])
-    two = Size(**json.loads(row["work"])).refine_calls > 0
+    two = _size(row["work"]).refine_calls > 0
     return Job(
         id=row["id"],
         owner=row["owner"],
         status=status,
         priority=Priority(row["class"]),
-        requested=ClipRequest(**json.loads(row["request"])).asked(),
+        requested=_asked(row["request"]),
         effective=json.loads(row["effective"]) if row["effective"] else None,
         model=row["model"],
         seed=row["seed"],
-        shape=Shape(**json.loads(row["shape"])) if row["shape"] else None,
+        shape=_shape(row["shape"]) if row["shape"] else None,
         source=row["source"],
         stage=stage,
         done=row["done"],
