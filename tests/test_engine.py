@@ -144,7 +144,6 @@ def test_frames_come_before_the_last_latent_is_asked_for() -> None:
     assert len(asked) < 12
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny: Path) -> None:
     engine = load(find(str(tiny)))
     before = {name: weight.data_ptr() for name, weight in engine.vae.named_parameters()}
@@ -158,6 +157,7 @@ def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny
     assert all(name.startswith("decoder.") for name in moved)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> None:
     card = find(str(tiny_timed))
     assert (card.decode_timestep, card.decode_noise) == (0.05, 0.025)
