@@ -153,10 +153,10 @@ def choose(card: ModelCard, files: Files, cache: Path, dtype: str | None) -> Pla
         return "the decoder has patches in time, which are not compiled"
     if any(weights.is_in_eight_bits for weights in (text, transformer, vae)):
         return "weights in eight bits are torch's"
-    reason = "as it was begun"
-    if dtype is None:
-        dtype, reason = _dtype(card, files, cache)
-    return Placement("cpu", dtype, reason, library=Library.OPENVINO, cache=cache)
+    best, reason = _dtype(card, files, cache)
+    if dtype == EXACT != best:
+        best, reason = EXACT, "as it was begun"
+    return Placement("cpu", best, reason, library=Library.OPENVINO, cache=cache)
 
 
 def _dtype(card: ModelCard, files: Files, cache: Path) -> tuple[str, str]:
