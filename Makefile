@@ -9,7 +9,7 @@ ALL := $(VENV)/.all
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PROMPT # by the environment, so that quotes in it are safe
 
-.PHONY: run serve test lint bench pictures recipe clean
+.PHONY: run serve test lint bench pictures recipe sheets gallery clean
 
 run: $(READY)
 	@$(BIN)/filmlet generate "$$PROMPT"
@@ -37,6 +37,12 @@ pictures: $(ALL)
 
 recipe: $(ALL)
 	@$(BIN)/python -m recipe
+
+sheets: $(READY)
+	@$(BIN)/python -m recipe.sheets
+
+gallery: $(READY)
+	@$(BIN)/python -m recipe.sheets --gallery docs/pocket.webp
 
 clean:
 	rm -rf $(VENV) clips build

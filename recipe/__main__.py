@@ -7,7 +7,6 @@
 import argparse
 import copy
 import json
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +18,12 @@ from torch import Tensor
 from recipe import distil, evaluate, export, teacher, vae
 from recipe.corpus import Example
 from recipe.evaluate import Scores
+from recipe.making import Maker
 from recipe.run import Run
 from recipe.teacher import Latents, Pair
 from recipe.world import render
 
+GUIDANCE = 3.0  # of the teacher
 STAGES = ("vae", "teacher", "student", "export", "evaluate")
 
 
@@ -52,6 +53,7 @@ class Recipe:
     device: torch.device
     prompts: int
     start: Path | None = None
+    method: str = distil.BEST
 
     def run(self, name: str) -> Run:
         return Run(self.folder, name, self.device)
@@ -77,7 +79,7 @@ class Recipe:
     def teacher(self) -> Pair:
         """The trained teacher; trains what is missing."""
         torch.manual_seed(0)
-        pair = Pair(vae.VaeSize().latent_channels).to(self.device)
+        pair = Pair.fresh(vae.VaeSize().latent_channels).to(self.device)
         if self.start:
             pair.start_from(self.start)
         stills = 0 if self.start else self.steps.stills  # a checkpoint has seen its stills
@@ -88,7 +90,8 @@ class Recipe:
     def student(self) -> Pair:
         """The distilled student; trains what is missing."""
         pair = copy.deepcopy(self.teacher).requires_grad_(True)
-        distil.train(self.run("student"), pair, self.teacher, self.data, self.steps.student)
+        way = distil.Way(self.method, distil.STEPS, GUIDANCE)
+        distil.train(self.run("student"), pair, self.teacher, self.data, way, self.steps.student)
         return pair.eval()
 
     def export(self) -> None:
@@ -99,58 +102,36 @@ class Recipe:
 
     def evaluate(self) -> None:
         """The judge on truth, the VAE, the teacher and the student; written to results.json."""
-        figures = vae.psnr(self.vae, max(2, self.prompts // 4))
+        figures = vae.psnr(self.vae, max(1, self.prompts // 4))
+        student = self._maker(self.student, distil.STEPS, 1.0)
         table = {
             "ground truth": evaluate.prove(self.prompts),
             "vae": {"psnr": round(sum(figures) / len(figures), 2), "worst": round(min(figures), 2)},
-            "teacher, 30 steps, guidance 3": self._scores(self.teacher, 30, distil.GUIDANCE),
-            "student, 8 steps": self._scores(self.student, distil.STEPS, 1.0),
-            "student, from a first picture": self._pictured(max(2, self.prompts // 2)),
+            "teacher, 30 steps, guidance 3": self._scores(self._maker(self.teacher, 30, GUIDANCE)),
+            f"student, {distil.STEPS} steps": self._scores(student),
+            "student, from a first picture": self._pictured(student),
         }
         print(json.dumps(table, indent=2))
         export.write_scores(self.folder / "results.json", table)
 
-    def _scores(self, pair: Pair, steps: int, guidance: float) -> Scores:
-        return evaluate.evaluate(lambda e: self._make(pair, e, steps, guidance), self.prompts)
+    def _maker(self, pair: Pair, steps: int, guidance: float) -> Maker:
+        return Maker(pair, self.vae, self.data.mean, self.data.std, steps, guidance)
 
-    def _pictured(self, count: int) -> Scores:
+    def _scores(self, maker: Maker) -> Scores:
+        return evaluate.evaluate(lambda example: maker.make(example.prompt), self.prompts)
+
+    def _pictured(self, maker: Maker) -> Scores:
         """The student given the first picture; psnr: of that picture in the clip, dB."""
         kept: list[float] = []
 
         def make(example: Example) -> Tensor:
             picture = render(example.scenario, 1)
-            clip = self._make(self.student, example, distil.STEPS, 1.0, picture)
+            clip = maker.make(example.prompt, picture)
             kept.append(vae.decibels(clip[:, :1], picture))
             return clip
 
-        scores = evaluate.evaluate(make, count)
+        scores = evaluate.evaluate(make, max(1, self.prompts // 2))
         return scores | {"psnr": round(sum(kept) / len(kept), 2)}
-
-    @torch.inference_mode()
-    def _make(
-        self,
-        pair: Pair,
-        example: Example,
-        steps: int,
-        guidance: float,
-        picture: Tensor | None = None,
-    ) -> Tensor:
-        """A clip for one prompt; the noise depends on the prompt alone: (3, 25, 256, 256).
-
-        picture: the first frame, (3, 1, 256, 256), where it is given.
-        """  # fmt: skip
-        generator = torch.Generator().manual_seed(zlib.crc32(example.prompt.encode()))
-        shape = (1, vae.VaeSize().latent_channels, 4, 8, 8)
-        noise = torch.randn(shape, generator=generator).to(self.device)
-        mean, std = (
-            t.view(1, -1, 1, 1, 1).to(self.device) for t in (self.data.mean, self.data.std)
-        )
-        first = None
-        if picture is not None:
-            encoded = self.vae.encode(picture[None].to(self.device)).latent_dist.mode()
-            first = (encoded - mean) / std
-        latents = teacher.sample(pair, noise, [example.prompt], steps, guidance, first)
-        return self.vae.decode(latents * std + mean).sample[0].cpu()
 
 
 def main() -> None:
@@ -161,6 +142,7 @@ def main() -> None:
     options.add_argument("--prompts", type=int, default=120, help="held-out prompts to judge")
     options.add_argument("--only", choices=STAGES, help="one stage, with what it needs")
     options.add_argument("--start", type=Path, help="a checkpoint to go on from")
+    options.add_argument("--method", choices=distil.METHODS, default=distil.BEST, help="to distil")
     chosen = options.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -171,6 +153,7 @@ def main() -> None:
         device,
         chosen.prompts,
         chosen.start,
+        chosen.method,
     )
     for stage in [chosen.only] if chosen.only else STAGES:
         value = getattr(recipe, stage)

@@ -1,57 +1,160 @@
-"""Distillation: a student that does in 8 unguided steps what the teacher does in many guided ones.
+"""Distillation: a student does in a few unguided steps what a teacher does in many guided ones.
 
-Progressive distillation with guidance built in (Salimans & Ho, 2022, arXiv 2202.00512; Meng et al.,
-2023, arXiv 2210.03142): one student step must land where two guided teacher steps land.
+Two methods over the same steps, both with guidance built in (Meng et al., 2023, arXiv 2210.03142):
+
+- progressive (Salimans & Ho, 2022, arXiv 2202.00512): one student step must land where several
+  guided teacher steps land;
+- consistency (Song et al., 2023, arXiv 2303.01469; within each step as in Heek et al., 2024, arXiv
+  2403.06807): from anywhere within a step the student must land where it lands itself after one
+  guided teacher step from there.
+
+`python -m recipe.distil` takes any LTX checkpoint in diffusers' layout as the teacher.
 """
 
+import argparse
+import copy
 import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from recipe import vae
 from recipe.run import Run
-from recipe.teacher import Latents, Pair, free, given, noised, sigmas, weighted_square
+from recipe.teacher import Latents, Pair, encode, free, given, noised, sigmas, weighted_square
 
-GUIDANCE = 3.0
 STEPS = 8
-TEACHER_STEPS = 2  # guided teacher steps within one student step
+BATCH = 8
+PARTS = 2  # guided teacher steps within one student step
 
 
-def train(run: Run, student: Pair, teacher: Pair, data: Latents, steps: int) -> None:
+@dataclass(frozen=True)
+class Way:
+    """How to distil: the student's steps, and the teacher's guidance."""
+
+    method: str
+    steps: int
+    guidance: float
+    parts: int = PARTS
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A batch somewhere on its way to the end of a step."""
+
+    latents: Tensor
+    now: Tensor  # levels, (batch,) each
+    end: Tensor
+    part: Tensor  # how far one teacher step goes
+    held: Tensor  # given frames, (batch, frames)
+    prompts: list[str]
+
+    @property
+    def sigma(self) -> Tensor:
+        """The level of each frame: (batch, frames)."""
+        return self.now[:, None].masked_fill(self.held, 0.0)
+
+    def ahead(self, pair: Pair, to: Tensor, guidance: float = 1.0) -> "Draw":
+        """One step of `pair` to the levels `to`."""
+        if guidance > 1:
+            flow = pair.guided(self.latents, self.sigma, self.prompts, guidance)
+        else:
+            flow = pair.velocity(self.latents, self.sigma, pair.read(self.prompts))
+        moved = self.latents + _wide(to - self.now) * free(flow, self.held)
+        return replace(self, latents=moved, now=to)
+
+    def taught(self, teacher: Pair, guidance: float) -> "Draw":
+        """One step of the teacher; rounding must not lead past the end."""
+        return self.ahead(teacher, torch.maximum(self.now - self.part, self.end), guidance)
+
+
+def _wide(levels: Tensor) -> Tensor:
+    return levels.view(-1, 1, 1, 1, 1)
+
+
+def train(run: Run, student: Pair, teacher: Pair, data: Latents, way: Way, steps: int) -> None:
     """Train the student, which starts as a copy of the teacher, on the sampler's own levels."""
-    levels = sigmas(STEPS)
+    target = METHODS[way.method]
     teacher.requires_grad_(False)
 
     def loss(step: int) -> Tensor:
         choice = random.Random(f"student/{step}")
-        clean, weight, prompts = data.draw(8, choice)
+        clean, weight, prompts = data.draw(BATCH, choice)
         clean = clean.to(run.device)
-        start = torch.randint(0, STEPS, (len(clean),))
-        now, following = (levels[i].to(run.device) for i in (start, start + 1))
         held = given(len(clean), clean.shape[2]).to(run.device)
-        sigma = now[:, None].masked_fill(held, 0.0)
-        latents = noised(clean, torch.randn_like(clean), sigma)
-        target = _land(teacher, latents, (now, following), held, prompts)
-        flow = student.velocity(latents, sigma, student.read(prompts))
-        return weighted_square(free(flow - target, held), weight.to(run.device))
+        now, end, part = (levels.to(run.device) for levels in levels_of(way, len(clean)))
+        draw = Draw(clean, now, end, part, held, prompts)
+        draw = replace(draw, latents=noised(clean, torch.randn_like(clean), draw.sigma))
+        with torch.no_grad():
+            landed = target(student, teacher, draw, way)
+        wanted = (landed.latents - draw.latents) / _wide(end - now)
+        flow = student.velocity(draw.latents, draw.sigma, student.read(prompts))
+        return weighted_square(free(flow - wanted, held), weight.to(run.device))
 
     run.fit(student, loss, steps=steps, matrix_rate=0.003, rate=3e-4, average=0.98)
 
 
-@torch.no_grad()
-def _land(
-    teacher: Pair, latents: Tensor, step: tuple[Tensor, Tensor], held: Tensor, prompts: list[str]
-) -> Tensor:
-    """The one velocity that leads where the teacher's guided steps end.
+def levels_of(way: Way, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each clip of a batch is, where its step ends, and a part of the step: (count,) each."""
+    levels = sigmas(way.steps)
+    start = torch.randint(0, way.steps, (count,))
+    end = levels[start + 1]
+    part = (levels[start] - end) / way.parts
+    gone = torch.randint(0, way.parts, (count,)) if way.method == "consistency" else 0
+    return levels[start] - gone * part, end, part
 
-    step: levels before and after, (batch,) each; held: given frames, (batch, frames).
-    """
-    now, following = step
-    place, level = latents, now
-    for k in range(TEACHER_STEPS):
-        ahead = torch.lerp(now, following, (k + 1) / TEACHER_STEPS)
-        sigma = level[:, None].masked_fill(held, 0.0)
-        flow = free(teacher.guided(place, sigma, prompts, GUIDANCE), held)
-        place = place + (ahead - level).view(-1, 1, 1, 1, 1) * flow
-        level = ahead
-    return (place - latents) / (following - now).view(-1, 1, 1, 1, 1)
+
+def progressive(_: Pair, teacher: Pair, draw: Draw, way: Way) -> Draw:
+    """Where the teacher lands at the end of the step."""
+    for _part in range(way.parts):
+        draw = draw.taught(teacher, way.guidance)
+    return draw
+
+
+def consistency(student: Pair, teacher: Pair, draw: Draw, way: Way) -> Draw:
+    """Where the student lands after the teacher has gone one part of the step."""
+    return draw.taught(teacher, way.guidance).ahead(student, draw.end)
+
+
+METHODS: dict[str, Callable[[Pair, Pair, Draw, Way], Draw]] = {
+    "progressive": progressive,
+    "consistency": consistency,
+}
+BEST = "progressive"
+
+
+def distil(folder: Path, checkpoint: Path, target: Path, way: Way, steps: int, clips: int) -> None:
+    """Distil a checkpoint on clips of pocket's world; the target gets all else from the teacher."""
+    folder.mkdir(parents=True, exist_ok=True)
+    coder, teacher = vae.load(checkpoint / "vae").eval(), Pair.of(checkpoint).eval()
+    data = encode(coder, clips, folder / "latents.safetensors", is_normal=True)
+    student = copy.deepcopy(teacher)
+    student.text.requires_grad_(False)  # another model's is large, and knows its words
+    run = Run(folder, way.method, torch.device("cpu"))
+    train(run, student, teacher, data, way, steps)
+    shutil.copytree(checkpoint, target, dirs_exist_ok=True)
+    shutil.rmtree(target / "transformer")
+    student.transformer.to(torch.bfloat16).save_pretrained(target / "transformer")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="recipe.distil", description=distil.__doc__)
+    options.add_argument("teacher", type=Path, help="an LTX checkpoint in diffusers' layout")
+    options.add_argument("target", type=Path, help="folder for the student")
+    options.add_argument("--method", choices=METHODS, default=BEST)
+    options.add_argument("--steps", type=int, default=4, help="of the student")
+    options.add_argument("--parts", type=int, default=PARTS, help="teacher steps within each")
+    options.add_argument("--guidance", type=float, default=1.0, help="of the teacher; 1 is none")
+    options.add_argument("--train", type=int, default=200, help="training steps")
+    options.add_argument("--clips", type=int, default=2000, help="training clips")
+    options.add_argument("--folder", type=Path, default=Path("build/distil"))
+    chosen = options.parse_args()
+    way = Way(chosen.method, chosen.steps, chosen.guidance, chosen.parts)
+    distil(chosen.folder, chosen.teacher, chosen.target, way, chosen.train, chosen.clips)
+
+
+if __name__ == "__main__":
+    main()

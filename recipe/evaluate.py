@@ -1,14 +1,22 @@
-"""Does a clip show what its prompt says? Judged from pixels alone, proved on rendered truth."""
+"""Does a clip show what its prompt says? Judged from pixels alone, proved on rendered truth.
 
+`python -m recipe.evaluate CHECKPOINT --steps 8` scores any LTX checkpoint in diffusers' layout.
+"""
+
+import argparse
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, reduce
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recipe.corpus import Example, examples
+from recipe.making import Maker
 from recipe.world import COLOURS, SCENES, SUBJECTS, atlas, render, scenery
 
 PATCH = 48
@@ -52,13 +60,18 @@ def _scene(clip: Tensor) -> tuple[str, Tensor]:
     return best, scenery(best, *typical.shape[1:])
 
 
-def _opened(masks: Tensor) -> Tensor:
+def _grown(masks: Tensor, speck: int) -> Tensor:
+    """True within a square of `speck` pixels around what is true: (count, height, width)."""
+    half = speck // 2
+    for dim, pad in ((2, (half, half)), (1, (0, 0, half, half))):
+        wide, side = F.pad(masks, pad), masks.shape[dim]
+        masks = reduce(torch.logical_or, (wide.narrow(dim, k, side) for k in range(speck)))
+    return masks
+
+
+def _opened(masks: Tensor, speck: int = SPECK) -> Tensor:
     """Without specks: shrunk, then grown back (a morphological opening)."""
-
-    def grown(cover: Tensor) -> Tensor:
-        return F.max_pool2d(cover, SPECK, stride=1, padding=SPECK // 2)
-
-    return grown(-grown(-masks.float()[:, None]))[:, 0] > 0.5
+    return _grown(~_grown(~masks, speck), speck)
 
 
 Box = tuple[float, float, float]  # centre x, centre y, half side: pixels
@@ -100,6 +113,7 @@ def _cut_out(picture: Tensor, mask: Tensor, box: Box) -> Tensor:
     return _patch(picture * cover + 0.5 * (1 - cover), box)
 
 
+@cache
 def _templates() -> Tensor:
     """Every subject on grey, cut out as a clip's subject is: (subjects, 3, PATCH, PATCH)."""
     pieces = []
@@ -119,8 +133,8 @@ def _subject(picture: Tensor, mask: Tensor, box: Box) -> str:
 
 def _colour(clip: Tensor, masks: Tensor) -> str:
     """The named colour nearest to the subject's inside, away from its blurred edge."""
-    inside = -F.max_pool2d(-masks.float()[:, None], 9, stride=1, padding=4)[:, 0]
-    inside = inside if inside.sum() > 50 else masks.float()
+    deep = ~_grown(~masks, 9)
+    inside = (deep if deep.sum() > 50 else masks).float()
     seen = (clip * inside).sum((1, 2, 3)) / inside.sum().clamp_min(1)
     table = {name: torch.tensor(rgb) / 255 for name, rgb in COLOURS.items()}
     return min(table, key=lambda name: (table[name] - seen).norm().item())
@@ -180,3 +194,18 @@ def evaluate(make: Callable[[Example], Tensor], count: int, seed: int = 4) -> Sc
 def prove(count: int) -> Scores:
     """The judge on rendered ground truth: what it cannot see it cannot measure."""
     return evaluate(lambda example: render(example.scenario, 25), count)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="recipe.evaluate", description=score.__doc__)
+    options.add_argument("checkpoint", type=Path)
+    options.add_argument("--steps", type=int, default=8)
+    options.add_argument("--guidance", type=float, default=1.0, help="1 is none")
+    options.add_argument("--prompts", type=int, default=96)
+    chosen = options.parse_args()
+    maker = Maker.of(chosen.checkpoint, chosen.steps, chosen.guidance)
+    print(json.dumps(evaluate(lambda example: maker.make(example.prompt), chosen.prompts)))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from recipe.corpus import OFTEN, Example, describe, examples
 from recipe.run import Run
@@ -40,23 +40,45 @@ GIVEN = 0.25  # share of clips whose first picture is given: its latents stay cl
 class Pair(nn.Module):
     """Text encoder and transformer as one thing to train."""
 
-    def __init__(self, latent_channels: int, width: int = 256, layers: int = 6) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text: T5EncoderModel,
+        transformer: LTXVideoTransformer3DModel,
+    ) -> None:
         super().__init__()
-        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
-        self.text = build_encoder(len(self.tokenizer))
-        self.transformer = LTXVideoTransformer3DModel(
+        self.tokenizer, self.text, self.transformer = tokenizer, text, transformer
+
+    @classmethod
+    def fresh(cls, latent_channels: int, width: int = 256, layers: int = 6) -> "Pair":
+        """An untrained one of pocket's size."""
+        tokenizer = build_tokenizer()
+        text = build_encoder(len(tokenizer))
+        transformer = LTXVideoTransformer3DModel(
             in_channels=latent_channels,
             out_channels=latent_channels,
             num_attention_heads=width // 32,
             attention_head_dim=32,
             cross_attention_dim=width,
             num_layers=layers,
-            caption_channels=self.text.config.d_model,
+            caption_channels=text.config.d_model,
         )
         # Each block starts as the identity, so that depth does no harm at first.
-        for block in self.transformer.transformer_blocks:
+        for block in transformer.transformer_blocks:
             for last in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
                 nn.init.zeros_(last.weight)
+        return cls(tokenizer, text, transformer)
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "Pair":
+        """Those of any LTX checkpoint in diffusers' layout, in float32."""
+        return cls(
+            AutoTokenizer.from_pretrained(checkpoint / "tokenizer"),
+            T5EncoderModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32),
+            LTXVideoTransformer3DModel.from_pretrained(
+                checkpoint / "transformer", torch_dtype=torch.float32
+            ),
+        )
 
     def start_from(self, checkpoint: Path) -> None:
         """Take over the weights of a checkpoint; what has another shape there starts anew."""
@@ -130,8 +152,11 @@ class Latents:
 
 
 @torch.inference_mode()
-def encode(vae: AutoencoderKLLTXVideo, count: int, path: Path) -> Latents:
-    """Draw `count` training clips and encode them once, or read them from the cache at `path`."""
+def encode(vae: AutoencoderKLLTXVideo, count: int, path: Path, is_normal: bool = False) -> Latents:
+    """Draw `count` training clips and encode them once, or read them from the cache at `path`.
+
+    is_normal: the VAE knows its own mean and spread.
+    """
     stream = examples(seed=3)
     corpus = [next(stream) for _ in range(count)]
     if not path.exists():
@@ -143,7 +168,10 @@ def encode(vae: AutoencoderKLLTXVideo, count: int, path: Path) -> Latents:
                 print(f"latents {i + 1}/{count}")
         save_file({"clips": torch.cat(parts).contiguous()}, path)
     clips = load_file(path)["clips"]
-    mean, std = clips.mean((0, 2, 3, 4)), clips.std((0, 2, 3, 4)).clamp_min(1e-4)
+    if is_normal:
+        mean, std = vae.latents_mean.cpu(), vae.latents_std.cpu()
+    else:
+        mean, std = clips.mean((0, 2, 3, 4)), clips.std((0, 2, 3, 4)).clamp_min(1e-4)
     shape = (1, -1, 1, 1, 1)
     scenes = torch.cat([_empty(vae, scene) for scene in SCENES]).cpu()
     nothing = scenes[[SCENES.index(example.scenario.scene) for example in corpus]]

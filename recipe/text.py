@@ -6,7 +6,12 @@ from collections.abc import Sequence
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from recipe.corpus import vocabulary
 
@@ -53,7 +58,7 @@ def build_encoder(tokens: int, width: int = 192, layers: int = 2) -> T5EncoderMo
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], choice: random.Random | None = None
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], choice: random.Random | None = None
 ) -> tuple[Tensor, Tensor]:
     """Ids (batch, MAX_TOKENS) and mask (batch, longest text); `choice` forgets some words."""
     encoded = tokenizer(

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from recipe import distil, sheets
 from recipe import run as runs
 from recipe.corpus import combinations, draw, examples, is_held_out, vocabulary
 from recipe.evaluate import evaluate, prove
+from recipe.making import Maker
 from recipe.muon import orthogonal
 from recipe.run import Run
-from recipe.teacher import CHANGE, weighted_square
+from recipe.teacher import CHANGE, Pair, weighted_square
 from recipe.text import build_tokenizer
 from recipe.world import EMOJI_FONT, Scenario, render
 
@@ -101,12 +104,76 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
     assert torch.equal(fit("stopped", None), straight)
 
 
+def draw_of(pair: Pair, way: distil.Way) -> distil.Draw:
+    """A batch of random latents, the first clip of which has its first frame given."""
+    levels = distil.levels_of(way, 3)
+    held = torch.zeros(3, 2, dtype=torch.bool)
+    held[0, 0] = True
+    channels = pair.transformer.config.in_channels
+    prompts = ["a red ball", "the ball moving left", "on white"]
+    return distil.Draw(torch.randn(3, channels, 2, 2, 2), *levels, held, prompts)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_over_steps_of_one_part_both_methods_want_what_the_teacher_does(
+    tiny: Path, guidance: float
+) -> None:
+    torch.manual_seed(0)
+    teacher = Pair.of(tiny)
+    for method in distil.METHODS.values():
+        draw = draw_of(teacher, way := distil.Way("progressive", 4, guidance, parts=1))
+        with torch.no_grad():
+            landed = method(teacher, teacher, draw, way)
+            plain = draw.ahead(teacher, draw.end, guidance)
+        assert torch.allclose(landed.latents, plain.latents, atol=1e-5)
+        assert torch.equal(landed.latents[0, :, 0], draw.latents[0, :, 0])  # given, so kept
+
+
+@needs_font
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", distil.METHODS)
+def test_another_ltx_checkpoint_can_be_the_teacher(tiny: Path, tmp_path: Path, method: str) -> None:
+    target = tmp_path / "student"
+    distil.distil(tmp_path / "work", tiny, target, distil.Way(method, 2, 3.0), steps=2, clips=2)
+    assert (target / "vae" / "config.json").read_bytes() == (
+        tiny / "vae" / "config.json"
+    ).read_bytes()
+    before, after = (Pair.of(folder).state_dict() for folder in (tiny, target))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"transformer"}
+    assert Maker.of(target, steps=2).make("a red ball").shape == (3, 25, 256, 256)
+
+
+@needs_font
+@pytest.mark.filterwarnings("ignore")
+def test_sheets_and_gallery_show_the_first_held_out_prompts(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    truth = {e.prompt: e.scenario for e in sheets.held_out(sheets.GALLERY)}
+
+    def make(_: Maker, prompt: str) -> Tensor:
+        asked.append(prompt)
+        return render(truth[prompt], 25)
+
+    monkeypatch.setattr(Maker, "make", make)
+    maker = Maker.of(tiny, steps=1)
+    (sheet,) = sheets.write_sheets(maker, 2, tmp_path / "sheets")
+    with Image.open(sheet) as picture:
+        assert picture.width == sheets.CELL * len(sheets.FRAMES)
+    sheets.write_gallery(maker, tmp_path / "gallery.webp")
+    assert asked == [*list(truth)[:2], *truth]
+    with Image.open(tmp_path / "gallery.webp") as picture:
+        assert picture.n_frames == 25
+    assert (tmp_path / "gallery.webp").stat().st_size <= sheets.BYTES
+
+
 @needs_font
 @pytest.mark.filterwarnings("ignore")
 def test_the_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -> None:
     target = tmp_path / "pocket"
     subprocess.run(
-        [sys.executable, "-m", "recipe", "--compute", "0.001", "--prompts", "1",
+        [sys.executable, "-m", "recipe", "--compute", "0.0001", "--prompts", "1",
          "--folder", str(tmp_path), "--target", str(target)],
         cwd=ROOT, check=True, capture_output=True, timeout=900,
     )  # fmt: skip

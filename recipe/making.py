@@ -1,0 +1,51 @@
+"""A clip for a prompt, from a checkpoint or from what is being trained."""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLLTXVideo
+from torch import Tensor
+
+from recipe import vae
+from recipe.teacher import Pair, sample
+
+LATENT = (4, 8, 8)  # frames, height and width of the default clip: 25 frames of 256x256
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """What makes a clip; mean and std, (channels,), are those of the VAE's latents."""
+
+    pair: Pair
+    vae: AutoencoderKLLTXVideo
+    mean: Tensor
+    std: Tensor
+    steps: int
+    guidance: float = 1.0
+
+    @classmethod
+    def of(cls, checkpoint: Path, steps: int, guidance: float = 1.0) -> "Maker":
+        """That of a checkpoint in diffusers' layout."""
+        coder = vae.load(checkpoint / "vae").eval()
+        pair = Pair.of(checkpoint).eval()
+        return cls(pair, coder, coder.latents_mean, coder.latents_std, steps, guidance)
+
+    @torch.inference_mode()
+    def make(self, prompt: str, picture: Tensor | None = None) -> Tensor:
+        """A clip whose noise depends on the prompt alone: (3, 25, 256, 256) in [-1, 1].
+
+        picture: the first frame, (3, 1, 256, 256), where it is given.
+        """
+        device, channels = self.vae.device, len(self.mean)
+        generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
+        noise = torch.randn((1, channels, *LATENT), generator=generator).to(device)
+        mean, std = (t.view(1, -1, 1, 1, 1).to(device) for t in (self.mean, self.std))
+        first = None
+        if picture is not None:
+            encoded = self.vae.encode(picture[None].to(device)).latent_dist.mode()
+            first = (encoded - mean) / std
+        latents = sample(self.pair, noise, [prompt], self.steps, self.guidance, first)
+        clip: Tensor = self.vae.decode(latents * std + mean).sample[0]
+        return clip.cpu()
