@@ -32,6 +32,7 @@ from filmlet.work import fold, prepare
 from tests.tiny import make_checkpoint, make_vae
 
 pytest.importorskip("openvino")
+from filmlet.engine.compiled import engine as whole
 from filmlet.engine.compiled import made, running
 from filmlet.engine.compiled.building import Build
 from filmlet.engine.compiled.store import Store, fingerprint
@@ -285,7 +286,7 @@ def test_it_is_used_by_itself_and_told(cache: Path, tmp_path: Path) -> None:
 
 
 def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
-    tiny: Path, tiny_two: Path, cache: Path, tmp_path: Path
+    tiny: Path, tiny_two: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def engine(model: Path, **settings: object) -> tuple[str, str]:
         chosen = Settings(cache=cache, **({"engine": "auto"} | settings))
@@ -307,6 +308,10 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
     chosen, told = engine(noisy, engine="openvino")
     assert chosen == "torch"
     assert "adds noise" in told
+    monkeypatch.setattr(whole, "LARGEST", 10_000)
+    chosen, told = engine(tiny, engine="openvino")
+    assert chosen == "torch"
+    assert "too much memory" in told
 
 
 def test_where_memory_runs_out_torch_goes_on_from_what_openvino_has_made(

@@ -35,6 +35,11 @@ class Weights:
         """By the names of diffusers' module; read off the files' headers."""
         return {ours: shape for ours, (shape, _) in self._headers.items()}
 
+    @property
+    def values(self) -> int:
+        """How many numbers they are."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
     @cached_property
     def bytes(self) -> int:
         """Of all of them, as they are in the files."""

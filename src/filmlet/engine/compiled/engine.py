@@ -34,6 +34,7 @@ KINDS: dict[str, Any] = {
 }
 ROUGH = ("transformer", "decoder")  # may be in bfloat16
 EVERY_CLIP = ("text_encoder", *ROUGH)
+LARGEST = 1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +154,8 @@ def choose(card: ModelCard, files: Files, cache: Path, dtype: str | None) -> Pla
         return "the decoder has patches in time, which are not compiled"
     if any(weights.is_in_eight_bits for weights in (text, transformer, vae)):
         return "weights in eight bits are torch's"
+    if 4 * (text.values + transformer.values + vae.values) > LARGEST:
+        return "a model this large takes too much memory to be compiled"
     best, reason = _dtype(card, files, cache)
     if dtype == EXACT != best:
         best, reason = EXACT, "as it was begun"
