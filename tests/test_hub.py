@@ -285,6 +285,12 @@ def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
     assert (refused.returncode, "did you mean" in refused.stderr) == (2, True)
 
 
+def test_pocket_shows_the_words_that_it_knows() -> None:
+    told, words = cli("models", "show", "pocket").stdout.split("knows these words:")
+    assert "bundled" in told
+    assert {"sunset", "kitten", "bouncing"} <= set(words.split())
+
+
 def test_a_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
     online: Hub, tmp_path: Path, tiny: Path
 ) -> None:
