@@ -136,20 +136,31 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
 
     matplotlib.use("svg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
 
-    matplotlib.rcParams["svg.hashsalt"] = "filmlet"  # the same picture, the same bytes
+    # The same picture, the same bytes; text stays text.
+    matplotlib.rcParams |= {"svg.hashsalt": "filmlet", "svg.fonttype": "none"}
     panels = list(dict.fromkeys((curve.along, curve.unit) for curve in curves))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.2 * len(panels), 3), squeeze=False)
     for (along, unit), axis in zip(panels, axes[0], strict=True):
+        places: tuple[float, ...] = ()
         for curve in curves:
             if (curve.along, curve.unit) == (along, unit):
+                places, values = zip(*curve.points, strict=True)
                 label = f"{curve.name}, exponent {curve.exponent:.2f}"
-                axis.loglog(*zip(*curve.points, strict=True), "o-", label=label)
-        axis.set(xlabel=along, ylabel=unit)
-        axis.grid(visible=True, which="both", alpha=0.2)
+                axis.loglog(places, values, "o-", label=label)
+        low, high = axis.get_ylim()
+        axis.set(xlabel=along, ylabel=unit, ylim=(low / 3, high * 3))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(places, [_short(place) for place in places])
+        axis.grid(visible=True, alpha=0.2)
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
+
+
+def _short(count: float) -> str:
+    return f"{count / 1024:.0f}k" if count >= 10_000 else f"{count:g}"
 
 
 def report(curves: Sequence[Curve]) -> str:
