@@ -15,6 +15,9 @@ from filmlet.engine.weights import Weights
 from filmlet.errors import CheckpointDamaged
 
 PIECE = 64 * 2**20  # bytes between two chances to stop
+# Tensors before a file is opened anew: what was converted gives its pages back then, what is
+# used as it is keeps them all.
+FEW, MANY = 32, 1_000_000
 
 
 def fill(
@@ -34,7 +37,10 @@ def fill(
     stay = {name for name, weight in module.named_parameters() if id(weight) in apart}
     table: dict[str, Tensor] = {}
     dtype, done = dtype_of(placement), 0
-    for name, tensor in read(weights):
+    is_converted = (
+        placement.hold != Hold.LAYERS and weights.bytes != weights.values * dtype.itemsize
+    )
+    for name, tensor in read(weights, FEW if is_converted else MANY):
         is_lent, is_far = name in stay, placement.hold == Hold.LAYERS
         if is_lent:
             table[name] = tensor if is_far else tensor.to(placement.device)
@@ -57,13 +63,19 @@ def fill(
         lend(lent, placement)
 
 
-def read(weights: Weights) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its name, as it is stored, one at a time. Raises CheckpointDamaged."""
+def read(weights: Weights, at_once: int = MANY) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its name, as it is stored, one at a time. Raises CheckpointDamaged.
+
+    at_once: of one mapping of a file.
+    """
     for file in weights.files:
         try:
             with safe_open(file, "pt") as tensors:
-                for theirs, ours in weights.own_names(tensors.keys()).items():
-                    yield ours, tensors.get_tensor(theirs)
+                names = list(weights.own_names(tensors.keys()).items())
+            for first in range(0, len(names), at_once):
+                with safe_open(file, "pt") as tensors:
+                    for theirs, ours in names[first : first + at_once]:
+                        yield ours, tensors.get_tensor(theirs)
         except (SafetensorError, OSError) as error:
             raise CheckpointDamaged(f"{file} cannot be read: {error}.") from error
 
