@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 import filmlet
 from filmlet.card import ModelCard
-from filmlet.engine import ltx
+from filmlet.engine import engines
 from filmlet.engine.arrays import pack, unpack
 from filmlet.engine.engine import Embeddings, Recipe, Start
 from filmlet.engine.lightricks import names
@@ -65,7 +65,7 @@ def cached(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 def engine_of(card: ModelCard) -> LtxEngine:
     files = locate(card)
     assert files
-    return fold(ltx.load(card, files, FLOAT32))
+    return fold(engines.load(card, files, FLOAT32))
 
 
 def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None:

@@ -32,7 +32,6 @@ from filmlet.work import fold, prepare
 from tests.tiny import make_checkpoint, make_vae
 
 pytest.importorskip("openvino")
-from filmlet.engine.compiled import engine as whole
 from filmlet.engine.compiled import made, running
 from filmlet.engine.compiled.building import Build
 from filmlet.engine.compiled.store import Store, fingerprint
@@ -308,7 +307,7 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
     chosen, told = engine(noisy, engine="openvino")
     assert chosen == "torch"
     assert "adds noise" in told
-    monkeypatch.setattr(whole, "LARGEST", 10_000)
+    monkeypatch.setattr(engines, "LARGEST", 10_000)
     chosen, told = engine(tiny, engine="openvino")
     assert chosen == "torch"
     assert "too much memory" in told

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from filmlet import stages
 from filmlet.card import ModelCard
-from filmlet.engine import ltx, streaming
+from filmlet.engine import engines, streaming
 from filmlet.engine.arrays import pack, unpack
 from filmlet.engine.denoise import euler
 from filmlet.engine.engine import Embeddings, Recipe
@@ -33,7 +33,7 @@ FLOAT32 = Placement("cpu", "float32", "a test")
 
 
 def load(card: ModelCard) -> LtxEngine:
-    return fold(ltx.load(card, locate(card), FLOAT32))
+    return fold(engines.load(card, locate(card), FLOAT32))
 
 
 def recipe_for(card: ModelCard, *, guidance: float, steps: int, **settings: object) -> Recipe:

@@ -28,15 +28,18 @@ def models(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace, request: ClipRequest) -> int:
     """Say what a clip would take on this machine."""
-    from filmlet.engine.engines import machine
+    from filmlet.engine.engines import machine, torchs
     from filmlet.jobs import Queue
 
     settings = Settings.from_environment()
     queue = Queue(settings)
     try:
-        forecast = replace(queue.forecast(request), machine=machine(settings.device))
+        forecast = queue.forecast(request)
     finally:
         queue.close()
+    planned = forecast.plan
+    is_torchs = settings.engine == "torch" or bool(torchs(planned.card, planned.parameters))
+    forecast = replace(forecast, machine=machine(settings.device, is_torchs))
     table = _outlay(forecast)
     print(_json(table) if options.json else _as_text(forecast, table))
     return 0

@@ -177,9 +177,8 @@ def _placed(
     against = None
     if wanted != Library.TORCH:
         is_forced = wanted == Library.OPENVINO
-        # A draft, too: what finishes it goes on with the engine that began it.
-        has_two = plan.card.refine is not None
-        against = engines.against_openvino(files, device, loras, has_two, is_forced)
+        against = engines.torchs(plan.card, plan.parameters)
+        against = against or engines.against_openvino(files, device, loras, is_forced)
     if wanted != Library.TORCH and not against:
         found = engines.by_openvino(plan.card, files, settings.cache, dtype)
         if isinstance(found, Placement):

@@ -125,6 +125,15 @@ class Engine(ABC):
     def is_timed(self) -> bool:
         """Whether the decoder is told a timestep, and sees so much noise."""
 
+    @property
+    @abstractmethod
+    def parts_of_every_clip(self) -> tuple[str, ...]:
+        """What is read at once where there is room for all."""
+
+    @abstractmethod
+    def weigh(self, *names: str) -> int:
+        """Bytes that `bring` would read."""
+
     @abstractmethod
     def bring(self, *names: str) -> Iterator[int]:
         """Read components that are not in memory; yields bytes. Raises CheckpointDamaged.

@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from filmlet.budget import Hold, Machine
-from filmlet.card import Files, ModelCard
-from filmlet.engine.engine import Engine
+from filmlet.card import Components, Files, ModelCard
+from filmlet.engine.engine import KILOBYTE, Engine, kilobytes
 from filmlet.engine.placement import (
+    BYTES,
     Library,
     Placement,
     best_device,
@@ -19,10 +20,11 @@ from filmlet.engine.placement import (
 )
 from filmlet.engine.weights import Weights
 from filmlet.errors import LibraryMissing
-from filmlet.events import Progress
+from filmlet.events import Progress, Stage
 from filmlet.lora import Adapter
 
 SMALL = 4_000_000  # bytes of a transformer that torch computes sooner than it is compiled
+LARGEST = 1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
 HELD = (Hold.ALL, Hold.TURNS)  # how OpenVINO holds a model
 LAYERS = "a model that is brought in layers is torch's"
 
@@ -40,18 +42,25 @@ def by_openvino(
     return found
 
 
+def torchs(card: ModelCard, parameters: Components[float]) -> str | None:
+    """Why a model is torch's on every CPU, whether or not its files are here."""
+    if card.refine:  # its drafts, too: what finishes one goes on with the engine that began it
+        return "the second stage's upsampler is torch's"
+    if sum(count for _, count in parameters.there()) * BYTES["float32"] > LARGEST:
+        return "a model this large takes too much memory to be compiled"
+    return None
+
+
 def against_openvino(
-    files: Files, device: str, loras: Sequence[Adapter], has_two_stages: bool, is_forced: bool
+    files: Files, device: str, loras: Sequence[Adapter], is_forced: bool
 ) -> str | None:
-    """Why not OpenVINO, as far as can be told without it."""
+    """Why not OpenVINO for this clip, as far as can be told without it."""
     if device != "cpu":
         return "OpenVINO is for CPUs here"
     if not find_spec("openvino"):
         return "OpenVINO is not installed"
     if loras:
         return "LoRAs are merged into torch's weights"
-    if has_two_stages:
-        return "the second stage's upsampler is torch's"
     is_small = Weights("transformer", files.transformer).bytes < SMALL
     if is_small and has_torch() and not is_forced:
         return "a model this small computes sooner than it is compiled"
@@ -81,23 +90,43 @@ def leaner(placement: Placement) -> Placement | None:
 
 
 def load(card: ModelCard, files: Files, placement: Placement) -> Generator[Progress, None, Engine]:
-    """A checkpoint, ready; Progress counts kilobytes. Raises CheckpointDamaged, NotFinite."""
+    """A checkpoint, ready; Progress counts kilobytes. Raises CheckpointDamaged, NotFinite.
+
+    Where all of it has no room at once, its components are read when they are needed.
+    """
     match placement.library:
         case Library.TORCH:
             module = import_module("filmlet.engine.ltx")
         case Library.OPENVINO:
             module = import_module("filmlet.engine.compiled.engine")
-    engine: Engine = yield from module.load(card, files, placement)
+    engine: Engine = module.begin(card, files, placement)
+    names = engine.parts_of_every_clip if placement.hold is Hold.ALL else ()
+    done, total = 0, engine.weigh(*names)
+    yield Progress(Stage.LOAD, 0, kilobytes(total))
+    for read in engine.bring(*names):
+        done = min(done + read, total)
+        yield Progress(Stage.LOAD, done // KILOBYTE, kilobytes(total))
+    yield Progress(Stage.LOAD, kilobytes(total), kilobytes(total))
     return engine
 
 
-def machine(device: str | None = None) -> Machine:
-    """This machine, as a model finds it. Raises InvalidRequest for a device that is not there."""
+def machine(device: str | None = None, is_torchs: bool = False) -> Machine:
+    """This machine, as a model finds it, or one that torch computes.
+
+    Raises InvalidRequest for a device that is not there, LibraryMissing.
+    """
     device = best_device(device)
-    if device == "cpu" and find_spec("openvino"):
+    if device == "cpu" and find_spec("openvino") and not is_torchs:
         dtype: str = import_module("filmlet.engine.compiled.running").best_dtype()
-        value_bytes = 4
+        value_bytes = BYTES["float32"]  # of what it is given
     else:
         placement = by_torch(device)
         dtype, value_bytes = placement.dtype, placement.value_bytes
     return Machine(device, processor(device), free_memory(device), dtype, value_bytes)
+
+
+def at_most(machine: Machine) -> Machine:
+    """The same for a model that torch computes on a CPU, whose dtype nobody has measured yet."""
+    if machine.device != "cpu":
+        return machine
+    return replace(machine, dtype="float32", value_bytes=BYTES["float32"])

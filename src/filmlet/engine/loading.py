@@ -15,9 +15,7 @@ from filmlet.engine.weights import Weights
 from filmlet.errors import CheckpointDamaged
 
 PIECE = 64 * 2**20  # bytes between two chances to stop
-# Tensors before a file is opened anew: what was converted gives its pages back then, what is
-# used as it is keeps them all.
-FEW, MANY = 32, 1_000_000
+FEW = 32  # tensors, converted, until the pages of their file are given back
 
 
 def fill(
@@ -40,7 +38,7 @@ def fill(
     is_converted = (
         placement.hold != Hold.LAYERS and weights.bytes != weights.values * dtype.itemsize
     )
-    for name, tensor in read(weights, FEW if is_converted else MANY):
+    for name, tensor in read(weights, FEW if is_converted else None):
         is_lent, is_far = name in stay, placement.hold == Hold.LAYERS
         if is_lent:
             table[name] = tensor if is_far else tensor.to(placement.device)
@@ -63,18 +61,18 @@ def fill(
         lend(lent, placement)
 
 
-def read(weights: Weights, at_once: int = MANY) -> Iterator[tuple[str, Tensor]]:
+def read(weights: Weights, at_once: int | None = None) -> Iterator[tuple[str, Tensor]]:
     """Every tensor with its name, as it is stored, one at a time. Raises CheckpointDamaged.
 
-    at_once: of one mapping of a file.
+    at_once: how many share a mapping of their file, which goes with the last of them; None is all.
     """
     for file in weights.files:
         try:
             with safe_open(file, "pt") as tensors:
                 names = list(weights.own_names(tensors.keys()).items())
-            for first in range(0, len(names), at_once):
+            for first in range(0, len(names), at_once or max(1, len(names))):
                 with safe_open(file, "pt") as tensors:
-                    for theirs, ours in names[first : first + at_once]:
+                    for theirs, ours in names[first:][:at_once]:
                         yield ours, tensors.get_tensor(theirs)
         except (SafetensorError, OSError) as error:
             raise CheckpointDamaged(f"{file} cannot be read: {error}.") from error

@@ -1,6 +1,6 @@
 """The torch engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from filmlet.budget import Hold
 from filmlet.card import Files, ModelCard
 from filmlet.engine import streaming
 from filmlet.engine.arrays import Tensors, pack, unpack
-from filmlet.engine.engine import KILOBYTE, Call, Engine, Recipe, Statistics, kilobytes
+from filmlet.engine.engine import Call, Engine, Recipe, Statistics
 from filmlet.engine.guiding import Draw
 from filmlet.engine.lora import Loras
 from filmlet.engine.parts import Parts
@@ -25,7 +24,7 @@ from filmlet.engine.placement import Placement
 from filmlet.engine.probing import dtype_of
 from filmlet.engine.weights import projection
 from filmlet.errors import Cancelled, NotFinite
-from filmlet.events import Pixels, Progress, Stage
+from filmlet.events import Pixels
 from filmlet.lora import Adapter
 
 Value = TypeVar("Value")
@@ -85,6 +84,14 @@ class LtxEngine(Engine):
     @property
     def is_timed(self) -> bool:
         return bool(self.vae.config.timestep_conditioning)
+
+    @property
+    def parts_of_every_clip(self) -> tuple[str, ...]:
+        names = (name for name, _ in self.parts.files.there())
+        return tuple(name for name in names if name not in ("tokenizer", "preview"))
+
+    def weigh(self, *names: str) -> int:
+        return self.parts.weigh(*names)
 
     def bring(self, *names: str) -> Iterator[int]:
         return self.parts.bring(*(OF.get(name, name) for name in names))
@@ -181,24 +188,9 @@ class LtxEngine(Engine):
             yield _to_uint8(pixels[0])
 
 
-def load(
-    card: ModelCard, files: Files, placement: Placement
-) -> Generator[Progress, None, LtxEngine]:
-    """Make a checkpoint ready; Progress counts kilobytes. Raises CheckpointDamaged.
-
-    Where all of it has no room at once, its components are read when they are needed.
-    """
-    parts = Parts(files, placement)
-    names = [name for name, _ in files.there() if name not in ("tokenizer", "preview")]
-    if placement.hold != Hold.ALL:
-        names = []
-    done, total = 0, parts.weigh(*names)
-    yield Progress(Stage.LOAD, 0, kilobytes(total))
-    for read in parts.bring(*names):
-        done = min(done + read, total)
-        yield Progress(Stage.LOAD, done // KILOBYTE, kilobytes(total))
-    yield Progress(Stage.LOAD, kilobytes(total), kilobytes(total))
-    return LtxEngine(card, projection(files), parts=parts)
+def begin(card: ModelCard, files: Files, placement: Placement) -> LtxEngine:
+    """With nothing read yet."""
+    return LtxEngine(card, projection(files), parts=Parts(files, placement))
 
 
 def _to_uint8(pixels: Tensor) -> Pixels:

@@ -1,6 +1,6 @@
 """The OpenVINO engine: a checkpoint's compiled components, and numpy around them."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +17,13 @@ from filmlet.engine.compiled.building import EXACT, Build
 from filmlet.engine.compiled.made import Decoder, Encoder, Text, Transformer
 from filmlet.engine.compiled.nodes import Floats
 from filmlet.engine.compiled.running import has_bfloat16
-from filmlet.engine.engine import KILOBYTE, Call, Engine, Recipe, Statistics, kilobytes
+from filmlet.engine.engine import Call, Engine, Recipe, Statistics
 from filmlet.engine.guiding import Draw
 from filmlet.engine.noise import Noise
 from filmlet.engine.placement import Library, Placement
 from filmlet.engine.weights import Weights, projection
 from filmlet.errors import Cancelled, NotOffered
-from filmlet.events import Pixels, Progress, Stage
+from filmlet.events import Pixels
 from filmlet.lora import Adapter
 
 KINDS: dict[str, Any] = {
@@ -33,8 +33,6 @@ KINDS: dict[str, Any] = {
     "decoder": Decoder,
 }
 ROUGH = ("transformer", "decoder")  # may be in bfloat16
-EVERY_CLIP = ("text_encoder", *ROUGH)
-LARGEST = 1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +63,11 @@ class CompiledEngine(Engine):
     def is_timed(self) -> bool:
         return bool(Weights("vae", self.files.vae).config.get("timestep_conditioning"))
 
+    @property
+    def parts_of_every_clip(self) -> tuple[str, ...]:
+        return ("text_encoder", *ROUGH)
+
     def weigh(self, *names: str) -> int:
-        """Bytes of their weights."""
         builds = (self._build(name) for name in names if name not in self.held)
         return sum(build.weights.bytes for build in builds)
 
@@ -125,22 +126,9 @@ class CompiledEngine(Engine):
         return Build(name, self.card, self.files, dtype, self.where.cache)
 
 
-def load(
-    card: ModelCard, files: Files, placement: Placement
-) -> Generator[Progress, None, CompiledEngine]:
-    """Make a checkpoint ready; Progress counts kilobytes. Raises CheckpointDamaged, NotFinite.
-
-    Where all of it has no room at once, its components are read when they are needed.
-    """
-    engine = CompiledEngine(card, projection(files), files=files, where=placement)
-    names = EVERY_CLIP if placement.hold is Hold.ALL else ()
-    done, total = 0, engine.weigh(*names)
-    yield Progress(Stage.LOAD, 0, kilobytes(total))
-    for read in engine.bring(*names):
-        done = min(done + read, total)
-        yield Progress(Stage.LOAD, done // KILOBYTE, kilobytes(total))
-    yield Progress(Stage.LOAD, kilobytes(total), kilobytes(total))
-    return engine
+def begin(card: ModelCard, files: Files, placement: Placement) -> CompiledEngine:
+    """With nothing read yet."""
+    return CompiledEngine(card, projection(files), files=files, where=placement)
 
 
 def choose(card: ModelCard, files: Files, cache: Path, dtype: str | None) -> Placement | str:
@@ -154,10 +142,8 @@ def choose(card: ModelCard, files: Files, cache: Path, dtype: str | None) -> Pla
         return "the decoder has patches in time, which are not compiled"
     if any(weights.is_in_eight_bits for weights in (text, transformer, vae)):
         return "weights in eight bits are torch's"
-    if 4 * (text.values + transformer.values + vae.values) > LARGEST:
-        return "a model this large takes too much memory to be compiled"
     best, reason = _dtype(card, files, cache)
-    if dtype == EXACT != best:
+    if dtype == EXACT and best != EXACT:
         best, reason = EXACT, "as it was begun"
     return Placement("cpu", best, reason, library=Library.OPENVINO, cache=cache)
 

@@ -110,8 +110,9 @@ class Encoder:
     def load(cls, build: Build) -> Generator[int, None, "Encoder"]:
         """Yields bytes that were read."""
         config = build.weights.config
-        graphs = lambda part, _: [seeing.graph(part.at("encoder"), config)]  # noqa: E731
-        (run,) = yield from build.runs(1, graphs)
+        (run,) = yield from build.runs(
+            1, lambda part, _: [seeing.graph(part.at("encoder"), config)]
+        )
         return cls(run, config.get("patch_size", 4))
 
     def __call__(self, pixels: Pixels) -> Floats:
