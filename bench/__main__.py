@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from bench import loading, near
+
 SIDES = ("filmlet", "torch", "float32", "bfloat16")  # of bench.worker; the last two are stock's
 STOCK = SIDES[2:]
 Figures = dict[str, list[float]]
@@ -117,7 +119,7 @@ def report(runs: int, frames: int) -> str:
             f"`python -m bench --runs {runs} --frames {frames}`: pocket, 256x256, {frames} frames,",
             "8 steps, one prompt, seed and x264 setting; all sides in turns, medians. Ratio: the",
             "better of stock's two / filmlet, run by run, above 1 where filmlet is better. filmlet",
-            "has its graphs in its cache from an earlier process.",
+            "has its graphs from an earlier process; the first clip ever compiles them.",
             "",
             "| | filmlet | filmlet on torch | stock, float32 | stock, bfloat16 | ratio |",
             "|---|---|---|---|---|---|",
@@ -132,6 +134,8 @@ def report(runs: int, frames: int) -> str:
             "|---|---|",
             *(f"| {n} | {peak:.0f} |" for n, peak in flat.items()),
             "",
+            near.report(near.PROMPTS),
+            loading.report(loading.RUNS),
         ]
     )
 

@@ -1,7 +1,6 @@
 """How near OpenVINO's clips are to those of torch in float32: `python -m bench.near`."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -11,6 +10,7 @@ import numpy as np
 from bench.worker import SIDE
 from filmlet.events import Frames, Pixels
 
+PROMPTS = 40
 JUDGED = 25  # frames of a clip that is judged
 
 
@@ -28,7 +28,7 @@ def pixels(prompt: str, engine: str, dtype: str | None) -> Pixels:
     return np.concatenate([e.pixels for e in stages.run(work) if isinstance(e, Frames)])
 
 
-def judged(prompts: int) -> list[str]:
+def report(prompts: int) -> str:
     """The recipe's scores for held-out prompts on both engines, and how far the frames differ."""
     import torch
     from torch import Tensor
@@ -49,22 +49,26 @@ def judged(prompts: int) -> list[str]:
     plain = evaluate(maker("torch", "float32"), prompts)
     pairs = zip(made["openvino"], made["torch"], strict=True)
     psnr = [10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)) for a, b in pairs]
-    return [
-        f"| {prompts} held-out prompts, right in % | {' | '.join(fast)} |",
-        f"|---|{'---|' * len(fast)}",
-        f"| OpenVINO | {' | '.join(f'{value:.1f}' for value in fast.values())} |",
-        f"| torch, float32 | {' | '.join(f'{value:.1f}' for value in plain.values())} |",
-        "",
-        f"PSNR of their frames ({JUDGED} each) beside torch in float32: {min(psnr):.1f} dB at",
-        f"least, {median(psnr):.1f} dB in the middle.",
+    rows = {"OpenVINO": fast, "torch, float32": plain}
+    cells = [
+        f"| {side} | {' | '.join(f'{value:.1f}' for value in scores.values())} |"
+        for side, scores in rows.items()
     ]
+    return f"""How near clips are to those of torch in float32 (`python -m bench.near`), by the
+PSNR of their frames, {JUDGED} each: {min(psnr):.1f} dB at least, {median(psnr):.1f} dB in the
+middle. What the recipe's judge sees:
+
+| {prompts} held-out prompts, right in % | {" | ".join(fast)} |
+|---|{"---|" * len(fast)}
+{chr(10).join(cells)}
+"""
 
 
 def main() -> None:
     options = argparse.ArgumentParser(prog="bench.near", description=__doc__)
-    options.add_argument("--prompts", type=int, default=40, help="held-out, to judge")
+    options.add_argument("--prompts", type=int, default=PROMPTS, help="held-out, to judge")
     chosen = options.parse_args()
-    sys.stdout.write("\n".join(judged(chosen.prompts)) + "\n")
+    print(report(chosen.prompts))
 
 
 if __name__ == "__main__":
