@@ -4,6 +4,9 @@ PROMPT ?= a red square on a black background
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SERVER := $(VENV)/.server
+ALL := $(VENV)/.all
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PROMPT # by the environment, so that quotes in it are safe
 
 .PHONY: run serve test lint bench pictures recipe sheets gallery clean
@@ -11,27 +14,28 @@ export PROMPT # by the environment, so that quotes in it are safe
 run: $(READY)
 	@$(BIN)/filmlet generate "$$PROMPT"
 
-serve: $(READY)
+serve: $(SERVER)
 	@$(BIN)/filmlet serve
 
-test: $(READY)
+test: $(ALL)
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(READY)
+lint: $(ALL)
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 	@$(BIN)/python -m mypy
 
-bench: $(READY)
+bench: $(ALL)
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.growth
 
-pictures: $(READY)
+pictures: $(ALL)
 	@$(BIN)/python -m tests.pictures build/pictures
 
-recipe: $(READY)
+recipe: $(ALL)
 	@$(BIN)/python -m recipe
 
 sheets: $(READY)
@@ -43,11 +47,21 @@ gallery: $(READY)
 clean:
 	rm -rf $(VENV) clips build
 
-# torch first and alone: its pinned build is the CPU one where the index offers it.
+# What it takes to make clips with pocket: no torch.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "filmlet needs Python 3.11 or 3.12, this is %d.%d" % v)'
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned set into $(VENV); this takes a minute or two"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(INSTALL) -e .
 	@touch $(READY)
+
+$(SERVER): $(READY)
+	@$(INSTALL) -e '.[server]'
+	@touch $(SERVER)
+
+# torch first and alone: its pinned build is the CPU one where the index offers it.
+$(ALL): $(READY)
+	@echo "installing torch and the tools into $(VENV); this takes a minute or two"
+	@$(INSTALL) torch
+	@$(INSTALL) -e '.[dev]'
+	@touch $(ALL)

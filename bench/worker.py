@@ -18,8 +18,8 @@ X264 = {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "8"}
 Seconds = dict[str, float]
 
 
-def filmlet_side(frames: int, engine: str = "torch") -> Callable[[Path], Seconds]:
-    """filmlet as its command line runs it, on one of its engines."""
+def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]:
+    """filmlet as its command line runs it, on the engine that it chooses or on another one."""
     from filmlet import stages
     from filmlet.events import Frames
     from filmlet.plan import plan
@@ -42,12 +42,7 @@ def filmlet_side(frames: int, engine: str = "torch") -> Callable[[Path], Seconds
     return make
 
 
-def fast_side(frames: int) -> Callable[[Path], Seconds]:
-    """filmlet with OpenVINO."""
-    return filmlet_side(frames, "openvino")
-
-
-def stock_side(frames: int) -> Callable[[Path], Seconds]:
+def stock_side(frames: int, dtype: str) -> Callable[[Path], Seconds]:
     """Stock diffusers on the same checkpoint, its frames encoded with the same settings."""
     import av
     import torch
@@ -55,7 +50,7 @@ def stock_side(frames: int) -> Callable[[Path], Seconds]:
 
     from filmlet.models.catalogue import POCKET
 
-    pipe = LTXPipeline.from_pretrained(POCKET, torch_dtype=torch.float32)
+    pipe = LTXPipeline.from_pretrained(POCKET, torch_dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
 
     def make(path: Path) -> Seconds:
@@ -87,7 +82,7 @@ def memory_mb(field: str) -> float:
 
 def decode_peak(frames: int) -> float:
     """MB that filmlet's decoding adds at its peak, frames thrown away as they come."""
-    import torch
+    import numpy as np
 
     from filmlet import stages
     from filmlet.plan import plan
@@ -101,10 +96,19 @@ def decode_peak(frames: int) -> float:
     times, height, width = engine.latent_shape(work.effective.shape)
     before = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    latents = torch.randn(1, times * height * width, 64)
-    for _ in engine.decode(latents, work.recipe):
+    size = 1, times * height * width, engine.channels
+    latents = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    for _ in engine.decode(engine.take({"latents": latents})["latents"], work.recipe):
         pass
     return memory_mb("VmHWM") - before
+
+
+SIDES: dict[str, Callable[[int], Callable[[Path], Seconds]]] = {
+    "filmlet": filmlet_side,
+    "torch": lambda frames: filmlet_side(frames, "torch"),
+    "float32": lambda frames: stock_side(frames, "float32"),
+    "bfloat16": lambda frames: stock_side(frames, "bfloat16"),
+}
 
 
 def main() -> None:
@@ -112,8 +116,7 @@ def main() -> None:
     if side == "decode":
         print(json.dumps({"peak MB": decode_peak(frames)}), flush=True)
         return
-    sides = {"filmlet": filmlet_side, "fast": fast_side, "stock": stock_side}
-    make = sides[side](frames)
+    make = SIDES[side](frames)
     for line in sys.stdin:
         times = make(Path(line.strip()))
         print(json.dumps(times | {"peak MB": memory_mb("VmHWM")}), flush=True)

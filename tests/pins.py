@@ -21,9 +21,10 @@ OF_TORCH = re.compile("torch$|triton|nvidia-|cuda-|setuptools$")  # as its build
 
 
 def direct() -> list[str]:
-    """What filmlet itself asks for."""
-    table = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    return [str(line) for line in table["project"]["dependencies"]]
+    """What a Space of filmlet asks for: it serves, and has torch for every model."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *extras["server"], *extras["torch"]]
 
 
 def pinned(text: str) -> dict[str, str]:

@@ -22,13 +22,15 @@ from diffusers.loaders.single_file_utils import (
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import filmlet
 from filmlet.card import ModelCard
-from filmlet.engine import ltx
-from filmlet.engine.denoise import pack, unpack
+from filmlet.engine import engines
+from filmlet.engine.arrays import pack, unpack
+from filmlet.engine.engine import Embeddings, Recipe, Start
 from filmlet.engine.lightricks import names
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
+from filmlet.engine.ltx import LtxEngine
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
@@ -39,7 +41,7 @@ from tests.hub import COMMIT, serving
 from tests.tiny import make_vae
 from tests.twins import as_one, of_vae
 
-FLOAT32 = Placement("cpu", torch.float32, "a test")
+FLOAT32 = Placement("cpu", "float32", "a test")
 ROWS = [name for name in CARDS if name != "pocket"]
 SMALL = {"size": "96x64", "frames": 17, "fps": 12.0, "seed": 3}
 PROMPT = "a red ball moving left"
@@ -63,7 +65,7 @@ def cached(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 def engine_of(card: ModelCard) -> LtxEngine:
     files = locate(card)
     assert files
-    return fold(ltx.load(card, files, FLOAT32))
+    return fold(engines.load(card, files, FLOAT32))
 
 
 def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None:
@@ -93,7 +95,7 @@ def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None
 
 
 def test_the_shapes_of_a_file_tell_the_module_it_is_of(tmp_path: Path) -> None:
-    from filmlet.engine.loading import Weights
+    from filmlet.engine.weights import Weights
 
     vae = make_vae(timed=True)
     blocks = len(vae.encoder.down_blocks)
@@ -123,7 +125,7 @@ def stock_pipeline(engine: LtxEngine) -> LTXConditionPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=engine.vae,
         text_encoder=engine.text_encoder,
-        tokenizer=load_tokenizer(files.tokenizer),
+        tokenizer=AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True),
         transformer=engine.transformer,
     )
     pipe.set_progress_bar_config(disable=True)

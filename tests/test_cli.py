@@ -185,7 +185,7 @@ def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> N
 
 
 def imports(process: int, _: Path) -> bool:
-    return "libtorch" in Path(f"/proc/{process}/maps").read_text()
+    return "_pyopenvino" in Path(f"/proc/{process}/maps").read_text()
 
 
 def denoises(_: int, folder: Path) -> bool:

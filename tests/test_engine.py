@@ -13,10 +13,13 @@ from torch import Tensor
 
 from filmlet import stages
 from filmlet.card import ModelCard
-from filmlet.engine import ltx, streaming
-from filmlet.engine.denoise import euler, pack, unpack
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
-from filmlet.engine.placement import Placement, choose
+from filmlet.engine import engines, streaming
+from filmlet.engine.arrays import pack, unpack
+from filmlet.engine.denoise import euler
+from filmlet.engine.engine import Embeddings, Recipe
+from filmlet.engine.ltx import LtxEngine
+from filmlet.engine.placement import Placement
+from filmlet.engine.probing import choose
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, NotFinite
 from filmlet.models import CARDS, find, locate
@@ -26,11 +29,11 @@ from filmlet.settings import Settings
 from filmlet.work import fold, prepare
 from tests.tiny import folder_of, make_vae
 
-FLOAT32 = Placement("cpu", torch.float32, "a test")
+FLOAT32 = Placement("cpu", "float32", "a test")
 
 
 def load(card: ModelCard) -> LtxEngine:
-    return fold(ltx.load(card, locate(card), FLOAT32))
+    return fold(engines.load(card, locate(card), FLOAT32))
 
 
 def recipe_for(card: ModelCard, *, guidance: float, steps: int, **settings: object) -> Recipe:
@@ -141,6 +144,19 @@ def test_frames_come_before_the_last_latent_is_asked_for() -> None:
     assert len(asked) < 12
 
 
+def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny: Path) -> None:
+    engine = load(find(str(tiny)))
+    before = {name: weight.data_ptr() for name, weight in engine.vae.named_parameters()}
+    recipe = recipe_for(engine.card, guidance=1.0, steps=1, size="64x64", frames=9)
+    frames, height, width = engine.latent_shape(recipe.shape)
+    channels = engine.vae.config.latent_channels
+    latents = torch.zeros(1, frames * height * width, channels)
+    list(engine.decode(latents, recipe))
+    moved = {n for n, weight in engine.vae.named_parameters() if weight.data_ptr() != before[n]}
+    assert moved
+    assert all(name.startswith("decoder.") for name in moved)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> None:
     card = find(str(tiny_timed))
@@ -211,7 +227,7 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     poison(folder, "transformer", "proj_out.bias", 70000.0)  # float16 ends at 65504
     settings = {"model": str(folder), "size": "64x64", "guidance": 9.0}
     work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings()))
-    work.placement = Placement("cpu", torch.float16, "a test")
+    work.placement = Placement("cpu", "float16", "a test")
     events = list(stages.run(work))
     assert events
     assert work.effective.dtype == "float32"
@@ -220,7 +236,7 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
 
 def test_the_cpu_dtype_is_chosen_by_measurement_and_explained() -> None:
     placement = choose("cpu")
-    assert placement.dtype in (torch.float32, torch.bfloat16)
+    assert placement.dtype in ("float32", "bfloat16")
     assert "here" in placement.reason
     assert choose("cpu") is placement
 

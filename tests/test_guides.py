@@ -1,9 +1,8 @@
-"""Guides: pictures and videos that a clip begins with, passes through, ends in, goes on from."""
+"""Guides: pictures and videos that a clip begins with, passes through, ends in."""
 
 import json
 import re
 import shutil
-from contextlib import closing
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -24,22 +23,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import filmlet
-from filmlet import stages
 from filmlet.card import GuideKind, ModelCard
-from filmlet.engine.denoise import pack, unpack
+from filmlet.engine.arrays import pack, unpack
+from filmlet.engine.engine import Embeddings, Recipe, Start
 from filmlet.engine.guiding import Shown
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
+from filmlet.engine.ltx import LtxEngine
 from filmlet.engine.text import load_tokenizer, read
-from filmlet.errors import InvalidRequest, NotOffered
-from filmlet.events import Event, Pixels, Progress, Stage
+from filmlet.errors import InvalidRequest
+from filmlet.events import Pixels, Progress, Stage
 from filmlet.guide import Guide, parse_keyframe
-from filmlet.media import covering, framed, frames_of, look, read_picture, tags, writing
+from filmlet.media import covering, framed, look, read_picture, tags
 from filmlet.models import CARDS, find
 from filmlet.models.catalogue import POCKET
-from filmlet.plan import plan
-from filmlet.request import Change, ClipRequest, ClipSettings, Shape, clip_request, fit
-from filmlet.settings import Settings
-from filmlet.work import Work, fold, prepare
+from filmlet.request import ClipRequest, ClipSettings, clip_request, fit
+from tests.filming import changes, distance, film, footage, keep, work_for
 from tests.test_engine import load as load_card
 from tests.tiny import edit_json, make_checkpoint
 
@@ -55,15 +52,6 @@ def _mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 load = cache(load_card)
-
-
-def footage(frames: int = 1, seed: int = 0, size: tuple[int, int] = (96, 64)) -> Pixels:
-    """Smooth random frames: (frames, height, width, 3)."""
-    width, height = size
-    rough = np.random.default_rng(seed).integers(0, 256, (frames, 4, 6, 3), dtype=np.uint8)
-    return np.stack(
-        [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in rough]
-    ).reshape(frames, height, width, 3)
 
 
 def recipe_of(card: ModelCard, guidance: float = 1.0) -> Recipe:
@@ -179,50 +167,6 @@ def test_a_first_frame_of_pocket_equals_unmodified_stock_diffusers() -> None:
         guidance_scale=1.0, generator=torch.Generator().manual_seed(7), output_type="latent",
     ).frames  # fmt: skip
     assert (theirs - plain).abs().max() > 0.1
-
-
-# The clip as a whole
-
-
-def keep(path: Path, pixels: Pixels) -> str:
-    """A picture, or a clip at 12 frames a second, in a file."""
-    if len(pixels) == 1:
-        Image.fromarray(pixels[0]).save(path)
-    else:
-        _, height, width, _ = pixels.shape
-        shape = Shape(width, height, len(pixels), 12.0, width, height, len(pixels))
-        with writing(path, shape, {}) as movie:
-            movie.add(pixels)
-    return str(path)
-
-
-def work_for(model: Path | str, **settings: object) -> Work:
-    small = {"size": "96x64", "frames": 25, "steps": 3, "seed": 2, "model": str(model)}
-    request = clip_request("a red ball", **(small | settings))
-    return fold(prepare(plan(request), Settings(device="cpu"), "float32"))
-
-
-def film(work: Work, path: Path, until: Stage | None = None) -> list[Event]:
-    """The events of a clip, up to the first thing that a stage has done."""
-    told = []
-    with closing(stages.film(work, path, force=True)) as events:
-        for event in events:
-            told.append(event)
-            if isinstance(event, Progress) and event.stage == until and event.done:
-                break
-    return told
-
-
-def frames_in(path: Path) -> Pixels:
-    return np.stack(list(frames_of(path)))
-
-
-def changes(work: Work) -> dict[str, Change]:
-    return {change.field: change for change in work.effective.changes}
-
-
-def distance(one: Pixels, other: Pixels) -> float:
-    return float(np.abs(one.astype(float) - other).mean())
 
 
 def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
@@ -405,106 +349,3 @@ def test_frames_cover_a_size_by_their_middle_and_framed_ones_keep_their_pixels()
     assert inside.shape == (1, 14, 34, 3)
     assert (inside[:, 2:12, 2:32] == bars).all()
     assert (inside[:, 0] == inside[:, 2]).all()
-
-
-# Extensions
-
-
-@pytest.mark.parametrize("size", [(96, 64), (70, 64)])
-def test_an_extension_is_the_given_clip_and_what_the_model_adds(
-    tiny_guided: Path, tmp_path: Path, size: tuple[int, int]
-) -> None:
-    given = keep(tmp_path / "given.mp4", footage(20, size=size))
-    work = work_for(tiny_guided, size="128x128", frames=10, fps=24.0, extend=given)
-    shape = work.effective.shape
-    assert (shape.width, shape.height, shape.fps) == (*size, 12.0)
-    assert (shape.frames, shape.given, shape.new, shape.context) == (30, 20, 10, 17)
-    assert shape.made_frames == 33  # 17 + 10, and what is cut off
-    told = changes(work)
-    assert (told["fps"].requested, told["fps"].effective) == (24.0, 12.0)
-    assert {"width", "height", "made_frames"} <= set(told)
-    film(work, tmp_path / "long.mp4")
-    made = frames_in(tmp_path / "long.mp4")
-    assert made.shape == (30, size[1], size[0], 3)
-    before = frames_in(Path(given))
-    assert distance(made[:20], before) < 5
-    other = work_for(tiny_guided, frames=10, extend=keep(tmp_path / "b.mp4", footage(20, 9, size)))
-    film(other, tmp_path / "other.mp4")
-    assert distance(frames_in(tmp_path / "other.mp4")[20:], made[20:]) > 1
-
-
-def test_an_extension_left_while_it_grows_goes_on_to_the_same_bytes(
-    tiny_guided: Path, tmp_path: Path
-) -> None:
-    given = keep(tmp_path / "given.mp4", footage(20))
-    film(work_for(tiny_guided, frames=10, extend=given), tmp_path / "straight.mp4")
-    work = work_for(tiny_guided, frames=10, extend=given)
-    work.folder = tmp_path / "kept"
-    work.folder.mkdir()
-    told = film(work, tmp_path / "clip.mp4", Stage.DECODE)
-    assert told[-1] == Progress(Stage.DECODE, 8, 30)  # of the given clip
-    again = work_for(tiny_guided, frames=10, extend=given)
-    again.folder = work.folder
-    film(again, tmp_path / "clip.mp4")
-    assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
-
-
-def test_a_guide_of_an_extension_stands_among_the_new_frames(
-    tiny_guided: Path, tmp_path: Path
-) -> None:
-    given, image = keep(tmp_path / "a.mp4", footage(20)), keep(tmp_path / "b.png", footage())
-    work = work_for(tiny_guided, frames=16, extend=given, last_image=image)
-    (guide,) = work.plan.guides
-    assert work.effective.shape.made_frames == 33
-    assert (guide.frame, work.effective.guides[0].frame) == (32, 35)
-
-
-def test_a_clip_can_be_led_to_by_what_the_model_makes_before_it(
-    tiny_guided: Path, tmp_path: Path
-) -> None:
-    given, image = keep(tmp_path / "given.mp4", footage(20)), keep(tmp_path / "b.png", footage())
-    work = work_for(tiny_guided, frames=10, extend=given, backward=True, image=image)
-    shape = work.effective.shape
-    assert (shape.frames, shape.given, shape.new, shape.context) == (30, 20, 10, 17)
-    assert (shape.made_frames, shape.surplus) == (33, 6)
-    assert work.plan.clip
-    assert (work.plan.clip.frame, work.plan.clip.first, work.plan.clip.frames) == (16, 0, 17)
-    assert work.plan.guides[0].frame == 8, "the latent nearest to the first frame that is shown"
-    film(work, tmp_path / "led.mp4")
-    made = frames_in(tmp_path / "led.mp4")
-    assert made.shape == (30, 64, 96, 3)
-    assert distance(made[10:], frames_in(Path(given))) < 5
-    alone = work_for(tiny_guided, frames=10, extend=given, backward=True)
-    film(alone, tmp_path / "alone.mp4")
-    other = work_for(
-        tiny_guided, frames=10, extend=keep(tmp_path / "c.mp4", footage(20, 9)), backward=True
-    )
-    film(other, tmp_path / "other.mp4")
-    assert (
-        distance(frames_in(tmp_path / "other.mp4")[:10], frames_in(tmp_path / "alone.mp4")[:10]) > 1
-    )
-
-
-def test_what_comes_before_a_clip_is_made_at_once_and_by_models_that_can(
-    tiny_guided: Path, tmp_path: Path
-) -> None:
-    given = keep(tmp_path / "given.mp4", footage(20))
-    with pytest.raises(NotOffered, match="at most 240 frames"):
-        work_for(tiny_guided, frames=300, extend=given, backward=True)
-    with pytest.raises(NotOffered, match="after a clip only"):
-        work_for("pocket", frames=9, extend=given, backward=True)
-    with pytest.raises(InvalidRequest, match="name one"):
-        work_for(tiny_guided, frames=9, backward=True)
-    image = keep(tmp_path / "b.png", footage())
-    with pytest.raises(InvalidRequest, match="The last 20 frames"):
-        work_for(tiny_guided, frames=10, extend=given, backward=True, last_image=image)
-
-
-def test_pocket_goes_on_from_the_last_frame_of_a_clip(tmp_path: Path) -> None:
-    small: ClipSettings = {"size": "64x64", "frames": 9, "steps": 2, "seed": 1}
-    path = filmlet.generate("a red circle", **small).save(tmp_path / "a.mp4")
-    clip = filmlet.generate("a red circle", extend=path, seconds=0.5, steps=2, seed=1)
-    assert clip.frames.shape == (9 + 12, 64, 64, 3)
-    assert clip.effective.shape.context == 1
-    assert distance(clip.frames[8], clip.frames[9]) < 25
-    assert clip.effective.as_json()["seconds"] == pytest.approx(21 / 24, abs=1e-3)

@@ -67,8 +67,7 @@ LIVES_IN = {
     "uvicorn": "server",
 }
 ALSO = {
-    *((name, "torch") for name in ("stages", "work")),  # names a dtype, knows its errors
-    ("denoising", "torch"),  # joins windows
+    ("engine", "tokenizers"),  # reads prompts
     ("models", "httpx2"),  # the Hub's client raises its errors
     ("spaces", "huggingface_hub"),  # makes Spaces
     *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from filmlet.errors import (
 from filmlet.events import Stage
 from filmlet.jobs import Asking, Keys, Limits, Priority, Queue, Status
 from filmlet.jobs.cost import CostModel, Sample, Size
+from filmlet.jobs.database import Database
 from filmlet.jobs.storage import Storage
 from filmlet.settings import Settings
 from tests.queues import ask, environment
@@ -163,6 +165,18 @@ def test_old_jobs_leave_first_and_unfinished_ones_never(tiny: Path, settings: Se
     assert not (settings.home / "jobs" / middle).exists()
     assert (settings.home / "jobs" / young / "clip.mp4").exists()
     queue.close()
+
+
+def test_every_connection_counts_fractions_of_a_second_whatever_sqlite_is_there(
+    tmp_path: Path,
+) -> None:
+    Database(Settings(home=tmp_path)).close()
+    other = sa.create_engine(f"sqlite:///{tmp_path / 'filmlet.sqlite'}")  # as DBOS' own
+    with other.connect() as connection:
+        told = connection.execute(sa.text("select unixepoch('subsec')")).scalar()
+    other.dispose()
+    assert isinstance(told, float)
+    assert told == pytest.approx(time.time(), abs=5)
 
 
 def test_a_database_that_cannot_be_reached_is_told_in_one_sentence(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from torch import Tensor
 import filmlet
 from filmlet import stages
 from filmlet.denoising import SEED_STEP
-from filmlet.engine.denoise import unpack
-from filmlet.engine.ltx import Embeddings
+from filmlet.engine.arrays import unpack
+from filmlet.engine.engine import Embeddings
 from filmlet.errors import InvalidRequest
 from filmlet.events import Event, Finished, Frames, Progress, Stage
 from filmlet.guide import Guide
@@ -163,7 +163,7 @@ def test_a_later_window_equals_stock_diffusers_given_the_latents_before_it(
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     # Stock is given frames; what it would see in them are the latents of the first window.
-    known = stages.load_engine(work)._denormalise(first[:, :, 1:])
+    known = stages.load_engine(work).statistics.denormalised(first[:, :, 1:])
     monkeypatch.setattr(pipe.vae, "encode", lambda _: SimpleNamespace(latents=known))
     theirs = pipe(
         conditions=[LTXVideoCondition(video=[Image.new("RGB", (64, 64))] * 25, frame_index=0)],
@@ -184,7 +184,7 @@ def test_windows_are_joined_and_decoded_as_one_clip(tiny: Path, tmp_path: Path) 
     assert torch.equal(torch.cat(parts, 1), whole)
     engine = stages.load_engine(work)
     with torch.inference_mode():
-        video = engine._denormalise(unpack(whole, 34, 2, 2))
+        video = engine.statistics.denormalised(unpack(whole, 34, 2, 2))
         pixels = engine.vae.decode(video, return_dict=False)[0][0].permute(1, 2, 3, 0)
     expected = ((pixels + 1) * 127.5).round().clamp(0, 255).numpy()
     assert frames.shape == (265, 64, 64, 3)

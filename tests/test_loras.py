@@ -16,8 +16,9 @@ from torch import Tensor
 
 import filmlet
 from filmlet import stages
+from filmlet.engine.engine import Embeddings, Recipe
 from filmlet.engine.lora import Loras
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe
+from filmlet.engine.ltx import LtxEngine
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import (
@@ -374,7 +375,7 @@ def test_a_clip_that_is_run_again_in_float32_still_has_its_lora(
     settings = {"model": str(folder), "size": "64x64", "frames": 9, "steps": 2, "seed": 2}
     request = clip_request("a red ball", loras=["lora.safetensors"], **settings)
     work = fold(prepare(plan(request, job), Settings(device="cpu")))
-    work.placement, work.folder = Placement("cpu", torch.float16, "a test"), job
+    work.placement, work.folder = Placement("cpu", "float16", "a test"), job
     for _ in stages.film(work, job / "clip.mp4"):
         pass
     assert "dtype" in {change.field for change in work.effective.changes}

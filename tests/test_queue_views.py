@@ -1,5 +1,7 @@
 """What the page and admins see of the queue: forecasts, search, classes, sessions."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx2
@@ -8,10 +10,12 @@ from fastapi.testclient import TestClient
 
 from filmlet.api import create
 from filmlet.api.doors import COOKIE
+from filmlet.budget import Machine
 from filmlet.errors import JobConflict
 from filmlet.jobs import Keys, Priority, Queue
 from filmlet.jobs.database import Database
 from filmlet.models import CARDS, count, vocabulary
+from filmlet.request import clip_request
 from filmlet.settings import Settings
 from tests.queues import ask
 from tests.servers import SMALL, refusal
@@ -59,6 +63,24 @@ def test_a_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(
     eta = queue.submit(ask(tiny, prompt="another")).eta
     assert eta
     assert forecast.eta.seconds == pytest.approx(eta.seconds, rel=0.01)
+
+
+def test_a_forecast_of_what_torch_makes_counts_at_most_what_a_cpu_may_take(queue: Queue) -> None:
+    with queue.database.transaction() as t:
+        told = json.dumps(asdict(Machine("cpu", "a CPU", 10**11, "bfloat16", 4)))
+        t.rows(
+            "insert into filmlet_worker (id, token, home, device, speed, machine, beat)"
+            " values ('w', 't', '', 'cpu', 1e9, :told, {now})",
+            told=told,
+        )
+    own, large = (
+        queue.forecast(clip_request("a cat", model=model))
+        for model in ("pocket", "ltxv-13b-0.9.8-distilled")
+    )
+    assert own.machine
+    assert own.machine.dtype == "bfloat16"
+    assert large.machine
+    assert (large.machine.dtype, large.machine.value_bytes) == ("float32", 4)
 
 
 def test_unknown_words_are_told_with_the_nearest_known_ones() -> None:

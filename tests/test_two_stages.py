@@ -9,8 +9,9 @@ from diffusers.pipelines import LTXLatentUpsamplePipeline
 from torch import Tensor
 
 from filmlet import stages
-from filmlet.engine.denoise import pack, unpack
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, tone_mapped
+from filmlet.engine.arrays import pack, unpack
+from filmlet.engine.engine import Embeddings, Recipe, tone_mapped
+from filmlet.engine.ltx import LtxEngine
 from filmlet.errors import JobConflict, NotOffered
 from filmlet.events import Finished, Frames, Progress, Stage
 from filmlet.jobs import Asking, Queue, Status

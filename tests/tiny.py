@@ -47,9 +47,12 @@ def make_checkpoint(
 
 
 def make_vae(
-    *, timed: bool = False, noisy: bool = False, causal: bool = False
+    *, timed: bool = False, noisy: bool = False, causal: bool = False, down: str | None = None
 ) -> AutoencoderKLLTXVideo:
-    """An untrained VAE, 32 x 32 x 8, of the first (plain) or the 0.9.5 (timed) kind."""
+    """An untrained VAE, 32 x 32 x 8, of the first (plain) or the 0.9.5 (timed) kind.
+
+    down: how the latter goes down, if not as it is trained to.
+    """
     kind = "LTXVideo095DownBlock3D" if timed else "LTXVideoDownBlock3D"
     blocks = (16, 16, 32, 32) if timed else (16, 16, 32)
     vae = AutoencoderKLLTXVideo(
@@ -58,7 +61,7 @@ def make_vae(
         down_block_types=(kind,) * 3,
         spatio_temporal_scaling=(True,) * 3,
         layers_per_block=(1, 1, 1, 1),
-        downsample_type=("spatiotemporal",) * 3 if timed else ("conv",) * 3,
+        downsample_type=(down or "spatiotemporal",) * 3 if timed else ("conv",) * 3,
         decoder_block_out_channels=(16, 32, 64) if timed else (16, 16, 32),
         decoder_spatio_temporal_scaling=(True,) * 3,
         decoder_layers_per_block=(1, 2, 1, 1),

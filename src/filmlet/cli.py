@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from filmlet import __version__, cli_space
-from filmlet.errors import FilmletError, InvalidRequest
+from filmlet.errors import FilmletError, InvalidRequest, LibraryMissing
 from filmlet.guide import parse_keyframe
 from filmlet.lora import parse_lora
 from filmlet.request import FORMATS, ClipRequest, clip_request, parse_number, parse_whole
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REFUSED = 2
 CLIPS = Path("clips")
+ALONE = ("generate", "models")  # commands that take none of the server's libraries
 
 
 class Interrupted(KeyboardInterrupt):
@@ -47,10 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    as_json = getattr(options, "json", False)
     try:
         return COMMANDS[options.command](options)
     except (FilmletError, Interrupted) as error:
-        return _refuse(error, as_json=getattr(options, "json", False))
+        return _refuse(error, as_json=as_json)
+    except ModuleNotFoundError as error:
+        if options.command in ALONE:
+            raise
+        needs = f"filmlet {options.command} takes {error.name}: pip install 'filmlet[server]'"
+        return _refuse(LibraryMissing(needs), as_json=as_json)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,13 +6,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filmlet.card import ModelCard, Source
 from filmlet.errors import FilmletError, InvalidRequest
-from filmlet.jobs import Forecast, Queue
 from filmlet.models import CARDS, drop, fetch, find, hub, locate, repository, size, vocabulary
 from filmlet.request import ClipRequest
 from filmlet.settings import Settings
+
+if TYPE_CHECKING:
+    from filmlet.jobs import Forecast
 
 
 def models(options: argparse.Namespace) -> int:
@@ -25,14 +28,18 @@ def models(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace, request: ClipRequest) -> int:
     """Say what a clip would take on this machine."""
-    from filmlet.engine.placement import machine
+    from filmlet.engine.engines import machine, torchs
+    from filmlet.jobs import Queue
 
     settings = Settings.from_environment()
     queue = Queue(settings)
     try:
-        forecast = replace(queue.forecast(request), machine=machine(settings.device))
+        forecast = queue.forecast(request)
     finally:
         queue.close()
+    planned = forecast.plan
+    is_torchs = settings.engine == "torch" or bool(torchs(planned.card, planned.parameters))
+    forecast = replace(forecast, machine=machine(settings.device, is_torchs))
     table = _outlay(forecast)
     print(_json(table) if options.json else _as_text(forecast, table))
     return 0
@@ -129,7 +136,7 @@ def _wrapped(words: list[str]) -> Iterator[str]:
     yield line
 
 
-def _outlay(forecast: Forecast) -> dict[str, object]:
+def _outlay(forecast: "Forecast") -> dict[str, object]:
     """What a clip takes, as plain values."""
     planned, machine, need = forecast.plan, forecast.machine, forecast.need
     assert machine
@@ -150,7 +157,7 @@ def _outlay(forecast: Forecast) -> dict[str, object]:
     }
 
 
-def _as_text(forecast: Forecast, table: dict[str, object]) -> str:
+def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
     planned, machine, need, eta = forecast.plan, forecast.machine, forecast.need, forecast.eta
     assert machine
     shape = planned.shape

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from filmlet.engine import artefacts
-from filmlet.engine.artefacts import Tensors
-from filmlet.engine.denoise import Step, unpack
+from filmlet.engine.arrays import Array, Tensors, unpack, words
+from filmlet.engine.denoise import Step
+from filmlet.engine.engine import Embeddings, Engine, Recipe, Start
 from filmlet.engine.guiding import Shown
-from filmlet.engine.ltx import Embeddings, LtxEngine, Recipe, Start
+from filmlet.engine.placement import Placement
 from filmlet.events import Event, Preview, Progress, Stage
 from filmlet.media import explain
 from filmlet.windows import Window, holding
@@ -30,13 +28,13 @@ class Shelf:
     """Where results are kept: a folder, or nowhere. every_s: how often a step is."""
 
     folder: Path | None
-    device: str
+    placement: Placement
     every_s: float
 
     def load(self, name: str) -> Tensors | None:
         """What is kept under a name, if it can be read."""
         file = self.folder / f"{name}.safetensors" if self.folder else None
-        return artefacts.load(file, self.device) if file else None
+        return artefacts.load(file, self.placement) if file else None
 
     def save(self, name: str, tensors: Tensors) -> None:
         """Keep it. Raises DiskFull and the like."""
@@ -58,12 +56,12 @@ class Reel:
     """
 
     stage: Stage
-    engine: LtxEngine
+    engine: Engine
     recipe: Recipe
     windows: Sequence[Window]
     texts: Sequence[Embeddings]
     guides: Sequence[Shown]
-    rough: Tensor | None = None
+    rough: Array | None = None
     before: int = 0
 
     @property
@@ -90,7 +88,7 @@ class Reel:
         shape = replace(self.recipe.shape, made_frames=frames)
         return replace(self.recipe, shape=shape, seed=seed)
 
-    def steps(self, index: int, made: Sequence[Tensor], start: Start | None) -> Iterator[Step]:
+    def steps(self, index: int, made: Sequence[Array], start: Start | None) -> Iterator[Step]:
         """Denoise one window behind those that are made, from its start or a step that is kept."""
         window, recipe = self.windows[index], self.recipe_of(index)
         guides = [*self._shared(window, made), *self._guides(window)]
@@ -101,12 +99,12 @@ class Reel:
         rough = self.rough[:, self.tokens(span.start) : self.tokens(span.stop)]
         return self.engine.refine(text, recipe, rough, start, guides)
 
-    def _shared(self, window: Window, made: Sequence[Tensor]) -> Iterator[Shown]:
+    def _shared(self, window: Window, made: Sequence[Array]) -> Iterator[Shown]:
         """The last latents so far, as they are: decoded and seen anew they would be others."""
         if window.shared:
             frames = window.shared // self.engine.card.grid.time
             _, *sides = self.engine.latent_shape(self.recipe.shape)
-            last = torch.cat([*made], 1)[:, -self.tokens(frames) :]
+            last = joined(made)[:, -self.tokens(frames) :]
             yield Shown(unpack(last, frames, *sides), 0, 1.0)
 
     def _guides(self, window: Window) -> Iterator[Shown]:
@@ -115,6 +113,11 @@ class Reel:
         for guide in self.guides:
             if holding(self.windows, guide.frame) is window:
                 yield replace(guide, frame=guide.frame - window.latents(time).start * time)
+
+
+def joined(made: Sequence[Array]) -> Array:
+    """Latents of windows, (1, tokens, channels), one after the other."""
+    return words(made[0]).concat([*made], 1)
 
 
 def shoot(reel: Reel, shelf: Shelf, cancelled: threading.Event) -> Making:
@@ -135,19 +138,19 @@ def shoot(reel: Reel, shelf: Shelf, cancelled: threading.Event) -> Making:
             if reel.names:
                 shelf.save(reel.names[index], {"latents": made[-1]})
             start = None
-    return {"latents": torch.cat(made, 1)}
+    return {"latents": joined(made)}
 
 
 def _window(
     reel: Reel, shelf: Shelf, index: int, steps: Iterator[Step]
-) -> Generator[Event, None, Tensor]:
+) -> Generator[Event, None, Array]:
     """Steps as events; the latest is kept, so that a crash costs little."""
     before, total = reel.calls * index, reel.calls * len(reel.windows)
     shape, saved = reel.recipe_of(index).shape, time.monotonic()
     for step in steps:
         if step.done < reel.calls and time.monotonic() - saved > shelf.every_s:
-            left = {"latents": step.latents, "done": torch.tensor(step.done)}
-            left |= {"window": torch.tensor(index)}
+            counted = words(step.latents).asarray([step.done, index])
+            left = {"latents": step.latents, "done": counted}
             left |= {} if step.beside is None else {"beside": step.beside}
             shelf.save(STEP[reel.stage], left)
             saved = time.monotonic()
@@ -161,9 +164,10 @@ def _window(
 def _left_at(reel: Reel, shelf: Shelf, index: int) -> Start | None:
     """The step that an earlier attempt had come to in this window."""
     kept = shelf.load(STEP[reel.stage])
-    if kept is None or int(kept.get("window", torch.tensor(0))) != index:
+    if kept is None:
         return None
-    return Start(int(kept["done"]), kept["latents"], kept.get("beside"))
+    done, window = kept["done"].tolist()
+    return Start(done, kept["latents"], kept.get("beside")) if window == index else None
 
 
 def last_window(progress: Progress, windows: int) -> str | None:

@@ -79,6 +79,12 @@ class OutputUnwritable(FilmletError):
     code = "output_unwritable"
 
 
+class LibraryMissing(FilmletError):
+    """What is asked for takes a library that is not installed."""
+
+    code = "library_missing"
+
+
 class DiskFull(FilmletError):
     """No room for the clip."""
 

@@ -21,8 +21,8 @@ class Settings:
 
     device: `cpu`, `cuda`, `mps`, or None for the best there is. hold: how much of a model is in
     memory at once, `all`, `turns`, `stored`, `layers`, or None for the most that fits.
-    engine: what computes on a CPU, `torch`, `openvino`, or `auto`: OpenVINO where it is installed
-    and faster. cache: folder of what it has compiled.
+    engine: what computes on a CPU, `torch`, `openvino`, or `auto`: OpenVINO where it can. cache:
+    folder of what it has compiled.
     fetch: weights that are not here may be fetched from the Hub; 0 forbids it.
     home: folder of the queue and its files. database_url: None is a SQLite file in `home`.
     storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
@@ -37,7 +37,7 @@ class Settings:
 
     device: str | None = None
     hold: str | None = None
-    engine: str = "torch"
+    engine: str = "auto"
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "filmlet")
     fetch: int = 1
     model: str = "pocket"

@@ -6,14 +6,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from filmlet.denoising import Making, Reel, Shelf, shoot
-from filmlet.engine import ltx
-from filmlet.engine.artefacts import Tensors
+from filmlet.engine import engines
+from filmlet.engine.arrays import Array, Tensors
+from filmlet.engine.engine import Embeddings, Engine
 from filmlet.engine.guiding import Shown
-from filmlet.engine.ltx import Embeddings, LtxEngine
 from filmlet.engine.placement import free, is_out_of_memory
 from filmlet.errors import NotFinite, OutOfMemory
 from filmlet.events import Event, Finished, Frames, Pixels, Progress, Stage
@@ -50,7 +47,7 @@ def run(work: Work) -> Generator[Event]:
             return
         except NotFinite as error:
             _run_in_float32(work, error, shown)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             _hold_less(work, error)
 
 
@@ -105,6 +102,7 @@ def _grow(events: Generator[Event], work: Work, grown: Path, form: str) -> Gener
 def _make(work: Work) -> Generator[Event]:
     work.drawn = 0
     engine = yield from timed(Stage.LOAD, _load(work))
+    work.made = {name: engine.take(tensors) for name, tensors in work.made.items()}
     told = yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
     made = yield from _kept(work, Stage.DENOISE, "latents", _denoise(work, engine, told))
     if work.effective.refine_sigmas:
@@ -138,19 +136,19 @@ def encode(work: Work) -> Generator[Event]:
     yield from _kept(work, Stage.ENCODE, "embeddings", _encode(work, engine))
 
 
-def _load(work: Work) -> Generator[Event, None, LtxEngine]:
+def _load(work: Work) -> Generator[Event, None, Engine]:
     key = work.plan.card, work.files, work.placement
     if key not in loaded:
         # One model at a time on a device: the other's memory is free before this one comes.
         for other in [k for k in loaded if k[2].device == work.placement.device]:
             del loaded[other]
-        loaded[key] = yield from ltx.load(*key)
+        loaded[key] = yield from engines.load(*key)
     else:
         yield Progress(Stage.LOAD, 1, 1)
     return loaded[key]
 
 
-def _encode(work: Work, engine: LtxEngine) -> Making:
+def _encode(work: Work, engine: Engine) -> Making:
     yield Progress(Stage.ENCODE, 0, 1)
     readings = {"prompt": work.prompt} | ({"negative": work.negative} if work.negative else {})
     readings |= {f"then_{i}": text for i, text in enumerate(work.then, start=1)}
@@ -158,26 +156,26 @@ def _encode(work: Work, engine: LtxEngine) -> Making:
         yield from _bring(engine, Progress(Stage.ENCODE, 0, 1), "text_encoder")
     made = {name: engine.encode(reading) for name, reading in readings.items()}
     if work.shown:
-        yield from _bring(engine, Progress(Stage.ENCODE, 0, 1), "vae")
+        yield from _bring(engine, Progress(Stage.ENCODE, 0, 1), "encoder")
     made |= _seen(work, engine, work.first.shape)
     yield Progress(Stage.ENCODE, 1, 1)
     return made
 
 
-def _bring(engine: LtxEngine, told: Progress, *names: str) -> Generator[Event]:
+def _bring(engine: Engine, told: Progress, *names: str) -> Generator[Event]:
     """Components that a stage needs; what it has told is told again, so that it can be stopped."""
-    for _ in engine.parts.bring(*names):
+    for _ in engine.bring(*names):
         yield told
 
 
-def _dress(work: Work, engine: LtxEngine, told: Progress) -> Generator[Event]:
+def _dress(work: Work, engine: Engine, told: Progress) -> Generator[Event]:
     """The transformer, with the clip's LoRAs."""
     yield from _bring(engine, told, "transformer")
-    for _ in engine.loras.change(work.loras):
+    for _ in engine.dress(work.loras):
         yield told
 
 
-def _seen(work: Work, engine: LtxEngine, shape: Shape) -> Tensors:
+def _seen(work: Work, engine: Engine, shape: Shape) -> Tensors:
     """What is to be shown, as latents at the size of one stage."""
     whole, size = work.effective.shape, (shape.made_width, shape.made_height)
     return {
@@ -192,7 +190,7 @@ def _guides(work: Work, seen: Tensors) -> list[Shown]:
     ]
 
 
-def _denoise(work: Work, engine: LtxEngine, told: Tensors) -> Making:
+def _denoise(work: Work, engine: Engine, told: Tensors) -> Making:
     windows, texts = work.effective.windows, _texts(work, told)
     yield from _dress(
         work, engine, Progress(Stage.DENOISE, 0, len(windows) * len(work.first.sigmas))
@@ -207,16 +205,16 @@ def _texts(work: Work, told: Tensors) -> list[Embeddings]:
     return [Embeddings(text, told.get("negative")) for text in (told["prompt"], *further)]
 
 
-def _upsample(work: Work, engine: LtxEngine, latents: Tensor) -> Making:
+def _upsample(work: Work, engine: Engine, latents: Array) -> Making:
     yield Progress(Stage.UPSAMPLE, 0, 1)
-    yield from _bring(engine, Progress(Stage.UPSAMPLE, 0, 1), "upsampler", "vae")
+    yield from _bring(engine, Progress(Stage.UPSAMPLE, 0, 1), "upsampler", "encoder")
     made = {"latents": engine.upsample(latents, work.recipe)}
     made |= _seen(work, engine, work.recipe.shape)
     yield Progress(Stage.UPSAMPLE, 1, 1)
     return made
 
 
-def _refine(work: Work, engine: LtxEngine, told: Tensors, made: Tensors) -> Making:
+def _refine(work: Work, engine: Engine, told: Tensors, made: Tensors) -> Making:
     recipe = replace(work.recipe, sigmas=work.effective.refine_sigmas)
     windows, texts = work.effective.windows, _texts(work, told)
     yield from _dress(work, engine, Progress(Stage.REFINE, 0, len(windows) * len(recipe.sigmas)))
@@ -225,10 +223,10 @@ def _refine(work: Work, engine: LtxEngine, told: Tensors, made: Tensors) -> Maki
     return (yield from shoot(reel, work.shelf, work.cancelled))
 
 
-def _decode(work: Work, engine: LtxEngine, latents: Tensor) -> Generator[Event]:
+def _decode(work: Work, engine: Engine, latents: Array) -> Generator[Event]:
     shape, done = work.effective.shape, 0
     yield Progress(Stage.DECODE, 0, shape.frames)
-    yield from _bring(engine, Progress(Stage.DECODE, 0, shape.frames), "vae")
+    yield from _bring(engine, Progress(Stage.DECODE, 0, shape.frames), "decoder")
     for pixels in _pictures(work, engine, latents):
         wanted = pixels[: shape.frames - done]
         if len(wanted):
@@ -239,7 +237,7 @@ def _decode(work: Work, engine: LtxEngine, latents: Tensor) -> Generator[Event]:
             return  # the rest would only be cut off
 
 
-def _pictures(work: Work, engine: LtxEngine, latents: Tensor) -> Iterator[Pixels]:
+def _pictures(work: Work, engine: Engine, latents: Array) -> Iterator[Pixels]:
     """The frames of the clip that is extended, if one is, then those that are new; or backward."""
     shape, hidden, clip = work.effective.shape, work.effective.shape.context, work.plan.clip
     if clip and shape.backward:
@@ -254,7 +252,7 @@ def _pictures(work: Work, engine: LtxEngine, latents: Tensor) -> Iterator[Pixels
         hidden = max(0, hidden - len(pixels))
 
 
-def _leading(work: Work, engine: LtxEngine, latents: Tensor) -> Iterator[Pixels]:
+def _leading(work: Work, engine: Engine, latents: Array) -> Iterator[Pixels]:
     """The new frames of a clip that ends with a given one: neither the surplus nor the context."""
     shape, first = work.effective.shape, 0
     for pixels in engine.decode(latents, work.recipe):
@@ -273,17 +271,17 @@ def cut(pixels: Pixels, shape: Shape) -> Pixels:
     return pixels[:, top : top + shape.height, left : left + shape.width]
 
 
-def load_engine(work: Work) -> LtxEngine:
+def load_engine(work: Work) -> Engine:
     """The engine of a clip, ready before it is asked for."""
     return fold(_load(work))
 
 
 def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
     """Run in float32 from here on, and say so; what was kept has the old dtype."""
-    if shown or work.placement.dtype_name == "float32":
+    if shown or work.placement.dtype == "float32":
         raise NotFinite(
             f"{error} {work.plan.card.name} is damaged or its settings are too far off; "
-            f"it was run in {work.placement.dtype_name} and no clip was written."
+            f"it was run in {work.placement.dtype} and no clip was written."
         ) from error
     work.made.clear()
     given = [adapter.path for adapter in work.loras]
@@ -291,7 +289,7 @@ def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
         if file not in given:
             file.unlink()
     change = Change("dtype", work.effective.dtype, "float32", str(error))
-    work.placement = replace(work.placement, dtype=torch.float32, reason=str(error), compiled=None)
+    work.placement = replace(work.placement, dtype="float32", reason=str(error))
     _tell(work, change)
 
 
@@ -299,31 +297,31 @@ def _hold_less(work: Work, error: Exception) -> None:
     """One rung down the ladder, with all memory free; the stages that are over stay."""
     if not is_out_of_memory(error):
         raise error
-    hold = work.placement.hold
-    if hold.leaner is None:
+    placement, leaner = work.placement, engines.leaner(work.placement)
+    if leaner is None:
         shape = work.effective.shape
         raise OutOfMemory(
-            f"{work.plan.card.name} has too little memory on {work.placement.device} for "
+            f"{work.plan.card.name} has too little memory on {placement.device} for "
             f"{shape.width}x{shape.height} and {shape.frames} frames; make less of either."
         ) from error
     loaded.clear()
     error.__traceback__ = None  # its frames hold tensors
-    free(work.placement.device)
-    change = Change("hold", hold.value, hold.leaner.value, "memory ran out while it was made")
-    work.placement = replace(work.placement, hold=hold.leaner, compiled=None)
-    _tell(work, change)
+    free(placement.device)
+    reason = "memory ran out while it was made"
+    work.placement = leaner
+    _tell(work, Change("hold", placement.hold.value, leaner.hold.value, reason))
 
 
 def _tell(work: Work, change: Change) -> None:
     """How the clip is made from here on, and why."""
     before, now = work.effective, work.placement
     changes = [*before.changes, change]
-    if before.engine != now.engine:
-        changes.append(Change("engine", before.engine, now.engine, change.reason))
+    if before.engine != now.library:
+        changes.append(Change("engine", before.engine, now.library.value, change.reason))
     work.effective = replace(
         before,
-        dtype=now.dtype_name,
-        engine=now.engine,
+        dtype=now.dtype,
+        engine=now.library.value,
         hold=now.hold.value,
         changes=tuple(changes),
     )

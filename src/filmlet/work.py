@@ -9,16 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar, cast
 
-import torch
-
 from filmlet.budget import Hold
 from filmlet.budget import choose as fitting
 from filmlet.card import Files, ModelCard
 from filmlet.denoising import Shelf
-from filmlet.engine import engines, ltx
-from filmlet.engine.artefacts import Tensors
-from filmlet.engine.ltx import LtxEngine, Recipe
-from filmlet.engine.placement import Placement, choose, free_memory
+from filmlet.engine import engines
+from filmlet.engine.arrays import Tensors
+from filmlet.engine.engine import KILOBYTE, Engine, Recipe, kilobytes
+from filmlet.engine.placement import Library, Placement, best_device, free_memory
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, CheckpointMissing
 from filmlet.events import Event, Finished, Progress, Stage
@@ -32,7 +30,7 @@ from filmlet.settings import Settings
 Value = TypeVar("Value")
 KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much
 # The engine of the last clip, for the next one.
-loaded: dict[tuple[ModelCard, Files, Placement], LtxEngine] = {}
+loaded: dict[tuple[ModelCard, Files, Placement], Engine] = {}
 
 
 @dataclass(eq=False)
@@ -64,7 +62,7 @@ class Work:
     @property
     def shelf(self) -> Shelf:
         """Where stages put what they make."""
-        return Shelf(self.folder, self.placement.device, KEEP_EVERY_S)
+        return Shelf(self.folder, self.placement, KEEP_EVERY_S)
 
     @property
     def recipe(self) -> Recipe:
@@ -113,15 +111,9 @@ def prepare(
         told += _told(f"then_{i}", reading, text, card)
     if negative:
         told += _told("negative_prompt", negative, request.negative_prompt, card)
-    placement = choose(settings.device)
-    if engine is None:
-        engine = "torch" if dtype else settings.engine
-    if dtype and engine == "torch" and dtype != placement.dtype_name:
-        placement = replace(placement, dtype=getattr(torch, dtype), reason="as it was begun")
-    placement = replace(placement, hold=_hold(plan, files, placement, settings))
-    placement = engines.choose(plan.card, files, placement, engine, settings.cache, loras)
-    if engine == "openvino" and placement.compiled is None:
-        told.append(Change("engine", engine, placement.engine, placement.reason))
+    placement, against = _placed(plan, files, loras, settings, (dtype, engine))
+    if against and (engine or settings.engine) == Library.OPENVINO:
+        told.append(Change("engine", Library.OPENVINO, placement.library, against))
     effective = Effective(
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
@@ -135,7 +127,7 @@ def prepare(
         refine_sigmas=plan.refine_sigmas,
         guidance=plan.guidance,
         device=placement.device,
-        dtype=placement.dtype_name,
+        dtype=placement.dtype,
         hold=placement.hold.value,
         guides=tuple(guide.as_guide(plan.shape) for guide in plan.guides),
         extend=plan.clip.footage.name if plan.clip else None,
@@ -143,7 +135,7 @@ def prepare(
         changes=(*plan.changes, *told),
         then=tuple(reading.text for reading in then),
         windows=plan.windows,
-        engine=placement.engine,
+        engine=placement.library.value,
     )
     return Work(plan, files, loras, placement, prompt, negative, effective, then=then)
 
@@ -160,8 +152,8 @@ def _fetched(
         )
     missing = [lora for lora, there in zip(asked, plan.loras, strict=True) if there is None]
     for so_far in chain(fetch(card), *map(fetch_lora, missing)):
-        done = so_far.all_done // ltx.KILOBYTE
-        yield Progress(Stage.FETCH, done, ltx.kilobytes(so_far.all_size))
+        done = so_far.all_done // KILOBYTE
+        yield Progress(Stage.FETCH, done, kilobytes(so_far.all_size))
     files = locate(card)
     if files is None:
         raise CheckpointDamaged(f"{card.name} was fetched and is not whole; try again.")
@@ -169,15 +161,44 @@ def _fetched(
     return files, tuple(there or look_at_lora(lora) for lora, there in pairs)
 
 
+def _placed(
+    plan: Plan,
+    files: Files,
+    loras: tuple[Adapter, ...],
+    settings: Settings,
+    begun: tuple[str | None, str | None],
+) -> tuple[Placement, str | None]:
+    """Where the clip is made, and why not by OpenVINO if that is not wanted away.
+
+    begun: dtype and engine of an earlier attempt. Raises InvalidRequest, LibraryMissing.
+    """
+    device, (dtype, engine) = best_device(settings.device), begun
+    wanted = engine or (Library.TORCH if dtype else settings.engine)
+    against = None
+    if wanted != Library.TORCH:
+        is_forced = wanted == Library.OPENVINO
+        against = engines.torchs(plan.card, plan.parameters)
+        against = against or engines.against_openvino(files, device, loras, is_forced)
+    if wanted != Library.TORCH and not against:
+        found = engines.by_openvino(plan.card, files, settings.cache, dtype)
+        if isinstance(found, Placement):
+            hold = _hold(plan, files, found, settings)
+            if hold in engines.HELD:
+                return replace(found, hold=hold), None
+            found = engines.LAYERS
+        against = found
+    placement = engines.by_torch(device, dtype, against)
+    return replace(placement, hold=_hold(plan, files, placement, settings)), against
+
+
 def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) -> Hold:
     """How the model is held: as the settings say, as it is, or as there is memory for."""
     if settings.hold:
         return Hold(settings.hold)
     for card, where, held in loaded:
-        held_so = replace(held, hold=placement.hold, compiled=None, reason=placement.reason)
-        if (card, where, held_so) == (plan.card, files, placement):
+        if (card, where, replace(held, hold=placement.hold)) == (plan.card, files, placement):
             return held.hold
-    found = plan.needs(placement.dtype.itemsize)
+    found = plan.needs(placement.value_bytes)
     need = fitting(found, free_memory(placement.device))
     return need.hold if need else Hold.LAYERS
 

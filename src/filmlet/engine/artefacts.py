@@ -4,18 +4,19 @@ import errno
 import re
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-Tensors = dict[str, Tensor]
+from filmlet.engine.arrays import Tensors
+from filmlet.engine.placement import Library, Placement
 
 
 def save(path: Path, tensors: Tensors) -> None:
     """Write a table of tensors, under another name first. Raises OSError."""
     part = path.with_name(path.name + ".part")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        _write(tensors, part)
         part.replace(path)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
@@ -24,9 +25,21 @@ def save(path: Path, tensors: Tensors) -> None:
         part.unlink(missing_ok=True)
 
 
-def load(path: Path, device: str) -> Tensors | None:
-    """The table at `path`; None where there is none, or none that can be read."""
+def load(path: Path, placement: Placement) -> Tensors | None:
+    """The table at `path`, for its engine; None where there is none, or none that can be read."""
+    is_torch = placement.library is Library.TORCH
+    where = {"device": placement.device} if is_torch else {}
     try:
-        return load_file(path, device=device)
-    except (SafetensorError, OSError):
+        with safe_open(path, "pt" if is_torch else "np", **where) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError):  # numpy has no bfloat16
         return None
+
+
+def _write(tensors: Tensors, path: Path) -> None:
+    if all(isinstance(tensor, np.ndarray | np.generic) for tensor in tensors.values()):
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
+        return
+    from safetensors.torch import save_file as save_torch  # noqa: PLC0415 - torch may be missing
+
+    save_torch({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

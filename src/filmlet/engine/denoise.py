@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from filmlet.engine.arrays import Array, words
 from filmlet.errors import NotFinite
 
-Velocity = Callable[[Tensor, float], Tensor]
+Velocity = Callable[[Array, float], Array]
 NEAR = 1e-6  # two noise levels are the same within this
 
 
@@ -21,9 +21,9 @@ class Step:
     """
 
     done: int
-    latents: Tensor  # (batch, tokens, channels), float32
-    clean: Tensor
-    beside: Tensor | None = None
+    latents: Array  # (batch, tokens, channels), float32
+    clean: Array
+    beside: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +34,16 @@ class Held:
     draw: more of it.
     """
 
-    free: Tensor
-    given: Tensor
+    free: Array
+    given: Array
     noise: float
-    draw: Callable[[], Tensor]
+    draw: Callable[[], Array]
 
-    def disturbed(self, latents: Tensor, sigma: float) -> Tensor:
+    def levels(self, sigma: float) -> Array:
+        """How much noise each token has at this level of the others."""
+        return words(self.free).clip(self.free, max=sigma)
+
+    def disturbed(self, latents: Array, sigma: float) -> Array:
         """The exact ones under a little noise, less towards the end: clips move more freely.
 
         As `image_cond_noise_scale` of diffusers' LTXConditionPipeline does.
@@ -47,18 +51,18 @@ class Held:
         if not self.noise:
             return latents
         noisy = self.given + self.noise * sigma**2 * self.draw()
-        return torch.where(self.free < NEAR, noisy, latents)
+        return words(latents).where(self.free < NEAR, noisy, latents)
 
-    def step(self, sigma: float, before: Tensor, after: Tensor) -> Tensor:
+    def step(self, sigma: float, before: Array, after: Array) -> Array:
         """`after` for those that have so much noise, `before` for those that wait for less."""
-        return torch.where(sigma - NEAR < self.free, after, before)
+        return words(after).where(sigma - NEAR < self.free, after, before)
 
 
 def euler(
     velocity: Velocity,
-    latents: Tensor,
+    latents: Array,
     sigmas: Sequence[float],
-    fresh_noise: Callable[[], Tensor] | None = None,
+    fresh_noise: Callable[[], Array] | None = None,
     already: int = 0,
     held: Held | None = None,
 ) -> Iterator[Step]:
@@ -67,30 +71,17 @@ def euler(
     latents: (batch, tokens, channels), `already` so many steps in. With `fresh_noise` the clean
     estimate is noised anew at each level instead of following the flow. Raises NotFinite.
     """
-    levels = torch.tensor([*sigmas, 0.0], dtype=torch.float32).tolist()
+    levels = np.array([*sigmas, 0.0], np.float32).tolist()
     for done, (now, following) in enumerate(pairwise(levels[already:]), start=already + 1):
         if held:
             latents = held.disturbed(latents, now)
         flow = velocity(latents, now)
-        clean = latents - (held.free.clamp(max=now) if held else now) * flow
+        clean = latents - (held.levels(now) if held else now) * flow
         if fresh_noise is None:
             moved = latents + (following - now) * flow
         else:
             moved = (1 - following) * clean + following * fresh_noise()
         latents = held.step(now, latents, moved) if held else moved
-        if not torch.isfinite(latents).all():
+        if not words(latents).isfinite(latents).all():
             raise NotFinite(f"The model gave values that are not numbers in step {done}.")
         yield Step(done, latents, clean)
-
-
-def pack(latents: Tensor) -> Tensor:
-    """(batch, channels, frames, height, width) -> (batch, frames x height x width, channels).
-
-    Contiguous, as what comes from a file is: a matrix product rounds by the layout it is given.
-    """
-    return latents.flatten(2).transpose(1, 2).contiguous()
-
-
-def unpack(tokens: Tensor, frames: int, height: int, width: int) -> Tensor:
-    """The inverse of `pack`."""
-    return tokens.transpose(1, 2).unflatten(2, (frames, height, width))

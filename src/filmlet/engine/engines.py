@@ -1,56 +1,132 @@
-"""What computes on the CPU: torch, or OpenVINO where it is installed, faster and right."""
+"""What computes a clip: OpenVINO on a CPU where it can, torch everywhere else."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from filmlet.budget import Hold
-from filmlet.card import Files, ModelCard
-from filmlet.engine.loading import Weights
-from filmlet.engine.placement import Placement
+from filmlet.budget import Hold, Machine
+from filmlet.card import Components, Files, ModelCard
+from filmlet.engine.engine import KILOBYTE, Engine, kilobytes
+from filmlet.engine.placement import (
+    BYTES,
+    Library,
+    Placement,
+    best_device,
+    free_memory,
+    has_torch,
+    processor,
+)
+from filmlet.engine.weights import Weights
+from filmlet.errors import LibraryMissing
+from filmlet.events import Progress, Stage
 from filmlet.lora import Adapter
 
-SMALL = 4_000_000  # bytes of a transformer that computes sooner than it is compiled
+SMALL = 4_000_000  # bytes of a transformer that torch computes sooner than it is compiled
+LARGEST = 1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
+HELD = (Hold.ALL, Hold.TURNS)  # how OpenVINO holds a model
+LAYERS = "a model that is brought in layers is torch's"
 
 
-def choose(
-    card: ModelCard,
-    files: Files,
-    placement: Placement,
-    wanted: str,
-    cache: Path,
-    loras: Sequence[Adapter],
-) -> Placement:
-    """The placement with the engine that is wanted: `torch`, `openvino`, or the best for `auto`.
+def by_openvino(
+    card: ModelCard, files: Files, cache: Path, dtype: str | None = None
+) -> Placement | str:
+    """OpenVINO's placement of a checkpoint on the CPU, or why it cannot compute it.
 
-    Where it is not what was wanted, `reason` says why.
+    dtype: of an earlier attempt. cache: folder of what is compiled.
     """
-    if wanted == "torch":
-        return placement
-    against = _against(files, placement, wanted, loras)
-    if against is None:
-        made = import_module("filmlet.engine.compiled.made")
-        found = made.choose(card, files, cache, wanted == "openvino")
-        if not isinstance(found, str):
-            return replace(placement, compiled=found, reason="OpenVINO is installed")
-        against = found
-    return replace(placement, reason=f"{placement.reason}; not OpenVINO: {against}")
+    found: Placement | str = import_module("filmlet.engine.compiled.engine").choose(
+        card, files, cache, dtype
+    )
+    return found
 
 
-def _against(
-    files: Files, placement: Placement, wanted: str, loras: Sequence[Adapter]
+def torchs(card: ModelCard, parameters: Components[float]) -> str | None:
+    """Why a model is torch's on every CPU, whether or not its files are here."""
+    if card.refine:  # its drafts, too: what finishes one goes on with the engine that began it
+        return "the second stage's upsampler is torch's"
+    if sum(count for _, count in parameters.there()) * BYTES["float32"] > LARGEST:
+        return "a model this large takes too much memory to be compiled"
+    return None
+
+
+def against_openvino(
+    files: Files, device: str, loras: Sequence[Adapter], is_forced: bool
 ) -> str | None:
-    """Why not OpenVINO, as far as can be told without it."""
-    if placement.device != "cpu":
-        return "it is for CPUs here"
+    """Why not OpenVINO for this clip, as far as can be told without it."""
+    if device != "cpu":
+        return "OpenVINO is for CPUs here"
     if not find_spec("openvino"):
-        return "it is not installed: pip install 'filmlet[fast]'"
+        return "OpenVINO is not installed"
     if loras:
         return "LoRAs are merged into torch's weights"
-    if placement.hold not in (Hold.ALL, Hold.TURNS):
-        return "a model that is brought in layers is torch's"
-    if wanted == "auto" and Weights("transformer", files.transformer).bytes < SMALL:
+    is_small = Weights("transformer", files.transformer).bytes < SMALL
+    if is_small and has_torch() and not is_forced:
         return "a model this small computes sooner than it is compiled"
     return None
+
+
+def by_torch(device: str, dtype: str | None = None, against: str | None = None) -> Placement:
+    """torch's placement on a device that is there. dtype: of an earlier attempt.
+
+    against: why not OpenVINO. Raises LibraryMissing.
+    """
+    if not has_torch():
+        why = f" ({against})" if against else ""
+        raise LibraryMissing(f"This clip takes torch{why}: pip install 'filmlet[torch]'")
+    found: Placement = import_module("filmlet.engine.probing").choose(device, dtype)
+    return found
+
+
+def leaner(placement: Placement) -> Placement | None:
+    """One rung down the ladder, where there is one."""
+    hold = placement.hold.leaner
+    if hold is None:
+        return None
+    if placement.library is Library.TORCH or hold in HELD:
+        return replace(placement, hold=hold)
+    return replace(by_torch(placement.device), hold=hold) if has_torch() else None
+
+
+def load(card: ModelCard, files: Files, placement: Placement) -> Generator[Progress, None, Engine]:
+    """A checkpoint, ready; Progress counts kilobytes. Raises CheckpointDamaged, NotFinite.
+
+    Where all of it has no room at once, its components are read when they are needed.
+    """
+    match placement.library:
+        case Library.TORCH:
+            module = import_module("filmlet.engine.ltx")
+        case Library.OPENVINO:
+            module = import_module("filmlet.engine.compiled.engine")
+    engine: Engine = module.begin(card, files, placement)
+    names = engine.parts_of_every_clip if placement.hold is Hold.ALL else ()
+    done, total = 0, engine.weigh(*names)
+    yield Progress(Stage.LOAD, 0, kilobytes(total))
+    for read in engine.bring(*names):
+        done = min(done + read, total)
+        yield Progress(Stage.LOAD, done // KILOBYTE, kilobytes(total))
+    yield Progress(Stage.LOAD, kilobytes(total), kilobytes(total))
+    return engine
+
+
+def machine(device: str | None = None, is_torchs: bool = False) -> Machine:
+    """This machine, as a model finds it, or one that torch computes.
+
+    Raises InvalidRequest for a device that is not there, LibraryMissing.
+    """
+    device = best_device(device)
+    if device == "cpu" and find_spec("openvino") and not is_torchs:
+        dtype: str = import_module("filmlet.engine.compiled.running").best_dtype()
+        value_bytes = BYTES["float32"]  # of what it is given
+    else:
+        placement = by_torch(device)
+        dtype, value_bytes = placement.dtype, placement.value_bytes
+    return Machine(device, processor(device), free_memory(device), dtype, value_bytes)
+
+
+def at_most(machine: Machine) -> Machine:
+    """The same for a model that torch computes on a CPU, whose dtype nobody has measured yet."""
+    if machine.device != "cpu":
+        return machine
+    return replace(machine, dtype="float32", value_bytes=BYTES["float32"])

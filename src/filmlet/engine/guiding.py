@@ -3,21 +3,22 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from filmlet.card import ModelCard
-from filmlet.engine.denoise import Step, pack
+from filmlet.engine.arrays import Array, copied, mixed, pack, words
+from filmlet.engine.denoise import Step
 
 BESIDE = 2  # latent frames of a video that stand beside the clip; what follows them is in it
-Draw = Callable[..., Tensor]
+Draw = Callable[..., Array]
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
     """What a guide shows: (1, channels, frames, height, width), normalised. frame: its first."""
 
-    latents: Tensor
+    latents: Array
     frame: int
     strength: float
 
@@ -29,15 +30,16 @@ class Places:
     card: ModelCard
     fps: float
 
-    def of(self, video: Tensor, first: int = 0) -> Tensor:
+    def of(self, video: Array, first: int = 0) -> NDArray[np.float32]:
         """(1, 3, tokens) of latents whose first frame is the clip's `first`."""
         grid, (frames, height, width) = self.card.grid, video.shape[2:]
+        times = np.arange(frames, dtype=np.float32)
         if self.card.causal:  # the first latent is one frame, the others are `time` each
-            times = ((torch.arange(frames) * grid.time + 1 - grid.time).clamp(0) + first) / self.fps
+            times = (np.clip(times * grid.time + 1 - grid.time, 0, None) + first) / self.fps
         else:
-            times = torch.arange(frames) * (grid.time / self.fps)
-        sides = (torch.arange(n) * float(grid.side) for n in (height, width))
-        return torch.stack(torch.meshgrid(times, *sides, indexing="ij")).flatten(1)[None]
+            times = times * (grid.time / self.fps)
+        sides = (np.arange(n, dtype=np.float32) * grid.side for n in (height, width))
+        return np.stack(np.meshgrid(times, *sides, indexing="ij")).reshape(1, 3, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +49,9 @@ class Scene:
     free: (1, all, 1), the most noise that each may have: 1 - the strength of its guide.
     """
 
-    tokens: Tensor
-    free: Tensor
-    places: Tensor
+    tokens: Array
+    free: Array
+    places: Array
     beside: int
 
     def apart(self, step: Step) -> Step:
@@ -59,36 +61,35 @@ class Scene:
         beside, own = step.latents[:, : self.beside], step.latents[:, self.beside :]
         # Copies, laid out as what comes from a file is.
         return replace(
-            step, latents=own.clone(), clean=step.clean[:, self.beside :], beside=beside.clone()
+            step, latents=copied(own), clean=step.clean[:, self.beside :], beside=copied(beside)
         )
 
 
-@torch.inference_mode()
-def lay_out(video: Tensor, guides: Sequence[Shown], places: Places, draw: Draw) -> Scene:
+def lay_out(video: Array, guides: Sequence[Shown], places: Places, draw: Draw) -> Scene:
     """The clip's noisy latents (1, channels, frames, height, width) with the guides laid in.
 
     draw: noise of a shape, for guides that are not exact. As LTXConditionPipeline of diffusers.
     """
-    video = video.clone()
-    free = torch.ones_like(video[:, :1])
-    beside: list[tuple[Tensor, Tensor, Tensor]] = []
+    video = copied(video)
+    free = words(video).ones_like(video[:, :1])
+    beside: list[tuple[Array, Array, NDArray[np.float32]]] = []
     for guide in guides:
         shown, start = guide.latents, 0
         if guide.frame:
             start = guide.frame // places.card.grid.time + BESIDE
             apart, shown = shown[:, :, :BESIDE], shown[:, :, BESIDE:]
-            mixed = torch.lerp(draw(*apart.shape), apart, guide.strength)
-            level = 1 - torch.full_like(mixed[:, :1], guide.strength)
-            where = places.of(apart, guide.frame)
-            beside.append((pack(mixed), pack(level), where))
+            noisy = mixed(draw(*apart.shape), apart, guide.strength)
+            level = words(free).full_like(noisy[:, :1], 1 - guide.strength)
+            beside.append((pack(noisy), pack(level), places.of(apart, guide.frame)))
         span = slice(start, start + shown.shape[2])
-        video[:, :, span] = torch.lerp(video[:, :, span], shown, guide.strength)
-        free[:, :, span] = 1 - torch.full_like(free[:, :, span], guide.strength)
+        video[:, :, span] = mixed(video[:, :, span], shown, guide.strength)
+        free[:, :, span] = 1 - guide.strength
     parts = [*beside, (pack(video), pack(free), places.of(video))]
     tokens, levels, spots = zip(*parts, strict=True)
+    arithmetic = words(video)
     return Scene(
-        torch.cat(tokens, 1),
-        torch.cat(levels, 1),
-        torch.cat(spots, 2).to(video.device),
+        arithmetic.concat(tokens, 1),
+        arithmetic.concat(levels, 1),
+        arithmetic.asarray(np.concat(spots, 2), device=video.device),
         sum(part.shape[1] for part in tokens[:-1]),
     )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from filmlet.engine.placement import Placement
+from filmlet.engine.probing import dtype_of
 
 
 def lend(blocks: nn.Module, placement: Placement) -> None:
@@ -31,7 +32,7 @@ class Loan:
         with torch.inference_mode(False):
             for weight in block.parameters():
                 self.kept.append((weight, weight.data))
-                weight.data = weight.data.to(self.placement.device, self.placement.dtype)
+                weight.data = weight.data.to(self.placement.device, dtype_of(self.placement))
 
     def end(self, *_: object) -> None:
         """Give everything back."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,10 +11,12 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from filmlet.budget import Hold
-from filmlet.card import Files, ModelCard
-from filmlet.engine.loading import Weights, fill, on_meta
+from filmlet.card import Files
+from filmlet.engine.loading import fill, on_meta
 from filmlet.engine.lora import Loras
 from filmlet.engine.placement import Placement
+from filmlet.engine.probing import dtype_of
+from filmlet.engine.weights import Weights
 
 KINDS = {
     "transformer": LTXVideoTransformer3DModel,
@@ -29,12 +30,10 @@ BLOCKS = {"transformer": "transformer_blocks", "text_encoder": "encoder.block"}
 class Parts:
     """Modules by name, as many of them in memory as the placement has room for."""
 
-    card: ModelCard
     files: Files
     placement: Placement
     held: dict[str, Any] = field(default_factory=dict)
     loras: Loras | None = None  # what the transformer wears, while it is here
-    decoder: Any = None  # the VAE's, if it is compiled, while it is here
 
     def weigh(self, *names: str) -> int:
         """Bytes that `bring` would read."""
@@ -64,8 +63,6 @@ class Parts:
         del self.held[name]
         if name == "transformer":
             self.loras = None
-        if name == "vae":
-            self.decoder = None
         if self.placement.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -87,10 +84,6 @@ class Parts:
 
     def _read(self, name: str) -> Iterator[int]:
         weights, placement = self._weights(name), self.placement
-        if name == "transformer" and placement.compiled:
-            self.held[name] = yield from self._build(weights).transformer()
-            self.loras = Loras(nn.Module(), placement.compiled.dtype)  # it wears none
-            return
         if name == "text_encoder":
             with torch.device("meta"):
                 module: nn.Module = T5EncoderModel(T5Config.from_dict(weights.config))
@@ -98,17 +91,6 @@ class Parts:
             module = on_meta(KINDS[name], weights.config)
         lent = module.get_submodule(BLOCKS[name]) if name in self._lent else None
         yield from fill(module, weights, placement, lent)
-        if name == "vae" and placement.compiled:
-            self.decoder = yield from self._build(weights).decoder()
-            module.decoder = nn.Identity()  # its weights are in the graphs
-        elif name == "vae" and placement.device == "cpu":
-            # The norms work over channels: this layout spares them a copy.
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if name == "transformer":
-            self.loras = Loras(module, placement.dtype)
+            self.loras = Loras(module, dtype_of(placement))
         self.held[name] = module
-
-    def _build(self, weights: Weights) -> Any:
-        """Of a compiled component: OpenVINO is imported where it is used."""
-        made = import_module("filmlet.engine.compiled.made")
-        return made.Build(self.card, weights, self.placement.compiled)

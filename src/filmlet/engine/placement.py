@@ -1,98 +1,91 @@
-"""On which device and in which dtype a model computes, chosen by what is there."""
+"""Where, by which library and in which dtype a model computes."""
 
 import gc
 import platform
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from enum import StrEnum
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from filmlet.budget import Hold, Machine
+from filmlet.budget import Hold
 from filmlet.errors import InvalidRequest
 
 CGROUP = Path("/sys/fs/cgroup")
-OUT_OF_MEMORY = ("not enough memory", "t allocate memory")
-PROBE_BOUND = 2e-2  # relative error that bfloat16 may add to one layer
-PROBE_GAIN = 1.2  # bfloat16 must be this much faster to be worth its error
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "t allocate memory", "bad_alloc")
+GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))  # NVIDIA's, AMD's, of WSL
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one value
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """Transformer and decoder through OpenVINO: in which dtype, and where graphs are kept."""
+class Library(StrEnum):
+    """What computes."""
 
-    dtype: torch.dtype
-    folder: Path
+    TORCH = "torch"
+    OPENVINO = "openvino"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is held; `reason` says why this dtype. compiled: what is not torch's."""
+    """How a model is held; `reason` says why so. cache: folder of what is compiled for it."""
 
     device: str
-    dtype: torch.dtype
+    dtype: str  # of transformer and decoder
     reason: str
     hold: Hold = Hold.ALL
-    compiled: Compiled | None = None
+    library: Library = Library.TORCH
+    cache: Path | None = None
 
     @property
-    def engine(self) -> str:
-        """What computes transformer and decoder."""
-        return "openvino" if self.compiled else "torch"
-
-    @property
-    def dtype_name(self) -> str:
-        """Of transformer and decoder."""
-        dtype = self.compiled.dtype if self.compiled else self.dtype
-        return str(dtype).removeprefix("torch.")
+    def value_bytes(self) -> int:
+        """Of one weight in memory: OpenVINO is given float32."""
+        return BYTES["float32" if self.library is Library.OPENVINO else self.dtype]
 
 
-def choose(device: str | None = None) -> Placement:
-    """The best placement on this machine, or on the device asked for."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else _mps() or "cpu"
-    kind = device.partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": bool(_mps())}
-    if not there.get(kind, False):
+def has_torch() -> bool:
+    """Whether it is installed."""
+    return find_spec("torch") is not None
+
+
+def best_device(wanted: str | None = None) -> str:
+    """The one that is asked for, if it is there, or the best there is. Raises InvalidRequest."""
+    there = {"cpu": True, "cuda": False, "mps": False}
+    if (wanted or "cuda") != "cpu" and has_torch() and _may_have_gpu():
+        torch = import_module("torch")
+        there |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted is None:
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there.get(wanted.partition(":")[0], False):
         raise InvalidRequest(
-            f"This machine has no device {device!r}; it has "
+            f"This machine has no device {wanted!r}; it has "
             f"{', '.join(name for name, here in there.items() if here)}.",
             param="device",
         )
-    match kind:
-        case "cuda":
-            return Placement(device, torch.bfloat16, "bfloat16 on CUDA")
-        case "mps":
-            return Placement(device, torch.float32, "float32 on Metal")
-        case _:
-            return _on_cpu()
+    return wanted
 
 
-def machine(device: str | None = None) -> Machine:
-    """This machine, as a model finds it. Raises InvalidRequest for a device that is not there."""
-    placement = choose(device)
-    name = platform.processor() or platform.machine()
-    if placement.device.startswith("cuda"):
-        name = torch.cuda.get_device_name(placement.device)
-    return Machine(
-        device=placement.device,
-        name=name,
-        memory=free_memory(placement.device),
-        dtype=placement.dtype_name,
-        value_bytes=placement.dtype.itemsize,
+def _may_have_gpu() -> bool:
+    """Whether it is worth the seconds of asking torch, which costs nothing once it is loaded."""
+    return (
+        "torch" in sys.modules or sys.platform != "linux" or any(device.exists() for device in GPUS)
     )
+
+
+def processor(device: str) -> str:
+    """Its name."""
+    if device.startswith("cuda"):
+        name: str = import_module("torch").cuda.get_device_name(device)
+        return name
+    return platform.processor() or platform.machine()
 
 
 def free_memory(device: str) -> int:
     """Bytes that a model may take on the device."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
+        room: int = import_module("torch").cuda.mem_get_info(device)[0]
+        return room
     available: int = psutil.virtual_memory().available
     return min(available, _of_the_container())
 
@@ -107,8 +100,8 @@ def _of_the_container() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says so: on the CPU torch has no error of its own for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    """Whether it says so: on the CPU no library has an error of its own for it."""
+    if isinstance(error, MemoryError):
         return True
     return any(words in str(error) for words in OUT_OF_MEMORY)
 
@@ -117,48 +110,4 @@ def free(device: str) -> None:
     """Give memory back that nobody refers to."""
     gc.collect()
     if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-
-
-def _mps() -> str | None:
-    return "mps" if torch.backends.mps.is_available() else None
-
-
-@cache
-def _on_cpu() -> Placement:
-    """bfloat16 where two small layers say it is faster and right; many CPUs are slow at it."""
-    with torch.inference_mode():
-        generator = torch.Generator().manual_seed(0)
-        rows, weight = (torch.randn(s, generator=generator) for s in ((96, 256), (256, 256)))
-        clip = torch.randn(1, 16, 5, 16, 16, generator=generator)
-        kernel = torch.randn(16, 16, 3, 3, 3, generator=generator)
-        probes = (
-            ("matrix product", lambda d: rows.to(d) @ weight.to(d)),
-            ("convolution", lambda d: F.conv3d(clip.to(d), kernel.to(d))),
-        )
-        for name, layer in probes:
-            exact, exact_s = _timed(layer, torch.float32, budget_s=0.02)
-            rough, rough_s = _timed(layer, torch.bfloat16, budget_s=0.02)
-            error = ((rough.float() - exact).norm() / exact.norm()).item()
-            if exact_s < PROBE_GAIN * rough_s:
-                gain = exact_s / rough_s
-                reason = f"bfloat16 is only {gain:.2f}x as fast as float32 in a {name} here"
-                return Placement("cpu", torch.float32, reason)
-            if not error <= PROBE_BOUND:
-                reason = f"bfloat16 is off by {error:.1%} in a {name} here"
-                return Placement("cpu", torch.float32, reason)
-    return Placement("cpu", torch.bfloat16, "bfloat16 is faster here and right")
-
-
-def _timed(
-    layer: Callable[[torch.dtype], Tensor], dtype: torch.dtype, budget_s: float
-) -> tuple[Tensor, float]:
-    """The layer's result and its shortest time in seconds, within about `budget_s`."""
-    result = layer(dtype)  # the first call prepares kernels
-    best, end = float("inf"), time.perf_counter() + budget_s
-    while True:
-        start = time.perf_counter()
-        layer(dtype)
-        best = min(best, time.perf_counter() - start)
-        if time.perf_counter() > end:
-            return result, best
+        import_module("torch").cuda.empty_cache()

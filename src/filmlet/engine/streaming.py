@@ -6,8 +6,7 @@ the convolutions beside it, and the end is flushed with the last frame repeated,
 decoder pads it. The result equals the one-shot decode; memory does not grow with the clip.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import (
@@ -20,17 +19,9 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import (
 )
 from torch import Tensor, nn
 
+from filmlet.engine.flowing import Stream, flow
+
 Embed = Callable[[Tensor], Tensor]
-PIECE = 8  # frames that one module works on at a time
-
-
-class Stream(Protocol):
-    """A piece of the decoder: frames in, as many frames out as can be known yet.
-
-    All tensors are (batch, channels, frames, height, width).
-    """
-
-    def push(self, x: Tensor, last: bool) -> Tensor: ...
 
 
 class ConvStream:
@@ -157,10 +148,10 @@ class HeadStream:
             shift, scale = self.modulation
             x = x * (1 + scale) + shift
         x = self.conv.push(self.decoder.conv_act(x), last)
-        return unpatched(x, self.decoder.patch_size_t, self.decoder.patch_size)
+        return _unpatched(x, self.decoder.patch_size_t, self.decoder.patch_size)
 
 
-def unpatched(x: Tensor, time: int, side: int) -> Tensor:
+def _unpatched(x: Tensor, time: int, side: int) -> Tensor:
     """Channels become frames, rows and columns, as the decoder's end has them."""
     batch, channels, frames, height, width = x.shape
     channels //= time * side * side
@@ -182,28 +173,6 @@ def decode(
     equal `decoder(torch.cat(chunks), timestep)`.
     """
     yield from flow(list(streams(decoder, timestep, generator)), chunks)
-
-
-def flow(streams: Sequence[Stream], chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Frames through the streams, one after the other."""
-    held: Tensor | None = None
-    for chunk in chunks:
-        if held is not None:
-            yield from _through(streams, held, last=False)
-        held = chunk
-    if held is not None:
-        yield from _through(streams, held, last=True)
-
-
-def _through(streams: Sequence[Stream], x: Tensor, last: bool) -> Iterator[Tensor]:
-    """Push frames through the streams in pieces: the flush at the end stays small, too."""
-    if not streams and x.shape[2]:
-        yield x
-    if not streams or not (x.shape[2] or last):
-        return
-    pieces = streams[0].push(x, last).split(PIECE, dim=2)
-    for i, piece in enumerate(pieces, start=1):
-        yield from _through(streams[1:], piece, last and i == len(pieces))
 
 
 def streams(

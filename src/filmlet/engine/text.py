@@ -1,23 +1,23 @@
 """From a prompt to token ids, and what of the prompt the model cannot read."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import torch
-from torch import Tensor
-from transformers import AutoTokenizer
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Reader
 
-from filmlet.errors import CheckpointDamaged
+from filmlet.errors import CheckpointDamaged, LibraryMissing
 
 
-class Tokenizer(Protocol):
-    """The part of transformers' fast tokenizers that is used here."""
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """How a model reads. padding, unknown: ids of these tokens."""
 
-    unk_token_id: int | None
-    is_fast: bool
-
-    def __call__(self, text: str, **options: object) -> dict[str, list[int]]: ...
+    reader: Reader
+    padding: int
+    unknown: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Reading:
     did not fit; unknown: words the tokenizer has no token for.
     """
 
-    ids: Tensor
+    ids: NDArray[np.int64]
     tokens: int
     text: str
     cut: str
@@ -36,30 +36,59 @@ class Reading:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder; raises CheckpointDamaged."""
+    """The tokenizer in a folder. Raises CheckpointDamaged; LibraryMissing for old files."""
+    file = folder / "tokenizer.json"
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        names = json.loads((folder / "tokenizer_config.json").read_text())
+        reader = _whole(file) if file.is_file() else _converted(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{folder} cannot be read: {error}.") from error
+    reader.no_padding()
+    reader.no_truncation()
+    padding, unknown = (_id(reader, names.get(f"{kind}_token")) for kind in ("pad", "unk"))
+    return Tokenizer(reader, padding or 0, unknown)
+
+
+def _whole(file: Path) -> Reader:
+    try:
+        return Reader.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(str(error)) from error
+
+
+def _converted(folder: Path) -> Reader:
+    """Of sentencepiece's files, which transformers reads."""
+    try:
+        from transformers import AutoTokenizer  # noqa: PLC0415 - it may be missing
+    except ImportError as error:
+        raise LibraryMissing(
+            f"The tokenizer in {folder} takes transformers: pip install 'filmlet[torch]'"
+        ) from error
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+
+
+def _id(reader: Reader, token: str | dict[str, str] | None) -> int | None:
+    text = token["content"] if isinstance(token, dict) else token
+    return None if text is None else reader.token_to_id(text)
 
 
 def read(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> Reading:
     """Tokenize, pad to `max_tokens`, and notice what is cut off or unknown."""
-    whole = tokenizer(prompt, return_offsets_mapping=True)
-    padded = tokenizer(prompt, padding="max_length", max_length=max_tokens, truncation=True)
-    spans: list[tuple[int, int]] = whole["offset_mapping"]  # type: ignore[assignment]
-    cut = ""
-    if len(whole["input_ids"]) > max_tokens:
+    whole = tokenizer.reader.encode(prompt)
+    ids, cut = list(whole.ids), ""
+    if len(ids) > max_tokens:
         # The last place belongs to the end-of-text token.
-        cut = prompt[spans[max_tokens - 1][0] :]
+        cut = prompt[whole.offsets[max_tokens - 1][0] :]
+        ids = [*ids[: max_tokens - 1], ids[-1]]
     unknown = [
         prompt[start:end]
-        for token, (start, end) in zip(whole["input_ids"], spans, strict=True)
-        if token == tokenizer.unk_token_id and end > start
+        for token, (start, end) in zip(whole.ids, whole.offsets, strict=True)
+        if token == tokenizer.unknown and end > start
     ]
+    padded = [*ids, *[tokenizer.padding] * (max_tokens - len(ids))]
     return Reading(
-        ids=torch.tensor([padded["input_ids"]]),
-        tokens=sum(padded["attention_mask"]),
+        ids=np.array([padded], np.int64),
+        tokens=len(ids),
         text=prompt.removesuffix(cut).rstrip() if cut else prompt,
         cut=cut,
         unknown=tuple(dict.fromkeys(unknown)),

@@ -1,6 +1,7 @@
 """The queue's database: a SQLite file in the home folder, or PostgreSQL; DBOS' tables and ours."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -161,6 +162,7 @@ class Database:
                 file = Path(self.url.removeprefix("sqlite:///"))
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _write_ahead(file)
+                _count_subseconds()
             self.engine = self._engine()
             try:
                 DBOS.migrate(self.url)
@@ -278,6 +280,23 @@ def _write_ahead(file: Path) -> None:
     with sqlite3.connect(file, timeout=30) as connection:
         connection.execute("pragma journal_mode=wal")
     connection.close()
+
+
+def _count_subseconds() -> None:
+    """Give every connection what SQLite has since 3.42, and DBOS takes for granted on Python 3.12.
+
+    Debian 12 has 3.40: there DBOS' times would be null. DBOS opens connections of its own.
+    """
+    if sqlite3.sqlite_version_info < (3, 42) and not sa.event.contains(*SUBSECONDS):
+        sa.event.listen(*SUBSECONDS)
+
+
+def _knows_subseconds(connection: Any, _: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.create_function("unixepoch", 1, lambda _: time.time())  # only of 'subsec'
+
+
+SUBSECONDS = Engine, "connect", _knows_subseconds
 
 
 def _leave_transactions_to_us(connection: sqlite3.Connection, _: object) -> None:

@@ -6,10 +6,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from dbos import WorkflowSerializationFormat
 
+from filmlet.engine.engines import at_most, torchs
 from filmlet.errors import JobConflict, UnknownJob
 from filmlet.events import Stage
 from filmlet.jobs.cost import LATEST, Size
@@ -17,23 +17,22 @@ from filmlet.jobs.database import Database, Row, Transaction, tally
 from filmlet.jobs.job import (
     Census,
     Estimate,
-    Failure,
     Forecast,
     Job,
     Living,
     Priority,
-    StageRecord,
     Status,
     Tally,
 )
 from filmlet.jobs.limits import Limits, used
 from filmlet.jobs.outlook import Fitted, Outlook
+from filmlet.jobs.rows import job_of
 from filmlet.jobs.storage import Storage
 from filmlet.jobs.webhooks import announce
 from filmlet.lora import Adapter, Lora
 from filmlet.models import size as disk_use
 from filmlet.plan import Plan, plan
-from filmlet.request import ClipRequest, Effective, Shape
+from filmlet.request import ClipRequest, Effective
 from filmlet.settings import Settings
 
 QUEUE, WORKFLOW = "filmlet_clips", "filmlet_clip"
@@ -43,15 +42,6 @@ CLASS_RANK = 100_000  # more than one user can have active
 FOLLOW_EVERY_S = 0.15
 OUTLOOK_S, BURST_S = 0.25, 0.05
 OVER = tuple(status.value for status in Status if status.is_over)
-SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over
-    Stage.FETCH: 0.0,  # once in a model's life; the stage's own steps tell it
-    Stage.LOAD: 0.05,
-    Stage.ENCODE: 0.05,
-    Stage.DENOISE: 0.6,
-    Stage.DECODE: 0.28,
-    Stage.MUX: 0.02,
-}
-TWO_STAGES = SHARES | {Stage.DENOISE: 0.2, Stage.UPSAMPLE: 0.03, Stage.REFINE: 0.37}
 
 
 @dataclass(frozen=True)
@@ -245,7 +235,10 @@ class Queue:
             outlook = Outlook(t, self._fitted)
             eta = outlook.of_another(t, planned.card.name, size_of(planned))
         fetch = 0 if planned.files else max(0, planned.card.bytes - disk_use(planned.card))
-        return Forecast(planned, eta, len(outlook.etas), fetch, outlook.machine)
+        machine = outlook.machine
+        if machine and torchs(planned.card, planned.parameters):
+            machine = at_most(machine)
+        return Forecast(planned, eta, len(outlook.etas), fetch, machine)
 
     def cost(self, planned: Plan, stages: Sequence[Stage]) -> Estimate:
         """Seconds that some stages of a clip take where jobs are made now."""
@@ -401,7 +394,7 @@ class Queue:
     def _jobs(self, t: Transaction, rows: Sequence[Row]) -> list[Job]:
         open = [row for row in rows if row["status"] not in OVER]
         outlook = self._outlook(t, open) if open else None
-        return [_job(row, outlook) for row in rows]
+        return [job_of(row, outlook) for row in rows]
 
     def _outlook(self, t: Transaction, rows: Sequence[Row]) -> Outlook:
         """What lies ahead, as it was a moment ago: hundreds may ask and submit within that."""
@@ -448,57 +441,3 @@ def _row(t: Transaction, job: str, owner: str | None) -> Row:
     if row is None or (owner is not None and row["owner"] != owner):
         raise UnknownJob(f"There is no job {job!r}; `filmlet jobs` lists yours.")
     return row
-
-
-def _job(row: Row, outlook: Outlook | None) -> Job:
-    status, stage = Status(row["status"]), Stage(row["stage"]) if row["stage"] else None
-    is_open = outlook is not None and not status.is_over
-    failure = Failure(row["failure_code"], row["failure"]) if row["failure_code"] else None
-    records: list[dict[str, Any]] = json.loads(row["stages"])
-    two = Size(**json.loads(row["work"])).refine_calls > 0
-    return Job(
-        id=row["id"],
-        owner=row["owner"],
-        status=status,
-        priority=Priority(row["class"]),
-        requested=ClipRequest(**json.loads(row["request"])).asked(),
-        effective=json.loads(row["effective"]) if row["effective"] else None,
-        model=row["model"],
-        seed=row["seed"],
-        shape=Shape(**json.loads(row["shape"])) if row["shape"] else None,
-        source=row["source"],
-        stage=stage,
-        done=row["done"],
-        total=row["total"],
-        progress=_progress(
-            status, stage, row["done"] / max(1, row["total"]), TWO_STAGES if two else SHARES
-        ),
-        preview=row["preview"],
-        position=outlook.positions.get(row["id"]) if outlook and status == Status.QUEUED else None,
-        eta=outlook.etas.get(row["id"]) if outlook and is_open else None,
-        failure=failure,
-        stages=tuple(
-            StageRecord(Stage(r["stage"]), r["attempt"], r["seconds"], r["reused"]) for r in records
-        ),
-        attempt=row["attempt"],
-        worker=row["worker"],
-        clip=row["clip"],
-        created=row["created"],
-        started=row["started"],
-        finished=row["finished"],
-        idle_s=row["idle_s"],
-        seq=row["seq"],
-    )
-
-
-def _progress(
-    status: Status, stage: Stage | None, share: float, shares: dict[Stage, float]
-) -> float:
-    """Between 0 and 1: it moves with the steps and never back."""
-    if status == Status.COMPLETED:
-        return 1.0
-    if stage is None or status == Status.QUEUED:
-        return 0.0
-    order = list(Stage)
-    before = sum(shares.get(s, 0.0) for s in order[: order.index(stage)])
-    return round(before + shares[stage] * share, 4)

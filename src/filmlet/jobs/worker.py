@@ -24,7 +24,7 @@ from dbos import DBOS, WorkflowSerializationFormat
 
 from filmlet import stages
 from filmlet.denoising import last_window
-from filmlet.engine.placement import machine
+from filmlet.engine.engines import machine
 from filmlet.errors import Cancelled, DatabaseUnusable, FilmletError, WorkerTaken
 from filmlet.events import Event, Finished, Preview, Progress, Stage
 from filmlet.jobs import cost, webhooks

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import av
 from av.container import OutputContainer
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from filmlet.events import Pixels
@@ -37,6 +37,7 @@ class VideoFile:
         self.container.metadata.update(tags)
         self.tick = 1 / Fraction(shape.fps).limit_denominator(1001)
         self.stream = self._stream(form, shape)
+        self.converter = VideoReformatter()  # one for all frames: a new one takes milliseconds
         self.written = 0
 
     def _stream(self, form: str, shape: Shape) -> VideoStream:
@@ -54,7 +55,8 @@ class VideoFile:
     def add(self, pixels: Pixels) -> None:
         """Encode the next frames: (frames, height, width, 3) RGB."""
         for picture in pixels:
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+            frame = self.converter.reformat(
+                av.VideoFrame.from_ndarray(picture, format="rgb24"),
                 format="yuv420p",
                 src_color_range=ColorRange.JPEG,
                 dst_colorspace=Colorspace.ITU709,

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils._fixes import WeakFileLock
 
 from filmlet.card import Source
 
@@ -70,11 +69,12 @@ def sweep(repo: str | None = None) -> int:
 
     A download that was killed leaves one behind, and nobody can go on from it.
     """
+    locking = import_module("huggingface_hub.utils._fixes").WeakFileLock
     freed = 0
     for part in _partial(_repository(repo) if repo else None):
         lock = cache() / ".locks" / part.parent.parent.name / f"{part.name.partition('.')[0]}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError), WeakFileLock(lock, timeout=0.01):
+        with suppress(OSError), locking(lock, timeout=0.01):
             freed += part.stat().st_size
             part.unlink()
     return freed
@@ -86,4 +86,6 @@ def _partial(folder: Path | None) -> Iterator[Path]:
 
 
 def _repository(repo: str) -> Path:
-    return cache() / repo_folder_name(repo_id=repo, repo_type="model")
+    client = import_module("huggingface_hub.file_download")  # slow, and bundled models have none
+    name: str = client.repo_folder_name(repo_id=repo, repo_type="model")
+    return cache() / name

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+import huggingface_hub  # imports its parts when they are used: few clips have LoRAs
 
 from filmlet.errors import CheckpointDamaged, InvalidRequest, LoraDamaged, LoraMissing, NotOffered
 from filmlet.lora import SUFFIX, Adapter, Lora, Pair
@@ -86,17 +86,17 @@ def find(source: str, folder: Path | None = None) -> Path:
 
 def _cached(source: str) -> Path:
     owner, name, *inside = source.split("/")
-    repo = f"{owner}/{name}"
+    repo, errors = f"{owner}/{name}", import_module("huggingface_hub.errors")
     try:
         if inside:
-            file = try_to_load_from_cache(repo, "/".join(inside))
+            file = huggingface_hub.try_to_load_from_cache(repo, "/".join(inside))
             found = [Path(file)] if isinstance(file, str) else []
         else:
-            snapshot = Path(snapshot_download(repo, local_files_only=True))
+            snapshot = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
             found = sorted(snapshot.rglob(f"*{SUFFIX}"))
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         found = []
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise InvalidRequest(f"loras: {source} is no name on the Hub.", param="loras") from error
     if len(found) > 1:
         names = ", ".join(f"{repo}/{file.relative_to(snapshot)}" for file in found[:3])

@@ -94,7 +94,7 @@ def made(work: Work, seconds: float) -> Generator[Event]:
         request=replace(work.plan.request, seed=work.effective.seed),
         folder=work.folder,
         device=work.placement.device,
-        dtype=work.placement.dtype_name,
+        dtype=work.placement.dtype,
         seconds=min(MOST_S, max(LEAST_S, math.ceil(BEGIN_S + seconds))),
     )
     with _refusals(order.seconds), closing(draw(order)) as said:

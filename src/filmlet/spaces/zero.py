@@ -35,7 +35,8 @@ RING = "document.addEventListener('film:waiting', (event) => trigger('select', e
 
 def serve(settings: Settings, hosting: Hosting, visitors: Visitors) -> None:
     """Serve until SIGINT or SIGTERM; on the main thread, where ZeroGPU stands in for CUDA."""
-    settings = replace(settings, device=settings.device or "cuda")
+    # What computes there is the GPU's, and what is read here must be too: one clip, one engine.
+    settings = replace(settings, device=settings.device or "cuda", engine="torch")
     gpu.preload(settings)
     queue = Queue(settings)
 
@@ -47,9 +48,11 @@ def serve(settings: Settings, hosting: Hosting, visitors: Visitors) -> None:
         app = api.create(settings, visitors=visitors)
         app.state.house.making = inline.making
         app.add_middleware(ByThePage)
+        told = _told_to_stop()  # before anybody can see that it is up
         page = _launched(app, inline, (hosting.host, hosting.port))
         log.info("filmlet listens on http://%s:%d", hosting.host, hosting.port)
-        _wait_for_a_signal()
+        while not told.wait(1.0):
+            pass
         page.close(verbose=False)
     queue.close()
 
@@ -100,9 +103,9 @@ class ByThePage:
         await refuse(400, told)(scope, receive, send)
 
 
-def _wait_for_a_signal() -> None:
+def _told_to_stop() -> threading.Event:
+    """Set by SIGINT or SIGTERM from now on."""
     told = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: told.set())
-    while not told.wait(1.0):
-        pass
+    return told

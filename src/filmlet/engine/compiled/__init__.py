@@ -1,4 +1,4 @@
-"""Transformer and VAE decoder through OpenVINO, where it is installed; imported when it is used."""
+"""The engine that OpenVINO computes; imported when it is used."""
 
 import sys
 

@@ -1,190 +1,209 @@
-"""The VAE decoder as OpenVINO graphs, one a resolution, with what they remember as tensors."""
+"""The VAE decoder as OpenVINO graphs, one a resolution, with what they remember as tensors.
 
-from collections.abc import Iterator, Sequence
+The decoder sees one frame ahead at each convolution (`engine/streaming.py` says more): each
+convolution keeps its last frames, each residual waits for the convolutions beside it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
 
 import numpy as np
 import openvino as ov
-import torch
-from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoDecoder3d
+from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
-from torch import Tensor, nn
 
-from filmlet.engine.compiled.nodes import constant, integers, rms_norm
-from filmlet.engine.compiled.running import KINDS, Running
-from filmlet.engine.streaming import (
-    ConvStream,
-    HeadStream,
-    ResnetStream,
-    Stream,
-    UpsampleStream,
-    streams,
-    unpatched,
+from filmlet.engine.compiled.nodes import Part, integers
+from filmlet.engine.compiled.running import BITS, KINDS, Running, is_finite
+from filmlet.engine.compiled.timing import SCALE, embedded
+from filmlet.engine.compiled.vae import (
+    FRAMES,
+    Modulation,
+    activated,
+    as_pixels,
+    convolution,
+    frames,
+    shortcut,
+    width,
 )
+from filmlet.errors import NotFinite
 
-FRAMES = 2  # axis of (batch, channels, frames, height, width)
+KERNEL = 3  # frames of every convolution
 END = 2**31 - 1  # of a slice to the end: the plugin counts in 32 bits
 
 
-def levels(decoder: LTXVideoDecoder3d, timestep: Tensor | None) -> Iterator[list[Stream]]:
-    """Its streams in order, up to each upsampling together."""
-    together: list[Stream] = []
-    for stream in streams(decoder, timestep, None):
-        together.append(stream)
-        if isinstance(stream, UpsampleStream | HeadStream):
-            yield together
+class Kind(Enum):
+    """What a module of the decoder does."""
+
+    CONVOLUTION = auto()
+    RESNET = auto()
+    UPSAMPLING = auto()
+    HEAD = auto()
+
+
+@dataclass(frozen=True)
+class Module:
+    """One of them. name: its weights'; timed: of what it is told the timestep by; block: number."""
+
+    kind: Kind
+    name: str
+    timed: str = ""
+    block: int = 0
+
+    @property
+    def convolutions(self) -> int:
+        return 2 if self.kind is Kind.RESNET else 1
+
+
+def levels(decoder: Part) -> Iterator[list[Module]]:
+    """The decoder's modules in order, up to each upsampling together, by the names of weights."""
+    prefix = decoder.name
+    together = [Module(Kind.CONVOLUTION, "conv_in.conv")]
+    for i, block in enumerate((decoder.at("mid_block"), *decoder.each("up_blocks"))):
+        name = block.name.removeprefix(prefix)
+        timed = f"{name}time_embedder" if block.has("time_embedder") else ""
+        if block.has("conv_in"):
+            together.append(Module(Kind.RESNET, f"{name}conv_in"))
+        if block.has("upsamplers"):
+            upsampling = Module(Kind.UPSAMPLING, f"{name}upsamplers.0.conv.conv", block=i - 1)
+            yield [*together, upsampling]
             together = []
+        for number, _ in enumerate(block.each("resnets")):
+            together.append(Module(Kind.RESNET, f"{name}resnets.{number}", timed))
+    timed = "time_embedder" if decoder.has("time_embedder") else ""
+    yield [*together, Module(Kind.HEAD, "conv_out.conv", timed)]
 
 
-def graphs(
-    decoder: LTXVideoDecoder3d, timestep: Tensor | None, dtype: torch.dtype
-) -> Iterator[ov.Model]:
-    """Of each level, from float32 weights.
+@dataclass(frozen=True)
+class Recipe:
+    """How a decoder is run. timestep: that it is told, if any; side: of its patches.
+
+    residual: which of the upsamplings have one, from the latents outwards.
+    """
+
+    timestep: float
+    side: int
+    is_causal: bool
+    residual: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], timestep: float) -> "Recipe":
+        causal, side = config.get("decoder_causal", False), config.get("patch_size", 4)
+        residual = config.get("upsample_residual", ())[::-1]
+        return cls(timestep, side, causal, tuple(residual))
+
+    def lag(self, together: Sequence[Module]) -> int:
+        """Frames that a level needs beyond those it gives."""
+        return 0 if self.is_causal else sum(module.convolutions for module in together)
+
+
+def graphs(weights: Part, recipe: Recipe, dtype: str) -> Iterator[ov.Model]:
+    """Of each level, from float32 weights of `decoder`.
 
     Inputs: x, `first` (1 for the first frames, else 0), `last` (END for the last frames, else -1),
-    then what each convolution and residual remembers, without frames at first.
-    Outputs: y, then what they remember.
+    then what each convolution and residual remembers, without frames at first. Outputs: y, then
+    what they remember. Latents are float32; the last level gives (1, 1, frames, height, width, 3)
+    in 8 bits, and the sum of its values, by which one sees whether all are numbers.
     """
-    for together in levels(decoder, timestep):
-        yield _Level(KINDS[dtype]).graph(together)
+    for i, together in enumerate(levels(weights)):
+        yield _Level(weights, recipe, KINDS[dtype]).graph(together, is_first=i == 0)
 
 
 @dataclass
 class _Level:
     """One graph while it is built."""
 
-    kind: ov.Type  # of frames that come, go and are remembered
+    weights: Part
+    recipe: Recipe
+    kind: ov.Type  # of frames that go from graph to graph and are remembered
     ends: list[Node] = field(default_factory=list)  # first, last
     memories: list[Node] = field(default_factory=list)
     remembered: list[Node] = field(default_factory=list)
 
-    def graph(self, together: Sequence[Stream]) -> ov.Model:
-        given, x = self._given(_convolutions(together[0])[0].conv.in_channels)
+    def graph(self, together: Sequence[Module], is_first: bool) -> ov.Model:
+        conv = together[0].name + (".conv1.conv" if together[0].kind is Kind.RESNET else "")
+        channels = self.weights.at(conv)["weight"].shape[1]
+        given, x = self._given(channels, ov.Type.f32 if is_first else self.kind)
         self.ends = [ops.parameter(ov.PartialShape([1]), np.int64) for _ in range(2)]
-        for stream in together:
-            match stream:
-                case ConvStream():
-                    x = self._convolve(stream, x)
-                case ResnetStream():
-                    x = self._resnet(stream, x)
-                case UpsampleStream():
-                    x = self._upsample(stream, x)
-                case HeadStream():
-                    x = self._head(stream, x)
+        results: list[Node] = []
+        for module in together:
+            part = self.weights.at(module.name)
+            match module.kind:
+                case Kind.CONVOLUTION:
+                    x = self._convolve(part, x)
+                case Kind.RESNET:
+                    x = self._resnet(part, x, self._modulations(part, module.timed, 4))
+                case Kind.UPSAMPLING:
+                    x = self._upsample(part, x, module.block)
+                case Kind.HEAD:
+                    told = self._modulations(self.weights, module.timed, 2)
+                    x = self._convolve(part, activated(x, told[0]))
+                    total = ops.reduce_sum(x, integers([1, 2, 3, 4]), False)
+                    results = [ops.convert(total, self.kind)]
+                    x = as_pixels(x, self.recipe.side)
+        y = x if results else ops.convert(x, self.kind)
         # The plugin keeps in float32 what leads to a float32 result.
-        results = [ops.convert(y, self.kind) for y in (x, *self.remembered)]
-        return ov.Model(results, [given, *self.ends, *self.memories], "decoder")
+        memories = [ops.convert(one, self.kind) for one in self.remembered]
+        return ov.Model([y, *memories, *results], [given, *self.ends, *self.memories], "decoder")
 
-    def _given(self, channels: int) -> tuple[Node, Node]:
+    def _modulations(self, part: Part, timed: str, count: int) -> list[Modulation | None]:
+        """Shift and scale of each norm, of `count` values a channel."""
+        if not timed:
+            return [None] * (count // 2)
+        level = self.recipe.timestep * SCALE
+        if "timestep_scale_multiplier" in self.weights:
+            level = self.recipe.timestep * float(self.weights["timestep_scale_multiplier"])
+        told = embedded(self.weights.at(timed), level).reshape(count, -1)
+        rows = told + part["scale_shift_table"]
+        return [(rows[i], rows[i + 1]) for i in range(0, count, 2)]
+
+    def _given(self, channels: int, kind: ov.Type) -> tuple[Node, Node]:
         """A parameter, and it in float32."""
-        frames = ops.parameter(ov.PartialShape([1, channels, -1, -1, -1]), self.kind)
-        return frames, ops.convert(frames, ov.Type.f32)
+        given = ops.parameter(ov.PartialShape([1, channels, -1, -1, -1]), kind)
+        return given, ops.convert(given, ov.Type.f32)
 
     def _memory(self, x: Node) -> Node:
         """Frames from before."""
-        memory, frames = self._given(_width(x))
+        memory, before = self._given(width(x), self.kind)
         self.memories.append(memory)
-        return frames
+        return before
 
     def _remember(self, x: Node, start: Node) -> None:
-        self.remembered.append(_frames(x, start, integers([END])))
+        self.remembered.append(frames(x, start, integers([END])))
 
-    def _convolve(self, stream: ConvStream, x: Node) -> Node:
+    def _convolve(self, conv: Part, x: Node) -> Node:
         """With the first frame repeated before the first, and the last after the last."""
         first, last = self.ends
-        head, tail = _frames(x, integers([0]), first), _frames(x, integers([-1]), last)
-        parts = [self._memory(x), *[head] * stream.before, x, *[tail] * stream.after]
+        head, tail = frames(x, integers([0]), first), frames(x, integers([-1]), last)
+        before = KERNEL - 1 if self.recipe.is_causal else KERNEL // 2
+        parts = [self._memory(x), *[head] * before, x, *[tail] * (KERNEL - 1 - before)]
         x = ops.concat(parts, FRAMES)
-        self._remember(x, integers([1 - stream.kernel]))
-        return _convolution(stream.conv, x)
+        self._remember(x, integers([1 - KERNEL]))
+        return convolution(conv, x)
 
-    def _resnet(self, stream: ResnetStream, x: Node) -> Node:
-        module = stream.module
-        y = _activated(module.norm1, x, stream.modulation[:2] if stream.modulation else None)
-        y = self._convolve(stream.first, y)
-        y = _activated(module.norm2, y, stream.modulation[2:] if stream.modulation else None)
-        y = self._convolve(stream.second, y)
-        residual = self._waiting(x, y)
-        if module.norm3 is not None:
-            residual = _layer_norm(module.norm3, residual)
-        if module.conv_shortcut is not None:
-            residual = _convolution(module.conv_shortcut.conv, residual)
-        return ops.add(y, residual)
+    def _resnet(self, resnet: Part, x: Node, told: Sequence[Modulation | None]) -> Node:
+        y = self._convolve(resnet.at("conv1.conv"), activated(x, told[0]))
+        y = self._convolve(resnet.at("conv2.conv"), activated(y, told[1]))
+        return ops.add(y, shortcut(resnet, self._waiting(x, y)))
 
     def _waiting(self, x: Node, y: Node) -> Node:
         """As many frames of a residual as its convolutions have given; the others wait."""
         x = ops.concat([self._memory(x), x], FRAMES)
         ready = ops.gather(ops.shape_of(y), integers([FRAMES]), integers(0))
         self._remember(x, ready)
-        return _frames(x, integers([0]), ready)
+        return frames(x, integers([0]), ready)
 
-    def _upsample(self, stream: UpsampleStream, x: Node) -> Node:
-        y = self._convolve(stream.conv, x)
-        unfolded = _unfold(stream, y)
-        if not stream.module.residual:
+    def _upsample(self, conv: Part, x: Node, block: int) -> Node:
+        """Channels become frames, rows and columns."""
+        y = self._convolve(conv, x)
+        unfolded = ops.depth_to_space(y, "depth_first", 2)
+        if not any(self.recipe.residual[block : block + 1]):
             return unfolded
-        residual = _unfold(stream, self._waiting(x, y))
-        repeats = _width(unfolded) // _width(residual)
+        residual = ops.depth_to_space(self._waiting(x, y), "depth_first", 2)
+        repeats = width(unfolded) // width(residual)
         return ops.add(unfolded, ops.concat([residual] * repeats, 1))
-
-    def _head(self, stream: HeadStream, x: Node) -> Node:
-        """Patches stay in the channels."""
-        return self._convolve(
-            stream.conv, _activated(stream.decoder.norm_out, x, stream.modulation)
-        )
-
-
-def _convolutions(stream: Stream) -> list[ConvStream]:
-    match stream:
-        case ConvStream():
-            return [stream]
-        case ResnetStream():
-            return [stream.first, stream.second]
-        case UpsampleStream() | HeadStream():
-            return [stream.conv]
-        case _:
-            raise TypeError(stream)
-
-
-def _width(x: Node) -> int:
-    return x.get_output_partial_shape(0)[1].get_length()
-
-
-def _frames(x: Node, start: Node, stop: Node) -> Node:
-    return ops.slice(x, start, stop, integers([1]), integers([FRAMES]))
-
-
-def _convolution(conv: nn.Conv3d, x: Node) -> Node:
-    pads = list(conv.padding)
-    x = ops.convolution(
-        x, constant(conv.weight), list(conv.stride), pads, pads, list(conv.dilation)
-    )
-    if conv.bias is not None:
-        x = ops.add(x, constant(conv.bias.view(1, -1, 1, 1, 1)))
-    return x
-
-
-def _unfold(stream: UpsampleStream, x: Node) -> Node:
-    """Channels become frames, rows and columns."""
-    return ops.depth_to_space(x, "depth_first", stream.module.stride[0])
-
-
-def _activated(norm: nn.Module, x: Node, modulation: Sequence[Tensor] | None) -> Node:
-    """Norm over channels, modulation, SiLU."""
-    x = rms_norm(x, norm, axis=1)
-    if modulation:
-        shift, scale = modulation
-        x = ops.add(ops.multiply(x, constant(1 + scale)), constant(shift))
-    return ops.swish(x)
-
-
-def _layer_norm(norm: nn.LayerNorm, x: Node) -> Node:
-    """Over channels."""
-    x = ops.transpose(x, integers([0, 2, 3, 4, 1]))
-    x = ops.mvn(x, integers([-1]), True, norm.eps, "inside_sqrt")
-    x = ops.add(ops.multiply(x, constant(norm.weight)), constant(norm.bias))
-    return ops.transpose(x, integers([0, 4, 1, 2, 3]))
 
 
 @dataclass
@@ -192,42 +211,30 @@ class LevelStream:
     """One graph while a clip runs through it: a Stream."""
 
     run: Running
-    kind: torch.dtype
-    lag: int  # frames that it needs beyond those it gives
+    lag: int
     surplus: int  # frames at the beginning that upsampling adds
-    begun: Tensor | None = None  # too few frames to give any
-    memories: list[Tensor] | None = None
+    begun: NDArray | None = None  # too few frames to give any
+    memories: list[NDArray] | None = None
 
-    def push(self, x: Tensor, last: bool) -> Tensor:
-        x, first = x.to(self.kind), self.memories is None
+    def push(self, x: NDArray, last: bool) -> NDArray:
+        first = self.memories is None
         if first:
-            x = x if self.begun is None else torch.cat([self.begun, x], FRAMES)
+            x = x if self.begun is None else np.concat([self.begun, x], FRAMES)
             if x.shape[FRAMES] <= self.lag and not last:
                 self.begun = x
                 return x[:, :, :0]
             self.begun, self.memories = None, self._empty(x)
         assert self.memories is not None
-        ends = (torch.tensor([int(first)]), torch.tensor([END if last else -1]))
-        y, *self.memories = self.run(x, *ends, *self.memories)
+        ends = (np.array([int(first)]), np.array([END if last else -1]))
+        count = len(self.memories)
+        y, *others = self.run(x, *ends, *self.memories)
+        self.memories = others[:count]
+        if not all(map(is_finite, others[count:])):
+            raise NotFinite("The VAE decoder gave values that are not numbers.")
         return y[:, :, self.surplus :] if first else y
 
-    def _empty(self, x: Tensor) -> list[Tensor]:
-        channels = [given.partial_shape[1].get_length() for given in self.run.model.inputs[3:]]
-        return [x.new_zeros(1, n, 0, *x.shape[3:]) for n in channels]
-
-
-def level_of(together: Sequence[Stream], run: Running, kind: torch.dtype) -> LevelStream:
-    """The graph of these streams, for one clip."""
-    lag = sum(conv.after for stream in together for conv in _convolutions(stream))
-    end = together[-1]
-    return LevelStream(run, kind, lag, end.surplus if isinstance(end, UpsampleStream) else 0)
-
-
-class PatchStream:
-    """The last of them: patches back to pixels, in float32."""
-
-    def __init__(self, time: int, side: int) -> None:
-        self.time, self.side = time, side
-
-    def push(self, x: Tensor, last: bool) -> Tensor:  # noqa: ARG002
-        return unpatched(x.float(), self.time, self.side)
+    def _empty(self, x: NDArray) -> list[NDArray]:
+        given = self.run.model.inputs[3:]
+        channels = [one.partial_shape[1].get_length() for one in given]
+        kind = BITS[given[0].element_type]
+        return [np.empty((1, n, 0, *x.shape[3:]), kind) for n in channels]

@@ -1,43 +1,84 @@
-"""Words of OpenVINO graphs: weights, linear layers, norms."""
+"""Words of OpenVINO graphs: a module's weights by name, linear layers, norms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
-from torch import Tensor, nn
+
+Floats = NDArray[np.float32]
 
 
-def constant(weight: Tensor) -> Node:
-    """In float32; the memory of one that is so already is shared."""
-    return ops.constant(weight.detach().float().contiguous().numpy(), shared_memory=True)
+@dataclass(frozen=True)
+class Part:
+    """The weights of a module, by diffusers' names, or no more than their shapes.
+
+    name: the module's own, with a dot behind.
+    """
+
+    table: Mapping[str, Any]
+    name: str = ""
+
+    def __getitem__(self, name: str) -> Floats:
+        return self.table[self.name + name]
+
+    def get(self, name: str) -> Floats | None:
+        """A weight that may be missing."""
+        return self.table.get(self.name + name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.name + name in self.table
+
+    def at(self, name: str) -> "Part":
+        """A module inside of it."""
+        return Part(self.table, f"{self.name}{name}.")
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a module."""
+        return any(one.startswith(f"{self.name}{name}.") for one in self.table)
+
+    def each(self, name: str) -> Iterator["Part"]:
+        """Modules of a list."""
+        numbers = takewhile(lambda i: self.has(f"{name}.{i}"), count())
+        return (self.at(f"{name}.{i}") for i in numbers)
+
+
+def constant(weight: Floats) -> Node:
+    """The memory is shared."""
+    return ops.constant(np.ascontiguousarray(weight), shared_memory=True)
 
 
 def integers(values: int | Sequence[int]) -> Node:
     return ops.constant(np.array(values, dtype=np.int64))
 
 
-def linear(x: Node, layer: nn.Linear, order: Tensor | None = None) -> Node:
-    """(..., in) -> (..., out), its outputs in another order where one is given."""
-    weight: Tensor = layer.weight
-    bias: Tensor | None = layer.bias
-    if order is not None:
-        weight, bias = weight[order], None if bias is None else bias[order]
-    x = ops.matmul(x, constant(weight), False, True)
-    return x if bias is None else ops.add(x, constant(bias))
-
-
-def rms_norm(x: Node, norm: Any, order: Tensor | None = None, axis: int = -1) -> Node:
-    """Over one axis."""
-    mean = ops.reduce_mean(ops.power(x, _number(2)), integers([axis]), True)
-    root = ops.sqrt(ops.add(mean, _number(norm.eps)))
-    x = ops.multiply(x, ops.divide(_number(1), root))
-    weight = getattr(norm, "weight", None)
-    if weight is None:
-        return x
-    return ops.multiply(x, constant(weight if order is None else weight[order]))
-
-
-def _number(value: float) -> Node:
+def number(value: float) -> Node:
     return ops.constant(np.float32(value))
+
+
+def linear(x: Node, layer: Part, order: NDArray[np.int64] | slice = slice(None)) -> Node:
+    """(..., in) -> (..., out), its outputs in another order where one is given."""
+    x = ops.matmul(x, constant(layer["weight"][order]), False, True)
+    return ops.add(x, constant(layer["bias"][order])) if "bias" in layer else x
+
+
+def rms_norm(x: Node, eps: float, weight: Floats | None = None, axis: int = -1) -> Node:
+    """Over one axis."""
+    mean = ops.reduce_mean(ops.power(x, number(2)), integers([axis]), True)
+    root = ops.sqrt(ops.add(mean, number(eps)))
+    x = ops.multiply(x, ops.divide(number(1), root))
+    return x if weight is None else ops.multiply(x, constant(weight))
+
+
+def heads_apart(x: Node, heads: int, size: int) -> Node:
+    """(1, tokens, channels) -> (1, tokens, heads, size)."""
+    return ops.reshape(x, integers([0, 0, heads, size]), True)
+
+
+def heads_together(x: Node, channels: int) -> Node:
+    """(1, heads, tokens, size) -> (1, tokens, channels)."""
+    return ops.reshape(ops.transpose(x, integers([0, 2, 1, 3])), integers([0, 0, channels]), True)

@@ -1,5 +1,9 @@
-"""Compiled graphs that run: tensors in and out, and a stop that is heard inside a call."""
+"""Compiled graphs that run: arrays in and out, and a stop that is heard inside a call.
 
+numpy has no bfloat16: such arrays are of its 16 bits, and only graphs look into them.
+"""
+
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -8,12 +12,13 @@ from functools import cache
 
 import numpy as np
 import openvino as ov
-import torch
-from torch import Tensor
+import psutil
+from numpy.typing import NDArray
 
 ASK_MS = 50  # between two questions whether anybody still wants the clip
 Ask = Callable[[], None]
-KINDS = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16, torch.int64: ov.Type.i64}
+KINDS = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
+BITS = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16}
 
 
 @cache
@@ -26,18 +31,30 @@ def has_bfloat16() -> bool:
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def best_dtype() -> str:
+    """That models are fastest in here."""
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
+@cache
+def threads() -> int:
+    """Cores that this process may use: sums depend on how many share them."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(psutil.cpu_count(logical=False) or 1, allowed or 1)
+
+
 def machine() -> tuple[str, ...]:
     """What a compiled graph depends on beside its weights."""
     abilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     name = core().get_property("CPU", "FULL_DEVICE_NAME")
-    return (ov.__version__, name, str(torch.get_num_threads()), *sorted(abilities))
+    return (ov.__version__, name, str(threads()), *sorted(abilities))
 
 
-def options(dtype: torch.dtype) -> dict[str, object]:
+def options(dtype: str) -> dict[str, object]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": KINDS[dtype],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # sums depend on it
+        "INFERENCE_NUM_THREADS": threads(),
         "ENABLE_CPU_PINNING": False,  # cores are shared with others
     }
 
@@ -46,24 +63,27 @@ def options(dtype: torch.dtype) -> dict[str, object]:
 class Running:
     """One graph at work; one call at a time. asks: raise to stop a call.
 
-    blob: what the graph was read from; its weights stay there.
+    blob: what the graph was read from, if it was; its weights stay there. put_away: gives their
+    memory back once the first call has laid them out anew.
     """
 
     model: ov.CompiledModel
-    blob: ov.Tensor
+    blob: ov.Tensor | None = None
+    put_away: Callable[[], None] | None = None
     asks: Sequence[Ask] = ()
 
     def __post_init__(self) -> None:
         self.request = self.model.create_infer_request()
+        self.kinds = [given.element_type for given in self.model.inputs]
         self.lock = threading.Lock()
         self.given: list[ov.Tensor] = []  # theirs is the memory that a call reads
         self.given_up = False
 
-    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+    def __call__(self, *inputs: NDArray) -> list[NDArray]:
         """The graph's outputs. Raises what `asks` raise; that call then ends by itself."""
         with self.lock:
             self._settle()
-            self.given = [_lent(tensor) for tensor in inputs]
+            self.given = [_lent(*pair) for pair in zip(inputs, self.kinds, strict=True)]
             for i, tensor in enumerate(self.given):
                 self.request.set_input_tensor(i, tensor)
             self.request.start_async()
@@ -75,6 +95,9 @@ class Running:
                 self.request.cancel()
                 self.given_up = True
                 raise
+            if self.put_away:
+                self.put_away()
+                self.put_away = None
             return [_copied(tensor) for tensor in self.request.output_tensors]
 
     def _settle(self) -> None:
@@ -85,15 +108,18 @@ class Running:
             self.given_up = False
 
 
-def _lent(tensor: Tensor) -> ov.Tensor:
-    tensor = tensor.contiguous()
-    shape, kind = list(tensor.shape), KINDS[tensor.dtype]
-    values = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-    return ov.Tensor(values.numpy(), shape, kind)
+def _lent(array: NDArray, kind: ov.Type) -> ov.Tensor:
+    return ov.Tensor(np.ascontiguousarray(array), list(array.shape), kind)
 
 
-def _copied(tensor: ov.Tensor) -> Tensor:
-    """A tensor of its own: the graph writes the next call's result into the same memory."""
-    if tensor.element_type == ov.Type.bf16:
-        return torch.from_numpy(tensor.data.view(np.int16)).view(torch.bfloat16).clone()
-    return torch.from_numpy(tensor.data).clone()
+def _copied(tensor: ov.Tensor) -> NDArray:
+    """An array of its own: the graph writes the next call's result into the same memory."""
+    is_short = tensor.element_type == ov.Type.bf16
+    return np.array(tensor.data.view(np.uint16) if is_short else tensor.data)
+
+
+def is_finite(array: NDArray) -> bool:
+    """Whether all of it are numbers, of float32 or of the bits of bfloat16."""
+    if array.dtype == np.uint16:
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return bool(np.isfinite(array).all())

@@ -1,6 +1,7 @@
 """Compiled graphs kept from one process to the next: whole or not at all, the latest used."""
 
 import hashlib
+import mmap
 import secrets
 import time
 from collections.abc import Iterable
@@ -15,6 +16,19 @@ STALE_S = 3600.0
 EDGE = 2**20  # bytes at a file's beginning and end that tell it from others of its size and time
 Blob = NDArray[np.uint8]
 DIGEST = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A blob as pages of its file."""
+
+    blob: Blob
+    pages: mmap.mmap
+
+    def put_away(self) -> None:
+        """Give their memory back: whoever still reads them has them read from the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.pages.madvise(mmap.MADV_DONTNEED)
 
 
 def fingerprint(files: Iterable[Path], *more: object) -> str:
@@ -36,18 +50,18 @@ class Store:
 
     folder: Path
 
-    def load(self, name: str) -> Blob | None:
-        """Pages of its file; None where there is none, or a damaged one, which goes."""
+    def load(self, name: str) -> Kept | None:
+        """None where there is none, or a damaged one, which goes."""
         file = self._file(name)
         try:
-            content: Blob = np.memmap(
-                file, np.uint8, "c"
-            )  # writable, as OpenVINO demands; nobody writes
+            with file.open("rb") as opened:  # writable, as OpenVINO demands; nobody writes
+                pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
             file.touch()
         except (OSError, ValueError):  # none, or an empty one
             return None
+        content: Blob = np.frombuffer(pages, np.uint8)
         if hashlib.sha256(content[DIGEST:].data).digest() == content[:DIGEST].tobytes():
-            return content[DIGEST:]
+            return Kept(content[DIGEST:], pages)
         file.unlink(missing_ok=True)
         return None
 

@@ -1,19 +1,32 @@
 """The transformer as an OpenVINO graph, with tokens and text of any length."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import openvino as ov
-import torch
-from diffusers.models import LTXVideoTransformer3DModel
-from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoTransformerBlock
+from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
-from torch import Tensor, nn
 
-from filmlet.engine.compiled.nodes import constant, integers, linear, rms_norm
+from filmlet.engine.compiled.nodes import (
+    Floats,
+    Part,
+    constant,
+    heads_apart,
+    heads_together,
+    integers,
+    linear,
+    rms_norm,
+)
+from filmlet.engine.compiled.timing import SINES
 
 ADA = 6  # modulations of a block: shift, scale and gate of the attention, then of the rest
+QK_EPS = 1e-5  # of the norms of queries and keys
+OUT_EPS = 1e-6  # of the last norm
+FULL = (20, 2048, 2048)  # seconds, rows and columns that rotate the slowest channels by a turn
+THETA = 10000.0
 
 
 @dataclass(frozen=True)
@@ -31,91 +44,125 @@ class Rotation:
         return ops.concat([turned, across], 3)
 
 
-def graph(module: LTXVideoTransformer3DModel) -> ov.Model:
+@dataclass(frozen=True)
+class Widths:
+    """Of a transformer, as its configuration has them."""
+
+    channels: int
+    captions: int
+    heads: int
+    head: int
+    eps: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Widths":
+        return cls(
+            channels=config["in_channels"],
+            captions=config["caption_channels"],
+            heads=config["num_attention_heads"],
+            head=config["attention_head_dim"],
+            eps=config.get("norm_eps", 1e-6),
+        )
+
+
+def graph(weights: Part, widths: Widths) -> ov.Model:
     """From float32 weights, which it refers to.
 
     Inputs: latents (1, tokens, channels), text (1, words, channels), time (1, 1 or tokens, 256)
-    as `Timesteps` makes it, cos and sin (1, tokens, heads, head / 2). Output: the velocity.
+    as `sines` makes it, cos and sin (1, tokens, heads, head / 2). Output: the velocity.
     Text has no padding, so nothing is masked: an additive mask is wrong in bfloat16.
     """
-    heads, size = module.config.num_attention_heads, module.config.attention_head_dim
     inputs = [
         ops.parameter(ov.PartialShape(shape), np.float32, name)
         for name, shape in (
-            ("latents", [1, -1, module.config.in_channels]),
-            ("text", [1, -1, module.config.caption_channels]),
-            ("time", [1, -1, 256]),
-            ("cos", [1, -1, heads, size // 2]),
-            ("sin", [1, -1, heads, size // 2]),
+            ("latents", [1, -1, widths.channels]),
+            ("text", [1, -1, widths.captions]),
+            ("time", [1, -1, SINES]),
+            ("cos", [1, -1, widths.heads, widths.head // 2]),
+            ("sin", [1, -1, widths.heads, widths.head // 2]),
         )
     ]
     latents, text, time, cos, sin = inputs
-    embedder = module.time_embed.emb.timestep_embedder
-    embedded = linear(ops.swish(linear(time, embedder.linear_1)), embedder.linear_2)
-    modulation = linear(ops.swish(embedded), module.time_embed.linear)
-    caption = module.caption_projection
-    words = linear(ops.gelu(linear(text, caption.linear_1), "tanh"), caption.linear_2)
-    x = linear(latents, module.proj_in)
-    for block in module.transformer_blocks:
-        x = _block(block, x, words, modulation, Rotation(cos, sin))
-    shift, scale = module.scale_shift_table
-    x = ops.mvn(x, integers([-1]), True, module.norm_out.eps, "inside_sqrt")
+    embedder = weights.at("time_embed.emb.timestep_embedder")
+    embedded = linear(time, embedder.at("linear_1"))
+    embedded = linear(ops.swish(embedded), embedder.at("linear_2"))
+    modulation = linear(ops.swish(embedded), weights.at("time_embed.linear"))
+    caption = weights.at("caption_projection")
+    words = ops.gelu(linear(text, caption.at("linear_1")), "tanh")
+    words = linear(words, caption.at("linear_2"))
+    x = linear(latents, weights.at("proj_in"))
+    for block in weights.each("transformer_blocks"):
+        x = _block(block, widths, x, words, modulation, Rotation(cos, sin))
+    shift, scale = weights["scale_shift_table"]
+    x = ops.mvn(x, integers([-1]), True, OUT_EPS, "inside_sqrt")
     x = ops.multiply(x, ops.add(embedded, constant(scale + 1)))
-    x = linear(ops.add(x, ops.add(embedded, constant(shift))), module.proj_out)
+    x = linear(ops.add(x, ops.add(embedded, constant(shift))), weights.at("proj_out"))
     return ov.Model([x], inputs, "transformer")
 
 
 def _block(
-    block: LTXVideoTransformerBlock, x: Node, words: Node, modulation: Node, rotation: Rotation
+    block: Part, widths: Widths, x: Node, words: Node, modulation: Node, rotation: Rotation
 ) -> Node:
-    offset = block.scale_shift_table.clone()
+    offset = block["scale_shift_table"].copy()
     offset[1::3] += 1  # the scales
     whole = ops.add(modulation, constant(offset.flatten()))
     shift, scale, gate, shift_2, scale_2, gate_2 = ops.split(whole, integers(2), ADA).outputs()
-    normed = rms_norm(x, block.norm1)
-    y = ops.add(ops.multiply(normed, scale), shift)
-    x = ops.add(x, ops.multiply(_attention(block.attn1, y, y, rotation), gate))
-    x = ops.add(x, _attention(block.attn2, x, words, None))
-    y = ops.add(ops.multiply(rms_norm(x, block.norm2), scale_2), shift_2)
-    widen, _, narrow = block.ff.net
-    y = linear(ops.gelu(linear(y, widen.proj), "tanh"), narrow)
-    return ops.add(x, ops.multiply(y, gate_2))
+
+    def norm(x: Node, name: str) -> Node:
+        return rms_norm(x, widths.eps, block.get(name))
+
+    y = ops.add(ops.multiply(norm(x, "norm1.weight"), scale), shift)
+    y = _attention(block.at("attn1"), widths, y, y, rotation)
+    x = ops.add(x, ops.multiply(y, gate))
+    x = ops.add(x, _attention(block.at("attn2"), widths, x, words, None))
+    y = ops.add(ops.multiply(norm(x, "norm2.weight"), scale_2), shift_2)
+    y = ops.gelu(linear(y, block.at("ff.net.0.proj")), "tanh")
+    return ops.add(x, ops.multiply(linear(y, block.at("ff.net.2")), gate_2))
 
 
-def _attention(attention: LTXAttention, x: Node, source: Node, rotation: Rotation | None) -> Node:
-    heads = attention.heads
-    size = attention.to_q.out_features // heads
-    order = _halves(heads, size) if rotation else torch.arange(heads * size)
-    shape = integers([0, 0, heads, size])
-
-    def split(y: Node) -> Node:
-        return ops.reshape(y, shape, True)
-
-    query = split(rms_norm(linear(x, attention.to_q, order), attention.norm_q, order))
-    key = split(rms_norm(linear(source, attention.to_k, order), attention.norm_k, order))
-    value = split(linear(source, attention.to_v))
+def _attention(
+    attention: Part, widths: Widths, x: Node, source: Node, rotation: Rotation | None
+) -> Node:
+    heads, size = widths.heads, widths.head
+    order = _halves(heads, size) if rotation else np.arange(heads * size)
+    query, key = (
+        rms_norm(linear(y, attention.at(f"to_{kind}"), order), QK_EPS, norm["weight"][order])
+        for y, kind, norm in (
+            (x, "q", attention.at("norm_q")),
+            (source, "k", attention.at("norm_k")),
+        )
+    )
+    value = linear(source, attention.at("to_v"))
+    query, key, value = (heads_apart(y, heads, size) for y in (query, key, value))
     if rotation:
         query, key = (rotation.of(y, size // 2) for y in (query, key))
-    swap = integers([0, 2, 1, 3])
-    query, key, value = (ops.transpose(y, swap) for y in (query, key, value))
+    query, key, value = (ops.transpose(y, integers([0, 2, 1, 3])) for y in (query, key, value))
     y = ops.scaled_dot_product_attention(query, key, value)
-    y = ops.reshape(ops.transpose(y, swap), integers([0, 0, heads * size]), True)
-    return linear(y, attention.to_out[0])
+    return linear(heads_together(y, heads * size), attention.at("to_out.0"))
 
 
-def _halves(heads: int, size: int) -> Tensor:
+def _halves(heads: int, size: int) -> NDArray[np.int64]:
     """Where channels come from so that pairs (0, 1), (2, 3), ... are halves of their head.
 
     Queries and keys both: their products stay the same, and rotating takes no interleaving.
     """
-    return torch.arange(heads * size).view(heads, size // 2, 2).transpose(1, 2).flatten()
+    return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).flatten()
 
 
-def rotation(module: nn.Module, places: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `graph`, in float32, by diffusers' own arithmetic.
+def rotation(widths: Widths, places: Floats) -> tuple[Floats, Floats]:
+    """Cosines and sines for `graph`, in float32, as `LTXVideoRotaryPosEmbed` of diffusers.
 
     places: (1, 3, tokens).
     """
-    whole = module(torch.empty(1, device=places.device), video_coords=places)
-    cos, sin = (x[..., ::2].unflatten(2, (heads, -1)).contiguous() for x in whole)
-    return cos, sin
+    width = widths.heads * widths.head
+    slow, tokens = width // 6, places.shape[2]
+    # torch's own rounding: the fastest channels turn by thousands, so its last bit is seen.
+    step = np.float32(1) / np.float32(slow - 1)
+    ramp = np.arange(slow, dtype=np.float32)
+    ramp = np.where(ramp < slow // 2, step * ramp, 1 - step * ramp[::-1])
+    speeds = (THETA ** ramp.astype(np.float64)).astype(np.float32) * np.float32(np.pi) / 2
+    share = places[0].T / np.array(FULL, np.float32)
+    angles = (speeds * (share[..., None] * 2 - 1)).swapaxes(1, 2).reshape(tokens, -1)
+    rest = np.zeros((tokens, width % 6 // 2), np.float32)  # channels that do not turn
+    angles = np.concat([rest, angles], 1).reshape(1, tokens, widths.heads, -1)
+    return np.cos(angles), np.sin(angles)

@@ -1,0 +1,48 @@
+"""One arithmetic for numpy's arrays and torch's tensors: what all engines do is written once."""
+
+from importlib import import_module
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = Any  # numpy's or torch's, whichever the engine computes with
+Tensors = dict[str, Array]
+
+
+def words(array: Array) -> Any:
+    """The module whose functions take it; used are those of one name and meaning in both."""
+    return np if isinstance(array, np.ndarray | np.generic) else import_module("torch")
+
+
+def as_numpy(array: Array) -> NDArray:
+    """In main memory."""
+    return array if isinstance(array, np.ndarray) else array.float().cpu().numpy()
+
+
+def copied(array: Array) -> Array:
+    """With memory of its own, laid out as what comes from a file is."""
+    return words(array).asarray(array, copy=True)
+
+
+def mixed(start: Array, end: Array, weight: float) -> Array:
+    """From `start` (weight 0) to `end` (weight 1), both of which are met exactly."""
+    if weight < 0.5:
+        return start + weight * (end - start)
+    return end - (end - start) * (1 - weight)
+
+
+def pack(latents: Array) -> Array:
+    """(batch, channels, frames, height, width) -> (batch, frames x height x width, channels).
+
+    Contiguous, as what comes from a file is: a matrix product rounds by the layout it is given.
+    """
+    batch, channels = latents.shape[:2]
+    tokens = latents.reshape(batch, channels, -1).swapaxes(1, 2)
+    return np.ascontiguousarray(tokens) if words(tokens) is np else tokens.contiguous()
+
+
+def unpack(tokens: Array, frames: int, height: int, width: int) -> Array:
+    """The inverse of `pack`."""
+    batch, _, channels = tokens.shape
+    return tokens.swapaxes(1, 2).reshape(batch, channels, frames, height, width)

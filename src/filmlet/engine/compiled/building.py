@@ -1,0 +1,106 @@
+"""From weights to compiled graphs: read back from blobs, or built, compared and kept."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from filmlet.card import Files, ModelCard
+from filmlet.engine.compiled.nodes import Part
+from filmlet.engine.compiled.running import Running, core, machine, options
+from filmlet.engine.compiled.store import Blob, Store, fingerprint
+from filmlet.engine.weights import Weights
+from filmlet.errors import NotFinite
+
+FORMAT = 2  # of the graphs; another number makes them anew
+EXACT = "float32"
+FROM = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among
+Graphs = Callable[[Part, str], Iterable[ov.Model]]  # of weights, in a dtype
+Runs = Sequence[Running]
+Check = Callable[[Runs, Runs], str | None]  # how far some are from exact ones, if they are too far
+
+
+@dataclass(frozen=True)
+class Build:
+    """One component of a checkpoint: `text_encoder`, `encoder`, `transformer` or `decoder`."""
+
+    name: str
+    card: ModelCard
+    files: Files
+    dtype: str
+    cache: Path
+
+    @cached_property
+    def weights(self) -> Weights:
+        component = FROM.get(self.name, self.name)
+        return Weights(component, getattr(self.files, component))
+
+    @property
+    def store(self) -> Store:
+        return Store(self.cache)
+
+    @cached_property
+    def key(self) -> str:
+        """Under which its graphs are kept."""
+        what = self.name, self.dtype, self.card.decode_timestep
+        return fingerprint(self.weights.files, FORMAT, *what, *machine())
+
+    def verdict(self) -> str | None:
+        """Why it was found to be no good, if it was."""
+        verdict = self.store.load(f"{self.key}-off")
+        return None if verdict is None else verdict.blob.tobytes().decode()
+
+    def runs(
+        self, count: int, graphs: Graphs, check: Check | None = None
+    ) -> Generator[int, None, Runs]:
+        """Its graphs, ready to run; yields bytes that were read.
+
+        Raises NotFinite where they fail the check, and for good: the verdict is kept.
+        """
+        kept = self._kept(count)
+        if kept:
+            return kept
+        table = {}
+        for name, array in self.weights.arrays():
+            table[name] = array
+            yield array.nbytes
+        compiled = _compiled(graphs(Part(table), self.dtype), self.dtype)
+        blobs = [_exported(model) for model in compiled]
+        runs = [self._import(blob) for blob in blobs]
+        if check and self.dtype != EXACT:
+            exact = [Running(model) for model in _compiled(graphs(Part(table), EXACT), EXACT)]
+            if found := check(runs, exact):
+                verdict = f"{self.dtype} is {found} of OpenVINO here."
+                self.store.save(f"{self.key}-off", verdict.encode())
+                raise NotFinite(verdict)
+        for i, blob in enumerate(blobs):
+            self.store.save(f"{self.key}-{i}", blob.tobytes())
+        return runs
+
+    def _kept(self, count: int) -> Runs:
+        """All its graphs, or none."""
+        found = [self.store.load(f"{self.key}-{i}") for i in range(count)]
+        there = [kept for kept in found if kept]
+        try:
+            runs = [self._import(kept.blob, kept.put_away) for kept in there]
+            return runs if len(runs) == count else []
+        except RuntimeError:  # of another build of OpenVINO
+            return []
+
+    def _import(self, blob: Blob, put_away: Callable[[], None] | None = None) -> Running:
+        """Also what was just compiled, so that every process runs the very same."""
+        tensor = ov.Tensor(blob, shared_memory=True)
+        model = core().import_model(tensor, "CPU", options(self.dtype))
+        return Running(model, tensor, put_away)
+
+
+def _compiled(graphs: Iterable[ov.Model], dtype: str) -> Iterable[ov.CompiledModel]:
+    return (core().compile_model(graph, "CPU", options(dtype)) for graph in graphs)
+
+
+def _exported(model: ov.CompiledModel) -> Blob:
+    blob = model.export_model()
+    return np.frombuffer(bytearray(blob if isinstance(blob, bytes) else blob.getvalue()), np.uint8)

@@ -1,0 +1,70 @@
+"""Layers that the VAE's encoder and decoder share, over (1, channels, frames, height, width)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from openvino import Node
+from openvino import opset13 as ops
+
+from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number, rms_norm
+
+FRAMES = 2  # axis
+NORM_EPS = 1e-8
+LAYER_EPS = 1e-6
+Modulation = tuple[Floats, Floats]  # shift, scale
+
+
+def width(x: Node) -> int:
+    """Its channels."""
+    channels: int = x.get_output_partial_shape(0)[1].get_length()
+    return channels
+
+
+def frames(x: Node, start: Node, stop: Node) -> Node:
+    return ops.slice(x, start, stop, integers([1]), integers([FRAMES]))
+
+
+def convolution(conv: Part, x: Node, stride: Sequence[int] = (1, 1, 1)) -> Node:
+    """Padded at the sides of a frame, not in time."""
+    weight = conv["weight"]
+    pads = [0, weight.shape[3] // 2, weight.shape[4] // 2]
+    x = ops.convolution(x, constant(weight), list(stride), pads, pads, [1, 1, 1])
+    return ops.add(x, constant(conv["bias"].reshape(1, -1, 1, 1, 1)))
+
+
+def activated(x: Node, modulation: Modulation | None = None) -> Node:
+    """Norm over channels, modulation, SiLU."""
+    x = rms_norm(x, NORM_EPS, axis=1)
+    if modulation:
+        shift, scale = (one.reshape(1, -1, 1, 1, 1) for one in modulation)
+        x = ops.add(ops.multiply(x, constant(1 + scale)), constant(shift))
+    return ops.swish(x)
+
+
+def shortcut(resnet: Part, x: Node) -> Node:
+    """What goes past a residual's convolutions, in as many channels as they give."""
+    if "norm3.weight" in resnet:
+        norm = resnet.at("norm3")
+        x = ops.transpose(x, integers([0, 2, 3, 4, 1]))
+        x = ops.mvn(x, integers([-1]), True, LAYER_EPS, "inside_sqrt")
+        x = ops.add(ops.multiply(x, constant(norm["weight"])), constant(norm["bias"]))
+        x = ops.transpose(x, integers([0, 4, 1, 2, 3]))
+    if resnet.has("conv_shortcut"):
+        x = convolution(resnet.at("conv_shortcut.conv"), x)
+    return x
+
+
+def as_pixels(x: Node, side: int) -> Node:
+    """Patches in channels, in [-1, 1], as (1, 1, frames, height, width, 3) of 8 bits."""
+    x = ops.multiply(ops.add(x, number(1)), number(127.5))
+    x = ops.clamp(ops.round(x, "half_to_even"), 0.0, 255.0)
+    # Channels last, as they are in memory.
+    x = ops.convert(ops.transpose(x, integers([0, 2, 3, 4, 1])), np.uint8)
+    times, rows, columns = (
+        ops.gather(ops.shape_of(x), integers([axis]), integers(0)) for axis in (1, 2, 3)
+    )
+    patched = [times, rows, columns, integers([3, side, side])]
+    x = ops.reshape(x, ops.concat(patched, 0), False)
+    x = ops.transpose(x, integers([0, 1, 5, 2, 4, 3]))
+    sides = [ops.multiply(one, integers([side])) for one in (rows, columns)]
+    return ops.reshape(x, ops.concat([integers([1, 1]), times, *sides, integers([3])], 0), False)

@@ -1,0 +1,41 @@
+"""Frames through the modules of a decoder, a few at a time; for arrays of every library."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from filmlet.engine.arrays import Array
+
+PIECE = 8  # frames that one module works on at a time
+
+
+class Stream(Protocol):
+    """A piece of the decoder: frames in, as many frames out as can be known yet.
+
+    All arrays are (batch, channels, frames, ...).
+    """
+
+    def push(self, x: Array, last: bool) -> Array: ...
+
+
+def flow(streams: Sequence[Stream], chunks: Iterable[Array]) -> Iterator[Array]:
+    """Frames through the streams, one after the other."""
+    held: Array | None = None
+    for chunk in chunks:
+        if held is not None:
+            yield from _through(streams, held, last=False)
+        held = chunk
+    if held is not None:
+        yield from _through(streams, held, last=True)
+
+
+def _through(streams: Sequence[Stream], x: Array, last: bool) -> Iterator[Array]:
+    """Push frames through the streams in pieces: the flush at the end stays small, too."""
+    if not streams and x.shape[2]:
+        yield x
+    if not streams or not (x.shape[2] or last):
+        return
+    y = streams[0].push(x, last)
+    starts = range(0, max(1, y.shape[2]), PIECE)
+    for start in starts:
+        piece = y[:, :, start : start + PIECE]
+        yield from _through(streams[1:], piece, last and start == starts[-1])

@@ -1,0 +1,79 @@
+"""In which dtype torch computes on a device, chosen by what is there."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filmlet.engine.placement import Placement
+
+PROBE_BOUND = 2e-2  # relative error that bfloat16 may add to one layer
+PROBE_GAIN = 1.2  # bfloat16 must be this much faster to be worth its error
+
+
+def choose(device: str, dtype: str | None = None) -> Placement:
+    """The best dtype on a device that is there, or the one that is asked for."""
+    best = _best(device)
+    if dtype is None or dtype == best.dtype:
+        return best
+    return replace(best, dtype=dtype, reason="as it was begun")
+
+
+def _best(device: str) -> Placement:
+    match device.partition(":")[0]:
+        case "cuda":
+            return Placement(device, "bfloat16", "bfloat16 on CUDA")
+        case "mps":
+            return Placement(device, "float32", "float32 on Metal")
+        case _:
+            return _on_cpu()
+
+
+def dtype_of(placement: Placement) -> torch.dtype:
+    """As torch has it."""
+    dtype: torch.dtype = getattr(torch, placement.dtype)
+    return dtype
+
+
+@cache
+def _on_cpu() -> Placement:
+    """bfloat16 where two small layers say it is faster and right; many CPUs are slow at it."""
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(0)
+        rows, weight = (torch.randn(s, generator=generator) for s in ((96, 256), (256, 256)))
+        clip = torch.randn(1, 16, 5, 16, 16, generator=generator)
+        kernel = torch.randn(16, 16, 3, 3, 3, generator=generator)
+        probes = (
+            ("matrix product", lambda d: rows.to(d) @ weight.to(d)),
+            ("convolution", lambda d: F.conv3d(clip.to(d), kernel.to(d))),
+        )
+        for name, layer in probes:
+            exact, exact_s = _timed(layer, torch.float32, budget_s=0.02)
+            rough, rough_s = _timed(layer, torch.bfloat16, budget_s=0.02)
+            error = ((rough.float() - exact).norm() / exact.norm()).item()
+            if exact_s < PROBE_GAIN * rough_s:
+                gain = exact_s / rough_s
+                reason = f"bfloat16 is only {gain:.2f}x as fast as float32 in a {name} here"
+                return Placement("cpu", "float32", reason)
+            if not error <= PROBE_BOUND:
+                reason = f"bfloat16 is off by {error:.1%} in a {name} here"
+                return Placement("cpu", "float32", reason)
+    return Placement("cpu", "bfloat16", "bfloat16 is faster here and right")
+
+
+def _timed(
+    layer: Callable[[torch.dtype], Tensor], dtype: torch.dtype, budget_s: float
+) -> tuple[Tensor, float]:
+    """The layer's result and its shortest time in seconds, within about `budget_s`."""
+    result = layer(dtype)  # the first call prepares kernels
+    best, end = float("inf"), time.perf_counter() + budget_s
+    while True:
+        start = time.perf_counter()
+        layer(dtype)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() > end:
+            return result, best

@@ -1,0 +1,122 @@
+"""The weights of one component: names, shapes and configuration read off its files, no library."""
+
+import json
+import math
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from filmlet.card import Files
+from filmlet.engine import lightricks
+from filmlet.errors import CheckpointDamaged
+
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
+WHOLE = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a component: of a folder in diffusers' layout, or some of a file's."""
+
+    component: str
+    place: Path
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.place] if self.place.is_file() else sorted(self.place.glob("*.safetensors"))
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By the names of diffusers' module; read off the files' headers."""
+        return {ours: shape for ours, (shape, _) in self._headers.items()}
+
+    @property
+    def values(self) -> int:
+        """How many numbers they are."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of all of them, as they are in the files."""
+        return sum(math.prod(shape) * size for shape, size in self._headers.values())
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What the module is built from. Raises CheckpointDamaged."""
+        if self.place.is_file():
+            return lightricks.config(self.component, self.shapes)
+        table: dict[str, Any] = json.loads((self.place / "config.json").read_text())
+        return table
+
+    def arrays(
+        self, wanted: Container[str] | None = None
+    ) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Every tensor, or those wanted, with its name, in float32. Raises CheckpointDamaged."""
+        for file in self.files:
+            try:
+                table, start = _table(file)
+                with file.open("rb") as opened:
+                    for theirs, ours in self.own_names(table).items():
+                        if wanted is not None and ours not in wanted:
+                            continue
+                        first, end = table[theirs]["data_offsets"]
+                        opened.seek(start + first)
+                        yield ours, _widened(table[theirs], opened.read(end - first))
+            except (OSError, ValueError) as error:
+                raise CheckpointDamaged(f"{file} cannot be read: {error}.") from error
+
+    def array(self, name: str) -> NDArray[np.float32]:
+        """One of them. Raises KeyError, CheckpointDamaged."""
+        return next(array for one, array in self.arrays({name}))
+
+    @property
+    def is_in_eight_bits(self) -> bool:
+        """Whether some of them are, which only torch widens."""
+        return any(size == 1 for _, size in self._headers.values())
+
+    @cached_property
+    def _headers(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Shape and bytes of one value, by the names of diffusers' module."""
+        found: dict[str, tuple[tuple[int, ...], int]] = {}
+        for file in self.files:
+            table, _ = _table(file)
+            for theirs, ours in self.own_names(table).items():
+                entry = table[theirs]
+                found[ours] = tuple(entry["shape"]), SIZES.get(entry["dtype"], 4)
+        return found
+
+    def own_names(self, theirs: Iterable[str]) -> dict[str, str]:
+        """Names in a file, with those of diffusers' module."""
+        if self.place.is_file() and self.component in lightricks.PREFIX:
+            return lightricks.names(self.component, theirs)
+        return {name: name for name in theirs}
+
+
+def projection(files: Files) -> NDArray[np.float32] | None:
+    """Of a preview, where a checkpoint has one: (channels + 1, 3)."""
+    if not files.preview:
+        return None
+    return dict(Weights("preview", files.preview).arrays())["latent_to_rgb"]
+
+
+def _table(file: Path) -> tuple[dict[str, Any], int]:
+    """What a .safetensors file says of each tensor, and where the first of them begins."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        table = json.loads(opened.read(length))
+    table.pop("__metadata__", None)
+    return table, 8 + length
+
+
+def _widened(entry: dict[str, Any], content: bytes) -> NDArray[np.float32]:
+    """Numbers of 16 bits and more as they are in a file."""
+    if entry["dtype"] == "BF16":  # the upper half of a float32
+        values = (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = np.frombuffer(content, WHOLE[entry["dtype"]]).astype(np.float32)
+    return values.reshape(entry["shape"])
