@@ -188,6 +188,8 @@ def _placed(
             found = engines.LAYERS
         against = found
     placement = engines.by_torch(device, dtype, against)
+    if settings.compile:
+        placement = engines.compiled(placement)
     return replace(placement, hold=_hold(plan, files, placement, settings)), against
 
 

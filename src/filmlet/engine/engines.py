@@ -1,5 +1,6 @@
 """What computes a clip: OpenVINO on a CPU where it can, torch everywhere else."""
 
+import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -19,13 +20,14 @@ from filmlet.engine.placement import (
     processor,
 )
 from filmlet.engine.weights import Weights
-from filmlet.errors import LibraryMissing
+from filmlet.errors import InvalidSetting, LibraryMissing
 from filmlet.events import Progress, Stage
 from filmlet.lora import Adapter
 
 SMALL = 4_000_000  # bytes of a transformer that torch computes sooner than it is compiled
 LARGEST = 1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
 HELD = (Hold.ALL, Hold.TURNS)  # how OpenVINO holds a model
+COMPILERS = ("c++", "g++", "clang++")  # that torch looks for
 LAYERS = "a model that is brought in layers is torch's"
 
 
@@ -77,6 +79,14 @@ def by_torch(device: str, dtype: str | None = None, against: str | None = None) 
         raise LibraryMissing(f"This clip takes torch{why}: pip install 'filmlet[torch]'")
     found: Placement = import_module("filmlet.engine.probing").choose(device, dtype)
     return found
+
+
+def compiled(placement: Placement) -> Placement:
+    """The same with the transformer's blocks compiled by torch. Raises InvalidSetting."""
+    if placement.device == "cpu" and not any(map(shutil.which, COMPILERS)):
+        names = ", ".join(COMPILERS)
+        raise InvalidSetting(f"FILMLET_COMPILE takes a C++ compiler on a CPU, one of {names}.")
+    return replace(placement, is_compiled=True)
 
 
 def leaner(placement: Placement) -> Placement | None:
