@@ -1,5 +1,6 @@
 """The OpenVINO engine, component by component and as a whole, against torch's."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from filmlet import stages
+from filmlet import cli, stages
 from filmlet.card import Components, ModelCard
 from filmlet.engine import engines
 from filmlet.engine.arrays import as_numpy
@@ -32,7 +33,7 @@ from filmlet.work import fold, prepare
 from tests.tiny import make_checkpoint, make_vae
 
 pytest.importorskip("openvino")
-from filmlet.engine.compiled import made, running
+from filmlet.engine.compiled import building, made, running
 from filmlet.engine.compiled.building import Build
 from filmlet.engine.compiled.store import Store, fingerprint
 
@@ -267,6 +268,33 @@ def test_frames_that_are_not_numbers_are_an_error(cache: Path) -> None:
     latents = np.full((1, 8, 64), np.nan, np.float32)
     with pytest.raises(NotFinite):
         frames(engine, latents, recipe)
+
+
+def test_an_exported_model_is_compiled_once_and_for_every_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FILMLET_CACHE", str(tmp_path))
+    assert cli.main(["models", "export", "pocket", "--json"]) == 0
+    told, kept = json.loads(capsys.readouterr().out), sorted(tmp_path.iterdir())
+    assert told["bytes_in_cache"] == sum(file.stat().st_size for file in kept) > 10_000_000
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(building, "_compiled", refuse)
+    engine = load(POCKET, tmp_path, told["dtype"])
+    engine.see(np.zeros((1, 64, 64, 3), np.uint8))
+    assert cli.main(["models", "export", "pocket"]) == 0
+    assert sorted(tmp_path.iterdir()) == kept
+
+
+def test_what_is_torchs_is_not_exported_and_says_why(
+    tiny_two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["models", "export", str(tiny_two)]) == 2
+    assert "upsampler is torch's" in capsys.readouterr().err
+    assert cli.main(["models", "export", "ltxv-13b-0.9.8-distilled"]) == 2
+    assert "filmlet models pull" in capsys.readouterr().err
 
 
 @needs_bfloat16

@@ -93,8 +93,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Which models there are, and what a clip would take."""
-    known = commands.add_parser("models", help="list, show, pull, prune models")
-    actions = ("list", "show", "pull", "prune")
+    known = commands.add_parser("models", help="list, show, pull, prune, export models")
+    actions = ("list", "show", "pull", "prune", "export")
     known.add_argument("action", nargs="?", choices=actions, default="list")
     known.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue, or OWNER/NAME")
     known.add_argument("--json", action="store_true", help="print JSON")

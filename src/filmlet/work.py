@@ -213,7 +213,7 @@ def timed(stage: Stage, events: Generator[Event, None, Value]) -> Generator[Even
     return value
 
 
-def fold(events: Generator[Event, None, Value]) -> Value:
+def fold(events: Generator[object, None, Value]) -> Value:
     """What a stage comes to, its events unheard."""
     while True:
         try:

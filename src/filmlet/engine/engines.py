@@ -20,7 +20,7 @@ from filmlet.engine.placement import (
     processor,
 )
 from filmlet.engine.weights import Weights
-from filmlet.errors import InvalidSetting, LibraryMissing
+from filmlet.errors import InvalidSetting, LibraryMissing, NotFinite, NotOffered
 from filmlet.events import Progress, Stage
 from filmlet.lora import Adapter
 
@@ -118,6 +118,26 @@ def load(card: ModelCard, files: Files, placement: Placement) -> Generator[Progr
         yield Progress(Stage.LOAD, done // KILOBYTE, kilobytes(total))
     yield Progress(Stage.LOAD, kilobytes(total), kilobytes(total))
     return engine
+
+
+def export(card: ModelCard, files: Files, cache: Path) -> Generator[int, None, Placement]:
+    """Compile all of a checkpoint for OpenVINO into the cache; yields bytes that were read.
+
+    What is there already is not compiled again. Raises NotOffered where it is torch's.
+    """
+    found = by_openvino(card, files, cache)
+    if isinstance(found, str):
+        raise NotOffered(f"{card.name} is not exported: {found}.", param="model")
+    begin = import_module("filmlet.engine.compiled.engine").begin
+    engine: Engine = begin(card, files, replace(found, hold=Hold.TURNS))
+    try:
+        for name in (*engine.parts_of_every_clip, "encoder"):
+            yield from engine.bring(name)
+    except NotFinite:  # the check found bfloat16 to be too far off, and this is remembered
+        if found.dtype == "float32":
+            raise
+        found = yield from export(card, files, cache)
+    return found
 
 
 def machine(device: str | None = None, is_torchs: bool = False) -> Machine:
