@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 REFUSED = 2
+UNREAD = 128 + 13  # a shell's status of a process that SIGPIPE has ended
 CLIPS = Path("clips")
 ALONE = ("generate", "models")  # commands that take none of the server's libraries
 
@@ -44,13 +46,21 @@ def _interrupt(*_: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or 2 with a sentence on stderr."""
+    """Run one command; the exit status is 0, or 2 with a sentence on stderr.
+
+    Where nobody reads its output any more, it ends as if by SIGPIPE, without a word.
+    """
     options = parser().parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     as_json = getattr(options, "json", False)
     try:
-        return COMMANDS[options.command](options)
+        status = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to come
+        return UNREAD
     except (FilmletError, Interrupted) as error:
         return _refuse(error, as_json=as_json)
     except ModuleNotFoundError as error:
@@ -60,13 +70,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(LibraryMissing(needs), as_json=as_json)
 
 
+class Command(argparse.ArgumentParser):
+    """Takes its options before, between and after its words."""
+
+    is_mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Those of `argparse` have nobody for words that follow an option, once some came first."""
+        if self.is_mixing:
+            return super().parse_known_args(args, namespace)
+        self.is_mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.is_mixing = False
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
     top = argparse.ArgumentParser(
         prog="filmlet", description="Turn a sentence into a short video on this machine."
     )
     top.add_argument("--version", action="version", version=f"filmlet {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Command
+    )
     make = commands.add_parser("generate", help="make one clip", description="Make one clip.")
     _clip_options(make)
     make.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
@@ -91,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _model_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     """Which models there are, and what a clip would take."""
     known = commands.add_parser("models", help="list, show, pull, prune, export models")
     actions = ("list", "show", "pull", "prune", "export")
@@ -102,7 +130,7 @@ def _model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _clip_options(ahead, is_made=False)
 
 
-def _server_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _server_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     """What a machine that makes clips for others runs."""
     work = commands.add_parser("worker", help="run jobs until told to stop")
     work.add_argument("--quiet", action="store_true", help="log warnings only")
