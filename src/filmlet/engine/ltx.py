@@ -198,12 +198,11 @@ class Leaving:
     def __init__(self, pixels: Tensor) -> None:
         scaled = pixels.float().add(1).mul_(127.5).round_().clamp_(0, 255)
         frames = scaled.permute(1, 2, 3, 0).to(torch.uint8).contiguous()
+        is_finite, is_cuda = torch.isfinite(pixels).all(), pixels.is_cuda  # Metal would not wait
         self.frames, self.is_finite = (
-            tensor.to("cpu", non_blocking=True) for tensor in (frames, torch.isfinite(pixels).all())
+            tensor.to("cpu", non_blocking=is_cuda) for tensor in (frames, is_finite)
         )
-        self.event = None
-        if pixels.is_cuda:
-            self.event = torch.cuda.current_stream(pixels.device).record_event()
+        self.event = torch.cuda.current_stream(pixels.device).record_event() if is_cuda else None
 
     def arrived(self) -> Pixels:
         """(frames, height, width, 3) uint8. Raises NotFinite."""
