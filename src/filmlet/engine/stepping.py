@@ -21,6 +21,7 @@ from filmlet.engine.engine import Call
 THOUSANDTHS = 1000.0  # that the time embedding counts noise levels in
 Value = TypeVar("Value")
 Keys = tuple[Tensor, Tensor]  # keys and values, (1, heads, tokens, head)
+Rotation = Tensor | tuple[Tensor, Tensor]  # complex, or cosines and sines as in diffusers
 Time = tuple[Tensor, Tensor]  # of one level: the blocks' modulations, the last layer's; (channels)
 
 
@@ -51,7 +52,7 @@ class Attention(LTXVideoAttnProcessor):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | Keys | None = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: Tensor | tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Rotation | None = None,
     ) -> Tensor:
         if isinstance(encoder_hidden_states, tuple):
             query = attn.norm_q(attn.to_q(hidden_states))
@@ -107,7 +108,7 @@ class Stepping:
         is_compiled: bool = False,
     ) -> None:
         self.transformer, self.dtype, self.is_lent = transformer, dtype, is_lent
-        self.rotations: Latest[tuple[Tensor, Tensor]] = Latest(1)
+        self.rotations: Latest[tuple[Rotation, Tensor]] = Latest(1)
         self.texts: Latest[tuple[Tensor, list[Tensor | Keys]]] = Latest(2)  # and the negative one
         self.times: Latest[Time] = Latest(64)
         for block in transformer.transformer_blocks:
@@ -135,8 +136,10 @@ class Stepping:
         shift, scale = (model.scale_shift_table + last[:, :, None]).unbind(2)
         return model.proj_out(torch.addcmul(shift, model.norm_out(x), 1 + scale))
 
-    def _rotation(self, places: Tensor) -> Tensor:
+    def _rotation(self, places: Tensor) -> Rotation:
         cos, sin = self.transformer.rope(places, video_coords=places)
+        if places.device.type == "mps":  # Metal's complex numbers are untried
+            return cos, sin
         return torch.complex(cos[..., ::2].contiguous(), sin[..., ::2].contiguous())
 
     def _told(self, text: Tensor) -> list[Tensor | Keys]:
