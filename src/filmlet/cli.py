@@ -77,7 +77,7 @@ class Command(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Those of `argparse` have nobody for words that follow an option, once some came first."""
-        if self.is_mixing:
+        if self.is_mixing or self._subparsers:  # those of a command's own take theirs
             return super().parse_known_args(args, namespace)
         self.is_mixing = True
         try:
