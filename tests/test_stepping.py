@@ -15,7 +15,6 @@ from filmlet.engine.engine import Call
 from filmlet.engine.lending import lend
 from filmlet.engine.placement import Placement
 from filmlet.engine.stepping import Stepping
-from filmlet.errors import InvalidSetting
 from filmlet.plan import plan
 from filmlet.request import clip_request
 from filmlet.settings import Settings
@@ -139,13 +138,32 @@ def test_compiled_blocks_give_the_same_and_still_ask_whether_to_go_on(
     assert len(calls) == len(model.transformer_blocks)
 
 
-def test_compiling_is_a_setting_that_takes_a_compiler(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("settings", "compilers", "reason"),
+    [
+        ({}, "/usr/bin/c++", None),
+        ({}, None, "no C++ compiler"),
+        ({"hold": "layers"}, "/usr/bin/c++", "weights come and go"),
+    ],
+)
+def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    compilers: str | None,
+    reason: str | None,
 ) -> None:
-    settings = Settings(device="cpu", engine="torch", compile=1)
+    monkeypatch.setattr(engines.shutil, "which", lambda _: compilers)
     planned = plan(clip_request("a ball", model=str(tiny), size="64x64", frames=1))
-    monkeypatch.setattr(engines.shutil, "which", lambda _: "/usr/bin/c++")
-    assert fold(prepare(planned, settings)).placement.is_compiled
-    monkeypatch.setattr(engines.shutil, "which", lambda _: None)
-    with pytest.raises(InvalidSetting, match="C\\+\\+ compiler"):
-        fold(prepare(planned, settings))
+    asked = Settings(device="cpu", engine="torch", compile=1, **settings)
+    work = fold(prepare(planned, asked))
+    told = [change.reason for change in work.effective.changes if change.field == "compile"]
+    assert work.placement.is_compiled == (reason is None)
+    assert [reason in one for one in told] == ([True] if reason else [])
+
+
+def test_a_model_that_is_held_in_a_leaner_way_is_not_compiled_any_more() -> None:
+    placement = Placement("cpu", "float32", "a test", is_compiled=True)
+    turns = engines.leaner(placement)
+    assert turns.is_compiled
+    assert not engines.leaner(turns).is_compiled

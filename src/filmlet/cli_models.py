@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filmlet.card import ModelCard, Source
-from filmlet.errors import CheckpointMissing, FilmletError, InvalidRequest, NotOffered
+from filmlet.errors import CheckpointMissing, FilmletError, InvalidRequest
 from filmlet.models import CARDS, drop, fetch, find, hub, locate, repository, size, vocabulary
 from filmlet.request import ClipRequest
 from filmlet.settings import Settings
@@ -87,7 +87,7 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from filmlet.engine.engines import against_openvino, export, torchs
+    from filmlet.engine.engines import export
     from filmlet.models import parameters
     from filmlet.work import fold
 
@@ -97,20 +97,17 @@ def _export(options: argparse.Namespace) -> None:
         files = locate(card)
         if files is None:
             raise CheckpointMissing(f"{name} is not on this machine: filmlet models pull {name}")
-        against = torchs(card, card.parameters or parameters(files))
-        against = against or against_openvino(files, "cpu", (), is_forced=True)
-        if against:
-            raise NotOffered(f"{name} is not exported: {against}.", param="model")
-        made, kept = fold(export(card, files, cache)), list(cache.glob("*.blob"))
+        made = fold(export(card, files, card.parameters or parameters(files), cache))
+        seconds = round(time.perf_counter() - began, 1)
         table = {
             "name": name,
             "dtype": made.dtype,
             "reason": made.reason,
             "cache": str(cache),
-            "bytes_in_cache": sum(file.stat().st_size for file in kept),
-            "seconds": round(time.perf_counter() - began, 1),
+            "bytes_in_cache": sum(file.stat().st_size for file in cache.glob("*.blob")),
+            "seconds": seconds,
         }
-        told = f"{name}: compiled in {made.dtype}, {table['seconds']} s, kept in {cache}"
+        told = f"{name}: compiled in {made.dtype}, {seconds} s, kept in {cache}"
         print(_json(table) if options.json else told)
 
 

@@ -94,8 +94,7 @@ class Parts:
         lent = module.get_submodule(BLOCKS[name]) if name in self._lent else None
         yield from fill(module, weights, placement, lent)
         if name == "transformer":
-            dtype, is_lent = dtype_of(placement), lent is not None
+            dtype = dtype_of(placement)
             self.loras = Loras(module, dtype)
-            is_compiled = placement.is_compiled and not is_lent
-            self.stepping = Stepping(module, dtype, is_lent, is_compiled)
+            self.stepping = Stepping(module, dtype, lent is not None, placement.is_compiled)
         self.held[name] = module
