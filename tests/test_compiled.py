@@ -262,6 +262,36 @@ def test_a_stop_is_heard_inside_a_model_call(cache: Path) -> None:
     assert np.array_equal(last(engine.denoise(text, small)), last(fresh.denoise(text, small)))
 
 
+def test_a_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Path) -> None:
+    run = load(POCKET, cache)._get("text_encoder").run
+    request, done = run.request, []
+
+    class Broken:
+        """A signal comes as the call has begun, before anybody waits for it."""
+
+        def start_async(self) -> None:
+            request.start_async()
+            raise KeyboardInterrupt
+
+        def wait(self) -> None:
+            request.wait()
+            done.append("waited")
+
+        def cancel(self) -> None:
+            done.append("cancelled")
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(request, name)
+
+    run.request = Broken()
+    with pytest.raises(KeyboardInterrupt):
+        run(np.ones((1, 4), np.int64), np.zeros((1, 4, 4, 4), np.float32))
+    assert run in running.at_work
+    running._settle_all()
+    assert done == ["cancelled", "cancelled", "waited"]
+    assert run not in running.at_work
+
+
 def test_frames_that_are_not_numbers_are_an_error(cache: Path) -> None:
     engine = load(POCKET, cache)
     recipe = recipe_for(POCKET, size="64x64", frames=9)
