@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from bench import loading, near
+from bench import levers, loading, near
 
 SIDES = ("filmlet", "torch", "float32", "bfloat16")  # of bench.worker; the last two are stock's
 STOCK = SIDES[2:]
@@ -136,6 +136,7 @@ def report(runs: int, frames: int) -> str:
             "",
             near.report(near.PROMPTS),
             loading.report(loading.RUNS),
+            levers.report("small", "256x256x49", levers.RUNS),
         ]
     )
 

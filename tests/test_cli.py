@@ -164,6 +164,26 @@ def test_bad_input_gets_one_sentence_a_code_and_status_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_may_come_between_words(tmp_path: Path) -> None:
+    home = {"FILMLET_HOME": str(tmp_path)}
+    assert filmlet("keys", "add", "--admin", "ann", cwd=tmp_path, **home).returncode == 0
+    (key,) = json.loads(filmlet("keys", "--json", "list", cwd=tmp_path, **home).stdout)
+    assert (key["name"], key["admin"]) == ("ann", True)
+    shown = filmlet("models", "show", "--json", "pocket", cwd=tmp_path)
+    assert json.loads(shown.stdout)["name"] == "pocket"
+    many = filmlet("keys", "add", "ann", "--admin", "bob", cwd=tmp_path, **home)
+    assert (many.returncode, "bob" in many.stderr) == (2, True)
+
+
+def test_a_reader_that_has_gone_ends_it_without_a_word(tmp_path: Path) -> None:
+    unread, output = os.pipe()
+    os.close(unread)
+    words = [*FILMLET, "models", "show", "pocket"]
+    done = subprocess.run(words, cwd=tmp_path, stdout=output, stderr=subprocess.PIPE, check=False)
+    os.close(output)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_an_existing_file_is_kept_unless_forced(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_text("mine")
     command = ("generate", "a ball", "-o", "clip.mp4", "--model", tiny, *QUICK)

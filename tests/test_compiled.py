@@ -1,5 +1,6 @@
 """The OpenVINO engine, component by component and as a whole, against torch's."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from filmlet import stages
+from filmlet import cli, stages
 from filmlet.card import Components, ModelCard
 from filmlet.engine import engines
 from filmlet.engine.arrays import as_numpy
@@ -32,7 +33,7 @@ from filmlet.work import fold, prepare
 from tests.tiny import make_checkpoint, make_vae
 
 pytest.importorskip("openvino")
-from filmlet.engine.compiled import made, running
+from filmlet.engine.compiled import building, made, running
 from filmlet.engine.compiled.building import Build
 from filmlet.engine.compiled.store import Store, fingerprint
 
@@ -261,12 +262,69 @@ def test_a_stop_is_heard_inside_a_model_call(cache: Path) -> None:
     assert np.array_equal(last(engine.denoise(text, small)), last(fresh.denoise(text, small)))
 
 
+def test_a_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Path) -> None:
+    run = load(POCKET, cache)._get("text_encoder").run
+    request, done = run.request, []
+
+    class Broken:
+        """A signal comes as the call has begun, before anybody waits for it."""
+
+        def start_async(self) -> None:
+            request.start_async()
+            raise KeyboardInterrupt
+
+        def wait(self) -> None:
+            request.wait()
+            done.append("waited")
+
+        def cancel(self) -> None:
+            done.append("cancelled")
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(request, name)
+
+    run.request = Broken()
+    with pytest.raises(KeyboardInterrupt):
+        run(np.ones((1, 4), np.int64), np.zeros((1, 4, 4, 4), np.float32))
+    assert run in running.at_work
+    running._settle_all()
+    assert done == ["cancelled", "cancelled", "waited"]
+    assert run not in running.at_work
+
+
 def test_frames_that_are_not_numbers_are_an_error(cache: Path) -> None:
     engine = load(POCKET, cache)
     recipe = recipe_for(POCKET, size="64x64", frames=9)
     latents = np.full((1, 8, 64), np.nan, np.float32)
     with pytest.raises(NotFinite):
         frames(engine, latents, recipe)
+
+
+def test_an_exported_model_is_compiled_once_and_for_every_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FILMLET_CACHE", str(tmp_path))
+    assert cli.main(["models", "export", "pocket", "--json"]) == 0
+    told, kept = json.loads(capsys.readouterr().out), sorted(tmp_path.iterdir())
+    assert told["bytes_in_cache"] == sum(file.stat().st_size for file in kept) > 10_000_000
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(building, "_compiled", refuse)
+    engine = load(POCKET, tmp_path, told["dtype"])
+    engine.see(np.zeros((1, 64, 64, 3), np.uint8))
+    assert cli.main(["models", "export", "pocket"]) == 0
+    assert sorted(tmp_path.iterdir()) == kept
+
+
+def test_what_is_torchs_is_not_exported_and_says_why(
+    tiny_two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["models", "export", str(tiny_two)]) == 2
+    assert "upsampler is torch's" in capsys.readouterr().err
+    assert cli.main(["models", "export", "ltxv-13b-0.9.8-distilled"]) == 2
+    assert "filmlet models pull" in capsys.readouterr().err
 
 
 @needs_bfloat16

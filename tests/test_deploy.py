@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from filmlet.cli import parser
+from filmlet.cli_options import parser
 from filmlet.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -38,6 +38,7 @@ FLOORS = (
     ("server",),
     ("spaces",),
     ("cli_jobs", "cli_serve", "cli_models", "cli_space"),
+    ("cli_options",),
     ("cli",),
     ("__main__",),
 )
@@ -180,7 +181,8 @@ def test_the_readmes_make_commands_are_targets_of_the_makefile() -> None:
 def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
     import shlex
 
-    from filmlet.cli import COMMANDS, parser
+    from filmlet.cli import COMMANDS
+    from filmlet.cli_options import parser
 
     asked = [line for line in commands("sh") if line.startswith("filmlet ")]
     assert len(asked) >= 3

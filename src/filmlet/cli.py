@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import re
+import select
 import signal
 import sys
 import time
@@ -12,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from filmlet import __version__, cli_space
+from filmlet import cli_space
+from filmlet.cli_options import parser
 from filmlet.errors import FilmletError, InvalidRequest, LibraryMissing
 from filmlet.guide import parse_keyframe
 from filmlet.lora import parse_lora
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 
 REFUSED = 2
+UNREAD = 128 + 13  # a shell's status of a process that SIGPIPE has ended
 CLIPS = Path("clips")
 ALONE = ("generate", "models")  # commands that take none of the server's libraries
 
@@ -44,131 +48,39 @@ def _interrupt(*_: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or 2 with a sentence on stderr."""
+    """Run one command; the exit status is 0, or 2 with a sentence on stderr.
+
+    Where nobody reads its output any more, it ends as if by SIGPIPE, without a word.
+    """
     options = parser().parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     as_json = getattr(options, "json", False)
     try:
-        return COMMANDS[options.command](options)
+        status = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to come
+        return UNREAD
     except (FilmletError, Interrupted) as error:
         return _refuse(error, as_json=as_json)
-    except ModuleNotFoundError as error:
-        if options.command in ALONE:
+    except ImportError as error:
+        if isinstance(error.__cause__, Interrupted):  # C code, being imported, was told first
+            return _refuse(error.__cause__, as_json=as_json)
+        if options.command in ALONE or not isinstance(error, ModuleNotFoundError):
             raise
         needs = f"filmlet {options.command} takes {error.name}: pip install 'filmlet[server]'"
         return _refuse(LibraryMissing(needs), as_json=as_json)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command and option."""
-    top = argparse.ArgumentParser(
-        prog="filmlet", description="Turn a sentence into a short video on this machine."
-    )
-    top.add_argument("--version", action="version", version=f"filmlet {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    make = commands.add_parser("generate", help="make one clip", description="Make one clip.")
-    _clip_options(make)
-    make.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
-    make.add_argument("--force", action="store_true", help="overwrite the file")
-    make.add_argument("--format", help=f"{', '.join(FORMATS)} (default: as --output ends)")
-    make.add_argument(
-        "--preview", action="store_true", help="keep OUTPUT.preview.png up to date after each step"
-    )
-    queue = commands.add_parser("submit", help="put a clip into the queue, print its id")
-    _clip_options(queue)
-    queue.add_argument("--priority", choices=("high", "normal", "low"), default="normal")
-    queue.add_argument("--key", help="asking twice under one key makes one job")
-    look = commands.add_parser("jobs", help="list, show, watch, cancel, retry, refine, delete jobs")
-    actions = ("list", "show", "watch", "cancel", "retry", "refine", "delete")
-    look.add_argument("action", nargs="?", choices=actions, default="list")
-    look.add_argument("id", nargs="?", help="the job's id")
-    look.add_argument("--limit", type=int, default=50, help="how many to list (default: 50)")
-    look.add_argument("--json", action="store_true", help="print JSON")
-    _model_commands(commands)
-    _server_commands(commands)
-    cli_space.options(commands)
-    return top
-
-
-def _model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Which models there are, and what a clip would take."""
-    known = commands.add_parser("models", help="list, show, pull, prune models")
-    actions = ("list", "show", "pull", "prune")
-    known.add_argument("action", nargs="?", choices=actions, default="list")
-    known.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue, or OWNER/NAME")
-    known.add_argument("--json", action="store_true", help="print JSON")
-    ahead = commands.add_parser("plan", help="say what a clip would take, make none")
-    _clip_options(ahead, is_made=False)
-
-
-def _server_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """What a machine that makes clips for others runs."""
-    work = commands.add_parser("worker", help="run jobs until told to stop")
-    work.add_argument("--quiet", action="store_true", help="log warnings only")
-    work.add_argument(
-        "--finish", action="store_true", help="when told to stop, finish the job in hand"
-    )
-    work.add_argument("--supervised", action="store_true", help="stop when stdin closes")
-    _log_option(work)
-    web = commands.add_parser("serve", help="serve the API and make clips, on this machine")
-    web.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    web.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
-    web.add_argument("--open", action="store_true", help="let others in without a key")
-    web.add_argument("--no-worker", action="store_true", help="make no clips here")
-    web.add_argument(
-        "--finish", action="store_true", help="when told to stop, finish the clip in hand"
-    )
-    _log_option(web)
-    keys = commands.add_parser("keys", help="list, add, remove keys of the server's users")
-    keys.add_argument("action", nargs="?", choices=("list", "add", "remove"), default="list")
-    keys.add_argument("name", nargs="?", help="whose key")
-    keys.add_argument("--admin", action="store_true", help="sees and cancels everybody's jobs")
-    keys.add_argument("--max-active", type=int, metavar="N", help="unfinished jobs at once")
-    keys.add_argument("--max-per-minute", type=int, metavar="N", help="jobs a minute")
-    keys.add_argument("--seconds-per-day", type=float, metavar="S", help="of video, 0: any")
-    keys.add_argument("--webhook", metavar="URL", help="is told when a job is over")
-    keys.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _log_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--log", choices=("lines", "json"), default="lines", help="form of the log"
-    )
-
-
-def _clip_options(make: argparse.ArgumentParser, *, is_made: bool = True) -> None:
-    """What a clip can be asked for."""
-    words = 'what to show, such as "a cat moving left on white"'
-    make.add_argument("prompt", help=words, nargs=None if is_made else "?", default="a clip")
-    make.add_argument(
-        "--then", metavar="PROMPT", action="append", default=[],
-        help="what to show after that, for an equal share of the clip; may be said again",
-    )  # fmt: skip
-    make.add_argument("--model", default="pocket", help="name or folder (default: pocket)")
-    make.add_argument("--seed", help="the same seed and settings give the same file")
-    make.add_argument("--seconds", help="length of the clip")
-    make.add_argument("--frames", help="length of the clip in frames, instead of --seconds")
-    make.add_argument("--size", metavar="WxH", help="width x height in pixels")
-    make.add_argument("--fps", help="frames a second")
-    make.add_argument("--steps", help="model calls")
-    make.add_argument("--negative-prompt", default="", help="what to avoid (needs guidance)")
-    make.add_argument("--guidance", help="guidance scale; distilled models need none")
-    make.add_argument("--force-guidance", action="store_true", help="guide a distilled model too")
-    make.add_argument("--draft", action="store_true", help="the first of two stages alone")
-    make.add_argument("--image", metavar="FILE", help="a picture, the clip's first frame")
-    make.add_argument("--last-image", metavar="FILE", help="a picture, its last frame")
-    make.add_argument(
-        "--keyframe", metavar="FILE@FRAME[:STRENGTH]", action="append", default=[],
-        help="a picture or a video that it shows from that frame on; may be said again",
-    )  # fmt: skip
-    make.add_argument("--extend", metavar="CLIP", help="a clip to go on from, new frames follow")
-    make.add_argument("--backward", action="store_true", help="new frames come before --extend's")
-    make.add_argument(
-        "--lora", metavar="SOURCE[:STRENGTH]", action="append", default=[],
-        help="a .safetensors file or a Hub name, owner/name[/file]; may be said again",
-    )  # fmt: skip
-    make.add_argument("--json", action="store_true", help="print one JSON object")
+def _is_unread() -> bool:
+    """Whether nobody reads any more what is printed."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # tells errors alone
+    return bool(output.poll(0))
 
 
 def submit(options: argparse.Namespace) -> int:

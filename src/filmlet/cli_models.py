@@ -1,15 +1,16 @@
-"""The command line's words for models: list, show, pull, prune, and plan."""
+"""The command line's words for models: list, show, pull, prune, export, and plan."""
 
 import argparse
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filmlet.card import ModelCard, Source
-from filmlet.errors import FilmletError, InvalidRequest
+from filmlet.errors import CheckpointMissing, FilmletError, InvalidRequest
 from filmlet.models import CARDS, drop, fetch, find, hub, locate, repository, size, vocabulary
 from filmlet.request import ClipRequest
 from filmlet.settings import Settings
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def models(options: argparse.Namespace) -> int:
     """Look at models, fetch them or make room."""
-    if options.action in ("show", "pull") and not options.names:
+    if options.action in ("show", "pull", "export") and not options.names:
         raise InvalidRequest(f"Say which model to {options.action}: its name.", param="model")
     ACTIONS[options.action](options)
     return 0
@@ -85,11 +86,37 @@ def _prune(options: argparse.Namespace) -> None:
     print(_json({"bytes_freed": freed}) if options.json else f"{_gigabytes(freed)} freed")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from filmlet.engine.engines import export
+    from filmlet.models import parameters
+    from filmlet.work import fold
+
+    cache = Settings.from_environment().cache
+    for name in options.names:
+        card, began = find(name), time.perf_counter()
+        files = locate(card)
+        if files is None:
+            raise CheckpointMissing(f"{name} is not on this machine: filmlet models pull {name}")
+        made = fold(export(card, files, card.parameters or parameters(files), cache))
+        seconds = round(time.perf_counter() - began, 1)
+        table = {
+            "name": name,
+            "dtype": made.dtype,
+            "reason": made.reason,
+            "cache": str(cache),
+            "bytes_in_cache": sum(file.stat().st_size for file in cache.glob("*.blob")),
+            "seconds": seconds,
+        }
+        told = f"{name}: compiled in {made.dtype}, {seconds} s, kept in {cache}"
+        print(_json(table) if options.json else told)
+
+
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "list": _list,
     "show": _show,
     "pull": _pull,
     "prune": _prune,
+    "export": _export,
 }
 
 

@@ -3,11 +3,12 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from filmlet.errors import InvalidRequest
 
 
-def options(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def options(commands: "argparse._SubParsersAction[Any]") -> None:
     """`space create` and `space files`."""
     space = commands.add_parser("space", help="put the page on Hugging Face Spaces")
     actions = space.add_subparsers(dest="action", required=True, metavar="ACTION")

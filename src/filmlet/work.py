@@ -114,6 +114,8 @@ def prepare(
     placement, against = _placed(plan, files, loras, settings, (dtype, engine))
     if against and (engine or settings.engine) == Library.OPENVINO:
         told.append(Change("engine", Library.OPENVINO, placement.library, against))
+    if settings.compile and (reason := engines.against_compiling(placement)):
+        told.append(Change("compile", settings.compile, 0, reason))
     effective = Effective(
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
@@ -188,7 +190,9 @@ def _placed(
             found = engines.LAYERS
         against = found
     placement = engines.by_torch(device, dtype, against)
-    return replace(placement, hold=_hold(plan, files, placement, settings)), against
+    placement = replace(placement, hold=_hold(plan, files, placement, settings))
+    is_compiled = bool(settings.compile) and not engines.against_compiling(placement)
+    return replace(placement, is_compiled=is_compiled), against
 
 
 def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) -> Hold:
@@ -196,7 +200,8 @@ def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) ->
     if settings.hold:
         return Hold(settings.hold)
     for card, where, held in loaded:
-        if (card, where, replace(held, hold=placement.hold)) == (plan.card, files, placement):
+        alike = replace(held, hold=placement.hold, is_compiled=placement.is_compiled)
+        if (card, where, alike) == (plan.card, files, placement):
             return held.hold
     found = plan.needs(placement.value_bytes)
     need = fitting(found, free_memory(placement.device))
@@ -211,7 +216,7 @@ def timed(stage: Stage, events: Generator[Event, None, Value]) -> Generator[Even
     return value
 
 
-def fold(events: Generator[Event, None, Value]) -> Value:
+def fold(events: Generator[object, None, Value]) -> Value:
     """What a stage comes to, its events unheard."""
     while True:
         try:

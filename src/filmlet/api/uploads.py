@@ -66,6 +66,9 @@ def kept(uploads: dict[str, UploadFile], *, video: bool = False) -> Iterator[dic
 
     Raises InvalidRequest.
     """
+    if not uploads:
+        yield {}
+        return
     with TemporaryDirectory(prefix="filmlet-") as folder:
         paths = {}
         for param, upload in uploads.items():

@@ -1,10 +1,12 @@
 """What computes a clip: OpenVINO on a CPU where it can, torch everywhere else."""
 
+import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 from filmlet.budget import Hold, Machine
 from filmlet.card import Components, Files, ModelCard
@@ -19,13 +21,14 @@ from filmlet.engine.placement import (
     processor,
 )
 from filmlet.engine.weights import Weights
-from filmlet.errors import LibraryMissing
+from filmlet.errors import LibraryMissing, NotFinite, NotOffered
 from filmlet.events import Progress, Stage
 from filmlet.lora import Adapter
 
 SMALL = 4_000_000  # bytes of a transformer that torch computes sooner than it is compiled
 LARGEST = 1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
-HELD = (Hold.ALL, Hold.TURNS)  # how OpenVINO holds a model
+HELD = (Hold.ALL, Hold.TURNS)  # how OpenVINO holds a model, and torch one that is compiled
+COMPILERS = ("c++", "g++", "clang++")  # that torch looks for
 LAYERS = "a model that is brought in layers is torch's"
 
 
@@ -79,13 +82,24 @@ def by_torch(device: str, dtype: str | None = None, against: str | None = None) 
     return found
 
 
+def against_compiling(placement: Placement) -> str | None:
+    """Why torch does not compile the transformer's blocks, if it does not."""
+    if placement.library is Library.OPENVINO:
+        return "OpenVINO compiles by itself"
+    if placement.hold not in HELD:
+        return "blocks whose weights come and go are not compiled"
+    if placement.device == "cpu" and not any(map(shutil.which, COMPILERS)):
+        return f"there is no C++ compiler, {', '.join(COMPILERS)}"
+    return None
+
+
 def leaner(placement: Placement) -> Placement | None:
     """One rung down the ladder, where there is one."""
     hold = placement.hold.leaner
     if hold is None:
         return None
     if placement.library is Library.TORCH or hold in HELD:
-        return replace(placement, hold=hold)
+        return replace(placement, hold=hold, is_compiled=placement.is_compiled and hold in HELD)
     return replace(by_torch(placement.device), hold=hold) if has_torch() else None
 
 
@@ -94,12 +108,7 @@ def load(card: ModelCard, files: Files, placement: Placement) -> Generator[Progr
 
     Where all of it has no room at once, its components are read when they are needed.
     """
-    match placement.library:
-        case Library.TORCH:
-            module = import_module("filmlet.engine.ltx")
-        case Library.OPENVINO:
-            module = import_module("filmlet.engine.compiled.engine")
-    engine: Engine = module.begin(card, files, placement)
+    engine: Engine = _module(placement).begin(card, files, placement)
     names = engine.parts_of_every_clip if placement.hold is Hold.ALL else ()
     done, total = 0, engine.weigh(*names)
     yield Progress(Stage.LOAD, 0, kilobytes(total))
@@ -108,6 +117,34 @@ def load(card: ModelCard, files: Files, placement: Placement) -> Generator[Progr
         yield Progress(Stage.LOAD, done // KILOBYTE, kilobytes(total))
     yield Progress(Stage.LOAD, kilobytes(total), kilobytes(total))
     return engine
+
+
+def export(
+    card: ModelCard, files: Files, parameters: Components[float], cache: Path
+) -> Generator[int, None, Placement]:
+    """Compile all of a checkpoint for OpenVINO into the cache; yields bytes that were read.
+
+    What is there already is not compiled again. Raises NotOffered where it is torch's.
+    """
+    against = torchs(card, parameters) or against_openvino(files, "cpu", (), is_forced=True)
+    found = against or by_openvino(card, files, cache)
+    if isinstance(found, str):
+        raise NotOffered(f"{card.name} is not exported: {found}.", param="model")
+    engine: Engine = _module(found).begin(card, files, replace(found, hold=Hold.TURNS))
+    try:
+        for name in (*engine.parts_of_every_clip, "encoder"):
+            yield from engine.bring(name)
+    except NotFinite:  # the check found bfloat16 to be too far off, and this is remembered
+        if found.dtype == "float32":
+            raise
+        found = yield from export(card, files, parameters, cache)
+    return found
+
+
+def _module(placement: Placement) -> ModuleType:
+    """Of the engine that computes."""
+    is_torch = placement.library is Library.TORCH
+    return import_module(f"filmlet.engine.{'ltx' if is_torch else 'compiled.engine'}")
 
 
 def machine(device: str | None = None, is_torchs: bool = False) -> Machine:

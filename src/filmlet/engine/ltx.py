@@ -1,5 +1,6 @@
 """The torch engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,14 +127,8 @@ class LtxEngine(Engine):
     @torch.inference_mode()
     def _flow(self, call: Call) -> Tensor:
         with self.loras.wearing(call.loras):
-            return self.transformer(
-                hidden_states=call.latents.to(self.dtype),
-                encoder_hidden_states=call.text.to(self.dtype),
-                timestep=call.levels * 1000.0,
-                encoder_attention_mask=None,
-                video_coords=call.places,
-                return_dict=False,
-            )[0].float()
+            assert self.parts.stepping
+            return self.parts.stepping.flow(call).float()
 
     @torch.inference_mode()
     def upsample(self, latents: Tensor, recipe: Recipe) -> Tensor:
@@ -182,10 +177,14 @@ class LtxEngine(Engine):
             timestep = torch.full((1,), self.card.decode_timestep, device=video.device)
             timestep = timestep.to(self.dtype)
         chunks = video.to(self.dtype).split(1, dim=2)
+        ahead = 1 if video.is_cuda else 0  # so a GPU goes on while whoever wants these encodes them
+        leaving: deque[Leaving] = deque()
         for pixels in streaming.decode(self.vae.decoder, chunks, timestep, generator):
-            if not torch.isfinite(pixels).all():
-                raise NotFinite("The VAE decoder gave values that are not numbers.")
-            yield _to_uint8(pixels[0])
+            leaving.append(Leaving(pixels[0]))
+            if len(leaving) > ahead:
+                yield leaving.popleft().arrived()
+        for last in leaving:
+            yield last.arrived()
 
 
 def begin(card: ModelCard, files: Files, placement: Placement) -> LtxEngine:
@@ -193,10 +192,25 @@ def begin(card: ModelCard, files: Files, placement: Placement) -> LtxEngine:
     return LtxEngine(card, projection(files), parts=Parts(files, placement))
 
 
-def _to_uint8(pixels: Tensor) -> Pixels:
-    """(3, frames, height, width) in [-1, 1] -> (frames, height, width, 3) uint8."""
-    scaled = pixels.float().add(1).mul_(127.5).round_().clamp_(0, 255)
-    return scaled.permute(1, 2, 3, 0).to(torch.uint8).contiguous().cpu().numpy()
+class Leaving:
+    """Frames on their way to main memory: (3, frames, height, width) in [-1, 1]."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        scaled = pixels.float().add(1).mul_(127.5).round_().clamp_(0, 255)
+        frames = scaled.permute(1, 2, 3, 0).to(torch.uint8).contiguous()
+        is_finite, is_cuda = torch.isfinite(pixels).all(), pixels.is_cuda  # Metal would not wait
+        self.frames, self.is_finite = (
+            tensor.to("cpu", non_blocking=is_cuda) for tensor in (frames, is_finite)
+        )
+        self.event = torch.cuda.current_stream(pixels.device).record_event() if is_cuda else None
+
+    def arrived(self) -> Pixels:
+        """(frames, height, width, 3) uint8. Raises NotFinite."""
+        if self.event:
+            self.event.synchronize()
+        if not self.is_finite:
+            raise NotFinite("The VAE decoder gave values that are not numbers.")
+        return self.frames.numpy()
 
 
 def _without_gradients(steps: Iterator[Value]) -> Iterator[Value]:

@@ -16,6 +16,7 @@ from filmlet.engine.loading import fill, on_meta
 from filmlet.engine.lora import Loras
 from filmlet.engine.placement import Placement
 from filmlet.engine.probing import dtype_of
+from filmlet.engine.stepping import Stepping
 from filmlet.engine.weights import Weights
 
 KINDS = {
@@ -34,6 +35,7 @@ class Parts:
     placement: Placement
     held: dict[str, Any] = field(default_factory=dict)
     loras: Loras | None = None  # what the transformer wears, while it is here
+    stepping: Stepping | None = None  # how it runs
 
     def weigh(self, *names: str) -> int:
         """Bytes that `bring` would read."""
@@ -62,7 +64,7 @@ class Parts:
         """Free a component's memory."""
         del self.held[name]
         if name == "transformer":
-            self.loras = None
+            self.loras = self.stepping = None
         if self.placement.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -92,5 +94,7 @@ class Parts:
         lent = module.get_submodule(BLOCKS[name]) if name in self._lent else None
         yield from fill(module, weights, placement, lent)
         if name == "transformer":
-            self.loras = Loras(module, dtype_of(placement))
+            dtype = dtype_of(placement)
+            self.loras = Loras(module, dtype)
+            self.stepping = Stepping(module, dtype, lent is not None, placement.is_compiled)
         self.held[name] = module

@@ -29,7 +29,10 @@ class Library(StrEnum):
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is held; `reason` says why so. cache: folder of what is compiled for it."""
+    """How a model is held; `reason` says why so. cache: folder of what OpenVINO compiles for it.
+
+    is_compiled: torch compiles the transformer's blocks.
+    """
 
     device: str
     dtype: str  # of transformer and decoder
@@ -37,6 +40,7 @@ class Placement:
     hold: Hold = Hold.ALL
     library: Library = Library.TORCH
     cache: Path | None = None
+    is_compiled: bool = False
 
     @property
     def value_bytes(self) -> int:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from filmlet.engine.placement import Placement
 
 PROBE_BOUND = 2e-2  # relative error that bfloat16 may add to one layer
 PROBE_GAIN = 1.2  # bfloat16 must be this much faster to be worth its error
+Probe = Callable[[torch.dtype], Callable[[], Tensor]]
 
 
 def choose(device: str, dtype: str | None = None) -> Placement:
@@ -44,16 +45,19 @@ def _on_cpu() -> Placement:
     """bfloat16 where two small layers say it is faster and right; many CPUs are slow at it."""
     with torch.inference_mode():
         generator = torch.Generator().manual_seed(0)
-        rows, weight = (torch.randn(s, generator=generator) for s in ((96, 256), (256, 256)))
-        clip = torch.randn(1, 16, 5, 16, 16, generator=generator)
-        kernel = torch.randn(16, 16, 3, 3, 3, generator=generator)
-        probes = (
-            ("matrix product", lambda d: rows.to(d) @ weight.to(d)),
-            ("convolution", lambda d: F.conv3d(clip.to(d), kernel.to(d))),
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator)
+
+        rows, weight = draw(256, 256), draw(1024, 256)
+        clip, kernel = draw(1, 16, 5, 16, 16), draw(16, 16, 3, 3, 3)
+        probes: tuple[tuple[str, Probe], ...] = (
+            ("matrix product", lambda d: partial(F.linear, rows.to(d), weight.to(d))),
+            ("convolution", lambda d: partial(F.conv3d, clip.to(d), kernel.to(d))),
         )
         for name, layer in probes:
-            exact, exact_s = _timed(layer, torch.float32, budget_s=0.02)
-            rough, rough_s = _timed(layer, torch.bfloat16, budget_s=0.02)
+            exact, exact_s = _timed(layer(torch.float32), budget_s=0.02)
+            rough, rough_s = _timed(layer(torch.bfloat16), budget_s=0.02)
             error = ((rough.float() - exact).norm() / exact.norm()).item()
             if exact_s < PROBE_GAIN * rough_s:
                 gain = exact_s / rough_s
@@ -65,15 +69,13 @@ def _on_cpu() -> Placement:
     return Placement("cpu", "bfloat16", "bfloat16 is faster here and right")
 
 
-def _timed(
-    layer: Callable[[torch.dtype], Tensor], dtype: torch.dtype, budget_s: float
-) -> tuple[Tensor, float]:
+def _timed(layer: Callable[[], Tensor], budget_s: float) -> tuple[Tensor, float]:
     """The layer's result and its shortest time in seconds, within about `budget_s`."""
-    result = layer(dtype)  # the first call prepares kernels
+    result = layer()  # the first call prepares kernels
     best, end = float("inf"), time.perf_counter() + budget_s
     while True:
         start = time.perf_counter()
-        layer(dtype)
+        layer()
         best = min(best, time.perf_counter() - start)
         if time.perf_counter() > end:
             return result, best

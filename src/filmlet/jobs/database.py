@@ -293,7 +293,13 @@ def _count_subseconds() -> None:
 
 def _knows_subseconds(connection: Any, _: object) -> None:
     if isinstance(connection, sqlite3.Connection):
-        connection.create_function("unixepoch", 1, lambda _: time.time())  # only of 'subsec'
+        connection.create_function("unixepoch", 1, _now)
+
+
+def _now(of: object) -> float:
+    if of != "subsec":  # which is all that DBOS asks
+        raise ValueError(of)
+    return time.time()
 
 
 SUBSECONDS = Engine, "connect", _knows_subseconds

@@ -3,6 +3,7 @@
 numpy has no bfloat16: such arrays are of its 16 bits, and only graphs look into them.
 """
 
+import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -77,7 +78,6 @@ class Running:
         self.kinds = [given.element_type for given in self.model.inputs]
         self.lock = threading.Lock()
         self.given: list[ov.Tensor] = []  # theirs is the memory that a call reads
-        self.given_up = False
 
     def __call__(self, *inputs: NDArray) -> list[NDArray]:
         """The graph's outputs. Raises what `asks` raise; that call then ends by itself."""
@@ -86,15 +86,16 @@ class Running:
             self.given = [_lent(*pair) for pair in zip(inputs, self.kinds, strict=True)]
             for i, tensor in enumerate(self.given):
                 self.request.set_input_tensor(i, tensor)
-            self.request.start_async()
+            at_work.add(self)  # first: a signal may come between any two lines
             try:
+                self.request.start_async()
                 while not self.request.wait_for(ASK_MS):
                     for ask in self.asks:
                         ask()
             except BaseException:
                 self.request.cancel()
-                self.given_up = True
                 raise
+            at_work.discard(self)
             if self.put_away:
                 self.put_away()
                 self.put_away = None
@@ -102,10 +103,21 @@ class Running:
 
     def _settle(self) -> None:
         """A call that was given up runs on to the end of a layer."""
-        if self.given_up:
+        if self in at_work:
             with suppress(RuntimeError):  # says that it was cancelled
                 self.request.wait()
-            self.given_up = False
+            at_work.discard(self)
+
+
+at_work: set[Running] = set()
+
+
+@atexit.register
+def _settle_all() -> None:
+    """A process that ended before a call that was given up would take its memory away."""
+    for running in tuple(at_work):
+        running.request.cancel()
+        running._settle()
 
 
 def _lent(array: NDArray, kind: ov.Type) -> ov.Tensor:
