@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from recipe.corpus import PAIRS, Example, examples
@@ -39,6 +40,7 @@ from recipe.world import (
 PATCH = 32
 MASK = 0.12  # difference from the scene that counts as subject, of 1
 SPECK = 5  # pixels; what is thinner is no subject
+GAP = 9  # pixels; parts of one subject lie no further apart
 SECOND = 25  # frames
 FAR = 30.0  # pixels; a subject that is half out of the canvas is not further off
 DOUBLING = 40.0  # pixels that count as much as twice the size
@@ -76,13 +78,22 @@ def judge(clip: Tensor, count: int = 1) -> Verdict:
     scene = _scene(clip)
     loop = scenery(scene, height, width)
     back = loop[:, torch.arange(frames) % loop.shape[1]]
-    masks = _opened((clip - back).abs().amax(0) > MASK)  # (frames, height, width)
+    differs = (clip - back).abs().amax(0)  # (frames, height, width)
+    masks = _opened(differs > MASK)
     sides = [width * k // count for k in range(count + 1)]
     parts = [slice(a, b) for a, b in pairwise(sides)]
     return Verdict(
         scene,
         tuple(
-            _look(Part(clip[..., p], back[..., p], masks[..., p], (height, width), count))
+            _look(
+                Part(
+                    clip[..., p],
+                    back[..., p],
+                    _one(masks[..., p], differs[..., p]),
+                    (height, width),
+                    count,
+                )
+            )
             for p in parts
         ),
     )
@@ -140,6 +151,21 @@ def _shrunk(masks: Tensor, speck: int) -> Tensor:
 def _opened(masks: Tensor, speck: int = SPECK) -> Tensor:
     """Without specks: shrunk, then grown back (a morphological opening)."""
     return _grown(_shrunk(masks, speck), speck)
+
+
+def _one(masks: Tensor, differs: Tensor, gap: int = GAP) -> Tensor:
+    """Of what differs from the scene in each frame, the one thing that differs most.
+
+    The rest is scenery that came out a little different: a star, a bubble, the sun.
+    """
+    joined = _grown(masks, gap)  # the parts of one thing lie close together
+    kept = []
+    for mask, whole, differ in zip(masks, joined, differs, strict=True):
+        labels, count = ndimage.label(whole.numpy())
+        places = torch.from_numpy(labels).long()
+        weights = torch.zeros(count + 1).index_add(0, places[mask], differ[mask])
+        kept.append(mask & (places == weights.argmax()))
+    return torch.stack(kept)
 
 
 Box = tuple[float, float, float]  # centre x, centre y, half side: pixels
