@@ -38,10 +38,10 @@ pictures: $(ALL)
 recipe: $(ALL)
 	@$(BIN)/python -m recipe
 
-sheets: $(READY)
+sheets: $(ALL)
 	@$(BIN)/python -m recipe.sheets
 
-gallery: $(READY)
+gallery: $(ALL)
 	@$(BIN)/python -m recipe.sheets --gallery docs/pocket.webp
 
 clean:

@@ -1,6 +1,6 @@
 """Does a clip show what its prompt says? Judged from pixels alone, proved on rendered truth.
 
-`python -m recipe.evaluate CHECKPOINT --steps 8` scores any LTX checkpoint in diffusers' layout.
+`python -m recipe.evaluate CHECKPOINT` scores any LTX checkpoint in diffusers' layout.
 """
 
 import argparse
@@ -352,7 +352,7 @@ def prove(count: int, frames: int = 25, canvas: tuple[int, int] = SQUARE) -> Sco
 def main() -> None:
     options = argparse.ArgumentParser(prog="recipe.evaluate", description=score.__doc__)
     options.add_argument("checkpoint", type=Path)
-    options.add_argument("--steps", type=int, default=8)
+    options.add_argument("--steps", type=int, default=4)
     options.add_argument("--guidance", type=float, default=1.0, help="1 is none")
     options.add_argument("--prompts", type=int, default=300)
     chosen = options.parse_args()

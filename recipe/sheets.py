@@ -116,7 +116,7 @@ def _wrong(example: Example, clip: Tensor) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(prog="recipe.sheets", description=__doc__)
     options.add_argument("--checkpoint", type=Path, default=Path("src/filmlet/pocket"))
-    options.add_argument("--steps", type=int, default=8)
+    options.add_argument("--steps", type=int, default=4)
     options.add_argument("--guidance", type=float, default=1.0)
     options.add_argument("--prompts", type=int, default=100, help="of the contact sheets")
     options.add_argument("--folder", type=Path, default=Path("build/sheets"))

@@ -81,6 +81,18 @@ def test_the_judge_is_not_right_on_something_else() -> None:
 
 
 @needs_font
+def test_scenery_that_came_out_differently_is_no_part_of_the_subject() -> None:
+    def spotted(example: Example) -> Tensor:
+        clip = render(example.scenario, 25)
+        clip[:, :, 8:28, 8:28] += 0.6
+        clip[:, :, -28:-8, -28:-8] -= 0.6
+        return clip
+
+    scores = evaluate(spotted, 12, pairs=0)
+    assert min(scores[row] for row in ("scene", "subject", "motion")) == 100, scores
+
+
+@needs_font
 def test_the_judge_wants_each_of_two_subjects_on_its_own_side() -> None:
     def swapped(example: Example) -> Tensor:
         first, second = example.scenario.actors
