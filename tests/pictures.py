@@ -37,7 +37,7 @@ def states(windows: Windows, server: Running, album: Album) -> None:
     """Empty, refused, waiting, drawing, developing, done, stopped, failed; dark, on a phone."""
     window = windows.window(**WIDE).open()
     album.take(window, "empty")
-    window.write("a castle moving lefft on white")
+    window.write("a candle moving lefft on white")
     window.page.get_by_label("free").check()
     window.page.get_by_label("Width").fill("5000")
     window.page.wait_for_selector("#plan .refused")

@@ -395,7 +395,7 @@ def test_further_prompts_come_as_json_or_as_a_form_and_are_planned_and_kept(
     sent = {"prompt": "a red circle", "then": ["a blue circel", "a green circle"], "frames": 97}
     planned = client.post("/v1/videos/plan", json=sent).json()
     assert planned["windows"] == 6
-    assert planned["unknown_words"] == {"circel": ["circle"]}
+    assert planned["unknown_words"] == {"circel": ["circle", "circles"]}
     for body in ({"json": sent}, {"data": sent}):
         video = client.post("/v1/videos", **body).json()
         assert video["requested"]["then"] == sent["then"]
