@@ -101,10 +101,10 @@ CARDS = {
             name="pocket",
             summary="bundled; a small world of emoji, shapes, motions and scenes; two CPU cores",
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
-            sources=_in_folder(POCKET, revision="3"),
-            schedule=ShiftedSigmas(steps=8, shift=8.0),
-            # In windows of other lengths than it was trained with, what it shows stands still.
-            grid=Grid(max_side=512, window=25, overlap=16),
+            sources=_in_folder(POCKET, revision="4"),
+            schedule=ShiftedSigmas(steps=4, shift=8.0),
+            # It was trained on up to 97 frames at once; beyond 49 what moves loses its shape.
+            grid=Grid(max_side=512, window=49, overlap=16),
             max_tokens=128,
         ),
         replace(
