@@ -117,7 +117,7 @@ def report(runs: int, frames: int) -> str:
             f"{versions}.",
             "",
             f"`python -m bench --runs {runs} --frames {frames}`: pocket, 256x256, {frames} frames,",
-            "8 steps, one prompt, seed and x264 setting; all sides in turns, medians. Ratio: the",
+            "4 steps, one prompt, seed and x264 setting; all sides in turns, medians. Ratio: the",
             "better of stock's two / filmlet, run by run, above 1 where filmlet is better. filmlet",
             "has its graphs from an earlier process; the first clip ever compiles them.",
             "",

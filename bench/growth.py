@@ -169,7 +169,7 @@ def report(curves: Sequence[Curve]) -> str:
             "# How cost grows",
             "",
             f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, Python {platform.python_version()},",
-            "pocket, 8 steps: `python -m bench.growth`. Clips of 25 frames or 256x256 where the",
+            "pocket, 4 steps: `python -m bench.growth`. Clips of 25 frames or 256x256 where the",
             "other grows, warm, each in a process of its own; memory is what making the clip added",
             "to the process at its peak. Exponent: of the power that fits best, 1 is proportional.",
             "Jobs: of a queue in SQLite in which so many wait. The picture: docs/growth.svg.",

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 PROMPT = "a red circle moving left on a white background"
-SEED, STEPS, SIDE, FPS = 1, 8, 256, 24
+SEED, STEPS, SIDE, FPS = 1, 4, 256, 24
 X264 = {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "8"}
 Seconds = dict[str, float]
 

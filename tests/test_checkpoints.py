@@ -266,7 +266,7 @@ def test_where_memory_runs_out_the_model_is_held_in_a_leaner_way(
 
     hold, _, pixels = run(0)
     assert hold == "all"
-    hold, holds, again = run(720_000_000)  # the text encoder has 307 MB, twice that in float32
+    hold, holds, again = run(760_000_000)  # the text encoder has 307 MB, twice that in float32
     assert (hold, holds) == ("layers", "turns,stored,layers")
     assert again == pixels
 
