@@ -110,7 +110,7 @@ def _wrong(example: Example, clip: Tensor) -> str:
             ("subject", seen.subject, actor.subject),
             ("motion", seen.motion, actor.motion),
         ]
-    return ", ".join(f"{row} seen: {is_}" for row, is_, wanted in pairs if is_ != wanted)
+    return ", ".join(f"{row} seen: {found}" for row, found, wanted in pairs if found != wanted)
 
 
 def main() -> None:

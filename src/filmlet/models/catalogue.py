@@ -103,7 +103,7 @@ CARDS = {
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
             sources=_in_folder(POCKET, revision="4"),
             schedule=ShiftedSigmas(steps=4, shift=8.0),
-            # It was trained on up to 97 frames at once; beyond 49 what moves loses its shape.
+            # In a window of 97 frames, the most it was trained on, what moves loses its shape.
             grid=Grid(max_side=512, window=49, overlap=16),
             max_tokens=128,
         ),
