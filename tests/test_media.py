@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from filmlet.errors import InvalidRequest, OutputExists, OutputUnwritable
 from filmlet.events import Pixels
-from filmlet.media import check_target, poster, writing
+from filmlet.media import check_target, growing, poster, writing
 from filmlet.media.movie import part_of
 from filmlet.request import Shape
 
@@ -124,6 +125,58 @@ def test_leaving_early_leaves_nothing_behind(
     with pytest.raises(error):
         leave()
     assert list(tmp_path.iterdir()) == []
+
+
+def grow(path: Path, pixels: Pixels, is_aside: bool) -> None:
+    with growing(path, "mp4", SHAPE, TAGS, is_aside) as movie:
+        for start in range(0, len(pixels), 3):
+            movie.add(pixels[start : start + 3])
+
+
+def test_an_encoder_in_a_thread_of_its_own_writes_the_same_bytes(tmp_path: Path) -> None:
+    for is_aside in (False, True):
+        grow(tmp_path / f"{is_aside}.mp4", moving_square(), is_aside)
+    assert (tmp_path / "True.mp4").read_bytes() == (tmp_path / "False.mp4").read_bytes()
+
+
+def test_an_encoder_in_a_thread_of_its_own_is_one_piece_behind_at_most(tmp_path: Path) -> None:
+    threads = []
+    with growing(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS, is_aside=True) as movie:
+        encoder, add = movie.movie, movie.movie.add
+        encoder.add = lambda pixels: (threads.append(threading.current_thread()), add(pixels))
+        for count in range(1, 5):
+            movie.add(moving_square(2))
+            assert len(threads) >= count - 1
+    assert len(threads) == 4
+    assert threading.main_thread() not in threads
+
+
+def test_what_fails_in_the_encoders_thread_is_told_by_the_next_call(tmp_path: Path) -> None:
+    def fail(_: Pixels) -> None:
+        raise OSError(5, "it is away")
+
+    def write() -> None:
+        with growing(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS, is_aside=True) as movie:
+            movie.movie.add = fail
+            movie.add(moving_square(2))
+            movie.add(moving_square(2))
+
+    with pytest.raises(OutputUnwritable, match="it is away"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit])
+def test_leaving_early_ends_the_encoders_thread(tmp_path: Path, error: type[BaseException]) -> None:
+    def leave() -> None:
+        with growing(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS, is_aside=True) as movie:
+            movie.add(moving_square())
+            raise error
+
+    with pytest.raises(error):
+        leave()
+    assert list(tmp_path.iterdir()) == []
+    assert not [t for t in threading.enumerate() if t.name.startswith("encoder")]
 
 
 FULL_DISK = """

@@ -7,6 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # (frames, height, width, 3), RGB
+# (frames, height * 3 / 2, width): Y, and below it U and V at half the sides, one after the other;
+# BT.709 in the range of television. What an encoder takes as it is.
+Planes = NDArray[np.uint8]
 
 
 class Stage(StrEnum):
@@ -50,9 +53,12 @@ class Preview:
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """The next finished frames of the clip, in order."""
+    """The next finished frames of the clip, in order.
 
-    pixels: Pixels
+    pixels: RGB; on its way into a video they may be Planes, on a GPU that makes these.
+    """
+
+    pixels: Pixels | Planes
 
 
 Event = Progress | Finished | Preview | Frames

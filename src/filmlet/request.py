@@ -225,6 +225,17 @@ class Shape:
         )
 
     @property
+    def rows(self) -> slice:
+        """Of a made frame, that the clip shows: its middle."""
+        top = (self.made_height - self.height) // 2
+        return slice(top, top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        left = (self.made_width - self.width) // 2
+        return slice(left, left + self.width)
+
+    @property
     def surplus(self) -> int:
         """Made frames that no clip shows."""
         return self.made_frames - self.new - self.context

@@ -15,6 +15,7 @@ from filmlet.engine.placement import free, is_out_of_memory
 from filmlet.errors import NotFinite, OutOfMemory
 from filmlet.events import Event, Finished, Frames, Pixels, Progress, Stage
 from filmlet.media import (
+    VIDEOS,
     check_target,
     covering,
     growing,
@@ -59,6 +60,7 @@ def film(
     run: what makes the frames; another process may.
     """
     form, shape = check_target(path, force), work.effective.shape
+    work.is_planar = form in VIDEOS
     grown = work.file(f"decoded.{form}") or part_of(path)
     if work.folder and grown.exists():
         for stage in work.stages[1:-1]:
@@ -88,8 +90,10 @@ def _grow(events: Generator[Event], work: Work, grown: Path, form: str) -> Gener
     if first is None:
         return
     part = part_of(grown) if work.folder else grown
+    # On a CPU the encoder would only take the model's cores from it.
+    is_aside = work.placement.device != "cpu"
     # What the tags say is certain only now: the model may have been run again in float32.
-    with growing(part, form, work.effective.shape, tags(work.effective)) as movie:
+    with growing(part, form, work.effective.shape, tags(work.effective), is_aside) as movie:
         movie.add(first.pixels)
         yield first
         for event in events:
@@ -244,31 +248,24 @@ def _pictures(work: Work, engine: Engine, latents: Array) -> Iterator[Pixels]:
         yield from _leading(work, engine, latents)
         yield from clip.before(shape)
         return
-    for pixels in engine.decode(latents, work.recipe):
+    for pixels in engine.decode(latents, work.recipe, work.is_planar):
         if clip:  # not before the model has made a frame: it may have to be run again in float32
             yield from clip.before(shape)
             clip = None
-        yield cut(pixels, shape)[hidden:]
+        yield pixels[hidden:]
         hidden = max(0, hidden - len(pixels))
 
 
 def _leading(work: Work, engine: Engine, latents: Array) -> Iterator[Pixels]:
     """The new frames of a clip that ends with a given one: neither the surplus nor the context."""
     shape, first = work.effective.shape, 0
-    for pixels in engine.decode(latents, work.recipe):
+    for pixels in engine.decode(latents, work.recipe, work.is_planar):
         start, stop = (max(0, n + shape.surplus - first) for n in (0, shape.new))
         if len(wanted := pixels[start:stop]):
-            yield cut(wanted, shape)
+            yield wanted
         first += len(pixels)
         if first >= shape.surplus + shape.new:
             return
-
-
-def cut(pixels: Pixels, shape: Shape) -> Pixels:
-    """The middle of each made frame, at the size that was asked for."""
-    top = (shape.made_height - shape.height) // 2
-    left = (shape.made_width - shape.width) // 2
-    return pixels[:, top : top + shape.height, left : left + shape.width]
 
 
 def load_engine(work: Work) -> Engine:

@@ -54,6 +54,7 @@ class Work:
     folder: Path | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     then: tuple[Reading, ...] = ()  # of further prompts
+    is_planar: bool = False  # frames go into a video, whose encoder takes Planes
 
     def file(self, name: str) -> Path | None:
         """Where a result of this name is kept, if at all."""

@@ -19,7 +19,7 @@ from filmlet.engine.denoise import Held, Step, Velocity, euler
 from filmlet.engine.guiding import Draw, Places, Scene, Shown, lay_out
 from filmlet.engine.placement import Placement
 from filmlet.engine.text import Reading
-from filmlet.events import Pixels
+from filmlet.events import Pixels, Planes
 from filmlet.lora import Adapter
 from filmlet.request import Shape
 
@@ -166,10 +166,13 @@ class Engine(ABC):
         """Ask inside each call of the transformer; raises Cancelled once nobody wants the clip."""
 
     @abstractmethod
-    def decode(self, latents: Array, recipe: Recipe) -> Iterator[Pixels]:
-        """Yield the made frames in order, (frames, height, width, 3), as soon as each is known.
+    def decode(
+        self, latents: Array, recipe: Recipe, is_planar: bool = False
+    ) -> Iterator[Pixels | Planes]:
+        """Yield every made frame in order, at the size asked for, as soon as each is known.
 
-        latents: (1, tokens, channels), normalised. Raises NotFinite.
+        latents: (1, tokens, channels), normalised. is_planar: Planes are welcome, where the engine
+        makes them sooner than who encodes them. Raises NotFinite.
         """
 
     @abstractmethod

@@ -19,13 +19,14 @@ from filmlet.engine import streaming
 from filmlet.engine.arrays import Tensors, pack, unpack
 from filmlet.engine.engine import Call, Engine, Recipe, Statistics
 from filmlet.engine.guiding import Draw
+from filmlet.engine.leaving import Leaving, as_pixels, as_planes
 from filmlet.engine.lora import Loras
 from filmlet.engine.parts import Parts
 from filmlet.engine.placement import Placement
 from filmlet.engine.probing import dtype_of
 from filmlet.engine.weights import projection
-from filmlet.errors import Cancelled, NotFinite
-from filmlet.events import Pixels
+from filmlet.errors import Cancelled
+from filmlet.events import Pixels, Planes
 from filmlet.lora import Adapter
 
 Value = TypeVar("Value")
@@ -156,9 +157,11 @@ class LtxEngine(Engine):
             for hook in hooks:
                 hook.remove()
 
-    def decode(self, latents: Tensor, recipe: Recipe) -> Iterator[Pixels]:
+    def decode(
+        self, latents: Tensor, recipe: Recipe, is_planar: bool = False
+    ) -> Iterator[Pixels | Planes]:
         self._lay_out(self.vae.decoder)
-        yield from _without_gradients(self._decode(latents, recipe))
+        yield from _without_gradients(self._decode(latents, recipe, is_planar))
 
     @torch.inference_mode(False)
     def _lay_out(self, half: nn.Module) -> None:
@@ -169,7 +172,9 @@ class LtxEngine(Engine):
         if self.placement.device == "cpu":
             half.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def _decode(self, latents: Tensor, recipe: Recipe) -> Iterator[Pixels]:
+    def _decode(
+        self, latents: Tensor, recipe: Recipe, is_planar: bool
+    ) -> Iterator[Pixels | Planes]:
         generator = torch.Generator().manual_seed(recipe.seed)
         video = self._clean(latents, recipe, self._drawing(generator))
         timestep = None
@@ -178,9 +183,11 @@ class LtxEngine(Engine):
             timestep = timestep.to(self.dtype)
         chunks = video.to(self.dtype).split(1, dim=2)
         ahead = 1 if video.is_cuda else 0  # so a GPU goes on while whoever wants these encodes them
+        lay_out = as_planes if is_planar and video.is_cuda else as_pixels
         leaving: deque[Leaving] = deque()
-        for pixels in streaming.decode(self.vae.decoder, chunks, timestep, generator):
-            leaving.append(Leaving(pixels[0]))
+        for frames in streaming.decode(self.vae.decoder, chunks, timestep, generator):
+            shown = frames[0, :, :, recipe.shape.rows, recipe.shape.columns]
+            leaving.append(Leaving(shown, lay_out))
             if len(leaving) > ahead:
                 yield leaving.popleft().arrived()
         for last in leaving:
@@ -190,27 +197,6 @@ class LtxEngine(Engine):
 def begin(card: ModelCard, files: Files, placement: Placement) -> LtxEngine:
     """With nothing read yet."""
     return LtxEngine(card, projection(files), parts=Parts(files, placement))
-
-
-class Leaving:
-    """Frames on their way to main memory: (3, frames, height, width) in [-1, 1]."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        scaled = pixels.float().add(1).mul_(127.5).round_().clamp_(0, 255)
-        frames = scaled.permute(1, 2, 3, 0).to(torch.uint8).contiguous()
-        is_finite, is_cuda = torch.isfinite(pixels).all(), pixels.is_cuda  # Metal would not wait
-        self.frames, self.is_finite = (
-            tensor.to("cpu", non_blocking=is_cuda) for tensor in (frames, is_finite)
-        )
-        self.event = torch.cuda.current_stream(pixels.device).record_event() if is_cuda else None
-
-    def arrived(self) -> Pixels:
-        """(frames, height, width, 3) uint8. Raises NotFinite."""
-        if self.event:
-            self.event.synchronize()
-        if not self.is_finite:
-            raise NotFinite("The VAE decoder gave values that are not numbers.")
-        return self.frames.numpy()
 
 
 def _without_gradients(steps: Iterator[Value]) -> Iterator[Value]:

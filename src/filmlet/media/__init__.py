@@ -22,9 +22,11 @@ from filmlet.media.movie import (
 from filmlet.media.provenance import tags
 from filmlet.media.reading import Refused, check_image, check_video
 from filmlet.media.stills import poster, save_still, spritesheet, thumbnail
+from filmlet.media.video import VIDEOS
 
 __all__ = [
     "BACKGROUND",
+    "VIDEOS",
     "Footage",
     "Movie",
     "Refused",

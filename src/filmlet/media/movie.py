@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 from av.error import FFmpegError
 
 from filmlet.errors import DiskFull, FilmletError, InvalidRequest, OutputExists, OutputUnwritable
-from filmlet.events import Pixels
+from filmlet.events import Pixels, Planes
 from filmlet.media.animation import AnimationFile
 from filmlet.media.video import VideoFile, index_first
 from filmlet.request import FORMATS, Shape
@@ -20,7 +21,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class Movie(Protocol):
     """A file that frames are added to; `close` leaves it whole."""
 
-    def add(self, pixels: Pixels) -> None: ...
+    def add(self, pixels: Pixels | Planes) -> None: ...
 
     def close(self) -> None: ...
 
@@ -57,17 +58,53 @@ def part_of(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+class Aside:
+    """A movie that is encoded in a thread of its own, one piece behind who makes the frames.
+
+    What goes wrong there is raised by the next call.
+    """
+
+    def __init__(self, movie: Movie) -> None:
+        self.movie = movie
+        self.thread = ThreadPoolExecutor(1, "encoder")
+        self.begun: Future[None] | None = None
+
+    def add(self, pixels: Pixels | Planes) -> None:
+        """Encode the next frames while the caller goes on; waits for the piece before."""
+        self._settle()
+        self.begun = self.thread.submit(self.movie.add, pixels)
+
+    def close(self) -> None:
+        self._settle()
+        self.thread.shutdown()
+        self.movie.close()
+
+    def abandon(self) -> None:
+        self.thread.shutdown(cancel_futures=True)
+        self.movie.abandon()
+
+    def _settle(self) -> None:
+        begun, self.begun = self.begun, None
+        if begun:
+            begun.result()
+
+
 @contextmanager
-def growing(grown: Path, form: str, shape: Shape, tags: dict[str, str]) -> Iterator[Movie]:
+def growing(
+    grown: Path, form: str, shape: Shape, tags: dict[str, str], is_aside: bool = False
+) -> Iterator[Movie]:
     """A movie to add frames to; whole at `grown` after the block, gone if the block is left early.
 
-    Raises DiskFull and OutputUnwritable in place of the operating system's errors.
+    is_aside: encode in a thread of its own. Raises DiskFull and OutputUnwritable in place of the
+    operating system's errors.
     """
     kind = AnimationFile if form in ("gif", "webp") else VideoFile
     movie: Movie | None = None
     with _refusals(grown):
         try:
             movie = kind(grown, form, shape, tags)
+            if is_aside:
+                movie = Aside(movie)
             yield movie
             movie.close()
         except BaseException:

@@ -4,16 +4,19 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
-from filmlet.events import Pixels
+from filmlet.events import Pixels, Planes
 from filmlet.request import Shape
 
 THREADS = 2  # fixed: the encoder's bytes depend on it
 BT709 = 1
-CODECS = {
+PLANAR = 2  # axes of a picture in planes
+VIDEOS = {
     "mp4": ("libx264", {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "8"}),
     "webm": ("libvpx-vp9", {"crf": "24", "b": "0", "cpu-used": "6", "deadline": "good"}),
 }
@@ -41,7 +44,7 @@ class VideoFile:
         self.written = 0
 
     def _stream(self, form: str, shape: Shape) -> VideoStream:
-        codec, options = CODECS[form]
+        codec, options = VIDEOS[form]
         stream = self.container.add_stream(codec, rate=1 / self.tick, options=dict(options))
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
@@ -52,19 +55,27 @@ class VideoFile:
         context.colorspace = context.color_primaries = context.color_trc = BT709
         return stream
 
-    def add(self, pixels: Pixels) -> None:
-        """Encode the next frames: (frames, height, width, 3) RGB."""
+    def add(self, pixels: Pixels | Planes) -> None:
+        """Encode the next frames, in RGB or as the encoder takes them."""
         for picture in pixels:
-            frame = self.converter.reformat(
-                av.VideoFrame.from_ndarray(picture, format="rgb24"),
-                format="yuv420p",
-                src_color_range=ColorRange.JPEG,
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-            )
+            frame = self._in_planes(picture)
             frame.pts, frame.time_base = self.written, self.tick
             self.container.mux(self.stream.encode(frame))
             self.written += 1
+
+    def _in_planes(self, picture: NDArray[np.uint8]) -> av.VideoFrame:
+        """(height, width, 3), or (height * 3 / 2, width) that is in planes already."""
+        if picture.ndim == PLANAR:
+            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
+            frame.color_range, frame.colorspace = ColorRange.MPEG, Colorspace.ITU709
+            return frame
+        return self.converter.reformat(
+            av.VideoFrame.from_ndarray(picture, format="rgb24"),
+            format="yuv420p",
+            src_color_range=ColorRange.JPEG,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
 
     def close(self) -> None:
         """Flush the encoder; the file is whole."""

@@ -104,8 +104,15 @@ class CompiledEngine(Engine):
         with self._get("transformer").asking(ask):
             yield
 
-    def decode(self, latents: Floats, recipe: Recipe) -> Iterator[Pixels]:
-        return self._get("decoder")(self._clean(latents, recipe, self.drawn(recipe.seed)))
+    def decode(
+        self,
+        latents: Floats,
+        recipe: Recipe,
+        is_planar: bool = False,  # noqa: ARG002 - whoever encodes has the same cores
+    ) -> Iterator[Pixels]:
+        clean, shape = self._clean(latents, recipe, self.drawn(recipe.seed)), recipe.shape
+        for pixels in self._get("decoder")(clean):
+            yield pixels[:, shape.rows, shape.columns]
 
     def _read(self, ids: NDArray[np.int64]) -> Floats:
         return self._get("text_encoder")(ids)
