@@ -12,6 +12,7 @@ RUNTIME = 600_000_000  # bytes of the libraries themselves
 # frame while it is decoded; of the large models' shapes, fitted to what diffusers' modules take.
 TOKEN_VALUES = 24
 PIXEL_VALUES = 1_000
+LENT = 12  # of a component's blocks two are lent at once, and there are at least 24
 WIDTH = {True: 4096, False: 2048}  # channels of a transformer of over 6 billion parameters, or less
 
 
@@ -70,7 +71,7 @@ def needs(
     busy = max(thinking, decoding)
     decoder = weights["vae"] + weights.get("upsampler", 0)
     text, transformer = weights["text_encoder"], weights["transformer"]
-    layer = thinking + transformer / 24
+    layer = thinking + transformer / LENT
     stored = parameters.transformer * stored_bytes
     return tuple(
         Need(hold, int(RUNTIME + amount))
@@ -78,7 +79,7 @@ def needs(
             (Hold.ALL, sum(weights.values()) + busy),
             (Hold.TURNS, max(text, transformer + thinking, decoder + decoding)),
             (Hold.STORED, max(text, stored + layer, decoder + decoding)),
-            (Hold.LAYERS, max(text / 24, layer, decoder + decoding)),
+            (Hold.LAYERS, max(text / LENT, layer, decoder + decoding)),
         )
     )
 
