@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
+from tempfile import mkdtemp
 from typing import TypeVar
 
 import torch
@@ -21,8 +23,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from filmlet.engine import streaming
+from filmlet.engine.attending import Attending, Size, measured
+from filmlet.engine.eight import round_off
 from filmlet.engine.engine import Call
-from filmlet.engine.placement import Placement, best_device, processor
+from filmlet.engine.lending import lend
+from filmlet.engine.placement import Lever, Placement, best_device, processor
 from filmlet.engine.probing import choose, dtype_of
 from filmlet.engine.stepping import Stepping
 
@@ -34,7 +39,9 @@ SIZES = {  # heads, channels of each, layers, channels of a caption
 LATENT = 128  # channels
 PADDED, WORDS = 128, 16  # tokens of a prompt, with its padding and without
 RUNS = 5
+SIDES = 6  # that compute with a transformer of their own
 Side = Callable[[], Tensor]
+Build = Callable[[LTXVideoTransformer3DModel], Stepping]
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -47,7 +54,7 @@ def random(module: Module, placement: Placement) -> Module:
 
 
 def transformers(size: str, placement: Placement) -> list[LTXVideoTransformer3DModel]:
-    """Three over the same weights: each lever changes how its own computes."""
+    """Several over the same weights: each lever changes how its own computes."""
     heads, head, layers, captions = SIZES[size]
     with torch.device("meta"):
         models = [
@@ -55,7 +62,7 @@ def transformers(size: str, placement: Placement) -> list[LTXVideoTransformer3DM
                 num_attention_heads=heads, attention_head_dim=head, num_layers=layers,
                 cross_attention_dim=heads * head, caption_channels=captions,
             )
-            for _ in range(3)
+            for _ in range(SIDES)
         ]  # fmt: skip
     first = random(models[0], placement)
     for model in models[1:]:
@@ -174,17 +181,54 @@ def rows(sides: Mapping[str, Side], runs: int, device: str) -> Rows:
 def steps(size: str, latent: Sequence[int], placement: Placement, runs: int) -> Iterator[Rows]:
     """Of one call of the transformer: all tokens at one level, and the first frame given."""
     dtype = dtype_of(placement)
-    stock, once, compiled = transformers(size, placement)
-    stepping, blocks = Stepping(once, dtype), Stepping(compiled, dtype, is_compiled=True)
+    stock, *others = transformers(size, placement)
+    made = {
+        name: build(model) for (name, build), model in zip(ways_of(placement), others, strict=False)
+    }
     for is_guided, name in ((False, ""), (True, ", first frame given")):
         asked = call(size, latent, placement, is_guided)
         sides: dict[str, Side] = {
             f"diffusers{name}": partial(plain, stock, asked, dtype),
             f"text cut, not masked{name}": partial(cut, stock, asked, dtype),
-            f"what stays computed once{name}": partial(stepping.flow, asked),
-            f"and blocks compiled{name}": partial(blocks.flow, asked),
         }
+        sides |= {f"{way}{name}": partial(one.flow, asked) for way, one in made.items()}
         yield rows(sides, runs, placement.device)
+
+
+def ways_of(placement: Placement) -> list[tuple[str, Build]]:
+    """In which filmlet computes a step here."""
+    dtype, device = dtype_of(placement), torch.device(placement.device)
+    is_cuda = device.type == "cuda"
+    attention = Attending(Path(mkdtemp()) / "attention.json", device, dtype) if is_cuda else None
+
+    def lent(model: LTXVideoTransformer3DModel) -> Stepping:
+        """As where a device has no room for it: on a GPU, the blocks stay in main memory."""
+        lend(model.transformer_blocks.cpu(), placement)
+        return Stepping(model, dtype, is_lent=True, attending=attention)
+
+    def in_eight_bits(model: LTXVideoTransformer3DModel) -> Stepping:
+        round_off(model.transformer_blocks)
+        return Stepping(model, dtype, attending=attention)
+
+    def pulled(*levers: Lever) -> Build:
+        return lambda model: Stepping(model, dtype, frozenset(levers), attending=attention)
+
+    ways = [
+        ("what stays computed once", pulled()),
+        ("and blocks compiled", pulled(Lever.COMPILE)),
+        ("layers lent", lent),
+        ("products in 8 bits, lossy", in_eight_bits),
+    ]
+    return ways + [("as one graph", pulled(Lever.GRAPHS))] * is_cuda
+
+
+def kernels(size: str, latent: Sequence[int], placement: Placement) -> str:
+    """Of attention, each at this size."""
+    heads, head, _, _ = SIZES[size]
+    one = Size(heads, head, math.prod(latent))
+    times = measured(one, torch.device(placement.device), dtype_of(placement))
+    lines = [f"| {kernel.name} | {1000 * took:.2f} |" for kernel, took in times.items()]
+    return "\n".join(["| | ms |", "|---|---|", *lines])
 
 
 def decodes(latent: Sequence[int], placement: Placement, runs: int) -> Rows:
@@ -230,6 +274,11 @@ The limit is what matrix products reach, {limit / 1e12:.2f} TFLOP/s, with the wo
 does. One call of the transformer, {math.prod(latent)} tokens:
 
 {step}
+
+Attention of one layer, by each of torch's kernels that computes it here; the plain one only where
+there is no other:
+
+{kernels(size, latent, placement)}
 
 One decode with the VAE of LTX-Video 0.9:
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from filmlet.engine import engines
 from filmlet.engine.engine import Call
 from filmlet.engine.lending import lend
-from filmlet.engine.placement import Placement
+from filmlet.engine.placement import Lever, Placement
 from filmlet.engine.stepping import Stepping
 from filmlet.plan import plan
 from filmlet.request import clip_request
@@ -22,6 +22,7 @@ from filmlet.work import fold, prepare
 
 FRAMES, ROWS, COLUMNS = 3, 2, 4
 TOKENS = FRAMES * ROWS * COLUMNS
+COMPILED = frozenset([Lever.COMPILE])
 ONE = torch.tensor([0.7])
 GIVEN = torch.where(torch.arange(TOKENS) < ROWS * COLUMNS, 0.0, 0.7)[None]  # the first frame
 
@@ -75,7 +76,7 @@ def test_velocities_equal_those_of_diffusers(
     expected = [stock(transformer(tiny), one) for one in asked]
     if is_lent:
         lend(model.transformer_blocks, Placement("cpu", "float32", "a test"))
-    stepping = Stepping(model, torch.float32, is_lent)
+    stepping = Stepping(model, torch.float32, is_lent=is_lent)
     for one, other in zip(asked * 2, expected * 2, strict=True):
         assert torch.allclose(own(stepping, one), other, atol=1e-5)
         assert other.std() > 0.1
@@ -131,7 +132,7 @@ def test_compiled_blocks_give_the_same_and_still_ask_whether_to_go_on(
 ) -> None:
     asked, calls = call(ONE), []
     expected = own(Stepping(model, torch.float32), asked)
-    compiled = Stepping(model, torch.float32, is_compiled=True)
+    compiled = Stepping(model, torch.float32, COMPILED)
     for block in model.transformer_blocks:
         block.register_forward_pre_hook(lambda *_: calls.append(1))
     assert torch.allclose(own(compiled, asked), expected, atol=1e-5)
@@ -143,7 +144,7 @@ def test_compiled_blocks_give_the_same_and_still_ask_whether_to_go_on(
     [
         ({}, "/usr/bin/c++", None),
         ({}, None, "no C++ compiler"),
-        ({"hold": "layers"}, "/usr/bin/c++", "weights come and go"),
+        ({"hold": "layers"}, "/usr/bin/c++", "weights of blocks come and go"),
     ],
 )
 def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(
@@ -158,12 +159,13 @@ def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(
     asked = Settings(device="cpu", engine="torch", compile=1, **settings)
     work = fold(prepare(planned, asked))
     told = [change.reason for change in work.effective.changes if change.field == "compile"]
-    assert work.placement.is_compiled == (reason is None)
+    assert (Lever.COMPILE in work.placement.levers) == (reason is None)
+    assert work.effective.as_json().get("levers") == (None if reason else ("compile",))
     assert [reason in one for one in told] == ([True] if reason else [])
 
 
 def test_a_model_that_is_held_in_a_leaner_way_is_not_compiled_any_more() -> None:
-    placement = Placement("cpu", "float32", "a test", is_compiled=True)
+    placement = Placement("cpu", "float32", "a test", levers=COMPILED)
     turns = engines.leaner(placement)
-    assert turns.is_compiled
-    assert not engines.leaner(turns).is_compiled
+    assert turns.levers == COMPILED
+    assert not engines.leaner(turns).levers

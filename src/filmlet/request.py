@@ -358,6 +358,7 @@ class Effective:
     then: tuple[str, ...] = ()  # further prompts, as the model reads them
     windows: tuple[Window, ...] = ()  # that the clip is made in; frames of what the model makes
     engine: str = "torch"  # what computes transformer and decoder
+    levers: tuple[str, ...] = ()  # of torch, that were asked for and are used; fp8 is lossy
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""
@@ -365,6 +366,8 @@ class Effective:
         del table["shape"]
         if len(self.windows) < 2:  # nothing to tell: the file of a short clip stays as it was
             del table["then"], table["windows"]
+        if not self.levers:
+            del table["levers"]
         seconds = round(self.shape.frames / self.shape.fps, 4)
         return table | asdict(self.shape) | {"seconds": seconds, "steps": len(self.sigmas)}
 

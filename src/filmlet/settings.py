@@ -22,7 +22,9 @@ class Settings:
     device: `cpu`, `cuda`, `mps`, or None for the best there is. hold: how much of a model is in
     memory at once, `all`, `turns`, `stored`, `layers`, or None for the most that fits.
     engine: what computes on a CPU, `torch`, `openvino`, or `auto`: OpenVINO where it can. cache:
-    folder of what it has compiled. compile: 1 has torch compile a transformer's blocks, too.
+    folder of what was compiled or found out. compile: 1 has torch compile a transformer's blocks,
+    too. fp8: 1 has a GPU multiply a transformer's weights in 8 bits, which is lossy. graphs: 1 has
+    a GPU replay the steps of short clips.
     fetch: weights that are not here may be fetched from the Hub; 0 forbids it.
     home: folder of the queue and its files. database_url: None is a SQLite file in `home`.
     storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
@@ -40,6 +42,8 @@ class Settings:
     engine: str = "auto"
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "filmlet")
     compile: int = 0
+    fp8: int = 0
+    graphs: int = 0
     fetch: int = 1
     model: str = "pocket"
     home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "filmlet")

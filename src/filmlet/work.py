@@ -16,7 +16,7 @@ from filmlet.denoising import Shelf
 from filmlet.engine import engines
 from filmlet.engine.arrays import Tensors
 from filmlet.engine.engine import KILOBYTE, Engine, Recipe, kilobytes
-from filmlet.engine.placement import Library, Placement, best_device, free_memory
+from filmlet.engine.placement import Lever, Library, Placement, best_device, free_memory
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, CheckpointMissing
 from filmlet.events import Event, Finished, Progress, Stage
@@ -115,8 +115,9 @@ def prepare(
     placement, against = _placed(plan, files, loras, settings, (dtype, engine))
     if against and (engine or settings.engine) == Library.OPENVINO:
         told.append(Change("engine", Library.OPENVINO, placement.library, against))
-    if settings.compile and (reason := engines.against_compiling(placement)):
-        told.append(Change("compile", settings.compile, 0, reason))
+    for lever in _wanted(settings):
+        if reason := engines.against(lever, placement, loras):
+            told.append(Change(lever.value, 1, 0, reason))
     effective = Effective(
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
@@ -139,6 +140,7 @@ def prepare(
         then=tuple(reading.text for reading in then),
         windows=plan.windows,
         engine=placement.library.value,
+        levers=tuple(sorted(placement.levers)),
     )
     return Work(plan, files, loras, placement, prompt, negative, effective, then=then)
 
@@ -191,9 +193,14 @@ def _placed(
             found = engines.LAYERS
         against = found
     placement = engines.by_torch(device, dtype, against)
+    placement = replace(placement, cache=settings.cache)
     placement = replace(placement, hold=_hold(plan, files, placement, settings))
-    is_compiled = bool(settings.compile) and not engines.against_compiling(placement)
-    return replace(placement, is_compiled=is_compiled), against
+    used = (x for x in _wanted(settings) if not engines.against(x, placement, loras))
+    return replace(placement, levers=frozenset(used)), against
+
+
+def _wanted(settings: Settings) -> list[Lever]:
+    return [lever for lever in Lever if getattr(settings, lever)]
 
 
 def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) -> Hold:
@@ -201,7 +208,7 @@ def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) ->
     if settings.hold:
         return Hold(settings.hold)
     for card, where, held in loaded:
-        alike = replace(held, hold=placement.hold, is_compiled=placement.is_compiled)
+        alike = replace(held, hold=placement.hold, levers=placement.levers)
         if (card, where, alike) == (plan.card, files, placement):
             return held.hold
     found = plan.needs(placement.value_bytes)

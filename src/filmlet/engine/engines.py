@@ -13,6 +13,7 @@ from filmlet.card import Components, Files, ModelCard
 from filmlet.engine.engine import KILOBYTE, Engine, kilobytes
 from filmlet.engine.placement import (
     BYTES,
+    Lever,
     Library,
     Placement,
     best_device,
@@ -82,14 +83,23 @@ def by_torch(device: str, dtype: str | None = None, against: str | None = None) 
     return found
 
 
-def against_compiling(placement: Placement) -> str | None:
-    """Why torch does not compile the transformer's blocks, if it does not."""
+def against(lever: Lever, placement: Placement, loras: Sequence[Adapter]) -> str | None:
+    """Why a lever is not used for a clip, if it is not."""
+    device = placement.device
     if placement.library is Library.OPENVINO:
-        return "OpenVINO compiles by itself"
+        return "OpenVINO has levers of its own"
     if placement.hold not in HELD:
-        return "blocks whose weights come and go are not compiled"
-    if placement.device == "cpu" and not any(map(shutil.which, COMPILERS)):
-        return f"there is no C++ compiler, {', '.join(COMPILERS)}"
+        return "the weights of blocks come and go"
+    match lever:
+        case Lever.COMPILE if device == "cpu" and not any(map(shutil.which, COMPILERS)):
+            return f"there is no C++ compiler, {', '.join(COMPILERS)}"
+        case Lever.GRAPHS if not device.startswith("cuda"):
+            return "graphs are a GPU's"
+        case Lever.FP8 if loras:
+            return "LoRAs are merged into weights of 16 bits"
+        case Lever.FP8:
+            why: str | None = import_module("filmlet.engine.eight").against(device)
+            return why
     return None
 
 
@@ -99,7 +109,8 @@ def leaner(placement: Placement) -> Placement | None:
     if hold is None:
         return None
     if placement.library is Library.TORCH or hold in HELD:
-        return replace(placement, hold=hold, is_compiled=placement.is_compiled and hold in HELD)
+        levers = placement.levers if hold in HELD else frozenset[Lever]()
+        return replace(placement, hold=hold, levers=levers)
     return replace(by_torch(placement.device), hold=hold) if has_torch() else None
 
 

@@ -148,9 +148,9 @@ class LtxEngine(Engine):
             if not wanted():
                 raise Cancelled("The clip was cancelled.")
 
-        # Before each block of the transformer.
-        blocks = self.transformer.transformer_blocks
-        hooks = [block.register_forward_pre_hook(ask) for block in blocks]
+        # Before each step and each block: a step that is replayed runs none.
+        parts = (self.transformer.proj_in, *self.transformer.transformer_blocks)
+        hooks = [part.register_forward_pre_hook(ask) for part in parts]
         try:
             yield
         finally:
@@ -169,7 +169,7 @@ class LtxEngine(Engine):
 
         Once: what is never used keeps being pages of its file, which cost no memory of their own.
         """
-        if self.placement.device == "cpu":
+        if self.placement.device != "mps":
             half.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def _decode(

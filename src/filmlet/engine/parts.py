@@ -12,9 +12,11 @@ from transformers import T5Config, T5EncoderModel
 
 from filmlet.budget import Hold
 from filmlet.card import Files
+from filmlet.engine.attending import Attending
+from filmlet.engine.eight import round_off
 from filmlet.engine.loading import fill, on_meta
 from filmlet.engine.lora import Loras
-from filmlet.engine.placement import Placement
+from filmlet.engine.placement import Lever, Placement
 from filmlet.engine.probing import dtype_of
 from filmlet.engine.stepping import Stepping
 from filmlet.engine.weights import Weights
@@ -79,6 +81,13 @@ class Parts:
             case _:
                 return ()
 
+    def _attending(self, dtype: torch.dtype) -> Attending | None:
+        """On a GPU, whose kernels differ."""
+        device, cache = self.placement.device, self.placement.cache
+        if not cache or not device.startswith("cuda"):
+            return None
+        return Attending(cache / "attention.json", torch.device(device), dtype)
+
     def _weights(self, name: str) -> Weights:
         place = getattr(self.files, name)
         assert place
@@ -96,5 +105,13 @@ class Parts:
         if name == "transformer":
             dtype = dtype_of(placement)
             self.loras = Loras(module, dtype)
-            self.stepping = Stepping(module, dtype, lent is not None, placement.is_compiled)
+            if Lever.FP8 in placement.levers:
+                round_off(module.get_submodule(BLOCKS[name]))
+            self.stepping = Stepping(
+                module,
+                dtype,
+                placement.levers,
+                is_lent=lent is not None,
+                attending=self._attending(dtype),
+            )
         self.held[name] = module

@@ -20,6 +20,14 @@ GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))  # NVIDIA's,
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one value
 
 
+class Lever(StrEnum):
+    """What makes torch quicker if it is asked for, by the names of their settings."""
+
+    COMPILE = "compile"  # the transformer's blocks are compiled
+    FP8 = "fp8"  # its products are in 8 bits
+    GRAPHS = "graphs"  # a step of a short clip is one graph
+
+
 class Library(StrEnum):
     """What computes."""
 
@@ -29,9 +37,9 @@ class Library(StrEnum):
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is held; `reason` says why so. cache: folder of what OpenVINO compiles for it.
+    """How a model is held; `reason` says why so. cache: folder of what was found out or compiled.
 
-    is_compiled: torch compiles the transformer's blocks.
+    levers: of torch, that are in use.
     """
 
     device: str
@@ -40,7 +48,7 @@ class Placement:
     hold: Hold = Hold.ALL
     library: Library = Library.TORCH
     cache: Path | None = None
-    is_compiled: bool = False
+    levers: frozenset[Lever] = frozenset()
 
     @property
     def value_bytes(self) -> int:

@@ -5,10 +5,10 @@ schedule. Rotations, keys and values of the text, and what the blocks are told o
 therefore kept; what is left gives the same velocities as the transformer's own `forward`.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,28 +16,17 @@ from diffusers.models import LTXVideoTransformer3DModel
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from torch import Tensor
 
+from filmlet.engine.attending import Attending, Size
 from filmlet.engine.engine import Call
+from filmlet.engine.graphs import Capture, Graphed, by_cuda
+from filmlet.engine.latest import Latest
+from filmlet.engine.placement import Lever
 
 THOUSANDTHS = 1000.0  # that the time embedding counts noise levels in
-Value = TypeVar("Value")
+SHORT = 4096  # tokens: a longer clip keeps a GPU busy without a graph
 Keys = tuple[Tensor, Tensor]  # keys and values, (1, heads, tokens, head)
 Rotation = Tensor | tuple[Tensor, Tensor]  # complex, or cosines and sines as in diffusers
 Time = tuple[Tensor, Tensor]  # of one level: the blocks' modulations, the last layer's; (channels)
-
-
-@dataclass(eq=False)
-class Latest(Generic[Value]):
-    """What was computed lately, the latest last."""
-
-    room: int
-    kept: OrderedDict[Hashable, Value] = field(default_factory=OrderedDict)
-
-    def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        value = self.kept.pop(key) if key in self.kept else compute()
-        self.kept[key] = value
-        if len(self.kept) > self.room:
-            self.kept.popitem(last=False)
-        return value
 
 
 class Attention(LTXVideoAttnProcessor):
@@ -94,27 +83,35 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
 class Stepping:
     """One transformer, and what it need not compute again.
 
-    dtype: that it computes in.
+    dtype: that it computes in. levers: COMPILE has torch compile its blocks when they first run,
+    once for all of them, and once more for the first other number of tokens; GRAPHS replays the
+    steps of short clips. capture: makes graphs. attending: chooses the kernel of attention.
     is_lent: its blocks have their weights only while they run, so text is given them as it is.
-    is_compiled: its blocks are compiled by torch when they first run, once for all of them, and
-    once more for the first other number of tokens.
     """
 
     def __init__(
         self,
         transformer: LTXVideoTransformer3DModel,
         dtype: torch.dtype,
+        levers: frozenset[Lever] = frozenset(),
+        *,
         is_lent: bool = False,
-        is_compiled: bool = False,
+        attending: Attending | None = None,
+        capture: Capture = by_cuda,
     ) -> None:
         self.transformer, self.dtype, self.is_lent = transformer, dtype, is_lent
+        self.attending = attending
         self.rotations: Latest[tuple[Rotation, Tensor]] = Latest(1)
         self.texts: Latest[tuple[Tensor, list[Tensor | Keys]]] = Latest(2)  # and the negative one
         self.times: Latest[Time] = Latest(64)
+        self.graphed: Graphed | None = None
+        if Lever.GRAPHS in levers:
+            weights = transformer.transformer_blocks
+            self.graphed = Graphed(self._by_keys, lambda: [*weights.parameters()], capture)
         for block in transformer.transformer_blocks:
             block.attn1.set_processor(Attention())
             block.attn2.set_processor(Attention())
-            if is_compiled:  # without the hooks that lend weights and ask whether to go on
+            if Lever.COMPILE in levers:  # without the hooks that lend weights and ask to go on
                 block.forward = torch.compile(block.forward)
 
     def flow(self, call: Call) -> Tensor:
@@ -131,10 +128,35 @@ class Stepping:
         worn = tuple((lora.sha256, lora.strength) for lora in call.loras)
         _, told = self.texts.get((id(call.text), worn), lambda: (call.text, self._told(call.text)))
         modulation, last = self._time(call.levels, worn)
-        for block, text in zip(model.transformer_blocks, told, strict=True):
-            x = block(x, text, modulation, rotation, None)
+        with self._attention(x.shape[1]):
+            x = self._through(x, told, modulation, rotation)
         shift, scale = (model.scale_shift_table + last[:, :, None]).unbind(2)
         return model.proj_out(torch.addcmul(shift, model.norm_out(x), 1 + scale))
+
+    def _attention(self, tokens: int) -> AbstractContextManager[None]:
+        if not self.attending:
+            return nullcontext()
+        config = self.transformer.config
+        size = Size(config.num_attention_heads, config.attention_head_dim, tokens)
+        return self.attending.quickest(size)
+
+    def _through(
+        self, x: Tensor, told: Sequence[Tensor | Keys], modulation: Tensor, rotation: Rotation
+    ) -> Tensor:
+        """All blocks; as one graph where the clip is short."""
+        if self.graphed and x.shape[1] <= SHORT:
+            keys = chain.from_iterable(told)
+            return self.graphed(x, modulation, cast(Tensor, rotation), *keys)
+        for block, text in zip(self.transformer.transformer_blocks, told, strict=True):
+            x = block(x, text, modulation, rotation, None)
+        return x
+
+    def _by_keys(self, x: Tensor, modulation: Tensor, rotation: Tensor, *keys: Tensor) -> Tensor:
+        """All blocks, told by the keys and values of each."""
+        blocks = self.transformer.transformer_blocks
+        for block, text in zip(blocks, zip(keys[::2], keys[1::2], strict=True), strict=True):
+            x = block(x, text, modulation, rotation, None)
+        return x
 
     def _rotation(self, places: Tensor) -> Rotation:
         cos, sin = self.transformer.rope(places, video_coords=places)

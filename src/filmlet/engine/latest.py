@@ -1,0 +1,23 @@
+"""What was computed lately."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+@dataclass(eq=False)
+class Latest(Generic[Value]):
+    """What was computed lately, the latest last."""
+
+    room: int
+    kept: OrderedDict[Hashable, Value] = field(default_factory=OrderedDict)
+
+    def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        value = self.kept.pop(key) if key in self.kept else compute()
+        self.kept[key] = value
+        if len(self.kept) > self.room:
+            self.kept.popitem(last=False)
+        return value
