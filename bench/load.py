@@ -166,7 +166,8 @@ SQLite, one worker, pocket: `python -m bench.load`.
 
 {chosen.clients} clients create, poll and list for {chosen.seconds:.0f} s while a clip of
 {FRAMES} frames at 384x256 is made; half of them poll when told, half every second. Clients,
-server and worker share the machine; the clients run at the lowest priority, as if they were elsewhere.
+server and worker share the machine; the clients run at the lowest priority, as if they were
+elsewhere.
 
 | | requests | median | 95 % | 99 % |
 |---|---|---|---|---|
