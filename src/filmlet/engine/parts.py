@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from transformers import T5Config, T5EncoderModel
 from filmlet.budget import Hold
 from filmlet.card import Files
 from filmlet.engine.attending import Attending
-from filmlet.engine.eight import round_off
 from filmlet.engine.loading import fill, on_meta
 from filmlet.engine.lora import Loras
 from filmlet.engine.placement import Lever, Placement
@@ -105,8 +105,8 @@ class Parts:
         if name == "transformer":
             dtype = dtype_of(placement)
             self.loras = Loras(module, dtype)
-            if Lever.FP8 in placement.levers:
-                round_off(module.get_submodule(BLOCKS[name]))
+            if Lever.FP8 in placement.levers:  # of torch's latest: others do without
+                import_module("filmlet.engine.eight").round_off(module.get_submodule(BLOCKS[name]))
             self.stepping = Stepping(
                 module,
                 dtype,
