@@ -66,9 +66,9 @@ def linear(x: Node, layer: Part, order: NDArray[np.int64] | slice = slice(None))
     return ops.add(x, constant(layer["bias"][order])) if "bias" in layer else x
 
 
-def rms_norm(x: Node, eps: float, weight: Floats | None = None, axis: int = -1) -> Node:
-    """Over one axis."""
-    mean = ops.reduce_mean(ops.power(x, number(2)), integers([axis]), True)
+def rms_norm(x: Node, eps: float, weight: Floats | None = None) -> Node:
+    """Over the last axis, as the plugin has it in one kernel."""
+    mean = ops.reduce_mean(ops.power(x, number(2)), integers([-1]), True)
     root = ops.sqrt(ops.add(mean, number(eps)))
     x = ops.multiply(x, ops.divide(number(1), root))
     return x if weight is None else ops.multiply(x, constant(weight))

@@ -6,7 +6,7 @@ import numpy as np
 from openvino import Node
 from openvino import opset13 as ops
 
-from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number, rms_norm
+from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number
 
 FRAMES = 2  # axis
 NORM_EPS = 1e-8
@@ -34,7 +34,9 @@ def convolution(conv: Part, x: Node, stride: Sequence[int] = (1, 1, 1)) -> Node:
 
 def activated(x: Node, modulation: Modulation | None = None) -> Node:
     """Norm over channels, modulation, SiLU."""
-    x = rms_norm(x, NORM_EPS, axis=1)
+    length = ops.reduce_l2(x, integers([1]), True)  # one pass: squares never reach the memory
+    mean = ops.multiply(ops.multiply(length, length), number(1 / width(x)))
+    x = ops.divide(x, ops.sqrt(ops.add(mean, number(NORM_EPS))))
     if modulation:
         shift, scale = (one.reshape(1, -1, 1, 1, 1) for one in modulation)
         x = ops.add(ops.multiply(x, constant(1 + scale)), constant(shift))
