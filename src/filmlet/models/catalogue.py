@@ -104,7 +104,7 @@ CARDS = {
             sources=_in_folder(POCKET, revision="4"),
             schedule=ShiftedSigmas(steps=4, shift=8.0),
             # In a window of 97 frames, the most it was trained on, what moves loses its shape.
-            grid=Grid(max_side=512, window=49, overlap=16),
+            grid=Grid(max_side=512, max_frames=49, window=49, overlap=16),
             max_tokens=128,
         ),
         replace(
