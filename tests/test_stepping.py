@@ -10,6 +10,7 @@ import torch
 from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
+from filmlet import stages
 from filmlet.engine import engines
 from filmlet.engine.engine import Call
 from filmlet.engine.lending import lend
@@ -162,6 +163,19 @@ def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(
     assert (Lever.COMPILE in work.placement.levers) == (reason is None)
     assert work.effective.as_json().get("levers") == (None if reason else ("compile",))
     assert [reason in one for one in told] == ([True] if reason else [])
+
+
+def test_a_lever_that_is_lost_with_the_memory_is_told(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.shutil, "which", lambda _: "/usr/bin/c++")
+    planned = plan(clip_request("a ball", model=str(tiny), size="64x64", frames=1))
+    settings = Settings(device="cpu", engine="torch", compile=1, hold="turns")
+    work = fold(prepare(planned, settings))
+    assert work.effective.levers == ("compile",)
+    stages._hold_less(work, MemoryError())
+    assert work.effective.levers == ()
+    assert [change.field for change in work.effective.changes[-2:]] == ["hold", "compile"]
 
 
 def test_a_model_that_is_held_in_a_leaner_way_is_not_compiled_any_more() -> None:

@@ -315,10 +315,13 @@ def _tell(work: Work, change: Change) -> None:
     changes = [*before.changes, change]
     if before.engine != now.library:
         changes.append(Change("engine", before.engine, now.library.value, change.reason))
+    levers = tuple(sorted(now.levers))
+    changes += [Change(name, 1, 0, change.reason) for name in before.levers if name not in levers]
     work.effective = replace(
         before,
         dtype=now.dtype,
         engine=now.library.value,
         hold=now.hold.value,
+        levers=levers,
         changes=tuple(changes),
     )
