@@ -203,7 +203,7 @@ def ways_of(placement: Placement) -> list[tuple[str, Build]]:
 
     def lent(model: LTXVideoTransformer3DModel) -> Stepping:
         """As where a device has no room for it: on a GPU, the blocks stay in main memory."""
-        lend(model.transformer_blocks.cpu(), placement)
+        lend(model.transformer_blocks.cpu(), placement, is_ahead=is_cuda)
         return Stepping(model, dtype, is_lent=True, attending=attention)
 
     def in_eight_bits(model: LTXVideoTransformer3DModel) -> Stepping:

@@ -76,7 +76,7 @@ def test_velocities_equal_those_of_diffusers(
     asked = [call(levels), call(levels, seed=1, words=8), call(levels / 2)]
     expected = [stock(transformer(tiny), one) for one in asked]
     if is_lent:
-        lend(model.transformer_blocks, Placement("cpu", "float32", "a test"))
+        lend(model.transformer_blocks, Placement("cpu", "float32", "a test"), is_ahead=True)
     stepping = Stepping(model, torch.float32, is_lent=is_lent)
     for one, other in zip(asked * 2, expected * 2, strict=True):
         assert torch.allclose(own(stepping, one), other, atol=1e-5)

@@ -12,7 +12,7 @@ RUNTIME = 600_000_000  # bytes of the libraries themselves
 # frame while it is decoded; of the large models' shapes, fitted to what diffusers' modules take.
 TOKEN_VALUES = 24
 PIXEL_VALUES = 1_000
-LENT = 12  # of a component's blocks two are lent at once, and there are at least 24
+LENT = 12  # of a component's blocks two may be lent at once, and there are at least 24
 WIDTH = {True: 4096, False: 2048}  # channels of a transformer of over 6 billion parameters, or less
 
 

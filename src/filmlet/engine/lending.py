@@ -12,13 +12,14 @@ from filmlet.engine.placement import Placement
 from filmlet.engine.probing import dtype_of
 
 
-def lend(blocks: nn.Module, placement: Placement) -> None:
+def lend(blocks: nn.Module, placement: Placement, is_ahead: bool) -> None:
     """Give each block its weights, on the device and in the dtype it computes in, while it runs.
 
-    The next block's come meanwhile. Between its runs a block's are as they were: in the file's
-    dtype, on the CPU they are pages of the file, which the system may drop and read again.
+    is_ahead: the next block's come meanwhile, so two are lent at once. Between its runs a block's
+    are as they were: in the file's dtype, on the CPU they are pages of the file, which the system
+    may drop and read again.
     """
-    lender = Lender(list(blocks.children()), placement)
+    lender = Lender(list(blocks.children()), placement, is_ahead)
     for number, block in enumerate(lender.blocks):
         block.register_forward_pre_hook(partial(lender.begin, number))
         block.register_forward_hook(lender.end)
@@ -38,10 +39,10 @@ class Loan:
 
 
 class Lender:
-    """Blocks that run one after the other, over and over; it is one ahead of them."""
+    """Blocks that run one after the other, over and over; it may be one ahead of them."""
 
-    def __init__(self, blocks: Sequence[nn.Module], placement: Placement) -> None:
-        self.blocks, self.placement = blocks, placement
+    def __init__(self, blocks: Sequence[nn.Module], placement: Placement, is_ahead: bool) -> None:
+        self.blocks, self.placement, self.is_ahead = blocks, placement, is_ahead
         self.thread = ThreadPoolExecutor(1, "lender")
         self.coming: Future[Loan] | None = None
         self.kept: list[tuple[nn.Parameter, Tensor]] = []
@@ -56,7 +57,8 @@ class Lender:
             for weight, tensor in zip(block.parameters(), loan.lent, strict=True):
                 self.kept.append((weight, weight.data))
                 weight.data = tensor
-        self.coming = self.thread.submit(self._fetch, (number + 1) % len(self.blocks))
+        if self.is_ahead:
+            self.coming = self.thread.submit(self._fetch, (number + 1) % len(self.blocks))
 
     def end(self, *_: object) -> None:
         """Take everything back."""

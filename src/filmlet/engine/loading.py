@@ -58,7 +58,8 @@ def fill(
         raise CheckpointDamaged(f"{weights.place}: no weights for {_some(missing)}.")
     module.requires_grad_(False).eval()
     if lent:
-        lend(lent, placement)
+        # A CPU would cast ahead with the cores that it computes with, and has the less memory.
+        lend(lent, placement, is_ahead=placement.device != "cpu")
 
 
 def read(weights: Weights, at_once: int | None = None) -> Iterator[tuple[str, Tensor]]:
