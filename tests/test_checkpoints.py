@@ -266,7 +266,9 @@ def test_where_memory_runs_out_the_model_is_held_in_a_leaner_way(
 
     hold, _, pixels = run(0)
     assert hold == "all"
-    hold, holds, again = run(760_000_000)  # the text encoder has 307 MB, twice that in float32
+    # Libraries take some 250 MB, the text encoder 307 as its file has it and 614 in float32 beside
+    # that: this is in the middle between what layers need and what the text encoder does.
+    hold, holds, again = run(950_000_000)
     assert (hold, holds) == ("layers", "turns,stored,layers")
     assert again == pixels
 
