@@ -15,9 +15,13 @@ import av
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from filmlet.api.doors import House
 from filmlet.api.following import Hub
-from filmlet.jobs import Job, Queue
+from filmlet.api.quick import Quick
+from filmlet.jobs import Job, Keys, Queue
 from filmlet.request import clip_request
 from filmlet.settings import Settings
 from tests.servers import LONG, SMALL, Running, Serve, refusal, until
@@ -153,6 +157,33 @@ def test_the_description_has_examples_and_its_page_asks_no_outside_host(
     assert "https://" not in page
     for asset in re.findall(r'(?:src|href)="(/[^"]+)"', page):
         assert client.get(asset).status_code == 200, asset
+
+
+def test_what_is_answered_ahead_of_the_router_is_what_the_router_would_say(
+    client: TestClient, home: Settings
+) -> None:
+    made = [client.post("/v1/videos", json=SMALL | {"seed": n}).json()["id"] for n in range(3)]
+    client.post(f"/v1/videos/{made[0]}/cancel")
+    queue = Queue(home)
+    house = House(home, queue, Keys(queue.database, home), Hub(queue))
+    alone = TestClient(Quick(nothing_behind, house))
+    for quick, plain in (
+        *((f"/v1/videos/{id}", f"/v1/videos/{id}?plain") for id in made),
+        ("/v1/videos", "/v1/videos?order=desc"),
+        ("/v1/videos?limit=2", "/v1/videos?limit=2&order=desc"),
+    ):
+        first, second = alone.get(quick), client.get(plain)
+        assert first.status_code == 200
+        assert first.content == second.content
+        assert dict(first.headers) == dict(second.headers)
+    for refused in (f"/v1/videos/{made[0][:-1]}x", "/v1/videos?limit=0", "/health"):
+        assert alone.get(refused).status_code == 404
+    assert client.get("/v1/videos?limit=0").status_code == 400
+    queue.close()
+
+
+async def nothing_behind(scope: Scope, receive: Receive, send: Send) -> None:
+    await Response(status_code=404)(scope, receive, send)
 
 
 def test_metrics_count_what_happened(shared_server: Running) -> None:

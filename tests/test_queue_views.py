@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from filmlet.api import create
@@ -37,6 +38,29 @@ def test_prompts_are_searched_in_any_case_and_for_what_they_contain(
     assert found("seed") == ["größer seed"], "the names of settings are no prompt"
     assert found("no such") == []
     assert len(found("")) == 4
+
+
+@pytest.mark.parametrize("owner", [None, "local"])
+@pytest.mark.parametrize("is_oldest_first", [False, True])
+def test_a_page_is_read_off_an_index_however_many_jobs_there_are(
+    tiny: Path, queue: Queue, owner: str | None, is_oldest_first: bool
+) -> None:
+    job = queue.submit(ask(tiny))
+    engine = queue.database.engine
+    if not queue.database.is_sqlite:
+        pytest.skip("PostgreSQL scans a table of one row")
+    statements: list[str] = []
+    engine.dispose()
+    sa.event.listen(engine, "connect", lambda c, _: c.set_trace_callback(statements.append))
+    for after in (None, job.id):
+        queue.jobs(owner, after=after, oldest_first=is_oldest_first)
+    pages = [text for text in statements if "limit" in text]
+    assert len(pages) == 2
+    for page in pages:
+        with queue.database.reading() as t:
+            steps = [row["detail"] for row in t.rows(f"explain query plan {page}")]
+        assert len(steps) == 1, steps
+        assert "USING INDEX" in steps[0]
 
 
 def test_a_waiting_job_is_moved_into_another_class_and_runs_once(tiny: Path, queue: Queue) -> None:

@@ -14,6 +14,7 @@ from filmlet import __version__
 from filmlet.api import operations, session, videos
 from filmlet.api.doors import House, hold, refuse
 from filmlet.api.following import Hub
+from filmlet.api.quick import Quick
 from filmlet.api.uploads import BODY_BYTES
 from filmlet.api.visitors import Introduced, Visitors
 from filmlet.api.words import Refusal
@@ -64,6 +65,7 @@ def create(
     app.include_router(operations.router)
     app.include_router(session.router)
     hold(app)
+    app.add_middleware(Quick, house=app.state.house)
     app.add_middleware(SameOrigin)
     if visitors:
         app.add_middleware(Introduced)

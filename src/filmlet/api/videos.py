@@ -187,9 +187,13 @@ def _valid(body: type[Body], fields: dict[str, Any], files: dict[str, UploadFile
 
 
 def _shown(shared: House, job: Job, response: Response) -> Video:
-    if not job.status.is_over:
-        response.headers["openai-poll-after-ms"] = str(poll_after_ms(job))
+    response.headers.update(polling(job))
     return Video.of(job, shared.settings.keep_days)
+
+
+def polling(job: Job) -> dict[str, str]:
+    """The header that says when asking again is worth it."""
+    return {} if job.status.is_over else {"openai-poll-after-ms": str(poll_after_ms(job))}
 
 
 @router.get("", response_model=VideoList)
@@ -207,9 +211,12 @@ def page(
     """
     if after is not None:
         find(after, shared, who)
-    jobs = shared.queue.jobs(
-        who.sees, limit=limit + 1, after=after, oldest_first=order == "asc", search=search
-    )
+    return listed(shared, who, limit, after=after, oldest_first=order == "asc", search=search)
+
+
+def listed(shared: House, who: Caller, limit: int, **wanted: Any) -> VideoList:
+    """A page of what somebody may see; wanted: as `Queue.jobs` takes it."""
+    jobs = shared.queue.jobs(who.sees, limit=limit + 1, **wanted)
     data = [Video.of(job, shared.settings.keep_days) for job in jobs[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)

@@ -2,8 +2,9 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from filmlet.errors import DatabaseUnusable
 from filmlet.settings import Settings
 
-Row = sa.RowMapping
+Row = Mapping[str, Any]
 
 JOBS = """
 create table filmlet_job (
@@ -135,8 +136,18 @@ def _third(connection: Connection) -> None:
     connection.execute(sa.text("alter table filmlet_worker add column machine text"))
 
 
+def _fourth(connection: Connection) -> None:
+    """A page of jobs, of everybody's or one owner's, costs the same however many there are."""
+    for statement in (
+        "drop index filmlet_job_owner",
+        "create index filmlet_job_owner on filmlet_job (owner, created, id)",
+        "create index filmlet_job_created on filmlet_job (created, id)",
+    ):
+        connection.execute(sa.text(statement))
+
+
 # A change of the schema is a new function at the end.
-MIGRATIONS = (_first, _second, _third)
+MIGRATIONS = (_first, _second, _third, _fourth)
 
 
 class Database:
@@ -208,10 +219,17 @@ class Database:
             return DBOSClient(system_database_url=self.url, retry_connection_errors=False)
 
     @contextmanager
-    def reading(self) -> Iterator["Transaction"]:
+    def reading(self) -> Iterator["Reader"]:
         """Statements that see one state and change nothing."""
-        with self._refusals(), self.engine.connect() as plain:
-            yield Transaction(plain.execution_options(is_reading=True), self)
+        with self._refusals():
+            if self.is_sqlite:
+                with closing(self.engine.raw_connection()) as lent:  # undoes it, by the pool
+                    assert isinstance(lent.driver_connection, sqlite3.Connection)
+                    lent.driver_connection.execute("begin")
+                    yield SQLiteReader(lent.driver_connection, self.words)
+            else:
+                with self.engine.connect() as connection:
+                    yield Transaction(connection, self)
 
     @contextmanager
     def transaction(self) -> Iterator["Transaction"]:
@@ -236,11 +254,34 @@ class Database:
         self.engine.dispose()
 
 
-class Transaction:
-    """Runs one statement at a time.
+class Reader(ABC):
+    """Runs one statement at a time; all of them see one state.
 
     `{now}` in it is the database's clock, in seconds; `{prompt}` the prompt in a job's row.
     """
+
+    @abstractmethod
+    def rows(self, statement: str, **values: Any) -> list[Row]: ...
+
+    def row(self, statement: str, **values: Any) -> Row | None:
+        rows = self.rows(statement, **values)
+        return rows[0] if rows else None
+
+
+class SQLiteReader(Reader):
+    """The driver alone: most of what a server is asked is one look, which SQLAlchemy doubles."""
+
+    def __init__(self, connection: sqlite3.Connection, words: tuple[str, str]) -> None:
+        self.connection, self.words = connection, words
+
+    def rows(self, statement: str, **values: Any) -> list[Row]:
+        found = self.connection.execute(_text(statement, *self.words), values)
+        names = [column[0] for column in found.description]
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+
+class Transaction(Reader):
+    """Statements that may write."""
 
     def __init__(self, connection: Connection, database: Database) -> None:
         self.connection, self._database = connection, database
@@ -251,18 +292,19 @@ class Transaction:
             self.rows("select pg_advisory_xact_lock(hashtext(:name))", name=f"filmlet/{name}")
 
     def rows(self, statement: str, **values: Any) -> list[Row]:
-        done = self.connection.execute(_text(statement, *self._database.words), values)
-        return list(done.mappings()) if done.returns_rows else []
-
-    def row(self, statement: str, **values: Any) -> Row | None:
-        rows = self.rows(statement, **values)
-        return rows[0] if rows else None
+        done = self.connection.execute(_clause(statement, *self._database.words), values)
+        return [*done.mappings()] if done.returns_rows else []
 
 
 @cache
-def _text(statement: str, now: str, prompt: str) -> sa.TextClause:
+def _text(statement: str, now: str, prompt: str) -> str:
+    return statement.format(now=now, prompt=prompt)
+
+
+@cache
+def _clause(statement: str, now: str, prompt: str) -> sa.TextClause:
     """A statement, taken apart once."""
-    return sa.text(statement.format(now=now, prompt=prompt))
+    return sa.text(_text(statement, now, prompt))
 
 
 def tally(t: Transaction, name: str, label: str, seconds: float = 0.0) -> None:
@@ -311,5 +353,4 @@ def _leave_transactions_to_us(connection: sqlite3.Connection, _: object) -> None
 
 def _begin_immediate(connection: Connection) -> None:
     """Who will write takes the lock at once: one that is taken later cannot be waited for."""
-    is_reading = connection.get_execution_options().get("is_reading")
-    connection.exec_driver_sql("begin" if is_reading else "begin immediate")
+    connection.exec_driver_sql("begin immediate")

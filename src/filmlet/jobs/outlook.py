@@ -10,7 +10,7 @@ from filmlet.budget import Machine
 from filmlet.events import Stage
 from filmlet.jobs import cost
 from filmlet.jobs.cost import CostModel, Sample, Size
-from filmlet.jobs.database import Row, Transaction
+from filmlet.jobs.database import Reader, Row
 from filmlet.jobs.job import Estimate, Status
 
 GUESS_KB_S = 20_000  # of a download, before anything of it has come
@@ -36,7 +36,7 @@ Fitted = dict[tuple[str, str], Known]  # by model and device
 class Outlook:
     """positions, etas: of every unfinished job by its id, as one transaction sees them."""
 
-    def __init__(self, t: Transaction, fitted: Fitted) -> None:
+    def __init__(self, t: Reader, fitted: Fitted) -> None:
         """fitted: models of earlier outlooks, kept while nothing new was measured."""
         self.known: dict[str, Known] = {}
         self.fitted = fitted
@@ -63,17 +63,15 @@ class Outlook:
                 self.etas[row["id"]] = left = self._left(t, row)
                 heapreplace(self.free, left)
 
-    def of_another(self, t: Transaction, model: str, size: Size) -> Estimate:
+    def of_another(self, t: Reader, model: str, size: Size) -> Estimate:
         """Seconds until a clip would be done that came last now."""
         return _after(self.free[0], self._waiting(t, model, json.dumps(asdict(size))))
 
-    def of_stages(
-        self, t: Transaction, model: str, size: Size, stages: Sequence[Stage]
-    ) -> Estimate:
+    def of_stages(self, t: Reader, model: str, size: Size, stages: Sequence[Stage]) -> Estimate:
         """Seconds that some stages of a clip take."""
         return self._known(t, model).model.estimate(size, stages)
 
-    def add(self, t: Transaction, row: Row) -> None:
+    def add(self, t: Reader, row: Row) -> None:
         """A job that waits. Those behind it hear of it with the next outlook."""
         key = row["rank"], row["queued"], row["id"]
         place = bisect(self.order, key)
@@ -85,7 +83,7 @@ class Outlook:
         self.positions[row["id"]] = place + 1
         self.etas[row["id"]] = _after(start, own)
 
-    def _waiting(self, t: Transaction, name: str, work: str) -> Estimate:
+    def _waiting(self, t: Reader, name: str, work: str) -> Estimate:
         """Seconds that a job needs by itself once a worker is free for it."""
         known, key = self._known(t, name), (work, name in self.loaded)
         if key not in known.waiting:
@@ -93,7 +91,7 @@ class Outlook:
             known.waiting[key] = _after(TAKE, whole)
         return known.waiting[key]
 
-    def _left(self, t: Transaction, row: Row) -> Estimate:
+    def _left(self, t: Reader, row: Row) -> Estimate:
         """Seconds of work that a running job still needs."""
         model, size = self._known(t, row["model"]).model, Size(**json.loads(row["work"]))
         stages = self._stages(row["model"])
@@ -111,7 +109,7 @@ class Outlook:
         without = {Stage.FETCH, *((Stage.LOAD,) if name in self.loaded else ())}
         return [stage for stage in Stage if stage not in without]
 
-    def _known(self, t: Transaction, name: str) -> Known:
+    def _known(self, t: Reader, name: str) -> Known:
         if name not in self.known:
             newest = t.rows(
                 "select coalesce(max(at), 0) as at from filmlet_cost"
@@ -124,7 +122,7 @@ class Outlook:
             self.known[name] = known
         return self.known[name]
 
-    def _fit(self, t: Transaction, name: str) -> CostModel:
+    def _fit(self, t: Reader, name: str) -> CostModel:
         rows = t.rows(
             "select stage, units, seconds from filmlet_cost"
             " where model = :model and device = :device order by at desc limit 400",

@@ -13,7 +13,7 @@ from filmlet.engine.engines import at_most, torchs
 from filmlet.errors import JobConflict, UnknownJob
 from filmlet.events import Stage
 from filmlet.jobs.cost import LATEST, Size
-from filmlet.jobs.database import Database, Row, Transaction, tally
+from filmlet.jobs.database import Database, Reader, Row, Transaction, tally
 from filmlet.jobs.job import (
     Census,
     Estimate,
@@ -71,6 +71,11 @@ class Queue:
         self._seen: tuple[float, Outlook | None] = (0.0, None)
         self._fitted: Fitted = {}
         self._looking = threading.Lock()
+
+    @property
+    def is_near(self) -> bool:
+        """Whether a look takes less than handing it to a thread: a file of this machine."""
+        return self.database.is_sqlite
 
     def submit(
         self, request: ClipRequest, asking: Asking = Asking(), given_by: str | None = None
@@ -185,13 +190,18 @@ class Queue:
         search: what the prompt contains, in any case.
         """
         beyond, order = (">", "asc") if oldest_first else ("<", "desc")
+        conditions = {
+            "owner = :owner": owner,
+            f"(created, id) {beyond} (:since, :after)": after,
+            "lower({prompt}) like :like escape '!'": search.strip(),
+        }
+        # Only what is asked for is in the statement: an index then gives the page by itself.
+        asked = " and ".join(one for one, given in conditions.items() if given) or "1 = 1"
         with self.database.reading() as t:
             since = _row(t, after, owner)["created"] if after else None
             rows = t.rows(
-                "select * from filmlet_job where (cast(:owner as text) is null or owner = :owner)"
-                f" and (cast(:after as text) is null or (created, id) {beyond} (:since, :after))"
-                " and (:like = '%%' or lower({prompt}) like :like escape '!')"
-                f" order by created {order}, id {order} limit :limit",
+                f"select * from filmlet_job where {asked} order by created {order}, id {order}"
+                " limit :limit",
                 owner=owner, after=after, since=since or 0.0, limit=limit, like=_like(search),
             )  # fmt: skip
             return self._jobs(t, rows)
@@ -391,12 +401,12 @@ class Queue:
             tallies=tuple(Tally(**row) for row in tallies),
         )
 
-    def _jobs(self, t: Transaction, rows: Sequence[Row]) -> list[Job]:
+    def _jobs(self, t: Reader, rows: Sequence[Row]) -> list[Job]:
         open = [row for row in rows if row["status"] not in OVER]
         outlook = self._outlook(t, open) if open else None
         return [job_of(row, outlook) for row in rows]
 
-    def _outlook(self, t: Transaction, rows: Sequence[Row]) -> Outlook:
+    def _outlook(self, t: Reader, rows: Sequence[Row]) -> Outlook:
         """What lies ahead, as it was a moment ago: hundreds may ask and submit within that."""
         with self._looking:
             at, outlook = self._seen
@@ -436,7 +446,7 @@ def _like(search: str) -> str:
     return f"%{text}%"
 
 
-def _row(t: Transaction, job: str, owner: str | None) -> Row:
+def _row(t: Reader, job: str, owner: str | None) -> Row:
     row = t.row("select * from filmlet_job where id = :id", id=job)
     if row is None or (owner is not None and row["owner"] != owner):
         raise UnknownJob(f"There is no job {job!r}; `filmlet jobs` lists yours.")

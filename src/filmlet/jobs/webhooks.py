@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import httpx2
 from dbos import WorkflowSerializationFormat
 
-from filmlet.jobs.database import Database, Transaction
+from filmlet.jobs.database import Database, Reader, Transaction
 from filmlet.jobs.job import Status
 from filmlet.settings import Settings
 
@@ -116,7 +116,7 @@ def _address(host: str, port: int, allow_private: bool) -> str:
     return str(found[0])
 
 
-def _hook(t: Transaction, settings: Settings, job: str) -> Hook | None:
+def _hook(t: Reader, settings: Settings, job: str) -> Hook | None:
     """The owner's own webhook, else the server's."""
     row = t.row(
         "select k.webhook, k.webhook_secret from filmlet_job j"

@@ -1,0 +1,48 @@
+"""What a server is asked most, answered ahead of the router: one video, and the newest ones.
+
+Router, checks and threads cost several times what the answer does. Whatever is not answered here
+goes on to the plain routes, which say the same; refusals are theirs.
+"""
+
+import re
+from contextlib import suppress
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from filmlet.api.doors import House, caller
+from filmlet.api.videos import listed, polling
+from filmlet.api.words import Video
+from filmlet.errors import FilmletError
+
+ONE = re.compile(r"/v1/videos/(clip_[0-9a-f]{24})")
+ALL = "/v1/videos"
+LIMIT = re.compile(rb"limit=([1-9][0-9]?)|")
+
+
+class Quick:
+    """Answers what it can, and hands on the rest."""
+
+    def __init__(self, app: ASGIApp, house: House) -> None:
+        self.app, self.house = app, house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = None
+        if scope["type"] == "http" and scope["method"] == "GET" and self.house.queue.is_near:
+            with suppress(FilmletError):  # the plain route will say so
+                answer = await self._answer(scope)
+        await (answer or self.app)(scope, receive, send)
+
+    async def _answer(self, scope: Scope) -> Response | None:
+        house, path, query = self.house, scope["path"], scope["query_string"]
+        if (one := ONE.fullmatch(path)) and not query:
+            who = await caller(Request(scope), house)
+            job = house.queue.get(one[1], who.sees)
+            text = Video.of(job, house.settings.keep_days).model_dump_json()
+            return Response(text, headers=polling(job), media_type="application/json")
+        if path == ALL and (limit := LIMIT.fullmatch(query)):
+            who = await caller(Request(scope), house)
+            text = listed(house, who, limit=int(limit[1] or 20)).model_dump_json()
+            return Response(text, media_type="application/json")
+        return None
