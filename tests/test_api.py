@@ -159,9 +159,11 @@ def test_the_description_has_examples_and_its_page_asks_no_outside_host(
         assert client.get(asset).status_code == 200, asset
 
 
+@pytest.mark.parametrize("is_near", [True, False])
 def test_what_is_answered_ahead_of_the_router_is_what_the_router_would_say(
-    client: TestClient, home: Settings
+    client: TestClient, home: Settings, monkeypatch: pytest.MonkeyPatch, is_near: bool
 ) -> None:
+    monkeypatch.setattr(Queue, "is_near", is_near)
     made = [client.post("/v1/videos", json=SMALL | {"seed": n}).json()["id"] for n in range(3)]
     client.post(f"/v1/videos/{made[0]}/cancel")
     queue = Queue(home)

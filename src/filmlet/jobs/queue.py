@@ -74,7 +74,7 @@ class Queue:
 
     @property
     def is_near(self) -> bool:
-        """Whether a look takes less than handing it to a thread: a file of this machine."""
+        """Whether its database is a file of this machine, which a look does not wait for."""
         return self.database.is_sqlite
 
     def submit(
