@@ -20,7 +20,7 @@ from filmlet.engine.denoise import Step
 from filmlet.engine.engine import Embeddings, Engine, Recipe, Start
 from filmlet.engine.guiding import Shown
 from filmlet.engine.noise import Noise
-from filmlet.engine.placement import Library, Placement
+from filmlet.engine.placement import Lever, Library, Placement
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.engine.weights import Weights
 from filmlet.errors import Cancelled, NotFinite
@@ -34,6 +34,7 @@ from tests.tiny import make_checkpoint, make_vae
 
 pytest.importorskip("openvino")
 from filmlet.engine.compiled import building, made, running
+from filmlet.engine.compiled import engine as compiled_engine
 from filmlet.engine.compiled.building import Build
 from filmlet.engine.compiled.store import Store, fingerprint
 
@@ -48,9 +49,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-def load(card: ModelCard, cache: Path | None = None, dtype: str = "float32") -> Engine:
+def load(
+    card: ModelCard, cache: Path | None = None, dtype: str = "float32", *levers: Lever
+) -> Engine:
     """In OpenVINO where there is a cache for it, else in torch."""
-    placement = replace(FLOAT32, dtype=dtype)
+    placement = replace(FLOAT32, dtype=dtype, levers=frozenset(levers))
     if cache:
         placement = replace(placement, library=Library.OPENVINO, cache=cache)
     return fold(engines.load(card, locate(card), placement))
@@ -98,6 +101,25 @@ def test_a_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:
         assert decibels(
             frames(plain, expected, recipe), frames(fast, found, recipe)
         ) >= (60 if is_exact else 40)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_decoder_that_multiplies_in_eight_bits_is_near_the_exact_one(
+    cache: Path, dtype: str
+) -> None:
+    exact, fast = load(POCKET, cache), load(POCKET, cache, dtype, Lever.INT8)
+    recipe = recipe_for(POCKET, size="128x96", frames=25)
+    for prompt in ("a red circle moving left on white", "a yellow star spinning in the rain"):
+        told = exact.encode(read(load_tokenizer(locate(POCKET).tokenizer), prompt, 64))
+        latents = last(exact.denoise(Embeddings(told), recipe))
+        expected, found = (frames(engine, latents, recipe) for engine in (exact, fast))
+        assert 43 < decibels(expected, found) < 60
+    for engine, kinds in ((exact, {"f32"}), (fast, {"u8", "i8"})):
+        nodes = engine.held["decoder"].runs[-1].model.get_runtime_model().get_ops()
+        told = [{k: v.astype(str) for k, v in node.get_rt_info().items()} for node in nodes]
+        convolutions = [t["runtimePrecision"] for t in told if t["layerType"] == "Convolution"]
+        assert {*convolutions} <= kinds, convolutions
+        assert len(convolutions) == 3
 
 
 def test_a_preview_is_as_in_torch(cache: Path) -> None:
@@ -292,8 +314,9 @@ def test_a_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Pa
     assert run not in running.at_work
 
 
-def test_frames_that_are_not_numbers_are_an_error(cache: Path) -> None:
-    engine = load(POCKET, cache)
+@pytest.mark.parametrize("levers", [(), (Lever.INT8,)])
+def test_frames_that_are_not_numbers_are_an_error(cache: Path, levers: tuple[Lever, ...]) -> None:
+    engine = load(POCKET, cache, "float32", *levers)
     recipe = recipe_for(POCKET, size="64x64", frames=9)
     latents = np.full((1, 8, 64), np.nan, np.float32)
     with pytest.raises(NotFinite):
@@ -311,8 +334,8 @@ def test_an_exported_model_is_compiled_once_and_for_every_clip(
     def refuse(*_: object) -> None:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(building, "_compiled", refuse)
-    engine = load(POCKET, tmp_path, told["dtype"])
+    monkeypatch.setattr(building, "compile_all", refuse)
+    engine = load(POCKET, tmp_path, told["dtype"], *map(Lever, told["levers"]))
     engine.see(np.zeros((1, 64, 64, 3), np.uint8))
     assert cli.main(["models", "export", "pocket"]) == 0
     assert sorted(tmp_path.iterdir()) == kept
@@ -387,6 +410,32 @@ def test_where_memory_runs_out_torch_goes_on_from_what_openvino_has_made(
     latents = as_numpy(work.made["latents"]["latents"])
     expected = frames(load(POCKET, dtype=work.effective.dtype), latents, work.recipe)
     assert np.array_equal(np.concatenate(pixels), expected)
+
+
+def test_eight_bits_are_used_where_the_cpu_has_them_unless_they_are_not_wanted(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = clip_request("a red ball", size="64x64", frames=9, seed=1)
+    for has, wanted, levers in ((True, 1, ("int8",)), (True, 0, ()), (False, 1, ())):
+        monkeypatch.setattr(compiled_engine, "has_int8", lambda has=has: has)
+        settings = Settings(engine="openvino", cache=cache, int8=wanted)
+        assert fold(prepare(plan(request), settings)).effective.levers == levers
+
+
+def test_eight_bits_that_are_off_are_given_up_once_and_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled_engine, "has_int8", lambda: True)
+    monkeypatch.setattr(made, "LEAST_DB", 99.0)
+    settings = Settings(engine="openvino", cache=tmp_path / "cache")
+    request = clip_request("a ball", size="64x64", frames=9, seed=1)
+    work = fold(prepare(plan(request), settings))
+    assert work.effective.levers == ("int8",)
+    assert list(stages.run(work))
+    assert (work.effective.dtype, work.effective.levers) == ("float32", ())
+    (told,) = [change for change in work.effective.changes if change.field == "int8"]
+    assert "dB in the decoder" in told.reason
+    assert fold(prepare(plan(request), settings)).effective.levers == ()
 
 
 @needs_bfloat16

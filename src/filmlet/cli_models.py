@@ -91,17 +91,20 @@ def _export(options: argparse.Namespace) -> None:
     from filmlet.models import parameters
     from filmlet.work import fold
 
-    cache = Settings.from_environment().cache
+    settings = Settings.from_environment()
+    cache = settings.cache
     for name in options.names:
         card, began = find(name), time.perf_counter()
         files = locate(card)
         if files is None:
             raise CheckpointMissing(f"{name} is not on this machine: filmlet models pull {name}")
-        made = fold(export(card, files, card.parameters or parameters(files), cache))
+        counts = card.parameters or parameters(files)
+        made = fold(export(card, files, counts, cache, settings.int8 > 0))
         seconds = round(time.perf_counter() - began, 1)
         table = {
             "name": name,
             "dtype": made.dtype,
+            "levers": sorted(made.levers),
             "reason": made.reason,
             "cache": str(cache),
             "bytes_in_cache": sum(file.stat().st_size for file in cache.glob("*.blob")),

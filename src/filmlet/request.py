@@ -358,7 +358,7 @@ class Effective:
     then: tuple[str, ...] = ()  # further prompts, as the model reads them
     windows: tuple[Window, ...] = ()  # that the clip is made in; frames of what the model makes
     engine: str = "torch"  # what computes transformer and decoder
-    levers: tuple[str, ...] = ()  # of torch, that were asked for and are used; fp8 is lossy
+    levers: tuple[str, ...] = ()  # that are used; fp8 and int8 are lossy
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""

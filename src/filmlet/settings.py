@@ -24,7 +24,8 @@ class Settings:
     engine: what computes on a CPU, `torch`, `openvino`, or `auto`: OpenVINO where it can. cache:
     folder of what was compiled or found out. compile: 1 has torch compile a transformer's blocks,
     too. fp8: 1 has a GPU multiply a transformer's weights in 8 bits, which is lossy. graphs: 1 has
-    a GPU replay the steps of short clips.
+    a GPU replay the steps of short clips. int8: 0 keeps OpenVINO's decoder from multiplying in 8
+    bits, which it does where the CPU has instructions for it.
     fetch: weights that are not here may be fetched from the Hub; 0 forbids it.
     home: folder of the queue and its files. database_url: None is a SQLite file in `home`.
     storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
@@ -44,6 +45,7 @@ class Settings:
     compile: int = 0
     fp8: int = 0
     graphs: int = 0
+    int8: int = 1
     fetch: int = 1
     model: str = "pocket"
     home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "filmlet")

@@ -5,13 +5,14 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from filmlet.denoising import Making, Reel, Shelf, shoot
 from filmlet.engine import engines
 from filmlet.engine.arrays import Array, Tensors
 from filmlet.engine.engine import Embeddings, Engine
 from filmlet.engine.guiding import Shown
-from filmlet.engine.placement import free, is_out_of_memory
+from filmlet.engine.placement import Lever, free, is_out_of_memory
 from filmlet.errors import NotFinite, OutOfMemory
 from filmlet.events import Event, Finished, Frames, Pixels, Progress, Stage
 from filmlet.media import (
@@ -275,7 +276,7 @@ def load_engine(work: Work) -> Engine:
 
 def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
     """Run in float32 from here on, and say so; what was kept has the old dtype."""
-    if shown or work.placement.dtype == "float32":
+    if shown or work.placement.is_exact:
         raise NotFinite(
             f"{error} {work.plan.card.name} is damaged or its settings are too far off; "
             f"it was run in {work.placement.dtype} and no clip was written."
@@ -285,9 +286,9 @@ def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
     for file in work.folder.glob("*.safetensors") if work.folder else ():
         if file not in given:
             file.unlink()
-    change = Change("dtype", work.effective.dtype, "float32", str(error))
-    work.placement = replace(work.placement, dtype="float32", reason=str(error))
-    _tell(work, change)
+    exact = work.placement.levers - {Lever.INT8}
+    work.placement = replace(work.placement, dtype="float32", levers=exact, reason=str(error))
+    _tell(work, str(error))
 
 
 def _hold_less(work: Work, error: Exception) -> None:
@@ -304,24 +305,20 @@ def _hold_less(work: Work, error: Exception) -> None:
     loaded.clear()
     error.__traceback__ = None  # its frames hold tensors
     free(placement.device)
-    reason = "memory ran out while it was made"
     work.placement = leaner
-    _tell(work, Change("hold", placement.hold.value, leaner.hold.value, reason))
+    _tell(work, "memory ran out while it was made")
 
 
-def _tell(work: Work, change: Change) -> None:
+def _tell(work: Work, reason: str) -> None:
     """How the clip is made from here on, and why."""
-    before, now = work.effective, work.placement
-    changes = [*before.changes, change]
-    if before.engine != now.library:
-        changes.append(Change("engine", before.engine, now.library.value, change.reason))
-    levers = tuple(sorted(now.levers))
-    changes += [Change(name, 1, 0, change.reason) for name in before.levers if name not in levers]
-    work.effective = replace(
-        before,
-        dtype=now.dtype,
-        engine=now.library.value,
-        hold=now.hold.value,
-        levers=levers,
-        changes=tuple(changes),
-    )
+    before, placement = work.effective, work.placement
+    now: dict[str, Any] = {
+        "dtype": placement.dtype,
+        "hold": placement.hold.value,
+        "engine": placement.library.value,
+    }
+    levers = tuple(sorted(placement.levers))
+    pairs = ((name, getattr(before, name), value) for name, value in now.items())
+    changes = [Change(name, old, new, reason) for name, old, new in pairs if old != new]
+    changes += [Change(name, 1, 0, reason) for name in before.levers if name not in levers]
+    work.effective = replace(before, **now, levers=levers, changes=(*before.changes, *changes))

@@ -16,7 +16,14 @@ from filmlet.denoising import Shelf
 from filmlet.engine import engines
 from filmlet.engine.arrays import Tensors
 from filmlet.engine.engine import KILOBYTE, Engine, Recipe, kilobytes
-from filmlet.engine.placement import Lever, Library, Placement, best_device, free_memory
+from filmlet.engine.placement import (
+    TORCHS,
+    Lever,
+    Library,
+    Placement,
+    best_device,
+    free_memory,
+)
 from filmlet.engine.text import Reading, Tokenizer, load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, CheckpointMissing
 from filmlet.events import Event, Finished, Progress, Stage
@@ -185,7 +192,7 @@ def _placed(
         against = engines.torchs(plan.card, plan.parameters)
         against = against or engines.against_openvino(files, device, loras, is_forced)
     if wanted != Library.TORCH and not against:
-        found = engines.by_openvino(plan.card, files, settings.cache, dtype)
+        found = engines.by_openvino(plan.card, files, settings.cache, settings.int8 > 0, dtype)
         if isinstance(found, Placement):
             hold = _hold(plan, files, found, settings)
             if hold in engines.HELD:
@@ -200,7 +207,8 @@ def _placed(
 
 
 def _wanted(settings: Settings) -> list[Lever]:
-    return [lever for lever in Lever if getattr(settings, lever)]
+    """Levers of torch that are asked for."""
+    return [lever for lever in TORCHS if getattr(settings, lever)]
 
 
 def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) -> Hold:

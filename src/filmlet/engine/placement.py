@@ -21,11 +21,15 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one value
 
 
 class Lever(StrEnum):
-    """What makes torch quicker if it is asked for, by the names of their settings."""
+    """What makes a model quicker, by the names of their settings: the first three torch's."""
 
     COMPILE = "compile"  # the transformer's blocks are compiled
     FP8 = "fp8"  # its products are in 8 bits
     GRAPHS = "graphs"  # a step of a short clip is one graph
+    INT8 = "int8"  # OpenVINO's decoder multiplies in 8 bits
+
+
+TORCHS = (Lever.COMPILE, Lever.FP8, Lever.GRAPHS)
 
 
 class Library(StrEnum):
@@ -39,7 +43,7 @@ class Library(StrEnum):
 class Placement:
     """How a model is held; `reason` says why so. cache: folder of what was found out or compiled.
 
-    levers: of torch, that are in use.
+    levers: that are in use.
     """
 
     device: str
@@ -49,6 +53,11 @@ class Placement:
     library: Library = Library.TORCH
     cache: Path | None = None
     levers: frozenset[Lever] = frozenset()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is rounded more than float32 does."""
+        return self.dtype == "float32" and Lever.INT8 not in self.levers
 
     @property
     def value_bytes(self) -> int:

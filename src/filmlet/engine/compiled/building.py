@@ -15,23 +15,27 @@ from filmlet.engine.compiled.store import Blob, Store, fingerprint
 from filmlet.engine.weights import Weights
 from filmlet.errors import NotFinite
 
-FORMAT = 3  # of the graphs; another number makes them anew
+FORMAT = 4  # of the graphs; another number makes them anew
 EXACT = "float32"
 FROM = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among
-Graphs = Callable[[Part, str], Iterable[ov.Model]]  # of weights, in a dtype
+Graphs = Callable[[Part, str, bool], Iterable[ov.Model]]  # of weights, in a dtype or in 8 bits
 Runs = Sequence[Running]
 Check = Callable[[Runs, Runs], str | None]  # how far some are from exact ones, if they are too far
 
 
 @dataclass(frozen=True)
 class Build:
-    """One component of a checkpoint: `text_encoder`, `encoder`, `transformer` or `decoder`."""
+    """One component of a checkpoint: `text_encoder`, `encoder`, `transformer` or `decoder`.
+
+    is_eight: its products are in 8 bits, the rest in the dtype.
+    """
 
     name: str
     card: ModelCard
     files: Files
     dtype: str
     cache: Path
+    is_eight: bool = False
 
     @cached_property
     def weights(self) -> Weights:
@@ -45,7 +49,7 @@ class Build:
     @cached_property
     def key(self) -> str:
         """Under which its graphs are kept."""
-        what = self.name, self.dtype, self.card.decode_timestep
+        what = self.name, self.dtype, self.is_eight, self.card.decode_timestep
         return fingerprint(self.weights.files, FORMAT, *what, *machine())
 
     def verdict(self) -> str | None:
@@ -67,13 +71,14 @@ class Build:
         for name, array in self.weights.arrays():
             table[name] = array
             yield array.nbytes
-        compiled = _compiled(graphs(Part(table), self.dtype), self.dtype)
+        compiled = compile_all(graphs(Part(table), self.dtype, self.is_eight), self.dtype)
         blobs = [_exported(model) for model in compiled]
         runs = [self._import(blob) for blob in blobs]
-        if check and self.dtype != EXACT:
-            exact = [Running(model) for model in _compiled(graphs(Part(table), EXACT), EXACT)]
+        if check and (self.is_eight or self.dtype != EXACT):
+            exact = list(map(Running, compile_all(graphs(Part(table), EXACT, False), EXACT)))
             if found := check(runs, exact):
-                verdict = f"{self.dtype} is {found} of OpenVINO here."
+                kind = "int8" if self.is_eight else self.dtype
+                verdict = f"{kind} is {found} of OpenVINO here."
                 self.store.save(f"{self.key}-off", verdict.encode())
                 raise NotFinite(verdict)
         for i, blob in enumerate(blobs):
@@ -97,7 +102,7 @@ class Build:
         return Running(model, tensor, put_away)
 
 
-def _compiled(graphs: Iterable[ov.Model], dtype: str) -> Iterable[ov.CompiledModel]:
+def compile_all(graphs: Iterable[ov.Model], dtype: str) -> Iterable[ov.CompiledModel]:
     return (core().compile_model(graph, "CPU", options(dtype)) for graph in graphs)
 
 

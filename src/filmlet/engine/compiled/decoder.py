@@ -20,7 +20,9 @@ from filmlet.engine.compiled.running import BITS, KINDS, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, embedded
 from filmlet.engine.compiled.vae import (
     FRAMES,
+    SMALLEST,
     Modulation,
+    Range,
     activated,
     as_pixels,
     convolution,
@@ -99,16 +101,27 @@ class Recipe:
         return 0 if self.is_causal else sum(module.convolutions for module in together)
 
 
-def graphs(weights: Part, recipe: Recipe, dtype: str) -> Iterator[ov.Model]:
+def graphs(
+    weights: Part, recipe: Recipe, dtype: str, ranges: Mapping[str, Range] | None = None
+) -> Iterator[ov.Model]:
     """Of each level, from float32 weights of `decoder`.
 
     Inputs: x, `first` (1 for the first frames, else 0), `last` (END for the last frames, else -1),
     then what each convolution and residual remembers, without frames at first. Outputs: y, then
     what they remember. Latents are float32; the last level gives (1, 1, frames, height, width, 3)
     in 8 bits, and the sum of its values, by which one sees whether all are numbers.
+
+    ranges: of what goes into each convolution, by its name, to multiply in 8 bits.
     """
     for i, together in enumerate(levels(weights)):
-        yield _Level(weights, recipe, KINDS[dtype]).graph(together, is_first=i == 0)
+        yield _Level(weights, recipe, KINDS[dtype], ranges).graph(together, is_first=i == 0)
+
+
+def gauged(weights: Part, recipe: Recipe) -> Iterator[tuple[ov.Model, list[str]]]:
+    """The same in float32, and what each convolution is called whose ends it tells, for Gauged."""
+    for i, together in enumerate(levels(weights)):
+        level = _Level(weights, recipe, KINDS["float32"], gauges={})
+        yield level.graph(together, is_first=i == 0), list(level.gauges or ())
 
 
 @dataclass
@@ -118,6 +131,8 @@ class _Level:
     weights: Part
     recipe: Recipe
     kind: ov.Type  # of frames that go from graph to graph and are remembered
+    ranges: Mapping[str, Range] | None = None
+    gauges: dict[str, list[Node]] | None = None  # the ends of what goes into convolutions
     ends: list[Node] = field(default_factory=list)  # first, last
     memories: list[Node] = field(default_factory=list)
     remembered: list[Node] = field(default_factory=list)
@@ -146,6 +161,8 @@ class _Level:
         y = x if results else ops.convert(x, self.kind)
         # The plugin keeps in float32 what leads to a float32 result.
         memories = [ops.convert(one, self.kind) for one in self.remembered]
+        if self.gauges:
+            results.append(ops.concat([end for ends in self.gauges.values() for end in ends], 0))
         return ov.Model([y, *memories, *results], [given, *self.ends, *self.memories], "decoder")
 
     def _modulations(self, part: Part, timed: str, count: int) -> list[Modulation | None]:
@@ -181,7 +198,10 @@ class _Level:
         parts = [self._memory(x), *[head] * before, x, *[tail] * (KERNEL - 1 - before)]
         x = ops.concat(parts, FRAMES)
         self._remember(x, integers([1 - KERNEL]))
-        return convolution(conv, x)
+        if self.gauges is not None:
+            axes = integers(range(5))
+            self.gauges[conv.name] = [ops.reduce_min(x, axes, True), ops.reduce_max(x, axes, True)]
+        return convolution(conv, x, within=self.ranges[conv.name] if self.ranges else None)
 
     def _resnet(self, resnet: Part, x: Node, told: Sequence[Modulation | None]) -> Node:
         y = self._convolve(resnet.at("conv1.conv"), activated(x, told[0]))
@@ -204,6 +224,21 @@ class _Level:
         residual = ops.depth_to_space(self._waiting(x, y), "depth_first", 2)
         repeats = width(unfolded) // width(residual)
         return ops.add(unfolded, ops.concat([residual] * repeats, 1))
+
+
+@dataclass(eq=False)
+class Gauged(Running):
+    """A graph that tells what goes into its convolutions. ranges: so far, by their names."""
+
+    names: Sequence[str] = ()
+    ranges: dict[str, Range] = field(default_factory=dict)
+
+    def __call__(self, *inputs: NDArray) -> list[NDArray]:
+        *outputs, ends = super().__call__(*inputs)
+        for name, (low, high) in zip(self.names, ends.reshape(-1, 2), strict=True):
+            lowest, highest = self.ranges.get(name, (-SMALLEST, SMALLEST))
+            self.ranges[name] = min(lowest, float(low)), max(highest, float(high))
+        return outputs
 
 
 @dataclass

@@ -16,11 +16,11 @@ from filmlet.engine.arrays import Tensors, as_numpy
 from filmlet.engine.compiled.building import EXACT, Build
 from filmlet.engine.compiled.made import Decoder, Encoder, Text, Transformer
 from filmlet.engine.compiled.nodes import Floats
-from filmlet.engine.compiled.running import has_bfloat16
+from filmlet.engine.compiled.running import has_bfloat16, has_int8
 from filmlet.engine.engine import Call, Engine, Recipe, Statistics
 from filmlet.engine.guiding import Draw
 from filmlet.engine.noise import Noise
-from filmlet.engine.placement import Library, Placement
+from filmlet.engine.placement import Lever, Library, Placement
 from filmlet.engine.weights import Weights, projection
 from filmlet.errors import Cancelled, NotOffered
 from filmlet.events import Pixels
@@ -33,6 +33,7 @@ KINDS: dict[str, Any] = {
     "decoder": Decoder,
 }
 ROUGH = ("transformer", "decoder")  # may be in bfloat16
+EIGHT = "decoder"  # may multiply in 8 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +131,8 @@ class CompiledEngine(Engine):
     def _build(self, name: str) -> Build:
         assert self.where.cache
         dtype = self.where.dtype if name in ROUGH else EXACT
-        return Build(name, self.card, self.files, dtype, self.where.cache)
+        is_eight = name == EIGHT and Lever.INT8 in self.where.levers
+        return Build(name, self.card, self.files, dtype, self.where.cache, is_eight)
 
 
 def begin(card: ModelCard, files: Files, placement: Placement) -> CompiledEngine:
@@ -138,8 +140,13 @@ def begin(card: ModelCard, files: Files, placement: Placement) -> CompiledEngine
     return CompiledEngine(card, projection(files), files=files, where=placement)
 
 
-def choose(card: ModelCard, files: Files, cache: Path, dtype: str | None) -> Placement | str:
-    """How OpenVINO computes a checkpoint here, or why it cannot. dtype: that it was begun in."""
+def choose(
+    card: ModelCard, files: Files, cache: Path, may_eight: bool, dtype: str | None
+) -> Placement | str:
+    """How OpenVINO computes a checkpoint here, or why it cannot.
+
+    may_eight: multiply in 8 bits. dtype: that it was begun in.
+    """
     text, transformer, vae = (
         Weights(name, getattr(files, name)) for name in ("text_encoder", "transformer", "vae")
     )
@@ -152,7 +159,10 @@ def choose(card: ModelCard, files: Files, cache: Path, dtype: str | None) -> Pla
     best, reason = _dtype(card, files, cache)
     if dtype == EXACT and best != EXACT:
         best, reason = EXACT, "as it was begun"
-    return Placement("cpu", best, reason, library=Library.OPENVINO, cache=cache)
+    decoder = Build(EIGHT, card, files, best, cache, is_eight=True)
+    is_eight = may_eight and has_int8() and not decoder.verdict()
+    levers = frozenset({Lever.INT8} if is_eight else ())
+    return Placement("cpu", best, reason, library=Library.OPENVINO, cache=cache, levers=levers)
 
 
 def _dtype(card: ModelCard, files: Files, cache: Path) -> tuple[str, str]:

@@ -12,16 +12,21 @@ from filmlet.engine.compiled import decoder as decoding
 from filmlet.engine.compiled import encoder as seeing
 from filmlet.engine.compiled import text as reading
 from filmlet.engine.compiled import transformer as denoising
-from filmlet.engine.compiled.building import Build, Runs
+from filmlet.engine.compiled.building import EXACT, Build, Runs, compile_all
 from filmlet.engine.compiled.nodes import Floats, Part
-from filmlet.engine.compiled.running import Ask, Running
+from filmlet.engine.compiled.running import Ask, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, sines
+from filmlet.engine.compiled.vae import Range
 from filmlet.engine.flowing import PIECE, flow
 from filmlet.engine.noise import Noise
+from filmlet.errors import NotFinite
 from filmlet.events import Pixels
 
 BOUND = 3e-2  # relative error that bfloat16 may add to the transformer
 LEAST_DB = 40.0  # peak signal-to-noise ratio of decoded frames beside those in float32
+SAMPLES = 2  # by which the ranges of 8 bits are measured
+LOUD = np.float32(1.5)  # clips' latents reach further than noise does
+MARGIN = 1.15
 
 
 @dataclass(eq=False)
@@ -37,7 +42,7 @@ class Text:
     def load(cls, build: Build) -> Generator[int, None, "Text"]:
         """Yields bytes that were read."""
         config = build.weights.config
-        (run,) = yield from build.runs(1, lambda part, _: [reading.graph(part, config)])
+        (run,) = yield from build.runs(1, lambda part, *_: [reading.graph(part, config)])
         return cls(run, build.weights.array(reading.BIAS), config)
 
     def __call__(self, ids: NDArray[np.int64]) -> Floats:
@@ -67,7 +72,7 @@ class Transformer:
             error = float(np.linalg.norm(one - other) / np.linalg.norm(other))
             return None if error <= BOUND else f"off by {error:.1%} in the transformer"
 
-        def graphs(part: Part, _: str) -> list[Any]:
+        def graphs(part: Part, *_: object) -> list[Any]:
             return [denoising.graph(part, widths)]
 
         (run,) = yield from build.runs(1, graphs, check)
@@ -111,7 +116,7 @@ class Encoder:
         """Yields bytes that were read."""
         config = build.weights.config
         (run,) = yield from build.runs(
-            1, lambda part, _: [seeing.graph(part.at("encoder"), config)]
+            1, lambda part, *_: [seeing.graph(part.at("encoder"), config)]
         )
         return cls(run, config.get("patch_size", 4))
 
@@ -131,7 +136,7 @@ class Decoder:
 
     @classmethod
     def load(cls, build: Build) -> Generator[int, None, "Decoder"]:
-        """Yields bytes. Raises NotFinite where bfloat16 is too far from float32."""
+        """Yields bytes. Raises NotFinite where it is too far from float32."""
         config = build.weights.config
         recipe = decoding.Recipe.of(config, build.card.decode_timestep)
         levels = list(decoding.levels(Part(build.weights.shapes).at("decoder")))
@@ -146,8 +151,22 @@ class Decoder:
             found = 10 * np.log10(255**2 / noise)
             return None if found >= LEAST_DB else f"only as near as {found:.0f} dB in the decoder"
 
-        def graphs(part: Part, dtype: str) -> Iterator[Any]:
-            return decoding.graphs(part.at("decoder"), recipe, dtype)
+        def graphs(part: Part, dtype: str, is_eight: bool) -> Iterator[Any]:
+            decoder = part.at("decoder")
+            ranges = measured(decoder) if is_eight else None
+            return decoding.graphs(decoder, recipe, dtype, ranges)
+
+        def measured(decoder: Part) -> dict[str, Range]:
+            """What goes into each convolution, and a little more."""
+            models, names = zip(*decoding.gauged(decoder, recipe), strict=True)
+            compiled = compile_all(models, EXACT)
+            runs = [decoding.Gauged(one, names=n) for one, n in zip(compiled, names, strict=True)]
+            for seed in range(SAMPLES):
+                latents = Noise(seed).draw(1, config["latent_channels"], 3, 4, 4)
+                for _ in cls(runs, levels, recipe)(LOUD * latents):
+                    pass
+            ranges = (pair for run in runs for pair in run.ranges.items())
+            return {name: (MARGIN * low, MARGIN * high) for name, (low, high) in ranges}
 
         runs = yield from build.runs(len(levels), graphs, check)
         return cls(runs, levels, recipe)
@@ -157,6 +176,8 @@ class Decoder:
 
         Raises NotFinite.
         """
+        if not is_finite(latents):  # 8 bits would make numbers of them
+            raise NotFinite("The latents have values that are not numbers.")
         streams = [
             decoding.LevelStream(run, self.recipe.lag(level), level is not self.levels[-1])
             for run, level in zip(self.runs, self.levels, strict=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -30,6 +31,15 @@ def core() -> ov.Core:
 def has_bfloat16() -> bool:
     """Whether this CPU has instructions for it; emulated, it is slower than float32."""
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@cache
+def has_int8() -> bool:
+    """Whether this CPU multiplies bytes as they are: VNNI, which only Linux tells of."""
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def best_dtype() -> str:

@@ -11,7 +11,9 @@ from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, numb
 FRAMES = 2  # axis
 NORM_EPS = 1e-8
 LAYER_EPS = 1e-6
+SMALLEST = 1e-12  # that a range reaches to: one of no width has no levels
 Modulation = tuple[Floats, Floats]  # shift, scale
+Range = tuple[float, float]
 
 
 def width(x: Node) -> int:
@@ -24,12 +26,25 @@ def frames(x: Node, start: Node, stop: Node) -> Node:
     return ops.slice(x, start, stop, integers([1]), integers([FRAMES]))
 
 
-def convolution(conv: Part, x: Node, stride: Sequence[int] = (1, 1, 1)) -> Node:
-    """Padded at the sides of a frame, not in time."""
-    weight = conv["weight"]
-    pads = [0, weight.shape[3] // 2, weight.shape[4] // 2]
-    x = ops.convolution(x, constant(weight), list(stride), pads, pads, [1, 1, 1])
+def convolution(
+    conv: Part, x: Node, stride: Sequence[int] = (1, 1, 1), within: Range | None = None
+) -> Node:
+    """Padded at the sides of a frame, not in time. within: what x is in, to multiply in 8 bits."""
+    weight = constant(conv["weight"])
+    if within:
+        x = rounded(x, np.array(within, np.float32).reshape(2, 1, 1, 1, 1, 1), 256)
+        largest = np.abs(conv["weight"]).max((1, 2, 3, 4), keepdims=True)  # of each output
+        largest = np.maximum(largest, np.float32(SMALLEST))
+        weight = rounded(weight, np.stack([-largest, largest]), 255)
+    pads = [0, *(side // 2 for side in conv["weight"].shape[3:])]
+    x = ops.convolution(x, weight, list(stride), pads, pads, [1, 1, 1])
     return ops.add(x, constant(conv["bias"].reshape(1, -1, 1, 1, 1)))
+
+
+def rounded(x: Node, ends: Floats, levels: int) -> Node:
+    """To so many levels between two ends: the plugin then computes with these as bytes."""
+    low, high = map(constant, ends)
+    return ops.fake_quantize(x, low, high, low, high, levels)
 
 
 def activated(x: Node, modulation: Modulation | None = None) -> Node:
