@@ -10,7 +10,7 @@ import numpy as np
 from bench.worker import SIDE
 from filmlet.events import Frames, Pixels
 
-PROMPTS = 40
+PROMPTS = 300  # that one of them is less than a point of what all are judged by
 JUDGED = 25  # frames of a clip that is judged
 
 

@@ -34,14 +34,15 @@ LAYERS = "a model that is brought in layers is torch's"
 
 
 def by_openvino(
-    card: ModelCard, files: Files, cache: Path, may_eight: bool, dtype: str | None = None
+    card: ModelCard, files: Files, cache: Path, allow_int8: bool, dtype: str | None = None
 ) -> Placement | str:
     """OpenVINO's placement of a checkpoint on the CPU, or why it cannot compute it.
 
-    cache: folder of what is compiled. may_eight: multiply in 8 bits. dtype: of an earlier attempt.
+    cache: folder of what is compiled. allow_int8: products may be in 8 bits. dtype: of an earlier
+    attempt.
     """
     found: Placement | str = import_module("filmlet.engine.compiled.engine").choose(
-        card, files, cache, may_eight, dtype
+        card, files, cache, allow_int8, dtype
     )
     return found
 
@@ -131,14 +132,14 @@ def load(card: ModelCard, files: Files, placement: Placement) -> Generator[Progr
 
 
 def export(
-    card: ModelCard, files: Files, parameters: Components[float], cache: Path, may_eight: bool
+    card: ModelCard, files: Files, parameters: Components[float], cache: Path, allow_int8: bool
 ) -> Generator[int, None, Placement]:
     """Compile all of a checkpoint for OpenVINO into the cache; yields bytes that were read.
 
     What is there already is not compiled again. Raises NotOffered where it is torch's.
     """
     against = torchs(card, parameters) or against_openvino(files, "cpu", (), is_forced=True)
-    found = against or by_openvino(card, files, cache, may_eight)
+    found = against or by_openvino(card, files, cache, allow_int8)
     if isinstance(found, str):
         raise NotOffered(f"{card.name} is not exported: {found}.", param="model")
     engine: Engine = _module(found).begin(card, files, replace(found, hold=Hold.TURNS))
@@ -148,7 +149,7 @@ def export(
     except NotFinite:  # a check found it to be too far off, and this is remembered
         if found.is_exact:
             raise
-        found = yield from export(card, files, parameters, cache, may_eight)
+        found = yield from export(card, files, parameters, cache, allow_int8)
     return found
 
 

@@ -27,7 +27,7 @@ Check = Callable[[Runs, Runs], str | None]  # how far some are from exact ones, 
 class Build:
     """One component of a checkpoint: `text_encoder`, `encoder`, `transformer` or `decoder`.
 
-    is_eight: its products are in 8 bits, the rest in the dtype.
+    is_int8: its products are in 8 bits, the rest in the dtype.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Build:
     files: Files
     dtype: str
     cache: Path
-    is_eight: bool = False
+    is_int8: bool = False
 
     @cached_property
     def weights(self) -> Weights:
@@ -49,7 +49,7 @@ class Build:
     @cached_property
     def key(self) -> str:
         """Under which its graphs are kept."""
-        what = self.name, self.dtype, self.is_eight, self.card.decode_timestep
+        what = self.name, self.dtype, self.is_int8, self.card.decode_timestep
         return fingerprint(self.weights.files, FORMAT, *what, *machine())
 
     def verdict(self) -> str | None:
@@ -71,13 +71,13 @@ class Build:
         for name, array in self.weights.arrays():
             table[name] = array
             yield array.nbytes
-        compiled = compile_all(graphs(Part(table), self.dtype, self.is_eight), self.dtype)
+        compiled = compile_all(graphs(Part(table), self.dtype, self.is_int8), self.dtype)
         blobs = [_exported(model) for model in compiled]
         runs = [self._import(blob) for blob in blobs]
-        if check and (self.is_eight or self.dtype != EXACT):
+        if check and (self.is_int8 or self.dtype != EXACT):
             exact = list(map(Running, compile_all(graphs(Part(table), EXACT, False), EXACT)))
             if found := check(runs, exact):
-                kind = "int8" if self.is_eight else self.dtype
+                kind = "int8" if self.is_int8 else self.dtype
                 verdict = f"{kind} is {found} of OpenVINO here."
                 self.store.save(f"{self.key}-off", verdict.encode())
                 raise NotFinite(verdict)

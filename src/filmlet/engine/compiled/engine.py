@@ -33,7 +33,7 @@ KINDS: dict[str, Any] = {
     "decoder": Decoder,
 }
 ROUGH = ("transformer", "decoder")  # may be in bfloat16
-EIGHT = "decoder"  # may multiply in 8 bits
+QUANTISED = "decoder"  # may multiply in 8 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +131,8 @@ class CompiledEngine(Engine):
     def _build(self, name: str) -> Build:
         assert self.where.cache
         dtype = self.where.dtype if name in ROUGH else EXACT
-        is_eight = name == EIGHT and Lever.INT8 in self.where.levers
-        return Build(name, self.card, self.files, dtype, self.where.cache, is_eight)
+        is_int8 = name == QUANTISED and Lever.INT8 in self.where.levers
+        return Build(name, self.card, self.files, dtype, self.where.cache, is_int8)
 
 
 def begin(card: ModelCard, files: Files, placement: Placement) -> CompiledEngine:
@@ -141,11 +141,11 @@ def begin(card: ModelCard, files: Files, placement: Placement) -> CompiledEngine
 
 
 def choose(
-    card: ModelCard, files: Files, cache: Path, may_eight: bool, dtype: str | None
+    card: ModelCard, files: Files, cache: Path, allow_int8: bool, dtype: str | None
 ) -> Placement | str:
     """How OpenVINO computes a checkpoint here, or why it cannot.
 
-    may_eight: multiply in 8 bits. dtype: that it was begun in.
+    allow_int8: products may be in 8 bits. dtype: that it was begun in.
     """
     text, transformer, vae = (
         Weights(name, getattr(files, name)) for name in ("text_encoder", "transformer", "vae")
@@ -159,9 +159,9 @@ def choose(
     best, reason = _dtype(card, files, cache)
     if dtype == EXACT and best != EXACT:
         best, reason = EXACT, "as it was begun"
-    decoder = Build(EIGHT, card, files, best, cache, is_eight=True)
-    is_eight = may_eight and has_int8() and not decoder.verdict()
-    levers = frozenset({Lever.INT8} if is_eight else ())
+    decoder = Build(QUANTISED, card, files, best, cache, is_int8=True)
+    is_int8 = allow_int8 and has_int8() and not decoder.verdict()
+    levers = frozenset({Lever.INT8} if is_int8 else ())
     return Placement("cpu", best, reason, library=Library.OPENVINO, cache=cache, levers=levers)
 
 

@@ -151,9 +151,9 @@ class Decoder:
             found = 10 * np.log10(255**2 / noise)
             return None if found >= LEAST_DB else f"only as near as {found:.0f} dB in the decoder"
 
-        def graphs(part: Part, dtype: str, is_eight: bool) -> Iterator[Any]:
+        def graphs(part: Part, dtype: str, is_int8: bool) -> Iterator[Any]:
             decoder = part.at("decoder")
-            ranges = measured(decoder) if is_eight else None
+            ranges = measured(decoder) if is_int8 else None
             return decoding.graphs(decoder, recipe, dtype, ranges)
 
         def measured(decoder: Part) -> dict[str, Range]:
