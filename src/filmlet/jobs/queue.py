@@ -193,15 +193,15 @@ class Queue:
         conditions = {
             "owner = :owner": owner,
             f"(created, id) {beyond} (:since, :after)": after,
-            "lower({prompt}) like :like escape '!'": search.strip(),
+            "lower({prompt}) like :like escape '!'": search.strip() or None,
         }
         # Only what is asked for is in the statement: an index then gives the page by itself.
-        asked = " and ".join(one for one, given in conditions.items() if given) or "1 = 1"
+        asked = " and ".join(one for one, given in conditions.items() if given is not None)
         with self.database.reading() as t:
             since = _row(t, after, owner)["created"] if after else None
             rows = t.rows(
-                f"select * from filmlet_job where {asked} order by created {order}, id {order}"
-                " limit :limit",
+                f"select * from filmlet_job where {asked or '1 = 1'}"
+                f" order by created {order}, id {order} limit :limit",
                 owner=owner, after=after, since=since or 0.0, limit=limit, like=_like(search),
             )  # fmt: skip
             return self._jobs(t, rows)
