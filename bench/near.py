@@ -10,7 +10,7 @@ import numpy as np
 from bench.worker import SIDE
 from filmlet.events import Frames, Pixels
 
-PROMPTS = 300  # that one of them is less than a point of what all are judged by
+PROMPTS = 300  # one of them is a third of a point
 JUDGED = 25  # frames of a clip that is judged
 
 

@@ -26,7 +26,7 @@ from filmlet.jobs.job import (
 )
 from filmlet.jobs.limits import Limits, used
 from filmlet.jobs.outlook import Fitted, Outlook
-from filmlet.jobs.rows import job_of
+from filmlet.jobs.rows import job_of, request_of
 from filmlet.jobs.storage import Storage
 from filmlet.jobs.webhooks import announce
 from filmlet.lora import Adapter, Lora
@@ -431,11 +431,6 @@ class Queue:
 def size_of(planned: Plan) -> Size:
     """What the clip's cost depends on; read off the files, nothing is loaded."""
     return Size.of(planned, planned.parameters.transformer)
-
-
-def request_of(row: Row) -> ClipRequest:
-    """The request of a row, its seed fixed: every attempt makes the same clip."""
-    return replace(ClipRequest(**json.loads(row["request"])), seed=row["seed"])
 
 
 def _like(search: str) -> str:

@@ -1,6 +1,7 @@
 """Rows of the queue's table as the jobs that its readers see."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +38,11 @@ def _size(text: str) -> Size:
 @lru_cache(REMEMBERED)
 def _shape(text: str) -> Shape:
     return Shape(**json.loads(text))
+
+
+def request_of(row: Row) -> ClipRequest:
+    """The request of a row, its seed fixed: every attempt makes the same clip."""
+    return replace(ClipRequest(**json.loads(row["request"])), seed=row["seed"])
 
 
 def job_of(row: Row, outlook: Outlook | None) -> Job:

@@ -30,7 +30,8 @@ from filmlet.events import Event, Finished, Preview, Progress, Stage
 from filmlet.jobs import cost, webhooks
 from filmlet.jobs.database import Row
 from filmlet.jobs.held import Held
-from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue, request_of
+from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
+from filmlet.jobs.rows import request_of
 from filmlet.media import save_still
 from filmlet.plan import plan
 from filmlet.settings import Settings

@@ -18,7 +18,7 @@ from filmlet.errors import NotFinite
 FORMAT = 4  # of the graphs; another number makes them anew
 EXACT = "float32"
 FROM = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among
-Graphs = Callable[[Part, str, bool], Iterable[ov.Model]]  # of weights, in a dtype or in 8 bits
+Graphs = Callable[[Part, str, bool], Iterable[ov.Model]]  # of weights, a dtype and `Build.is_int8`
 Runs = Sequence[Running]
 Check = Callable[[Runs, Runs], str | None]  # how far some are from exact ones, if they are too far
 
