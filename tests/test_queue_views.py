@@ -1,6 +1,7 @@
 """What the page and admins see of the queue: forecasts, search, classes, sessions."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_a_waiting_job_is_moved_into_another_class_and_runs_once(tiny: Path, que
     queue.cancel(first.id)
     with pytest.raises(JobConflict, match="only a waiting job"):
         queue.prioritise(first.id, Priority.HIGH)
+
+
+def test_another_server_shows_a_moved_job_where_it_is_at_once(tiny: Path, queue: Queue) -> None:
+    first, second = (queue.submit(ask(tiny, prompt=f"a {i}")) for i in range(2))
+    with closing(Queue(queue.settings)) as another:
+        for priority, place in ((Priority.HIGH, 1), (Priority.LOW, 2), (Priority.HIGH, 1)):
+            queue.prioritise(second.id, priority)
+            seen = another.get(second.id)
+            assert (seen.priority, seen.position) == (priority, place)
+        assert another.get(first.id).position == 2
 
 
 def test_a_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(

@@ -51,6 +51,7 @@ class Outlook:
             " {now} - started as running from filmlet_job where status in ('queued', 'running')"
             " order by case status when 'running' then 0 else 1 end, rank, queued, id"
         )
+        self.ranks: dict[str, int] = {}  # of those that wait, when this was seen
         self.positions: dict[str, int] = {}
         self.etas: dict[str, Estimate] = {}
         self.free = [Estimate(0, 0, 0)] * max(1, len(workers))  # a heap: the next free one is first
@@ -80,6 +81,7 @@ class Outlook:
         heapreplace(self.free, _after(self.free[0], own))
         self.order.insert(place, key)
         self.starts.insert(place, start)
+        self.ranks[row["id"]] = row["rank"]
         self.positions[row["id"]] = place + 1
         self.etas[row["id"]] = _after(start, own)
 

@@ -269,7 +269,6 @@ class Queue:
             if moved is None:
                 raise JobConflict(f"{job} is {row['status']}; only a waiting job can be moved.")
             self._enqueue(t, job, moved["run"], rank)
-        self._seen = 0.0, None
         self.database.client.cancel_workflow(f"{job}.{row['run']}")
         return self.get(job)
 
@@ -413,9 +412,12 @@ class Queue:
             now = time.monotonic()
             new = [row for row in rows if outlook is None or row["id"] not in outlook.etas]
             is_known = all(row["status"] == Status.QUEUED for row in new)
+            has_moved = outlook and any(
+                outlook.ranks.get(row["id"], row["rank"]) != row["rank"] for row in rows
+            )
             # A new job's own estimate must not count on one that has ended since.
             is_old = now - at > (BURST_S if new else OUTLOOK_S)
-            if outlook is None or is_old or not is_known:
+            if outlook is None or is_old or has_moved or not is_known:
                 outlook = Outlook(t, self._fitted)
                 self._seen = now, outlook
             for row in new:
