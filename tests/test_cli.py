@@ -204,6 +204,26 @@ def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> N
     assert words.rstrip().endswith(change["reason"].rsplit("'", 2)[-2].rstrip())
 
 
+def test_ctrl_c_is_heard_where_python_drops_what_is_raised() -> None:
+    code = """
+import signal, sys, time, weakref
+from filmlet import cli
+
+def deaf(_):
+    thing = type("Thing", (), {})()
+    kept = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    time.sleep(5)
+    return 0
+
+cli.COMMANDS["plan"] = deaf
+sys.exit(cli.main(["plan", "a ball"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.strip().endswith("[interrupted]")
+
+
 def imports(process: int, _: Path) -> bool:
     return "_pyopenvino" in Path(f"/proc/{process}/maps").read_text()
 

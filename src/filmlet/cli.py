@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 REFUSED = 2
 UNREAD = 128 + 13  # a shell's status of a process that SIGPIPE has ended
 CLIPS = Path("clips")
+AGAIN_S = 0.01
 ALONE = ("generate", "models")  # commands that take none of the server's libraries
 
 
@@ -47,14 +48,28 @@ def _interrupt(*_: object) -> None:
     raise Interrupted("stopped; nothing was left behind.")
 
 
+def _listen() -> None:
+    """Be interrupted wherever it is. Python drops what its own callbacks raise: then once more."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _interrupt)
+    tell = sys.unraisablehook
+
+    def again(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        else:
+            tell(dropped)
+
+    sys.unraisablehook = again
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, or 2 with a sentence on stderr.
 
     Where nobody reads its output any more, it ends as if by SIGPIPE, without a word.
     """
     options = parser().parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    _listen()
     as_json = getattr(options, "json", False)
     try:
         status = COMMANDS[options.command](options)
