@@ -34,7 +34,6 @@ from tests.tiny import make_checkpoint, make_vae
 
 pytest.importorskip("openvino")
 from filmlet.engine.compiled import building, made, running
-from filmlet.engine.compiled import engine as compiled_engine
 from filmlet.engine.compiled.building import Build
 from filmlet.engine.compiled.store import Store, fingerprint
 
@@ -416,16 +415,24 @@ def test_eight_bits_are_used_where_the_cpu_has_them_unless_they_are_not_wanted(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = clip_request("a red ball", size="64x64", frames=9, seed=1)
-    for has, wanted, levers in ((True, 1, ("int8",)), (True, 0, ()), (False, 1, ())):
-        monkeypatch.setattr(compiled_engine, "has_int8", lambda has=has: has)
+    for flags, wanted, levers in (("vnni", 1, ("int8",)), ("vnni", 0, ()), ("", 1, ())):
+        monkeypatch.setattr(running, "_flags", lambda flags=flags: flags)
         settings = Settings(engine="openvino", cache=cache, int8=wanted)
         assert fold(prepare(plan(request), settings)).effective.levers == levers
+
+
+def test_eight_bits_are_left_to_cpus_whose_bfloat16_is_slower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "_flags", lambda: "avx512_vnni amx_bf16")
+    assert running.prefers_int8("float32")
+    assert not running.prefers_int8("bfloat16")
 
 
 def test_eight_bits_that_are_off_are_given_up_once_and_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled_engine, "has_int8", lambda: True)
+    monkeypatch.setattr(running, "_flags", lambda: "avx512_vnni")
     monkeypatch.setattr(made, "LEAST_DB", 99.0)
     settings = Settings(engine="openvino", cache=tmp_path / "cache")
     request = clip_request("a ball", size="64x64", frames=9, seed=1)

@@ -24,9 +24,11 @@ from filmlet.engine.compiled.vae import (
     Modulation,
     Range,
     activated,
-    as_pixels,
     convolution,
     frames,
+    in_bytes,
+    lengths,
+    pixels_of,
     shortcut,
     width,
 )
@@ -108,8 +110,8 @@ def graphs(
 
     Inputs: x, `first` (1 for the first frames, else 0), `last` (END for the last frames, else -1),
     then what each convolution and residual remembers, without frames at first. Outputs: y, then
-    what they remember. Latents are float32; the last level gives (1, 1, frames, height, width, 3)
-    in 8 bits, and the sum of its values, by which one sees whether all are numbers.
+    what they remember. Latents are float32; the last level gives patches as `pictures` takes them,
+    and the sum of its norms, by which one sees whether all are numbers.
 
     ranges: of what goes into each convolution, by its name, to multiply in 8 bits.
     """
@@ -154,10 +156,10 @@ class _Level:
                     x = self._upsample(part, x, module.block)
                 case Kind.HEAD:
                     told = self._modulations(self.weights, module.timed, 2)
-                    x = self._convolve(part, activated(x, told[0]))
-                    total = ops.reduce_sum(x, integers([1, 2, 3, 4]), False)
+                    total = ops.reduce_sum(lengths(x), integers([1, 2, 3, 4]), False)
                     results = [ops.convert(total, self.kind)]
-                    x = as_pixels(x, self.recipe.side)
+                    last = pixels_of(part, self.recipe.side)
+                    x = in_bytes(self._convolve(last, activated(x, told[0])))
         y = x if results else ops.convert(x, self.kind)
         # The plugin keeps in float32 what leads to a float32 result.
         memories = [ops.convert(one, self.kind) for one in self.remembered]
@@ -218,12 +220,10 @@ class _Level:
     def _upsample(self, conv: Part, x: Node, block: int) -> Node:
         """Channels become frames, rows and columns."""
         y = self._convolve(conv, x)
-        unfolded = ops.depth_to_space(y, "depth_first", 2)
-        if not any(self.recipe.residual[block : block + 1]):
-            return unfolded
-        residual = ops.depth_to_space(self._waiting(x, y), "depth_first", 2)
-        repeats = width(unfolded) // width(residual)
-        return ops.add(unfolded, ops.concat([residual] * repeats, 1))
+        if any(self.recipe.residual[block : block + 1]):
+            repeats = width(y) // width(x)
+            y = ops.add(y, ops.concat([self._waiting(x, y)] * repeats, 1))
+        return ops.depth_to_space(y, "depth_first", 2)
 
 
 @dataclass(eq=False)

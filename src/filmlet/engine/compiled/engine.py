@@ -16,7 +16,7 @@ from filmlet.engine.arrays import Tensors, as_numpy
 from filmlet.engine.compiled.building import EXACT, Build
 from filmlet.engine.compiled.made import Decoder, Encoder, Text, Transformer
 from filmlet.engine.compiled.nodes import Floats
-from filmlet.engine.compiled.running import has_bfloat16, has_int8
+from filmlet.engine.compiled.running import has_bfloat16, prefers_int8
 from filmlet.engine.engine import Call, Engine, Recipe, Statistics
 from filmlet.engine.guiding import Draw
 from filmlet.engine.noise import Noise
@@ -160,7 +160,7 @@ def choose(
     if dtype == EXACT and best != EXACT:
         best, reason = EXACT, "as it was begun"
     decoder = Build(QUANTISED, card, files, best, cache, is_int8=True)
-    is_int8 = allow_int8 and has_int8() and not decoder.verdict()
+    is_int8 = allow_int8 and prefers_int8(best) and not decoder.verdict()
     levers = frozenset({Lever.INT8} if is_int8 else ())
     return Placement("cpu", best, reason, library=Library.OPENVINO, cache=cache, levers=levers)
 

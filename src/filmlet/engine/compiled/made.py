@@ -16,7 +16,7 @@ from filmlet.engine.compiled.building import EXACT, Build, Runs, compile_all
 from filmlet.engine.compiled.nodes import Floats, Part
 from filmlet.engine.compiled.running import Ask, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, sines
-from filmlet.engine.compiled.vae import Range
+from filmlet.engine.compiled.vae import Range, pictures
 from filmlet.engine.flowing import PIECE, flow
 from filmlet.engine.noise import Noise
 from filmlet.errors import NotFinite
@@ -184,4 +184,4 @@ class Decoder:
         ]
         starts = range(0, latents.shape[2], PIECE)
         chunks = (latents[:, :, start : start + PIECE] for start in starts)
-        return (pixels[0, 0] for pixels in flow(streams, chunks))
+        return (pictures(made[0, 0], self.recipe.side) for made in flow(streams, chunks))

@@ -33,13 +33,18 @@ def has_bfloat16() -> bool:
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def prefers_int8(dtype: str) -> bool:
+    """Whether this CPU multiplies bytes (VNNI) sooner than a dtype; bfloat16 by AMX is as fast."""
+    return "vnni" in _flags() and (dtype != "bfloat16" or "amx_bf16" not in _flags())
+
+
 @cache
-def has_int8() -> bool:
-    """Whether this CPU multiplies bytes as they are: VNNI, which only Linux tells of."""
+def _flags() -> str:
+    """Of the CPU's instructions, which only Linux tells."""
     try:
-        return "vnni" in Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
+        return ""
 
 
 def best_dtype() -> str:

@@ -7,6 +7,7 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number
+from filmlet.events import Pixels
 
 FRAMES = 2  # axis
 NORM_EPS = 1e-8
@@ -47,9 +48,14 @@ def rounded(x: Node, ends: Floats, levels: int) -> Node:
     return ops.fake_quantize(x, low, high, low, high, levels)
 
 
+def lengths(x: Node) -> Node:
+    """Of the vector of channels at each place, in one pass: squares never reach the memory."""
+    return ops.reduce_l2(x, integers([1]), True)
+
+
 def activated(x: Node, modulation: Modulation | None = None) -> Node:
     """Norm over channels, modulation, SiLU."""
-    length = ops.reduce_l2(x, integers([1]), True)  # one pass: squares never reach the memory
+    length = lengths(x)
     mean = ops.multiply(ops.multiply(length, length), number(1 / width(x)))
     x = ops.divide(x, ops.sqrt(ops.add(mean, number(NORM_EPS))))
     if modulation:
@@ -71,17 +77,29 @@ def shortcut(resnet: Part, x: Node) -> Node:
     return x
 
 
-def as_pixels(x: Node, side: int) -> Node:
-    """Patches in channels, in [-1, 1], as (1, 1, frames, height, width, 3) of 8 bits."""
-    x = ops.multiply(ops.add(x, number(1)), number(127.5))
-    x = ops.clamp(ops.round(x, "half_to_even"), 0.0, 255.0)
-    # Channels last, as they are in memory.
+def pixels_of(conv: Part, side: int) -> Part:
+    """The last convolution, its outputs 0 to 255 in place of -1 to 1, and as bytes of a picture.
+
+    Each patch is given row by row, column by column, the three colours of a pixel together.
+    """
+    order = np.arange(3 * side * side).reshape(3, side, side).T.flatten()
+    weight, bias = (127.5 * conv[name][order] for name in ("weight", "bias"))
+    table = {f"{conv.name}weight": weight, f"{conv.name}bias": bias + 127.5}
+    return Part({name: one.astype(np.float32) for name, one in table.items()}, conv.name)
+
+
+def in_bytes(x: Node) -> Node:
+    """(1, channels, frames, height, width) -> (1, 1, frames, height, width, channels)."""
+    low, high = number(0), number(255)
+    x = ops.fake_quantize(x, low, high, low, high, 256)  # rounds and cuts, in the convolution
     x = ops.convert(ops.transpose(x, integers([0, 2, 3, 4, 1])), np.uint8)
-    times, rows, columns = (
-        ops.gather(ops.shape_of(x), integers([axis]), integers(0)) for axis in (1, 2, 3)
-    )
-    patched = [times, rows, columns, integers([3, side, side])]
-    x = ops.reshape(x, ops.concat(patched, 0), False)
-    x = ops.transpose(x, integers([0, 1, 5, 2, 4, 3]))
-    sides = [ops.multiply(one, integers([side])) for one in (rows, columns)]
-    return ops.reshape(x, ops.concat([integers([1, 1]), times, *sides, integers([3])], 0), False)
+    return ops.unsqueeze(x, integers(1))
+
+
+def pictures(patches: Pixels, side: int) -> Pixels:
+    """(frames, height, width, channels) of `in_bytes` as frames of pixels."""
+    count, height, width, channels = patches.shape
+    row = np.dtype((np.void, channels // side))  # of a patch: copied as one
+    apart = np.ascontiguousarray(patches).view(row).reshape(count, height, width, side)
+    rows = np.ascontiguousarray(apart.swapaxes(2, 3))
+    return rows.view(np.uint8).reshape(count, height * side, width * side, 3)
