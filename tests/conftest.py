@@ -79,6 +79,12 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where graphs are kept from one test to the next."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
 def pocket_clip() -> "Clip":
     """The default clip of the bundled model."""
     import filmlet

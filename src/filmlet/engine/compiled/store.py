@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 ROOM = 4_000_000_000  # bytes that all of them may take
 STALE_S = 3600.0
-EDGE = 2**20  # bytes at a file's beginning and end that tell it from others of its size and time
+EDGE = 2**16  # bytes at a file's beginning and end that tell it from others of its size and time
 Blob = NDArray[np.uint8]
 DIGEST = hashlib.sha256().digest_size
 
@@ -38,18 +37,11 @@ def fingerprint(files: Iterable[Path], *more: object) -> str:
     for file in files:
         status = file.stat()
         found.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-        found.update(_edges(file, status.st_size, status.st_ctime_ns))
+        with file.open("rb") as opened:
+            found.update(opened.read(EDGE))
+            opened.seek(max(0, status.st_size - EDGE))
+            found.update(opened.read(EDGE))
     return found.hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _edges(file: Path, size: int, changed: int) -> bytes:  # noqa: ARG001 - read again if it was
-    """Of a file's beginning and end."""
-    with file.open("rb") as opened:
-        found = hashlib.sha256(opened.read(EDGE))
-        opened.seek(max(0, size - EDGE))
-        found.update(opened.read(EDGE))
-    return found.digest()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""Compiled graphs from one process to the next."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from filmlet import cli
+from filmlet.engine.placement import Lever
+from filmlet.events import Pixels
+
+pytest.importorskip("openvino")
+from filmlet.engine.compiled import building
+from filmlet.engine.compiled.store import Store, fingerprint
+from tests.compiling import POCKET, frames, last, load, recipe_for, text_for
+
+
+def test_a_kept_graph_gives_the_same_bytes_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
+    recipe = recipe_for(POCKET, size="64x64", frames=9)
+
+    def make() -> tuple[NDArray, Pixels]:
+        engine = load(POCKET, tmp_path)
+        latents = last(engine.denoise(text_for(engine, 7), recipe))
+        return latents, frames(engine, latents, recipe)
+
+    first = make()
+    blobs = list(tmp_path.glob("*.blob"))
+    assert len(blobs) == 6
+    second = make()
+    for file in blobs:
+        file.write_bytes(file.read_bytes()[:1000])
+    third = make()
+    for latents, pixels in (second, third):
+        assert np.array_equal(latents, first[0])
+        assert np.array_equal(pixels, first[1])
+    assert all(Store(tmp_path).load(file.stem) for file in blobs)
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("filmlet.engine.compiled.store.ROOM", 250)
+    store = Store(tmp_path / "cache")
+    for name in ("a", "b"):
+        store.save(name, bytes(60))
+        time.sleep(0.01)
+    assert store.load("a") is not None
+    time.sleep(0.01)
+    store.save("c", bytes(60))
+    kept = store.load("a")
+    assert kept is not None
+    assert kept.blob.tobytes() == bytes(60)
+    kept.put_away()
+    assert kept.blob.tobytes() == bytes(60)
+    assert store.load("b") is None
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_other_weights_have_another_fingerprint(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    before = fingerprint([file], 1)
+    assert fingerprint([file], 1) == before != fingerprint([file], 2)
+    file.write_bytes(b"two")
+    assert fingerprint([file], 1) != before
+
+
+def test_an_exported_model_is_compiled_once_and_for_every_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FILMLET_CACHE", str(tmp_path))
+    assert cli.main(["models", "export", "pocket", "--json"]) == 0
+    told, kept = json.loads(capsys.readouterr().out), sorted(tmp_path.iterdir())
+    assert told["bytes_in_cache"] == sum(file.stat().st_size for file in kept) > 10_000_000
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(building, "compile_all", refuse)
+    engine = load(POCKET, tmp_path, told["dtype"], *map(Lever, told["levers"]))
+    engine.see(np.zeros((1, 64, 64, 3), np.uint8))
+    assert cli.main(["models", "export", "pocket"]) == 0
+    assert sorted(tmp_path.iterdir()) == kept
+
+
+def test_what_is_torchs_is_not_exported_and_says_why(
+    tiny_two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["models", "export", str(tiny_two)]) == 2
+    assert "upsampler is torch's" in capsys.readouterr().err
+    assert cli.main(["models", "export", "ltxv-13b-0.9.8-distilled"]) == 2
+    assert "filmlet models pull" in capsys.readouterr().err
