@@ -18,7 +18,8 @@ from filmlet.engine.placement import Lever, Library, Placement
 from filmlet.engine.weights import Weights
 from filmlet.events import Pixels
 from filmlet.models import CARDS, locate
-from filmlet.request import clip_request, fit
+from filmlet.request import clip_request
+from filmlet.shape import fit
 from filmlet.work import fold
 
 pytest.importorskip("openvino")

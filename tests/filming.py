@@ -10,8 +10,9 @@ from filmlet import stages
 from filmlet.events import Event, Pixels, Progress, Stage
 from filmlet.media import frames_of, writing
 from filmlet.plan import plan
-from filmlet.request import Change, Shape, clip_request
+from filmlet.request import clip_request
 from filmlet.settings import Settings
+from filmlet.shape import Change, Shape
 from filmlet.work import Work, fold, prepare
 
 

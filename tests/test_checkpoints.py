@@ -35,7 +35,8 @@ from filmlet.engine.placement import Placement
 from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
 from filmlet.models import CARDS, fetch, find, locate
-from filmlet.request import clip_request, fit
+from filmlet.request import clip_request
+from filmlet.shape import fit
 from filmlet.work import fold, loaded
 from tests.hub import COMMIT, serving
 from tests.tiny import make_vae

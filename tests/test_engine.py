@@ -24,8 +24,9 @@ from filmlet.engine.text import load_tokenizer, read
 from filmlet.errors import CheckpointDamaged, NotFinite
 from filmlet.models import CARDS, find, locate
 from filmlet.plan import plan
-from filmlet.request import clip_request, fit
+from filmlet.request import clip_request
 from filmlet.settings import Settings
+from filmlet.shape import fit
 from filmlet.work import fold, prepare
 from tests.tiny import folder_of, make_vae
 

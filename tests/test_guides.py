@@ -35,7 +35,8 @@ from filmlet.guide import Guide, parse_keyframe
 from filmlet.media import covering, framed, look, read_picture, tags
 from filmlet.models import CARDS, find
 from filmlet.models.catalogue import POCKET
-from filmlet.request import ClipRequest, ClipSettings, clip_request, fit
+from filmlet.request import ClipRequest, ClipSettings, clip_request
+from filmlet.shape import fit
 from tests.filming import changes, distance, film, footage, keep, work_for
 from tests.test_engine import load as load_card
 from tests.tiny import edit_json, make_checkpoint

@@ -22,6 +22,8 @@ FLOORS = (
         "prompts",
         "windows",
         "request",
+        "shape",
+        "effective",
         "card",
         "budget",
         "logs",

@@ -12,7 +12,7 @@ from filmlet.engine.leaving import Leaving, as_pixels, as_planes
 from filmlet.errors import NotFinite
 from filmlet.media import writing
 from filmlet.media.video import VideoFile
-from filmlet.request import Shape
+from filmlet.shape import Shape
 
 HEIGHT, WIDTH = (
     62,

@@ -31,8 +31,9 @@ from filmlet.jobs import Queue, Status
 from filmlet.jobs.queue import size_of
 from filmlet.models import CARDS
 from filmlet.plan import plan
-from filmlet.request import ClipRequest, Grid, clip_request, fit
+from filmlet.request import ClipRequest, clip_request
 from filmlet.settings import Settings
+from filmlet.shape import Grid, fit
 from filmlet.windows import Window, split
 from filmlet.work import Work, fold, prepare
 from tests.queues import Start, ask, is_over, wait, without_queue

@@ -16,7 +16,7 @@ from filmlet.errors import InvalidRequest, OutputExists, OutputUnwritable
 from filmlet.events import Pixels
 from filmlet.media import check_target, growing, poster, writing
 from filmlet.media.movie import part_of
-from filmlet.request import Shape
+from filmlet.shape import Shape
 
 SHAPE = Shape(96, 64, 20, 24.0, 96, 64, 25)
 TAGS = {"title": "a red ball", "seed": "3", "provenance": "AI-generated", "comment": "AI-generated"}

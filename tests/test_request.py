@@ -3,7 +3,8 @@ import math
 import pytest
 
 from filmlet.errors import InvalidRequest
-from filmlet.request import ClipRequest, Grid, clip_request, fit, parse_size
+from filmlet.request import ClipRequest, clip_request, parse_size
+from filmlet.shape import Grid, fit
 
 GRID = Grid(max_side=512)
 

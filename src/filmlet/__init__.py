@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from filmlet.clip import Clip, generate, stream
+    from filmlet.effective import Effective
     from filmlet.errors import FilmletError, InvalidRequest
     from filmlet.events import Finished, Frames, Preview, Progress, Stage
     from filmlet.guide import Guide
     from filmlet.lora import Lora
-    from filmlet.request import Change, ClipRequest, Effective
+    from filmlet.request import ClipRequest
+    from filmlet.shape import Change
 
 __version__ = "0.1.0"
 
@@ -18,8 +20,8 @@ _HOME = {
     "generate": "filmlet.clip",
     "stream": "filmlet.clip",
     "ClipRequest": "filmlet.request",
-    "Effective": "filmlet.request",
-    "Change": "filmlet.request",
+    "Effective": "filmlet.effective",
+    "Change": "filmlet.shape",
     "Progress": "filmlet.events",
     "Preview": "filmlet.events",
     "Finished": "filmlet.events",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from filmlet.card import Components
-from filmlet.request import Grid, Shape
+from filmlet.shape import Grid, Shape
 
 SPARE = 0.1  # of a device's memory, for what nobody counts
 RUNTIME = 600_000_000  # bytes of the libraries themselves

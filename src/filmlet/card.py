@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
-from filmlet.request import Grid
+from filmlet.shape import Grid
 
 Where = TypeVar("Where")
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet import stages
+from filmlet.effective import Effective
 from filmlet.events import Event, Finished, Frames, Pixels
 from filmlet.media import poster, tags, writing
 from filmlet.plan import plan
-from filmlet.request import ClipRequest, ClipSettings, Effective, clip_request
+from filmlet.request import ClipRequest, ClipSettings, clip_request
 from filmlet.settings import Settings
 from filmlet.work import Work, fold, prepare
 

@@ -22,7 +22,8 @@ from filmlet.media import (
     read_picture,
     read_video,
 )
-from filmlet.request import Change, ClipRequest, Shape
+from filmlet.request import ClipRequest
+from filmlet.shape import Change, Shape
 from filmlet.windows import holding, split
 
 CROPPED = 0.03  # of a picture, from which on it is told

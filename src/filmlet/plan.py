@@ -9,7 +9,8 @@ from filmlet.errors import InvalidRequest, NotOffered
 from filmlet.given import Given, lengthened, read_clip, read_guides, settled
 from filmlet.lora import Adapter
 from filmlet.models import find, locate, look_at_loras, parameters
-from filmlet.request import Change, ClipRequest, Shape, fit
+from filmlet.request import ClipRequest
+from filmlet.shape import Change, Shape, fit
 from filmlet.windows import Window, holding, split
 
 

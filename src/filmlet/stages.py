@@ -24,7 +24,7 @@ from filmlet.media import (
     place,
     tags,
 )
-from filmlet.request import Change, Shape
+from filmlet.shape import Change, Shape
 from filmlet.work import Work, fold, loaded, timed
 
 

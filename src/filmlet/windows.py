@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from filmlet.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from filmlet.request import Grid, Shape
+from filmlet.shape import Grid, Shape
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Window:
         return range(-(-self.first // time), -(-self.end // time))
 
 
-def split(shape: "Shape", grid: "Grid", prompts: int = 1) -> tuple[Window, ...]:
+def split(shape: Shape, grid: Grid, prompts: int = 1) -> tuple[Window, ...]:
     """The windows of a clip: one where the model makes it at once, else nearly equal ones.
 
     Prompts share the new frames equally, and no window has two. Raises InvalidRequest where they

@@ -13,6 +13,7 @@ from filmlet.budget import Hold
 from filmlet.budget import choose as fitting
 from filmlet.card import Files, ModelCard
 from filmlet.denoising import Shelf
+from filmlet.effective import Effective
 from filmlet.engine import engines
 from filmlet.engine.arrays import Tensors
 from filmlet.engine.engine import KILOBYTE, Engine, Recipe, kilobytes
@@ -31,8 +32,8 @@ from filmlet.given import Given
 from filmlet.lora import Adapter
 from filmlet.models import fetch, fetch_lora, locate, look_at_lora
 from filmlet.plan import Plan
-from filmlet.request import Change, Effective
 from filmlet.settings import Settings
+from filmlet.shape import Change
 
 Value = TypeVar("Value")
 KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much

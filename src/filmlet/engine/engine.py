@@ -21,7 +21,7 @@ from filmlet.engine.placement import Placement
 from filmlet.engine.text import Reading
 from filmlet.events import Pixels, Planes
 from filmlet.lora import Adapter
-from filmlet.request import Shape
+from filmlet.shape import Shape
 
 PROMPTS = 64  # that are remembered
 ENLARGED = 4  # a preview's sides against those of the latents

@@ -7,7 +7,7 @@ from typing import Any
 from filmlet.budget import Machine, Need, choose
 from filmlet.events import Stage
 from filmlet.plan import Plan
-from filmlet.request import Shape
+from filmlet.shape import Shape
 
 
 class Status(StrEnum):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from dbos import WorkflowSerializationFormat
 
+from filmlet.effective import Effective
 from filmlet.engine.engines import at_most, torchs
 from filmlet.errors import JobConflict, UnknownJob
 from filmlet.events import Stage
@@ -32,7 +33,7 @@ from filmlet.jobs.webhooks import announce
 from filmlet.lora import Adapter, Lora
 from filmlet.models import size as disk_use
 from filmlet.plan import Plan, plan
-from filmlet.request import ClipRequest, Effective
+from filmlet.request import ClipRequest
 from filmlet.settings import Settings
 
 QUEUE, WORKFLOW = "filmlet_clips", "filmlet_clip"

@@ -10,7 +10,8 @@ from filmlet.jobs.cost import Size
 from filmlet.jobs.database import Row
 from filmlet.jobs.job import Failure, Job, Priority, StageRecord, Status
 from filmlet.jobs.outlook import Outlook
-from filmlet.request import ClipRequest, Shape
+from filmlet.request import ClipRequest
+from filmlet.shape import Shape
 
 REMEMBERED = 1000  # requests, as they are shown
 SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over

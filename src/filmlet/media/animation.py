@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from filmlet.events import Pixels
-from filmlet.request import Shape
+from filmlet.shape import Shape
 
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '

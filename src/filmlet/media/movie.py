@@ -13,7 +13,8 @@ from filmlet.errors import DiskFull, FilmletError, InvalidRequest, OutputExists,
 from filmlet.events import Pixels, Planes
 from filmlet.media.animation import AnimationFile
 from filmlet.media.video import VideoFile, index_first
-from filmlet.request import FORMATS, Shape
+from filmlet.request import FORMATS
+from filmlet.shape import Shape
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

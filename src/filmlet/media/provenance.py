@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from filmlet.request import Effective
+from filmlet.effective import Effective
 
 
 def tags(effective: Effective) -> dict[str, str]:

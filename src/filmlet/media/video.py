@@ -11,7 +11,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from filmlet.events import Pixels, Planes
-from filmlet.request import Shape
+from filmlet.shape import Shape
 
 THREADS = 2  # fixed: the encoder's bytes depend on it
 BT709 = 1

@@ -17,7 +17,7 @@ from filmlet.card import (
 from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
 from filmlet.models import hub
 from filmlet.models.files import read_json
-from filmlet.request import Grid
+from filmlet.shape import Grid
 
 POCKET = Path(__file__).parent.parent / "pocket"
 BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280, overlap=32)

@@ -19,11 +19,12 @@ from pathlib import Path
 import gradio as gr
 
 from filmlet import stages
+from filmlet.effective import Effective
 from filmlet.errors import FailedElsewhere, FilmletError
 from filmlet.events import Event, Finished, Progress, Stage
 from filmlet.jobs.worker import Film
 from filmlet.plan import Plan, plan
-from filmlet.request import ClipRequest, Effective
+from filmlet.request import ClipRequest
 from filmlet.settings import Settings
 from filmlet.spaces.refusals import explained
 from filmlet.work import Work, fold, prepare

@@ -19,7 +19,8 @@ from filmlet.guide import Guide
 from filmlet.jobs import Job
 from filmlet.lora import Lora
 from filmlet.models import CARDS, count, locate
-from filmlet.request import MAX_SEED, Grid
+from filmlet.request import MAX_SEED
+from filmlet.shape import Grid
 from filmlet.studio.telling import describe, paragraph, plan_of, reading_of, refusal
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
