@@ -1,6 +1,8 @@
 """What is ahead of each unfinished job: its place in the queue, and the time until it is over."""
 
 import json
+import threading
+import time
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +17,7 @@ from filmlet.jobs.job import Estimate, Status
 
 GUESS_KB_S = 20_000  # of a download, before anything of it has come
 FETCH_BAND = 2.0
+LASTS_S, BURST_S = 0.25, 0.05  # of an outlook, and where jobs are new to it
 TAKE = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
 
 
@@ -85,6 +88,10 @@ class Outlook:
         self.positions[row["id"]] = place + 1
         self.etas[row["id"]] = _after(start, own)
 
+    def has_moved(self, row: Row) -> bool:
+        """Whether a job has another rank than it had."""
+        return bool(self.ranks.get(row["id"], row["rank"]) != row["rank"])
+
     def _waiting(self, t: Reader, name: str, work: str) -> Estimate:
         """Seconds that a job needs by itself once a worker is free for it."""
         known, key = self._known(t, name), (work, name in self.loaded)
@@ -132,6 +139,40 @@ class Outlook:
         )  # fmt: skip
         samples = [Sample(Stage(r["stage"]), r["units"], r["seconds"]) for r in reversed(rows)]
         return CostModel(samples, self.speed)
+
+
+class Outlooks:
+    """The latest outlook, for a moment: hundreds may ask and submit within that."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[float, Outlook | None] = (0.0, None)
+        self._fitted: Fitted = {}
+        self._looking = threading.Lock()
+
+    def fresh(self, t: Reader) -> Outlook:
+        """What lies ahead now."""
+        return Outlook(t, self._fitted)
+
+    def of(self, t: Reader, rows: Sequence[Row]) -> Outlook:
+        """One that knows these unfinished jobs as they stand in their rows."""
+        with self._looking:
+            at, outlook = self._latest
+            now = time.monotonic()
+            new = [row for row in rows if outlook is None or row["id"] not in outlook.etas]
+            is_known = all(row["status"] == Status.QUEUED for row in new)
+            # A new job's own estimate must not count on one that has ended since.
+            is_old = now - at > (BURST_S if new else LASTS_S)
+            if outlook is None or is_old or not is_known or any(map(outlook.has_moved, rows)):
+                outlook = self.fresh(t)
+                self._latest = now, outlook
+            for row in new:
+                if row["id"] not in outlook.etas:
+                    outlook.add(t, row)
+        return outlook
+
+    def forget(self) -> None:
+        """Look anew next time."""
+        self._latest = 0.0, None
 
 
 def _fetching(row: Row) -> Estimate:

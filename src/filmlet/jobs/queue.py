@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from filmlet.jobs.job import (
     Tally,
 )
 from filmlet.jobs.limits import Limits, used
-from filmlet.jobs.outlook import Fitted, Outlook
+from filmlet.jobs.outlook import Outlooks
 from filmlet.jobs.rows import job_of, request_of
 from filmlet.jobs.storage import Storage
 from filmlet.jobs.webhooks import announce
@@ -41,7 +40,6 @@ APPLICATION_VERSION = "1"  # of the workflow's arguments; a job waits for a work
 RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 CLASS_RANK = 100_000  # more than one user can have active
 FOLLOW_EVERY_S = 0.15
-OUTLOOK_S, BURST_S = 0.25, 0.05
 OVER = tuple(status.value for status in Status if status.is_over)
 
 
@@ -69,9 +67,7 @@ class Queue:
         self.settings = settings
         self.database = Database(settings)
         self.storage = Storage(settings)
-        self._seen: tuple[float, Outlook | None] = (0.0, None)
-        self._fitted: Fitted = {}
-        self._looking = threading.Lock()
+        self._outlooks = Outlooks()
 
     @property
     def is_near(self) -> bool:
@@ -243,7 +239,7 @@ class Queue:
         """What this request would come to now; nothing is queued. Raises what `plan` raises."""
         planned = plan(request)
         with self.database.reading() as t:
-            outlook = Outlook(t, self._fitted)
+            outlook = self._outlooks.fresh(t)
             eta = outlook.of_another(t, planned.card.name, size_of(planned))
         fetch = 0 if planned.files else max(0, planned.card.bytes - disk_use(planned.card))
         machine = outlook.machine
@@ -254,7 +250,7 @@ class Queue:
     def cost(self, planned: Plan, stages: Sequence[Stage]) -> Estimate:
         """Seconds that some stages of a clip take where jobs are made now."""
         with self.database.reading() as t:
-            outlook = Outlook(t, self._fitted)
+            outlook = self._outlooks.fresh(t)
             return outlook.of_stages(t, planned.card.name, size_of(planned), stages)
 
     def prioritise(self, job: str, priority: Priority) -> Job:
@@ -300,7 +296,7 @@ class Queue:
             if row["status"] == Status.QUEUED:
                 tally(t, "jobs", Status.CANCELLED)
                 announce(t, self.database, self.settings, job)
-        self._seen = 0.0, None
+        self._outlooks.forget()
         if row["status"] == Status.QUEUED:
             self.database.client.cancel_workflow(f"{job}.{row['run']}")
         return self.get(job, owner)
@@ -327,7 +323,7 @@ class Queue:
                 id=job, rank=rank,
             )  # fmt: skip
             self._enqueue(t, job, row["run"] + 1, rank)
-        self._seen = 0.0, None
+        self._outlooks.forget()
         return self.get(job, owner)
 
     def delete(self, job: str, owner: str | None = None) -> None:
@@ -403,28 +399,8 @@ class Queue:
 
     def _jobs(self, t: Reader, rows: Sequence[Row]) -> list[Job]:
         open = [row for row in rows if row["status"] not in OVER]
-        outlook = self._outlook(t, open) if open else None
+        outlook = self._outlooks.of(t, open) if open else None
         return [job_of(row, outlook) for row in rows]
-
-    def _outlook(self, t: Reader, rows: Sequence[Row]) -> Outlook:
-        """What lies ahead, as it was a moment ago: hundreds may ask and submit within that."""
-        with self._looking:
-            at, outlook = self._seen
-            now = time.monotonic()
-            new = [row for row in rows if outlook is None or row["id"] not in outlook.etas]
-            is_known = all(row["status"] == Status.QUEUED for row in new)
-            has_moved = outlook and any(
-                outlook.ranks.get(row["id"], row["rank"]) != row["rank"] for row in rows
-            )
-            # A new job's own estimate must not count on one that has ended since.
-            is_old = now - at > (BURST_S if new else OUTLOOK_S)
-            if outlook is None or is_old or has_moved or not is_known:
-                outlook = Outlook(t, self._fitted)
-                self._seen = now, outlook
-            for row in new:
-                if row["id"] not in outlook.etas:
-                    outlook.add(t, row)
-        return outlook
 
     def close(self) -> None:
         """Let go of the database."""
