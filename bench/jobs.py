@@ -165,7 +165,7 @@ def report(folder: Path, url: str | None, jobs: int, stops: int) -> str:
             "# The queue, measured",
             "",
             f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, Python {platform.python_version()},",
-            f"{'PostgreSQL' if url else 'SQLite'}, one worker, pocket in float32: "
+            f"{'PostgreSQL' if url else 'SQLite'}, one worker, pocket as it runs by itself: "
             "`python -m bench.jobs`.",
             "",
             *table(

@@ -170,7 +170,7 @@ def test_kernels_are_measured_once_and_kept_for_other_processes(
     assert set(json.loads(file.read_text()).values()) == {"FLASH_ATTENTION"}
 
 
-@pytest.mark.parametrize("content", ["", "[", '{"cpu": 3}'])
+@pytest.mark.parametrize("content", ["", "[", "[]", '{"cpu": 3}', '{"cpu": []}'])
 def test_a_file_that_cannot_be_read_is_written_anew(tmp_path: Path, content: str) -> None:
     file = tmp_path / "attention.json"
     file.write_text(content)

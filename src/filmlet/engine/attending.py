@@ -63,9 +63,9 @@ class Attending:
     def _kept(self) -> dict[str, str]:
         try:
             table: dict[str, str] = json.loads(self.file.read_text())
-        except (OSError, ValueError):
+            return {key: name for key, name in table.items() if name in SDPBackend.__members__}
+        except (OSError, ValueError, AttributeError, TypeError):  # there is none, or it is damaged
             return {}
-        return {key: name for key, name in table.items() if name in SDPBackend.__members__}
 
     def _keep(self) -> None:
         """So that others find it; a disk that is full costs the next process the measurement."""
