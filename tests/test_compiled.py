@@ -2,12 +2,14 @@
 
 import threading
 import time
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from filmlet.card import Components, ModelCard
 from filmlet.engine.arrays import as_numpy
@@ -16,6 +18,7 @@ from filmlet.engine.guiding import Shown
 from filmlet.engine.noise import Noise
 from filmlet.engine.placement import Lever
 from filmlet.engine.text import load_tokenizer, read
+from filmlet.engine.weights import Weights
 from filmlet.errors import Cancelled, NotFinite
 from filmlet.models import find, locate
 from filmlet.work import fold
@@ -212,6 +215,20 @@ def test_frames_that_are_not_numbers_are_an_error(cache: Path, levers: tuple[Lev
     recipe = recipe_for(POCKET, size="64x64", frames=9)
     with pytest.raises(NotFinite, match="latents"):
         frames(engine, np.full((1, 8, 64), np.nan, np.float32), recipe)
+
+
+def test_last_weights_that_are_not_numbers_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = Weights.arrays
+
+    def damaged(self: Weights, *wanted: Container[str]) -> Iterator[tuple[str, NDArray]]:
+        for name, array in arrays(self, *wanted):
+            yield name, array * np.float32(np.nan if name.startswith("decoder.conv_out") else 1)
+
+    monkeypatch.setattr(Weights, "arrays", damaged)
+    with pytest.raises(NotFinite, match="last weights"):
+        load(POCKET, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

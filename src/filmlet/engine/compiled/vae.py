@@ -7,6 +7,7 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number
+from filmlet.errors import NotFinite
 from filmlet.events import Pixels
 
 FRAMES = 2  # axis
@@ -81,7 +82,10 @@ def pixels_of(conv: Part, side: int) -> Part:
     """The last convolution, its outputs 0 to 255 in place of -1 to 1, and as bytes of a picture.
 
     Each patch is given row by row, column by column, the three colours of a pixel together.
+    Raises NotFinite: rounding makes a colour of anything, so nobody would see it later.
     """
+    if not all(np.isfinite(conv[name]).all() for name in ("weight", "bias")):
+        raise NotFinite("The VAE decoder's last weights are not numbers.")
     order = np.arange(3 * side * side).reshape(3, side, side).T.flatten()
     weight, bias = (127.5 * conv[name][order] for name in ("weight", "bias"))
     table = {f"{conv.name}weight": weight, f"{conv.name}bias": bias + 127.5}
