@@ -334,7 +334,7 @@ def test_an_admin_sees_everybody_and_moves_and_stops_who_waits(
     browser: Browser, server: Running
 ) -> None:
     window = Windows(browser, server.url).window().open()
-    server.job(size="256x256", frames=193, steps=8)
+    ahead = server.job(size="512x512", frames=961, steps=20)  # longer than all that follows
     waiting = [server.job(prompt=f"number {i} waits", priority="low") for i in range(2)]
     row = window.page.locator("film-queue tr", has_text="number 1 waits")
     row.locator("select").select_option("high")
@@ -342,6 +342,8 @@ def test_an_admin_sees_everybody_and_moves_and_stops_who_waits(
     assert server.video(waiting[1])["position"] == 1
     window.page.locator("film-queue tr", has_text="number 0 waits").get_by_role("button").click()
     until(lambda: server.video(waiting[0])["status"] == "failed")
+    assert server.video(ahead)["status"] == "in_progress"
+    server.client.post(f"/v1/videos/{ahead}/cancel")
     server.wait_over(waiting[1])
 
 
