@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 REFUSED = 2
 UNREAD = 128 + 13  # a shell's status of a process that SIGPIPE has ended
 CLIPS = Path("clips")
-AGAIN_S = 0.01
+AGAIN_S = 0.01  # until an interruption that was dropped is raised once more
 ALONE = ("generate", "models")  # commands that take none of the server's libraries
 
 
