@@ -20,7 +20,7 @@ from tests.queues import environment
 from tests.warm import ROOT
 
 SMALL = {"prompt": "a red ball", "size": "64x64", "frames": 9, "steps": 2, "seed": 3}
-LONG = {"prompt": "a red ball", "size": "256x256", "frames": 97}
+LONG = {"prompt": "a red ball", "size": "256x256", "frames": 481}  # seconds, even on a fast CPU
 
 
 @dataclass
