@@ -15,6 +15,7 @@ from filmlet.card import Components, ModelCard
 from filmlet.engine.arrays import as_numpy
 from filmlet.engine.engine import Embeddings, Start
 from filmlet.engine.guiding import Shown
+from filmlet.engine.leaving import as_planes
 from filmlet.engine.noise import Noise
 from filmlet.engine.placement import Lever
 from filmlet.engine.text import load_tokenizer, read
@@ -27,6 +28,7 @@ from tests.tiny import make_vae
 pytest.importorskip("openvino")
 from filmlet.engine.compiled import made, running
 from filmlet.engine.compiled.building import Build
+from filmlet.engine.compiled.leaving import Layout
 from tests.compiling import DTYPES, POCKET, decibels, frames, last, load, recipe_for, text_for
 
 
@@ -144,6 +146,31 @@ def test_every_decoder_gives_the_frames_of_the_whole_one(
     assert all(len(part) <= 16 for part in parts)  # also at the end: memory stays flat
 
 
+@pytest.mark.parametrize("kind", [{}, {"timed": True}, {"causal": True}])
+def test_planes_are_those_of_the_same_pixels(kind: dict[str, bool], tmp_path: Path) -> None:
+    decoder = component(make_vae(**kind), tmp_path, "decoder", POCKET)
+    latents = 3 * Noise(5).draw(1, 16, 3, 2, 3)
+    pixels, planes = (np.concatenate([*decoder(latents, layout)]) for layout in Layout)
+    assert pixels.std() > 10
+    assert planes.shape == (len(pixels), 64 * 3 // 2, 96)
+    expected = as_planes(torch.tensor(pixels).permute(3, 0, 1, 2) / 127.5 - 1).numpy()
+    difference = np.abs(expected.astype(int) - planes)
+    light, colour = difference[:, :64], difference[:, 64:].reshape(-1, 2, 32, 48)
+    within = ((pixels > 0) & (pixels < 255)).all(-1)  # what is beyond is cut by who shows it
+    fours = np.broadcast_to(within.reshape(-1, 1, 32, 2, 48, 2).all((3, 5)), colour.shape)
+    assert fours.mean() > 0.5
+    assert max(light[within].max(), colour[fours].max()) <= 1
+
+
+def test_two_clips_that_take_turns_in_a_decoder_do_not_meet(cache: Path) -> None:
+    decoder = load(POCKET, cache)._get("decoder")
+    latents = [Noise(seed).draw(1, 64, 3, 2, 2) for seed in (1, 2)]
+    alone = [np.concatenate([*decoder(one)]) for one in latents]
+    turns = [*zip(*map(decoder, latents), strict=True)]
+    for straight, mixed in zip(alone, zip(*turns, strict=True), strict=True):
+        assert np.array_equal(np.concatenate(mixed), straight)
+
+
 @pytest.mark.parametrize("down", ["spatial", "temporal", "spatiotemporal", None])
 @pytest.mark.parametrize("count", [1, 9])
 def test_every_encoder_gives_the_latents_of_the_whole_one(
@@ -181,32 +208,32 @@ def test_a_stop_is_heard_inside_a_model_call(cache: Path) -> None:
 
 def test_a_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Path) -> None:
     run = load(POCKET, cache)._get("text_encoder").run
-    request, done = run.request, []
+    own, done = run.request.own, []
 
     class Broken:
         """A signal comes as the call has begun, before anybody waits for it."""
 
         def start_async(self) -> None:
-            request.start_async()
+            own.start_async()
             raise KeyboardInterrupt
 
         def wait(self) -> None:
-            request.wait()
+            own.wait()
             done.append("waited")
 
         def cancel(self) -> None:
             done.append("cancelled")
 
         def __getattr__(self, name: str) -> object:
-            return getattr(request, name)
+            return getattr(own, name)
 
-    run.request = Broken()
+    run.request.own = Broken()
     with pytest.raises(KeyboardInterrupt):
         run(np.ones((1, 4), np.int64), np.zeros((1, 4, 4, 4), np.float32))
-    assert run in running.at_work
+    assert run.request in running.at_work
     running._settle_all()
     assert done == ["cancelled", "cancelled", "waited"]
-    assert run not in running.at_work
+    assert run.request not in running.at_work
 
 
 @pytest.mark.parametrize("levers", [(), (Lever.INT8,)])

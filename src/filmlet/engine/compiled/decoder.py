@@ -7,6 +7,7 @@ convolution keeps its last frames, each residual waits for the convolutions besi
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
 
+from filmlet.engine.compiled.leaving import Layout
 from filmlet.engine.compiled.nodes import Part, integers
-from filmlet.engine.compiled.running import BITS, KINDS, Running, is_finite
+from filmlet.engine.compiled.running import BITS, KINDS, Relay, Request, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, embedded
 from filmlet.engine.compiled.vae import (
     FRAMES,
@@ -26,10 +28,10 @@ from filmlet.engine.compiled.vae import (
     activated,
     convolution,
     frames,
-    in_bytes,
-    lengths,
-    pixels_of,
+    places,
+    shaped_as,
     shortcut,
+    sum_of_lengths,
     width,
 )
 from filmlet.errors import NotFinite
@@ -106,17 +108,19 @@ class Recipe:
 def graphs(
     weights: Part, recipe: Recipe, dtype: str, ranges: Mapping[str, Range] | None = None
 ) -> Iterator[ov.Model]:
-    """Of each level, from float32 weights of `decoder`.
+    """Of each level, from float32 weights of `decoder`, and of the last once more, in planes.
 
     Inputs: x, `first` (1 for the first frames, else 0), `last` (END for the last frames, else -1),
     then what each convolution and residual remembers, without frames at first. Outputs: y, then
-    what they remember. Latents are float32; the last level gives patches as `pictures` takes them,
-    and the sum of its norms, by which one sees whether all are numbers.
+    what they remember. Latents are float32; the last level gives bytes as `Layout.frames_of` takes
+    them, and the sum of its norms, by which one sees whether all are numbers.
 
     ranges: of what goes into each convolution, by its name, to multiply in 8 bits.
     """
+    level = partial(_Level, weights, recipe, KINDS[dtype], ranges)
     for i, together in enumerate(levels(weights)):
-        yield _Level(weights, recipe, KINDS[dtype], ranges).graph(together, is_first=i == 0)
+        yield level().graph(together, is_first=i == 0)
+    yield level(layout=Layout.PLANES).graph(together, is_first=i == 0)
 
 
 def gauged(weights: Part, recipe: Recipe) -> Iterator[tuple[ov.Model, list[str]]]:
@@ -135,6 +139,7 @@ class _Level:
     kind: ov.Type  # of frames that go from graph to graph and are remembered
     ranges: Mapping[str, Range] | None = None
     gauges: dict[str, list[Node]] | None = None  # the ends of what goes into convolutions
+    layout: Layout = Layout.PIXELS
     ends: list[Node] = field(default_factory=list)  # first, last
     memories: list[Node] = field(default_factory=list)
     remembered: list[Node] = field(default_factory=list)
@@ -156,10 +161,10 @@ class _Level:
                     x = self._upsample(part, x, module.block)
                 case Kind.HEAD:
                     told = self._modulations(self.weights, module.timed, 2)
-                    total = ops.reduce_sum(lengths(x), integers([1, 2, 3, 4]), False)
-                    results = [ops.convert(total, self.kind)]
-                    last = pixels_of(part, self.recipe.side)
-                    x = in_bytes(self._convolve(last, activated(x, told[0])))
+                    results = [ops.convert(sum_of_lengths(x), self.kind)]
+                    last = self.layout.convolution(part, self.recipe.side)
+                    x = self._convolve(last, activated(x, told[0]))
+                    x = self.layout.bytes_of(x, self.recipe.side)
         y = x if results else ops.convert(x, self.kind)
         # The plugin keeps in float32 what leads to a float32 result.
         memories = [ops.convert(one, self.kind) for one in self.remembered]
@@ -208,7 +213,8 @@ class _Level:
     def _resnet(self, resnet: Part, x: Node, told: Sequence[Modulation | None]) -> Node:
         y = self._convolve(resnet.at("conv1.conv"), activated(x, told[0]))
         y = self._convolve(resnet.at("conv2.conv"), activated(y, told[1]))
-        return ops.add(y, shortcut(resnet, self._waiting(x, y)))
+        past = shortcut(resnet, self._waiting(x, y))
+        return shaped_as(y, ops.add(places(y), places(past)))
 
     def _waiting(self, x: Node, y: Node) -> Node:
         """As many frames of a residual as its convolutions have given; the others wait."""
@@ -233,8 +239,8 @@ class Gauged(Running):
     names: Sequence[str] = ()
     ranges: dict[str, Range] = field(default_factory=dict)
 
-    def __call__(self, *inputs: NDArray) -> list[NDArray]:
-        *outputs, ends = super().__call__(*inputs)
+    def through(self, request: Request, *inputs: NDArray) -> list[NDArray]:
+        *outputs, ends = super().through(request, *inputs)
         for name, (low, high) in zip(self.names, ends.reshape(-1, 2), strict=True):
             lowest, highest = self.ranges.get(name, (-SMALLEST, SMALLEST))
             self.ranges[name] = min(lowest, float(low)), max(highest, float(high))
@@ -245,7 +251,7 @@ class Gauged(Running):
 class LevelStream:
     """One graph while a clip runs through it: a Stream."""
 
-    run: Running
+    run: Relay
     lag: int
     surplus: int  # frames at the beginning that upsampling adds
     begun: NDArray | None = None  # too few frames to give any
@@ -256,7 +262,7 @@ class LevelStream:
         if first:
             x = x if self.begun is None else np.concat([self.begun, x], FRAMES)
             if x.shape[FRAMES] <= self.lag and not last:
-                self.begun = x
+                self.begun = x.copy()
                 return x[:, :, :0]
             self.begun, self.memories = None, self._empty(x)
         assert self.memories is not None
@@ -269,7 +275,7 @@ class LevelStream:
         return y[:, :, self.surplus :] if first else y
 
     def _empty(self, x: NDArray) -> list[NDArray]:
-        given = self.run.model.inputs[3:]
+        given = self.run.graph.model.inputs[3:]
         channels = [one.partial_shape[1].get_length() for one in given]
         kind = BITS[given[0].element_type]
         return [np.empty((1, n, 0, *x.shape[3:]), kind) for n in channels]

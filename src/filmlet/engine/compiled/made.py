@@ -1,7 +1,7 @@
 """The compiled components of a checkpoint, each called with arrays."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +13,15 @@ from filmlet.engine.compiled import encoder as seeing
 from filmlet.engine.compiled import text as reading
 from filmlet.engine.compiled import transformer as denoising
 from filmlet.engine.compiled.building import EXACT, Build, Runs, compile_all
+from filmlet.engine.compiled.leaving import Layout
 from filmlet.engine.compiled.nodes import Floats, Part
 from filmlet.engine.compiled.running import Ask, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, sines
-from filmlet.engine.compiled.vae import Range, pictures
+from filmlet.engine.compiled.vae import Range
 from filmlet.engine.flowing import PIECE, flow
 from filmlet.engine.noise import Noise
 from filmlet.errors import NotFinite
-from filmlet.events import Pixels
+from filmlet.events import Pixels, Planes
 
 BOUND = 3e-2  # relative error that bfloat16 may add to the transformer
 LEAST_DB = 40.0  # peak signal-to-noise ratio of decoded frames beside those in float32
@@ -128,7 +129,10 @@ class Encoder:
 
 @dataclass(eq=False)
 class Decoder:
-    """Its graphs, each for frames of one resolution, with the modules in them."""
+    """Its graphs, each for frames of one resolution, with the modules in them.
+
+    runs: the last of them in each Layout.
+    """
 
     runs: Runs
     levels: Sequence[Sequence[decoding.Module]]
@@ -143,13 +147,16 @@ class Decoder:
 
         def check(rough: Runs, exact: Runs) -> str | None:
             latents = Noise(0).draw(1, config["latent_channels"], 3, 4, 4)
-            one, other = (
-                np.concat([*cls(runs, levels, recipe)(latents)]).astype(float)
-                for runs in (rough, exact)
-            )
-            noise = max(float(np.mean((one - other) ** 2)), 1e-9)
-            found = 10 * np.log10(255**2 / noise)
-            return None if found >= LEAST_DB else f"only as near as {found:.0f} dB in the decoder"
+            for layout in Layout:
+                one, other = (
+                    np.concat([*cls(runs, levels, recipe)(latents, layout)]).astype(float)
+                    for runs in (rough, exact)
+                )
+                noise = max(float(np.mean((one - other) ** 2)), 1e-9)
+                found = 10 * np.log10(255**2 / noise)
+                if found < LEAST_DB:
+                    return f"only as near as {found:.0f} dB in the decoder"
+            return None
 
         def graphs(part: Part, dtype: str, is_int8: bool) -> Iterator[Any]:
             decoder = part.at("decoder")
@@ -168,20 +175,27 @@ class Decoder:
             ranges = (pair for run in runs for pair in run.ranges.items())
             return {name: (MARGIN * low, MARGIN * high) for name, (low, high) in ranges}
 
-        runs = yield from build.runs(len(levels), graphs, check)
+        runs = yield from build.runs(len(levels) + 1, graphs, check)
         return cls(runs, levels, recipe)
 
-    def __call__(self, latents: Floats) -> Iterator[Pixels]:
-        """(1, channels, frames, height, width) -> (8 frames, height, width, 3), and so on.
-
-        Raises NotFinite.
-        """
+    def __call__(
+        self, latents: Floats, layout: Layout = Layout.PIXELS
+    ) -> Iterator[Pixels | Planes]:
+        """(1, channels, frames, height, width) -> 8 frames, and so on. Raises NotFinite."""
         if not is_finite(latents):  # 8 bits would make numbers of them
             raise NotFinite("The latents have values that are not numbers.")
-        streams = [
-            decoding.LevelStream(run, self.recipe.lag(level), level is not self.levels[-1])
-            for run, level in zip(self.runs, self.levels, strict=True)
-        ]
         starts = range(0, latents.shape[2], PIECE)
         chunks = (latents[:, :, start : start + PIECE] for start in starts)
-        return (pictures(made[0, 0], self.recipe.side) for made in flow(streams, chunks))
+        *runs, pixels, planes = self.runs
+        runs.append(planes if layout is Layout.PLANES else pixels)
+        with ExitStack() as stack:
+            streams = [
+                decoding.LevelStream(
+                    stack.enter_context(run.relay()),
+                    self.recipe.lag(level),
+                    level is not self.levels[-1],
+                )
+                for run, level in zip(runs, self.levels, strict=True)
+            ]
+            for made in flow(streams, chunks):
+                yield layout.frames_of(made, self.recipe.side)

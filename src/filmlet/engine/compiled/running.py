@@ -6,10 +6,10 @@ numpy has no bfloat16: such arrays are of its 16 bits, and only graphs look into
 import atexit
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,44 @@ def options(dtype: str) -> dict[str, object]:
     }
 
 
+class Request:
+    """What one call of a graph reads and writes; the next call through it writes there again."""
+
+    def __init__(self, model: ov.CompiledModel) -> None:
+        self.own = model.create_infer_request()
+        self.given: list[ov.Tensor] = []  # theirs is the memory that a call reads
+
+    def begin(self, given: list[ov.Tensor]) -> None:
+        self.settle()
+        self.given = given
+        for i, tensor in enumerate(given):
+            self.own.set_input_tensor(i, tensor)
+        at_work.add(self)  # first: a signal may come between any two lines
+        self.own.start_async()
+
+    def settle(self) -> None:
+        """A call that was given up runs on to the end of a layer."""
+        if self in at_work:
+            with suppress(RuntimeError):  # says that it was cancelled
+                self.own.wait()
+            at_work.discard(self)
+
+    @property
+    def outputs(self) -> list[NDArray]:
+        return list(map(_seen, self.own.output_tensors))
+
+
+at_work: set[Request] = set()
+
+
+@atexit.register
+def _settle_all() -> None:
+    """A process that ended before a call that was given up would take its memory away."""
+    for request in tuple(at_work):
+        request.own.cancel()
+        request.settle()
+
+
 @dataclass(eq=False)
 class Running:
     """One graph at work; one call at a time. asks: raise to stop a call.
@@ -89,60 +127,73 @@ class Running:
     asks: Sequence[Ask] = ()
 
     def __post_init__(self) -> None:
-        self.request = self.model.create_infer_request()
         self.kinds = [given.element_type for given in self.model.inputs]
-        self.lock = threading.Lock()
-        self.given: list[ov.Tensor] = []  # theirs is the memory that a call reads
+        self.lock = threading.RLock()
+        self.idle: list[Request] = []  # of the latest relay: new memory costs a clip milliseconds
+
+    @cached_property
+    def request(self) -> Request:
+        return Request(self.model)
 
     def __call__(self, *inputs: NDArray) -> list[NDArray]:
-        """The graph's outputs. Raises what `asks` raise; that call then ends by itself."""
+        """The graph's outputs, in memory of their own. Raises as `through` does."""
         with self.lock:
-            self._settle()
-            self.given = [_lent(*pair) for pair in zip(inputs, self.kinds, strict=True)]
-            for i, tensor in enumerate(self.given):
-                self.request.set_input_tensor(i, tensor)
-            at_work.add(self)  # first: a signal may come between any two lines
+            return list(map(np.array, self.through(self.request, *inputs)))
+
+    @contextmanager
+    def relay(self) -> Iterator["Relay"]:
+        """Calls of the graph that are given what the one before gave, as it lies.
+
+        What a call gives is there until the next but one.
+        """
+        with self.lock:
+            pair, self.idle = self.idle or [Request(self.model) for _ in range(2)], []
+        try:
+            yield Relay(self, pair)
+        finally:
+            self.idle = pair
+
+    def through(self, request: Request, *inputs: NDArray) -> list[NDArray]:
+        """The graph's outputs, in the request's memory.
+
+        Raises what `asks` raise; that call then ends by itself.
+        """
+        with self.lock:
             try:
-                self.request.start_async()
-                while not self.request.wait_for(ASK_MS):
+                request.begin([_lent(*pair) for pair in zip(inputs, self.kinds, strict=True)])
+                while not request.own.wait_for(ASK_MS):
                     for ask in self.asks:
                         ask()
             except BaseException:
-                self.request.cancel()
+                request.own.cancel()
                 raise
-            at_work.discard(self)
+            at_work.discard(request)
             if self.put_away:
                 self.put_away()
                 self.put_away = None
-            return [_copied(tensor) for tensor in self.request.output_tensors]
-
-    def _settle(self) -> None:
-        """A call that was given up runs on to the end of a layer."""
-        if self in at_work:
-            with suppress(RuntimeError):  # says that it was cancelled
-                self.request.wait()
-            at_work.discard(self)
+            return request.outputs
 
 
-at_work: set[Running] = set()
+@dataclass
+class Relay:
+    """What `Running.relay` gives."""
 
+    graph: Running
+    requests: list[Request]
 
-@atexit.register
-def _settle_all() -> None:
-    """A process that ended before a call that was given up would take its memory away."""
-    for running in tuple(at_work):
-        running.request.cancel()
-        running._settle()
+    def __call__(self, *inputs: NDArray) -> list[NDArray]:
+        self.requests.reverse()
+        return self.graph.through(self.requests[0], *inputs)
 
 
 def _lent(array: NDArray, kind: ov.Type) -> ov.Tensor:
     return ov.Tensor(np.ascontiguousarray(array), list(array.shape), kind)
 
 
-def _copied(tensor: ov.Tensor) -> NDArray:
-    """An array of its own: the graph writes the next call's result into the same memory."""
+def _seen(tensor: ov.Tensor) -> NDArray:
     is_short = tensor.element_type == ov.Type.bf16
-    return np.array(tensor.data.view(np.uint16) if is_short else tensor.data)
+    seen: NDArray = tensor.data.view(np.uint16) if is_short else tensor.data
+    return seen
 
 
 def is_finite(array: NDArray) -> bool:

@@ -7,13 +7,12 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number
-from filmlet.errors import NotFinite
-from filmlet.events import Pixels
 
 FRAMES = 2  # axis
 NORM_EPS = 1e-8
 LAYER_EPS = 1e-6
 SMALLEST = 1e-12  # that a range reaches to: one of no width has no levels
+NARROW = 32  # channels, of fewer than which the plugin's loops over them are too short
 Modulation = tuple[Floats, Floats]  # shift, scale
 Range = tuple[float, float]
 
@@ -49,20 +48,41 @@ def rounded(x: Node, ends: Floats, levels: int) -> Node:
     return ops.fake_quantize(x, low, high, low, high, levels)
 
 
+def rank(x: Node) -> int:
+    return len(x.get_output_partial_shape(0))
+
+
+def places(x: Node) -> Node:
+    """(1, channels, places), where channels are few: in memory, each is then a plane."""
+    return ops.reshape(x, integers([0, 0, -1]), True) if width(x) < NARROW else x
+
+
+def shaped_as(given: Node, x: Node) -> Node:
+    """What was made of the `places` of another."""
+    return ops.reshape(x, ops.shape_of(given), False) if width(x) < NARROW else x
+
+
 def lengths(x: Node) -> Node:
     """Of the vector of channels at each place, in one pass: squares never reach the memory."""
     return ops.reduce_l2(x, integers([1]), True)
 
 
-def activated(x: Node, modulation: Modulation | None = None) -> Node:
+def sum_of_lengths(x: Node) -> Node:
+    """(1,): a number if all of it are."""
+    every = lengths(places(x))
+    return ops.reduce_sum(every, integers(range(1, rank(every))), False)
+
+
+def activated(given: Node, modulation: Modulation | None = None) -> Node:
     """Norm over channels, modulation, SiLU."""
+    x = places(given)
     length = lengths(x)
     mean = ops.multiply(ops.multiply(length, length), number(1 / width(x)))
     x = ops.divide(x, ops.sqrt(ops.add(mean, number(NORM_EPS))))
     if modulation:
-        shift, scale = (one.reshape(1, -1, 1, 1, 1) for one in modulation)
+        shift, scale = (one.reshape(1, -1, *[1] * (rank(x) - 2)) for one in modulation)
         x = ops.add(ops.multiply(x, constant(1 + scale)), constant(shift))
-    return ops.swish(x)
+    return shaped_as(given, ops.swish(x))
 
 
 def shortcut(resnet: Part, x: Node) -> Node:
@@ -76,34 +96,3 @@ def shortcut(resnet: Part, x: Node) -> Node:
     if resnet.has("conv_shortcut"):
         x = convolution(resnet.at("conv_shortcut.conv"), x)
     return x
-
-
-def pixels_of(conv: Part, side: int) -> Part:
-    """The last convolution, its outputs 0 to 255 in place of -1 to 1, and as bytes of a picture.
-
-    Each patch is given row by row, column by column, the three colours of a pixel together.
-    Raises NotFinite: rounding makes a colour of anything, so nobody would see it later.
-    """
-    if not all(np.isfinite(conv[name]).all() for name in ("weight", "bias")):
-        raise NotFinite("The VAE decoder's last weights are not numbers.")
-    order = np.arange(3 * side * side).reshape(3, side, side).T.flatten()
-    weight, bias = (127.5 * conv[name][order] for name in ("weight", "bias"))
-    table = {f"{conv.name}weight": weight, f"{conv.name}bias": bias + 127.5}
-    return Part({name: one.astype(np.float32) for name, one in table.items()}, conv.name)
-
-
-def in_bytes(x: Node) -> Node:
-    """(1, channels, frames, height, width) -> (1, 1, frames, height, width, channels)."""
-    low, high = number(0), number(255)
-    x = ops.fake_quantize(x, low, high, low, high, 256)  # rounds and cuts, in the convolution
-    x = ops.convert(ops.transpose(x, integers([0, 2, 3, 4, 1])), np.uint8)
-    return ops.unsqueeze(x, integers(1))
-
-
-def pictures(patches: Pixels, side: int) -> Pixels:
-    """(frames, height, width, channels) of `in_bytes` as frames of pixels."""
-    count, height, width, channels = patches.shape
-    row = np.dtype((np.void, channels // side))  # of a patch: copied as one
-    apart = np.ascontiguousarray(patches).view(row).reshape(count, height, width, side)
-    rows = np.ascontiguousarray(apart.swapaxes(2, 3))
-    return rows.view(np.uint8).reshape(count, height * side, width * side, 3)
