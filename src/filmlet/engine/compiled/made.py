@@ -170,7 +170,7 @@ class Decoder:
             runs = [decoding.Gauged(one, names=n) for one, n in zip(compiled, names, strict=True)]
             for seed in range(SAMPLES):
                 latents = Noise(seed).draw(1, config["latent_channels"], 3, 4, 4)
-                for _ in cls(runs, levels, recipe)(LOUD * latents):
+                for _ in cls((*runs, runs[-1]), levels, recipe)(LOUD * latents):
                     pass
             ranges = (pair for run in runs for pair in run.ranges.items())
             return {name: (MARGIN * low, MARGIN * high) for name, (low, high) in ranges}
