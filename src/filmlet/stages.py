@@ -91,10 +91,8 @@ def _grow(events: Generator[Event], work: Work, grown: Path, form: str) -> Gener
     if first is None:
         return
     part = part_of(grown) if work.folder else grown
-    # On a CPU the encoder would only take the model's cores from it.
-    is_aside = work.placement.device != "cpu"
     # What the tags say is certain only now: the model may have been run again in float32.
-    with growing(part, form, work.effective.shape, tags(work.effective), is_aside) as movie:
+    with growing(part, form, work.effective.shape, tags(work.effective)) as movie:
         movie.add(first.pixels)
         yield first
         for event in events:

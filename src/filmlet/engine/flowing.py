@@ -5,7 +5,7 @@ from typing import Protocol
 
 from filmlet.engine.arrays import Array
 
-PIECE = 8  # frames that one module works on at a time
+PIECE = 8  # frames that one module works on at a time, if it is not told otherwise
 
 
 class Stream(Protocol):
@@ -17,25 +17,33 @@ class Stream(Protocol):
     def push(self, x: Array, last: bool) -> Array: ...
 
 
-def flow(streams: Sequence[Stream], chunks: Iterable[Array]) -> Iterator[Array]:
-    """Frames through the streams, one after the other."""
+def flow(
+    streams: Sequence[Stream], chunks: Iterable[Array], pieces: Sequence[int] = ()
+) -> Iterator[Array]:
+    """Frames through the streams, one after the other.
+
+    pieces: how many frames each takes at a time, but for the first, which takes chunks.
+    """
+    sizes = (*(pieces or [PIECE] * (len(streams) - 1)), PIECE)
     held: Array | None = None
     for chunk in chunks:
         if held is not None:
-            yield from _through(streams, held, last=False)
+            yield from _through(streams, sizes, held, last=False)
         held = chunk
     if held is not None:
-        yield from _through(streams, held, last=True)
+        yield from _through(streams, sizes, held, last=True)
 
 
-def _through(streams: Sequence[Stream], x: Array, last: bool) -> Iterator[Array]:
+def _through(
+    streams: Sequence[Stream], sizes: Sequence[int], x: Array, last: bool
+) -> Iterator[Array]:
     """Push frames through the streams in pieces: the flush at the end stays small, too."""
     if not streams and x.shape[2]:
         yield x
     if not streams or not (x.shape[2] or last):
         return
     y = streams[0].push(x, last)
-    starts = range(0, max(1, y.shape[2]), PIECE)
+    starts = range(0, max(1, y.shape[2]), sizes[0])
     for start in starts:
-        piece = y[:, :, start : start + PIECE]
-        yield from _through(streams[1:], piece, last and start == starts[-1])
+        piece = y[:, :, start : start + sizes[0]]
+        yield from _through(streams[1:], sizes[1:], piece, last and start == starts[-1])

@@ -91,21 +91,16 @@ class Aside:
 
 
 @contextmanager
-def growing(
-    grown: Path, form: str, shape: Shape, tags: dict[str, str], is_aside: bool = False
-) -> Iterator[Movie]:
+def growing(grown: Path, form: str, shape: Shape, tags: dict[str, str]) -> Iterator[Movie]:
     """A movie to add frames to; whole at `grown` after the block, gone if the block is left early.
 
-    is_aside: encode in a thread of its own. Raises DiskFull and OutputUnwritable in place of the
-    operating system's errors.
+    Raises DiskFull and OutputUnwritable in place of the operating system's errors.
     """
     kind = AnimationFile if form in ("gif", "webp") else VideoFile
     movie: Movie | None = None
     with _refusals(grown):
         try:
-            movie = kind(grown, form, shape, tags)
-            if is_aside:
-                movie = Aside(movie)
+            movie = Aside(kind(grown, form, shape, tags))
             yield movie
             movie.close()
         except BaseException:

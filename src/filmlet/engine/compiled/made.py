@@ -184,8 +184,10 @@ class Decoder:
         """(1, channels, frames, height, width) -> 8 frames, and so on. Raises NotFinite."""
         if not is_finite(latents):  # 8 bits would make numbers of them
             raise NotFinite("The latents have values that are not numbers.")
-        starts = range(0, latents.shape[2], PIECE)
-        chunks = (latents[:, :, start : start + PIECE] for start in starts)
+        *early, _, _ = self.levels  # whose frames are small
+        first, *pieces = [2 * PIECE] * len(early) + [PIECE] * 2
+        starts = range(0, latents.shape[2], first)
+        chunks = (latents[:, :, start : start + first] for start in starts)
         *runs, pixels, planes = self.runs
         runs.append(planes if layout is Layout.PLANES else pixels)
         with ExitStack() as stack:
@@ -197,5 +199,5 @@ class Decoder:
                 )
                 for run, level in zip(runs, self.levels, strict=True)
             ]
-            for made in flow(streams, chunks):
+            for made in flow(streams, chunks, pieces):
                 yield layout.frames_of(made, self.recipe.side)
