@@ -75,8 +75,9 @@ def rms_norm(x: Node, eps: float, weight: Floats | None = None) -> Node:
 
 
 def heads_apart(x: Node, heads: int, size: int) -> Node:
-    """(1, tokens, channels) -> (1, tokens, heads, size)."""
-    return ops.reshape(x, integers([0, 0, heads, size]), True)
+    """(1, tokens, channels) -> (1, heads, tokens, size)."""
+    x = ops.reshape(x, integers([0, 0, heads, size]), True)
+    return ops.transpose(x, integers([0, 2, 1, 3]))
 
 
 def heads_together(x: Node, channels: int) -> Node:

@@ -51,12 +51,7 @@ def _attention(layer: Part, config: Mapping[str, Any], x: Node, near: Node) -> N
     heads, size = config["num_heads"], config["d_kv"]
     x = _norm(layer.at("layer_norm"), config, x)
     attention = layer.at("SelfAttention")
-    query, key, value = (
-        ops.transpose(
-            heads_apart(linear(x, attention.at(one)), heads, size), integers([0, 2, 1, 3])
-        )
-        for one in "qkv"
-    )
+    query, key, value = (heads_apart(linear(x, attention.at(one)), heads, size) for one in "qkv")
     likeness = ops.add(ops.matmul(query, key, False, True), near)  # T5 scales nothing
     y = ops.matmul(ops.softmax(likeness, -1), value, False, False)
     return linear(heads_together(y, heads * size), attention.at("o"))

@@ -18,6 +18,7 @@ from filmlet.engine.compiled.nodes import (
     heads_together,
     integers,
     linear,
+    number,
     rms_norm,
 )
 from filmlet.engine.compiled.timing import SINES
@@ -31,17 +32,24 @@ THETA = 10000.0
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines of the places of tokens, each (1, tokens, heads, head / 2)."""
+    """Cosines and sines of the places of tokens, each (1, heads, tokens, head)."""
 
     cos: Node
     sin: Node
 
+    @classmethod
+    def of_pairs(cls, cos: Node, sin: Node) -> "Rotation":
+        """From one value a pair, (1, heads, tokens, head / 2)."""
+        return cls(ops.concat([cos, cos], 3), ops.concat([sin, sin], 3))
+
     def of(self, x: Node, half: int) -> Node:
-        """Rotate (1, tokens, heads, head), whose halves are the parts of the pairs."""
+        """Rotate (1, heads, tokens, head), whose halves are the parts of the pairs.
+
+        Written as the plugin has it in one kernel, down to the axis of -1.
+        """
         real, imaginary = ops.variadic_split(x, integers(3), integers([half, half])).outputs()
-        turned = ops.subtract(ops.multiply(real, self.cos), ops.multiply(imaginary, self.sin))
-        across = ops.add(ops.multiply(real, self.sin), ops.multiply(imaginary, self.cos))
-        return ops.concat([turned, across], 3)
+        across = ops.concat([ops.multiply(imaginary, number(-1)), real], -1)
+        return ops.add(ops.multiply(x, self.cos), ops.multiply(across, self.sin))
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
     """From float32 weights, which it refers to.
 
     Inputs: latents (1, tokens, channels), text (1, words, channels), time (1, 1 or tokens, 256)
-    as `sines` makes it, cos and sin (1, tokens, heads, head / 2). Output: the velocity.
+    as `sines` makes it, cos and sin (1, heads, tokens, head / 2). Output: the velocity.
     Text has no padding, so nothing is masked: an additive mask is wrong in bfloat16.
     """
     inputs = [
@@ -78,8 +86,8 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
             ("latents", [1, -1, widths.channels]),
             ("text", [1, -1, widths.captions]),
             ("time", [1, -1, SINES]),
-            ("cos", [1, -1, widths.heads, widths.head // 2]),
-            ("sin", [1, -1, widths.heads, widths.head // 2]),
+            ("cos", [1, widths.heads, -1, widths.head // 2]),
+            ("sin", [1, widths.heads, -1, widths.head // 2]),
         )
     ]
     latents, text, time, cos, sin = inputs
@@ -90,9 +98,9 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
     caption = weights.at("caption_projection")
     words = ops.gelu(linear(text, caption.at("linear_1")), "tanh")
     words = linear(words, caption.at("linear_2"))
-    x = linear(latents, weights.at("proj_in"))
+    x, rotation = linear(latents, weights.at("proj_in")), Rotation.of_pairs(cos, sin)
     for block in weights.each("transformer_blocks"):
-        x = _block(block, widths, x, words, modulation, Rotation(cos, sin))
+        x = _block(block, widths, x, words, modulation, rotation)
     shift, scale = weights["scale_shift_table"]
     x = ops.mvn(x, integers([-1]), True, OUT_EPS, "inside_sqrt")
     x = ops.multiply(x, ops.add(embedded, constant(scale + 1)))
@@ -136,7 +144,6 @@ def _attention(
     query, key, value = (heads_apart(y, heads, size) for y in (query, key, value))
     if rotation:
         query, key = (rotation.of(y, size // 2) for y in (query, key))
-    query, key, value = (ops.transpose(y, integers([0, 2, 1, 3])) for y in (query, key, value))
     y = ops.scaled_dot_product_attention(query, key, value)
     return linear(heads_together(y, heads * size), attention.at("to_out.0"))
 
@@ -164,5 +171,6 @@ def rotation(widths: Widths, places: Floats) -> tuple[Floats, Floats]:
     share = places[0].T / np.array(FULL, np.float32)
     angles = (speeds * (share[..., None] * 2 - 1)).swapaxes(1, 2).reshape(tokens, -1)
     rest = np.zeros((tokens, width % 6 // 2), np.float32)  # channels that do not turn
-    angles = np.concat([rest, angles], 1).reshape(1, tokens, widths.heads, -1)
-    return np.cos(angles), np.sin(angles)
+    angles = np.concat([rest, angles], 1).reshape(1, tokens, widths.heads, -1).swapaxes(1, 2)
+    cos, sin = (np.ascontiguousarray(turn(angles)) for turn in (np.cos, np.sin))
+    return cos, sin
