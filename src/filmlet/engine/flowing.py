@@ -43,7 +43,13 @@ def _through(
     if not streams or not (x.shape[2] or last):
         return
     y = streams[0].push(x, last)
-    starts = range(0, max(1, y.shape[2]), sizes[0])
-    for start in starts:
-        piece = y[:, :, start : start + sizes[0]]
-        yield from _through(streams[1:], sizes[1:], piece, last and start == starts[-1])
+    for start, stop in _even(y.shape[2], sizes[0]):
+        is_end = last and stop == y.shape[2]
+        yield from _through(streams[1:], sizes[1:], y[:, :, start:stop], is_end)
+
+
+def _even(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where pieces of about a size begin and end: none is a single frame that is left over."""
+    pieces = max(1, round(count / size))
+    bounds = [count * i // pieces for i in range(pieces + 1)]
+    return zip(bounds, bounds[1:], strict=False)
