@@ -301,7 +301,8 @@ class Engine(ABC):
         frames, height, width = self.latent_shape(shape)
         middle = as_numpy(clean[0].reshape(frames, height, width, -1)[frames // 2])
         picture = middle @ self.projection[:-1] + self.projection[-1]
-        smooth = np.einsum("yh,xw,hwc->yxc", _enlarging(height), _enlarging(width), picture)
+        rows = np.tensordot(_enlarging(height), picture, 1)
+        smooth = _enlarging(width) @ rows
         return (smooth * 255).round().clip(0, 255).astype(np.uint8)
 
     def latent_shape(self, shape: Shape) -> tuple[int, int, int]:

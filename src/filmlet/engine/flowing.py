@@ -1,6 +1,7 @@
 """Frames through the modules of a decoder, a few at a time; for arrays of every library."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from filmlet.engine.arrays import Array
@@ -52,4 +53,4 @@ def _even(count: int, size: int) -> Iterator[tuple[int, int]]:
     """Where pieces of about a size begin and end: none is a single frame that is left over."""
     pieces = max(1, round(count / size))
     bounds = [count * i // pieces for i in range(pieces + 1)]
-    return zip(bounds, bounds[1:], strict=False)
+    return pairwise(bounds)

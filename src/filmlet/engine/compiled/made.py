@@ -84,7 +84,7 @@ class Transformer:
         if self.turned is None or self.turned[0] is not places:
             self.turned = places, denoising.rotation(self.widths, places)
         time = sines(levels.flatten() * np.float32(SCALE))[None]
-        (flow,) = self.run(latents, text, time, *self.turned[1])
+        (flow,) = self.run(latents, *denoising.filled(text), time, *self.turned[1])
         return flow
 
     @contextmanager

@@ -26,6 +26,8 @@ from filmlet.engine.compiled.timing import SINES
 ADA = 6  # modulations of a block: shift, scale and gate of the attention, then of the rest
 QK_EPS = 1e-5  # of the norms of queries and keys
 OUT_EPS = 1e-6  # of the last norm
+TOGETHER = 16  # words
+NEVER = -1e4  # added to the likeness of a word that is none; bfloat16 can hold it
 FULL = (20, 2048, 2048)  # seconds, rows and columns that rotate the slowest channels by a turn
 THETA = 10000.0
 
@@ -76,21 +78,22 @@ class Widths:
 def graph(weights: Part, widths: Widths) -> ov.Model:
     """From float32 weights, which it refers to.
 
-    Inputs: latents (1, tokens, channels), text (1, words, channels), time (1, 1 or tokens, 256)
-    as `sines` makes it, cos and sin (1, heads, tokens, head / 2). Output: the velocity.
-    Text has no padding, so nothing is masked: an additive mask is wrong in bfloat16.
+    Inputs: latents (1, tokens, channels), text (1, words, channels), mask (1, 1, 1, words), time
+    (1, 1 or tokens, 256) as `sines` makes it, cos and sin (1, heads, tokens, head / 2). Output: the
+    velocity. Text and mask are as `filled` makes them.
     """
     inputs = [
         ops.parameter(ov.PartialShape(shape), np.float32, name)
         for name, shape in (
             ("latents", [1, -1, widths.channels]),
             ("text", [1, -1, widths.captions]),
+            ("mask", [1, 1, 1, -1]),
             ("time", [1, -1, SINES]),
             ("cos", [1, widths.heads, -1, widths.head // 2]),
             ("sin", [1, widths.heads, -1, widths.head // 2]),
         )
     ]
-    latents, text, time, cos, sin = inputs
+    latents, text, mask, time, cos, sin = inputs
     embedder = weights.at("time_embed.emb.timestep_embedder")
     embedded = linear(time, embedder.at("linear_1"))
     embedded = linear(ops.swish(embedded), embedder.at("linear_2"))
@@ -100,7 +103,7 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
     words = linear(words, caption.at("linear_2"))
     x, rotation = linear(latents, weights.at("proj_in")), Rotation.of_pairs(cos, sin)
     for block in weights.each("transformer_blocks"):
-        x = _block(block, widths, x, words, modulation, rotation)
+        x = _block(block, widths, x, (words, mask), modulation, rotation)
     shift, scale = weights["scale_shift_table"]
     x = ops.mvn(x, integers([-1]), True, OUT_EPS, "inside_sqrt")
     x = ops.multiply(x, ops.add(embedded, constant(scale + 1)))
@@ -109,7 +112,12 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
 
 
 def _block(
-    block: Part, widths: Widths, x: Node, words: Node, modulation: Node, rotation: Rotation
+    block: Part,
+    widths: Widths,
+    x: Node,
+    told: tuple[Node, Node],
+    modulation: Node,
+    rotation: Rotation,
 ) -> Node:
     offset = block["scale_shift_table"].copy()
     offset[1::3] += 1  # the scales
@@ -120,16 +128,22 @@ def _block(
         return rms_norm(x, widths.eps, block.get(name))
 
     y = ops.add(ops.multiply(norm(x, "norm1.weight"), scale), shift)
-    y = _attention(block.at("attn1"), widths, y, y, rotation)
+    y = _attention(block.at("attn1"), widths, y, y, rotation=rotation)
     x = ops.add(x, ops.multiply(y, gate))
-    x = ops.add(x, _attention(block.at("attn2"), widths, x, words, None))
+    words, mask = told
+    x = ops.add(x, _attention(block.at("attn2"), widths, x, words, mask=mask))
     y = ops.add(ops.multiply(norm(x, "norm2.weight"), scale_2), shift_2)
     y = ops.gelu(linear(y, block.at("ff.net.0.proj")), "tanh")
     return ops.add(x, ops.multiply(linear(y, block.at("ff.net.2")), gate_2))
 
 
 def _attention(
-    attention: Part, widths: Widths, x: Node, source: Node, rotation: Rotation | None
+    attention: Part,
+    widths: Widths,
+    x: Node,
+    source: Node,
+    mask: Node | None = None,
+    rotation: Rotation | None = None,
 ) -> Node:
     heads, size = widths.heads, widths.head
     order = _halves(heads, size) if rotation else np.arange(heads * size)
@@ -144,7 +158,7 @@ def _attention(
     query, key, value = (heads_apart(y, heads, size) for y in (query, key, value))
     if rotation:
         query, key = (rotation.of(y, size // 2) for y in (query, key))
-    y = ops.scaled_dot_product_attention(query, key, value)
+    y = ops.scaled_dot_product_attention(query, key, value, mask)
     return linear(heads_together(y, heads * size), attention.at("to_out.0"))
 
 
@@ -154,6 +168,17 @@ def _halves(heads: int, size: int) -> NDArray[np.int64]:
     Queries and keys both: their products stay the same, and rotating takes no interleaving.
     """
     return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).flatten()
+
+
+def filled(text: Floats) -> tuple[Floats, Floats]:
+    """(1, words, channels) with words of nothing up to a multiple of TOGETHER, and their mask.
+
+    The plugin's attention takes twice as long over other numbers of words.
+    """
+    words, rest = text.shape[1], -text.shape[1] % TOGETHER
+    mask = np.zeros((1, 1, 1, words + rest), np.float32)
+    mask[..., words:] = NEVER
+    return np.pad(text, ((0, 0), (0, rest), (0, 0))), mask
 
 
 def rotation(widths: Widths, places: Floats) -> tuple[Floats, Floats]:
