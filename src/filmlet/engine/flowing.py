@@ -2,11 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from filmlet.engine.arrays import Array
 
-PIECE = 8  # frames that one module works on at a time, if it is not told otherwise
+PIECE = 8  # frames
+
+
+class Take(NamedTuple):
+    """How a stream is fed: about so many frames at a time. lag: as many more come at the end."""
+
+    frames: int = PIECE
+    lag: int = 0
 
 
 class Stream(Protocol):
@@ -19,24 +26,24 @@ class Stream(Protocol):
 
 
 def flow(
-    streams: Sequence[Stream], chunks: Iterable[Array], pieces: Sequence[int] = ()
+    streams: Sequence[Stream], chunks: Iterable[Array], takes: Sequence[Take] = ()
 ) -> Iterator[Array]:
     """Frames through the streams, one after the other.
 
-    pieces: how many frames each takes at a time, but for the first, which takes chunks.
+    takes: of each stream but the first, which takes chunks.
     """
-    sizes = (*(pieces or [PIECE] * (len(streams) - 1)), PIECE)
+    takes = (*(takes or [Take()] * (len(streams) - 1)), Take())
     held: Array | None = None
     for chunk in chunks:
         if held is not None:
-            yield from _through(streams, sizes, held, last=False)
+            yield from _through(streams, takes, held, last=False)
         held = chunk
     if held is not None:
-        yield from _through(streams, sizes, held, last=True)
+        yield from _through(streams, takes, held, last=True)
 
 
 def _through(
-    streams: Sequence[Stream], sizes: Sequence[int], x: Array, last: bool
+    streams: Sequence[Stream], takes: Sequence[Take], x: Array, last: bool
 ) -> Iterator[Array]:
     """Push frames through the streams in pieces: the flush at the end stays small, too."""
     if not streams and x.shape[2]:
@@ -44,13 +51,13 @@ def _through(
     if not streams or not (x.shape[2] or last):
         return
     y = streams[0].push(x, last)
-    for start, stop in _even(y.shape[2], sizes[0]):
+    for start, stop in _pieces(y.shape[2], takes[0], last):
         is_end = last and stop == y.shape[2]
-        yield from _through(streams[1:], sizes[1:], y[:, :, start:stop], is_end)
+        yield from _through(streams[1:], takes[1:], y[:, :, start:stop], is_end)
 
 
-def _even(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where pieces of about a size begin and end: none is a single frame that is left over."""
-    pieces = max(1, round(count / size))
-    bounds = [count * i // pieces for i in range(pieces + 1)]
-    return pairwise(bounds)
+def _pieces(count: int, take: Take, last: bool) -> Iterator[tuple[int, int]]:
+    """Where they begin and end, so that each gives about as many: no frame is left over."""
+    number, whole = max(1, round(count / take.frames)), count + take.lag * last
+    inner = (min(whole * i // number, count - number + i) for i in range(1, number))
+    return pairwise([0, *inner, count])

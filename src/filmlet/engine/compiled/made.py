@@ -18,7 +18,7 @@ from filmlet.engine.compiled.nodes import Floats, Part
 from filmlet.engine.compiled.running import Ask, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, sines
 from filmlet.engine.compiled.vae import Range
-from filmlet.engine.flowing import PIECE, flow
+from filmlet.engine.flowing import PIECE, Take, flow
 from filmlet.engine.noise import Noise
 from filmlet.errors import NotFinite
 from filmlet.events import Pixels, Planes
@@ -184,20 +184,18 @@ class Decoder:
         """(1, channels, frames, height, width) -> 8 frames, and so on. Raises NotFinite."""
         if not is_finite(latents):  # 8 bits would make numbers of them
             raise NotFinite("The latents have values that are not numbers.")
-        *early, _, _ = self.levels  # whose frames are small
-        first, *pieces = [2 * PIECE] * len(early) + [PIECE] * 2
-        starts = range(0, latents.shape[2], first)
-        chunks = (latents[:, :, start : start + first] for start in starts)
         *runs, pixels, planes = self.runs
         runs.append(planes if layout is Layout.PLANES else pixels)
+        lags = [self.recipe.lag(level) for level in self.levels]
+        *early, _, _ = self.levels  # whose frames are small
+        counts = [2 * PIECE] * len(early) + [PIECE] * 2
+        starts = range(0, latents.shape[2], counts[0])
+        chunks = (latents[:, :, start : start + counts[0]] for start in starts)
         with ExitStack() as stack:
+            relays = [stack.enter_context(run.relay()) for run in runs]
             streams = [
-                decoding.LevelStream(
-                    stack.enter_context(run.relay()),
-                    self.recipe.lag(level),
-                    level is not self.levels[-1],
-                )
-                for run, level in zip(runs, self.levels, strict=True)
+                decoding.LevelStream(relay, lag, surplus=relay is not relays[-1])
+                for relay, lag in zip(relays, lags, strict=True)
             ]
-            for made in flow(streams, chunks, pieces):
+            for made in flow(streams, chunks, list(map(Take, counts, lags))[1:]):
                 yield layout.frames_of(made, self.recipe.side)
