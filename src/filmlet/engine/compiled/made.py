@@ -181,7 +181,7 @@ class Decoder:
     def __call__(
         self, latents: Floats, layout: Layout = Layout.PIXELS
     ) -> Iterator[Pixels | Planes]:
-        """(1, channels, frames, height, width) -> 8 frames, and so on. Raises NotFinite."""
+        """(1, channels, frames, height, width) -> about 8 frames at a time. Raises NotFinite."""
         if not is_finite(latents):  # 8 bits would make numbers of them
             raise NotFinite("The latents have values that are not numbers.")
         *runs, pixels, planes = self.runs
