@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,8 @@ from filmlet.errors import CheckpointDamaged, CheckpointMissing
 from filmlet.models import hub
 
 INDEX = "*.safetensors.index.json"  # names every file of weights that were cut into several
+FRESH_NS = 2_000_000_000  # within which a file system's clock may not have ticked
+Stamp = tuple[int, int, int]
 
 
 def locate(card: ModelCard) -> Files | None:
@@ -83,20 +86,23 @@ def _check_weights(weights: Path) -> None:
 
 
 @lru_cache
-def _shards(index: Path, stamp: tuple[int, int]) -> frozenset[str]:
+def _shards(index: Path, stamp: Stamp) -> frozenset[str]:
     del stamp
     table = read_json(index).get("weight_map")
     return frozenset(table.values()) if isinstance(table, dict) else frozenset()
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Changes whenever the file does: a server checks with every request, and reads once."""
-    state = path.stat()
-    return state.st_mtime_ns, state.st_size
+def stamp_of(path: Path) -> Stamp:
+    """Changes whenever the file does: a server checks with every request, and reads once.
+
+    A file that was just written may be written again by the same clock: it is read each time.
+    """
+    state, now = path.stat(), time.time_ns()
+    return state.st_mtime_ns, state.st_size, now if abs(now - state.st_mtime_ns) < FRESH_NS else 0
 
 
 @lru_cache
-def _check_json(path: Path, stamp: tuple[int, int]) -> None:
+def _check_json(path: Path, stamp: Stamp) -> None:
     del stamp
     read_json(path)
 
@@ -113,14 +119,14 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 @lru_cache
-def _check_length(path: Path, stamp: tuple[int, int]) -> None:
+def _check_length(path: Path, stamp: Stamp) -> None:
     """A .safetensors file is as long as its header says; a cut download is not."""
     del stamp
     read_header(path)
 
 
 @lru_cache
-def _header(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
+def _header(path: Path, stamp: Stamp) -> dict[str, Any]:
     """Each tensor's dtype, shape and place."""
     del stamp
     table = read_header(path)

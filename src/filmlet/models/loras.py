@@ -15,7 +15,7 @@ import huggingface_hub  # imports its parts when they are used: few clips have L
 
 from filmlet.errors import CheckpointDamaged, InvalidRequest, LoraDamaged, LoraMissing, NotOffered
 from filmlet.lora import SUFFIX, Adapter, Lora, Pair
-from filmlet.models.files import read_header, read_json, stamp_of
+from filmlet.models.files import Stamp, read_header, read_json, stamp_of
 
 Table = dict[str, Any]
 PREFIXES = (
@@ -113,7 +113,7 @@ def _next_step(source: str, repo: str, inside: list[str]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _look(path: Path, stamp: tuple[int, int]) -> tuple[str, tuple[Pair, ...]]:
+def _look(path: Path, stamp: Stamp) -> tuple[str, tuple[Pair, ...]]:
     """The SHA-256 of a file, and what it changes."""
     del stamp
     try:
