@@ -171,6 +171,24 @@ def test_two_clips_that_take_turns_in_a_decoder_do_not_meet(cache: Path) -> None
         assert np.array_equal(np.concatenate(mixed), straight)
 
 
+def test_a_decoder_whose_call_was_given_up_gives_the_next_clip_its_own_frames(cache: Path) -> None:
+    decoder = load(POCKET, cache)._get("decoder")
+    small, large = Noise(1).draw(1, 64, 3, 2, 2), Noise(2).draw(1, 64, 9, 24, 24)
+    expected = np.concatenate([*decoder(small)])
+
+    def stop() -> None:
+        raise Cancelled("nobody wants it")
+
+    levels = decoder.runs[:2]
+    for level in levels:
+        level.asks = (stop,)
+    with pytest.raises(Cancelled):
+        list(decoder(large))
+    for level in levels:
+        level.asks = ()
+    assert np.array_equal(np.concatenate([*decoder(small)]), expected)
+
+
 @pytest.mark.parametrize("down", ["spatial", "temporal", "spatiotemporal", None])
 @pytest.mark.parametrize("count", [1, 9])
 def test_every_encoder_gives_the_latents_of_the_whole_one(
@@ -204,6 +222,21 @@ def test_a_stop_is_heard_inside_a_model_call(cache: Path) -> None:
     small = recipe_for(POCKET, size="64x64", frames=9)
     fresh = load(POCKET, cache)
     assert np.array_equal(last(engine.denoise(text, small)), last(fresh.denoise(text, small)))
+
+
+def test_calls_that_were_given_up_at_any_moment_leave_the_next_ones_as_they_are(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO itself mixes up the shapes of a call that was cancelled with those of the next."""
+    engine = load(POCKET, cache)
+    text = text_for(engine, 7)
+    small, large = (recipe_for(POCKET, size=size, frames=25) for size in ("64x64", "512x512"))
+    expected = last(engine.denoise(text, small))
+    for moment in (1, 2, 4, 7, 12, 20):
+        monkeypatch.setattr(running, "ASK_MS", moment)
+        with pytest.raises(Cancelled), engine.stopping(lambda: False):
+            list(engine.denoise(text, large))
+        assert np.array_equal(last(engine.denoise(text, small)), expected)
 
 
 def test_a_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Path) -> None:

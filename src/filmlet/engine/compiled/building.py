@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,9 @@ class Build:
         blobs = [_exported(model) for model in compiled]
         runs = [self._import(blob) for blob in blobs]
         if check and (self.is_int8 or self.dtype != EXACT):
-            exact = list(map(Running, compile_all(graphs(Part(table), EXACT, False), EXACT)))
+            exact = list(
+                map(Running.at_hand, compile_all(graphs(Part(table), EXACT, False), EXACT))
+            )
             if found := check(runs, exact):
                 kind = "int8" if self.is_int8 else self.dtype
                 verdict = f"{kind} is {found} of OpenVINO here."
@@ -97,9 +99,9 @@ class Build:
 
     def _import(self, blob: Blob, put_away: Callable[[], None] | None = None) -> Running:
         """Also what was just compiled, so that every process runs the very same."""
-        tensor = ov.Tensor(blob, shared_memory=True)
-        model = core().import_model(tensor, "CPU", options(self.dtype))
-        return Running(model, tensor, put_away)
+        tensor = ov.Tensor(blob, shared_memory=True)  # the graph's weights stay there
+        read = partial(core().import_model, tensor, "CPU", options(self.dtype))
+        return Running(read, put_away)
 
 
 def compile_all(graphs: Iterable[ov.Model], dtype: str) -> Iterable[ov.CompiledModel]:

@@ -167,7 +167,8 @@ class Decoder:
             """What goes into each convolution, and a little more."""
             models, names = zip(*decoding.gauged(decoder, recipe), strict=True)
             compiled = compile_all(models, EXACT)
-            runs = [decoding.Gauged(one, names=n) for one, n in zip(compiled, names, strict=True)]
+            pairs = zip(compiled, names, strict=True)
+            runs = [decoding.Gauged.at_hand(one, names=n) for one, n in pairs]
             for seed in range(SAMPLES):
                 latents = Noise(seed).draw(1, config["latent_channels"], 3, 4, 4)
                 for _ in cls((*runs, runs[-1]), levels, recipe)(LOUD * latents):

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import openvino as ov
@@ -79,11 +80,13 @@ class Request:
     """What one call of a graph reads and writes; the next call through it writes there again."""
 
     def __init__(self, model: ov.CompiledModel) -> None:
-        self.own = model.create_infer_request()
         self.given: list[ov.Tensor] = []  # theirs is the memory that a call reads
+        self.renew(model)
+
+    def renew(self, model: ov.CompiledModel) -> None:
+        self.model, self.own = model, model.create_infer_request()
 
     def begin(self, given: list[ov.Tensor]) -> None:
-        self.settle()
         self.given = given
         for i, tensor in enumerate(given):
             self.own.set_input_tensor(i, tensor)
@@ -117,19 +120,28 @@ def _settle_all() -> None:
 class Running:
     """One graph at work; one call at a time. asks: raise to stop a call.
 
-    blob: what the graph was read from, if it was; its weights stay there. put_away: gives their
-    memory back once the first call has laid them out anew.
+    read: gives the graph, once more after a call was given up. put_away: gives the memory back that
+    it was read from, once the first call has laid its weights out anew.
     """
 
-    model: ov.CompiledModel
-    blob: ov.Tensor | None = None
+    read: Callable[[], ov.CompiledModel]
     put_away: Callable[[], None] | None = None
     asks: Sequence[Ask] = ()
+
+    @classmethod
+    def at_hand(cls, model: ov.CompiledModel, **more: Any) -> Self:
+        """Of a graph that is not kept: none of its calls is given up."""
+        return cls(lambda: model, **more)
 
     def __post_init__(self) -> None:
         self.kinds = [given.element_type for given in self.model.inputs]
         self.lock = threading.RLock()
         self.idle: list[Request] = []  # of the latest relay: new memory costs a clip milliseconds
+        self.given_up: Request | None = None
+
+    @cached_property
+    def model(self) -> ov.CompiledModel:
+        return self.read()
 
     @cached_property
     def request(self) -> Request:
@@ -138,6 +150,7 @@ class Running:
     def __call__(self, *inputs: NDArray) -> list[NDArray]:
         """The graph's outputs, in memory of their own. Raises as `through` does."""
         with self.lock:
+            self._mend()
             return list(map(np.array, self.through(self.request, *inputs)))
 
     @contextmanager
@@ -147,6 +160,7 @@ class Running:
         What a call gives is there until the next but one.
         """
         with self.lock:
+            self._mend()
             pair, self.idle = self.idle or [Request(self.model) for _ in range(2)], []
         try:
             yield Relay(self, pair)
@@ -159,12 +173,16 @@ class Running:
         Raises what `asks` raise; that call then ends by itself.
         """
         with self.lock:
+            self._mend()
+            if request.model is not self.model:
+                request.renew(self.model)
             try:
                 request.begin([_lent(*pair) for pair in zip(inputs, self.kinds, strict=True)])
                 while not request.own.wait_for(ASK_MS):
                     for ask in self.asks:
                         ask()
             except BaseException:
+                self.given_up = request
                 request.own.cancel()
                 raise
             at_work.discard(request)
@@ -172,6 +190,14 @@ class Running:
                 self.put_away()
                 self.put_away = None
             return request.outputs
+
+    def _mend(self) -> None:
+        """A call that was given up leaves shapes of its own in the graph, and the next fails."""
+        if self.given_up:
+            self.given_up.settle()
+            self.given_up, self.idle = None, []
+            for name in ("model", "request"):  # gone before the graph is read anew
+                self.__dict__.pop(name, None)
 
 
 @dataclass
