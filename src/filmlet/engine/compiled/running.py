@@ -121,7 +121,7 @@ class Running:
     """One graph at work; one call at a time. asks: raise to stop a call.
 
     read: gives the graph, once more after a call was given up. put_away: gives the memory back that
-    it was read from, once the first call has laid its weights out anew.
+    it was read from, once its first call has laid the weights out anew.
     """
 
     read: Callable[[], ov.CompiledModel]
@@ -141,6 +141,7 @@ class Running:
 
     @cached_property
     def model(self) -> ov.CompiledModel:
+        self.is_fresh = True
         return self.read()
 
     @cached_property
@@ -186,9 +187,9 @@ class Running:
                 request.own.cancel()
                 raise
             at_work.discard(request)
-            if self.put_away:
+            if self.is_fresh and self.put_away:
                 self.put_away()
-                self.put_away = None
+            self.is_fresh = False
             return request.outputs
 
     def _mend(self) -> None:
