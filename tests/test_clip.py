@@ -28,14 +28,18 @@ def test_a_clip_has_its_frames_its_settings_and_its_times(tiny: Path) -> None:
     assert "64x64, 9 frames" in repr(clip)
 
 
-def test_saved_and_filmed_clips_are_the_same_file(tiny: Path, tmp_path: Path) -> None:
-    clip = filmlet.generate("a ball", model=str(tiny), **SMALL)
-    saved = clip.save(tmp_path / "saved.mp4")
-    request = clip_request("a ball", model=str(tiny), **SMALL)
-    work = fold(prepare(plan(request), Settings()))
-    for _ in stages.film(work, tmp_path / "filmed.mp4"):
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_saved_and_filmed_clips_are_the_same_file(
+    engine: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FILMLET_ENGINE", engine)
+    clip = filmlet.generate("a red circle", **SMALL)
+    saved = clip.save(tmp_path / f"saved{suffix}")
+    work = fold(prepare(plan(clip_request("a red circle", **SMALL)), Settings.from_environment()))
+    for _ in stages.film(work, tmp_path / f"filmed{suffix}"):
         pass
-    assert saved.read_bytes() == (tmp_path / "filmed.mp4").read_bytes()
+    assert saved.read_bytes() == (tmp_path / f"filmed{suffix}").read_bytes()
     with pytest.raises(filmlet.FilmletError, match="already there"):
         clip.save(saved)
 

@@ -28,7 +28,7 @@ def test_a_kept_graph_gives_the_same_bytes_and_a_damaged_one_is_made_anew(tmp_pa
 
     first = make()
     blobs = list(tmp_path.glob("*.blob"))
-    assert len(blobs) == 7
+    assert len(blobs) == 6
     second = make()
     for file in blobs:
         file.write_bytes(file.read_bytes()[:1000])

@@ -55,7 +55,7 @@ class Preview:
 class Frames:
     """The next finished frames of the clip, in order.
 
-    pixels: RGB; on its way into a video they may be Planes, where the engine makes these.
+    pixels: RGB; on its way into a video they may be Planes, on a GPU that makes these.
     """
 
     pixels: Pixels | Planes

@@ -100,11 +100,6 @@ class Shape:
         )
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the clip shows all of its made frames' rows and columns."""
-        return (self.width, self.height) == (self.made_width, self.made_height)
-
-    @property
     def rows(self) -> slice:
         """Of a made frame, that the clip shows: its middle."""
         top = (self.made_height - self.height) // 2

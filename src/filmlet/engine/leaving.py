@@ -6,9 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filmlet.engine.colours import BYTE, MIX, OFFSETS
 from filmlet.errors import NotFinite
 from filmlet.events import Pixels, Planes
+
+# ITU-R BT.709-6, section 3: what red, green and blue add to the light; the range of television.
+LIGHT = (0.2126, 0.7152, 0.0722)
+BLACK, BRIGHTEST = 16.0, 219.0
+GREY, COLOURFUL = 128.0, 112.0
+BYTE = 255.0
 
 
 class Leaving:
@@ -37,14 +42,15 @@ def as_pixels(frames: Tensor) -> Tensor:
 
 def as_planes(frames: Tensor) -> Tensor:
     """(3, frames, height, width) in [-1, 1], of even sides, as Planes: half the bytes of pixels."""
-    red, green, blue = _bytes(frames.float().add(1).mul_(BYTE / 2)).float()
-    light, bluish, reddish = (
-        row[0] * red + row[1] * green + row[2] * blue + offset
-        for row, offset in zip(MIX, OFFSETS, strict=True)
+    red, green, blue = _bytes(frames.float().add(1).mul_(BYTE / 2)).float().div_(BYTE)
+    light = LIGHT[0] * red + LIGHT[1] * green + LIGHT[2] * blue
+    bluish, reddish = (
+        (one - light) / (1 - share) for one, share in ((blue, LIGHT[2]), (red, LIGHT[0]))
     )
-    colour = F.avg_pool2d(torch.stack([bluish, reddish], 1), 2)
+    colour = F.avg_pool2d(torch.stack([bluish, reddish], 1), 2) * COLOURFUL + GREY
     count, _, width = light.shape
-    return torch.cat([_bytes(light), _bytes(colour).reshape(count, -1, width)], 1)
+    planes = [_bytes(light * BRIGHTEST + BLACK), _bytes(colour).reshape(count, -1, width)]
+    return torch.cat(planes, 1)
 
 
 def _bytes(values: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ convolution keeps its last frames, each residual waits for the convolutions besi
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
 
-from filmlet.engine.compiled.leaving import Layout
 from filmlet.engine.compiled.nodes import Part, integers
 from filmlet.engine.compiled.running import BITS, KINDS, Relay, Request, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, embedded
@@ -28,6 +26,8 @@ from filmlet.engine.compiled.vae import (
     activated,
     convolution,
     frames,
+    in_bytes,
+    pixels_of,
     places,
     shaped_as,
     shortcut,
@@ -108,19 +108,17 @@ class Recipe:
 def graphs(
     weights: Part, recipe: Recipe, dtype: str, ranges: Mapping[str, Range] | None = None
 ) -> Iterator[ov.Model]:
-    """Of each level, from float32 weights of `decoder`, and of the last once more, in planes.
+    """Of each level, from float32 weights of `decoder`.
 
     Inputs: x, `first` (1 for the first frames, else 0), `last` (END for the last frames, else -1),
     then what each convolution and residual remembers, without frames at first. Outputs: y, then
-    what they remember. Latents are float32; the last level gives bytes as `Layout.frames_of` takes
-    them, and the sum of its norms, by which one sees whether all are numbers.
+    what they remember. Latents are float32; the last level gives patches as `pictures` takes them,
+    and the sum of its norms, by which one sees whether all are numbers.
 
     ranges: of what goes into each convolution, by its name, to multiply in 8 bits.
     """
-    level = partial(_Level, weights, recipe, KINDS[dtype], ranges)
     for i, together in enumerate(levels(weights)):
-        yield level().graph(together, is_first=i == 0)
-    yield level(layout=Layout.PLANES).graph(together, is_first=i == 0)
+        yield _Level(weights, recipe, KINDS[dtype], ranges).graph(together, is_first=i == 0)
 
 
 def gauged(weights: Part, recipe: Recipe) -> Iterator[tuple[ov.Model, list[str]]]:
@@ -139,7 +137,6 @@ class _Level:
     kind: ov.Type  # of frames that go from graph to graph and are remembered
     ranges: Mapping[str, Range] | None = None
     gauges: dict[str, list[Node]] | None = None  # the ends of what goes into convolutions
-    layout: Layout = Layout.PIXELS
     ends: list[Node] = field(default_factory=list)  # first, last
     memories: list[Node] = field(default_factory=list)
     remembered: list[Node] = field(default_factory=list)
@@ -162,9 +159,8 @@ class _Level:
                 case Kind.HEAD:
                     told = self._modulations(self.weights, module.timed, 2)
                     results = [ops.convert(sum_of_lengths(x), self.kind)]
-                    last = self.layout.convolution(part, self.recipe.side)
-                    x = self._convolve(last, activated(x, told[0]))
-                    x = self.layout.bytes_of(x, self.recipe.side)
+                    last = pixels_of(part, self.recipe.side)
+                    x = in_bytes(self._convolve(last, activated(x, told[0])))
         y = x if results else ops.convert(x, self.kind)
         # The plugin keeps in float32 what leads to a float32 result.
         memories = [ops.convert(one, self.kind) for one in self.remembered]

@@ -14,7 +14,6 @@ from filmlet.budget import Hold
 from filmlet.card import Files, ModelCard
 from filmlet.engine.arrays import Tensors, as_numpy
 from filmlet.engine.compiled.building import EXACT, Build
-from filmlet.engine.compiled.leaving import SHARED, Layout
 from filmlet.engine.compiled.made import Decoder, Encoder, Text, Transformer
 from filmlet.engine.compiled.nodes import Floats
 from filmlet.engine.compiled.running import has_bfloat16, prefers_int8
@@ -24,7 +23,7 @@ from filmlet.engine.noise import Noise
 from filmlet.engine.placement import Lever, Library, Placement
 from filmlet.engine.weights import Weights, projection
 from filmlet.errors import Cancelled, NotOffered
-from filmlet.events import Pixels, Planes
+from filmlet.events import Pixels
 from filmlet.lora import Adapter
 
 KINDS: dict[str, Any] = {
@@ -107,14 +106,13 @@ class CompiledEngine(Engine):
             yield
 
     def decode(
-        self, latents: Floats, recipe: Recipe, is_planar: bool = False
-    ) -> Iterator[Pixels | Planes]:
+        self,
+        latents: Floats,
+        recipe: Recipe,
+        is_planar: bool = False,  # noqa: ARG002 - frames that are saved later give the same file
+    ) -> Iterator[Pixels]:
         clean, shape = self._clean(latents, recipe, self.drawn(recipe.seed)), recipe.shape
-        decoder = self._get("decoder")
-        if is_planar and shape.is_whole:
-            yield from decoder(clean, Layout.PLANES)
-            return
-        for pixels in decoder(clean):
+        for pixels in self._get("decoder")(clean):
             yield pixels[:, shape.rows, shape.columns]
 
     def _read(self, ids: NDArray[np.int64]) -> Floats:
@@ -156,8 +154,6 @@ def choose(
         return "the decoder adds noise, which is not compiled"
     if vae.config.get("patch_size_t", 1) != 1:
         return "the decoder has patches in time, which are not compiled"
-    if vae.config.get("patch_size", 4) % SHARED:
-        return "the decoder's patches have odd sides, which are not compiled"
     if any(weights.is_in_eight_bits for weights in (text, transformer, vae)):
         return "weights in eight bits are torch's"
     best, reason = _dtype(card, files, cache)

@@ -13,15 +13,14 @@ from filmlet.engine.compiled import encoder as seeing
 from filmlet.engine.compiled import text as reading
 from filmlet.engine.compiled import transformer as denoising
 from filmlet.engine.compiled.building import EXACT, Build, Runs, compile_all
-from filmlet.engine.compiled.leaving import Layout
 from filmlet.engine.compiled.nodes import Floats, Part
 from filmlet.engine.compiled.running import Ask, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, sines
-from filmlet.engine.compiled.vae import Range
+from filmlet.engine.compiled.vae import Range, pictures
 from filmlet.engine.flowing import PIECE, Take, flow
 from filmlet.engine.noise import Noise
 from filmlet.errors import NotFinite
-from filmlet.events import Pixels, Planes
+from filmlet.events import Pixels
 
 BOUND = 3e-2  # relative error that bfloat16 may add to the transformer
 LEAST_DB = 40.0  # peak signal-to-noise ratio of decoded frames beside those in float32
@@ -129,10 +128,7 @@ class Encoder:
 
 @dataclass(eq=False)
 class Decoder:
-    """Its graphs, each for frames of one resolution, with the modules in them.
-
-    runs: the last of them in each Layout.
-    """
+    """Its graphs, each for frames of one resolution, with the modules in them."""
 
     runs: Runs
     levels: Sequence[Sequence[decoding.Module]]
@@ -147,16 +143,13 @@ class Decoder:
 
         def check(rough: Runs, exact: Runs) -> str | None:
             latents = Noise(0).draw(1, config["latent_channels"], 3, 4, 4)
-            for layout in Layout:
-                one, other = (
-                    np.concat([*cls(runs, levels, recipe)(latents, layout)]).astype(float)
-                    for runs in (rough, exact)
-                )
-                noise = max(float(np.mean((one - other) ** 2)), 1e-9)
-                found = 10 * np.log10(255**2 / noise)
-                if found < LEAST_DB:
-                    return f"only as near as {found:.0f} dB in the decoder"
-            return None
+            one, other = (
+                np.concat([*cls(runs, levels, recipe)(latents)]).astype(float)
+                for runs in (rough, exact)
+            )
+            noise = max(float(np.mean((one - other) ** 2)), 1e-9)
+            found = 10 * np.log10(255**2 / noise)
+            return None if found >= LEAST_DB else f"only as near as {found:.0f} dB in the decoder"
 
         def graphs(part: Part, dtype: str, is_int8: bool) -> Iterator[Any]:
             decoder = part.at("decoder")
@@ -171,32 +164,30 @@ class Decoder:
             runs = [decoding.Gauged.at_hand(one, names=n) for one, n in pairs]
             for seed in range(SAMPLES):
                 latents = Noise(seed).draw(1, config["latent_channels"], 3, 4, 4)
-                for _ in cls((*runs, runs[-1]), levels, recipe)(LOUD * latents):
+                for _ in cls(runs, levels, recipe)(LOUD * latents):
                     pass
             ranges = (pair for run in runs for pair in run.ranges.items())
             return {name: (MARGIN * low, MARGIN * high) for name, (low, high) in ranges}
 
-        runs = yield from build.runs(len(levels) + 1, graphs, check)
+        runs = yield from build.runs(len(levels), graphs, check)
         return cls(runs, levels, recipe)
 
-    def __call__(
-        self, latents: Floats, layout: Layout = Layout.PIXELS
-    ) -> Iterator[Pixels | Planes]:
-        """(1, channels, frames, height, width) -> about 8 frames at a time. Raises NotFinite."""
+    def __call__(self, latents: Floats) -> Iterator[Pixels]:
+        """(1, channels, frames, height, width) -> (about 8 frames, height, width, 3), and so on.
+
+        Raises NotFinite.
+        """
         if not is_finite(latents):  # 8 bits would make numbers of them
             raise NotFinite("The latents have values that are not numbers.")
-        *runs, pixels, planes = self.runs
-        runs.append(planes if layout is Layout.PLANES else pixels)
         lags = [self.recipe.lag(level) for level in self.levels]
-        *early, _, _ = self.levels  # whose frames are small
-        counts = [2 * PIECE] * len(early) + [PIECE] * 2
+        counts = [2 * PIECE] * (len(self.levels) - 2) + [PIECE] * 2  # small frames first
         starts = range(0, latents.shape[2], counts[0])
         chunks = (latents[:, :, start : start + counts[0]] for start in starts)
         with ExitStack() as stack:
-            relays = [stack.enter_context(run.relay()) for run in runs]
+            relays = [stack.enter_context(run.relay()) for run in self.runs]
             streams = [
                 decoding.LevelStream(relay, lag, surplus=relay is not relays[-1])
                 for relay, lag in zip(relays, lags, strict=True)
             ]
             for made in flow(streams, chunks, list(map(Take, counts, lags))[1:]):
-                yield layout.frames_of(made, self.recipe.side)
+                yield pictures(made[0, 0], self.recipe.side)

@@ -7,6 +7,8 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number
+from filmlet.errors import NotFinite
+from filmlet.events import Pixels
 
 FRAMES = 2  # axis
 NORM_EPS = 1e-8
@@ -96,3 +98,34 @@ def shortcut(resnet: Part, x: Node) -> Node:
     if resnet.has("conv_shortcut"):
         x = convolution(resnet.at("conv_shortcut.conv"), x)
     return x
+
+
+def pixels_of(conv: Part, side: int) -> Part:
+    """The last convolution, its outputs 0 to 255 in place of -1 to 1, and as bytes of a picture.
+
+    Each patch is given row by row, column by column, the three colours of a pixel together.
+    Raises NotFinite: rounding makes a colour of anything, so nobody would see it later.
+    """
+    if not all(np.isfinite(conv[name]).all() for name in ("weight", "bias")):
+        raise NotFinite("The VAE decoder's last weights are not numbers.")
+    order = np.arange(3 * side * side).reshape(3, side, side).T.flatten()
+    weight, bias = (127.5 * conv[name][order] for name in ("weight", "bias"))
+    table = {f"{conv.name}weight": weight, f"{conv.name}bias": bias + 127.5}
+    return Part({name: one.astype(np.float32) for name, one in table.items()}, conv.name)
+
+
+def in_bytes(x: Node) -> Node:
+    """(1, channels, frames, height, width) -> (1, 1, frames, height, width, channels)."""
+    low, high = number(0), number(255)
+    x = ops.fake_quantize(x, low, high, low, high, 256)  # rounds and cuts, in the convolution
+    x = ops.convert(ops.transpose(x, integers([0, 2, 3, 4, 1])), np.uint8)
+    return ops.unsqueeze(x, integers(1))
+
+
+def pictures(patches: Pixels, side: int) -> Pixels:
+    """(frames, height, width, channels) of `in_bytes` as frames of pixels."""
+    count, height, width, channels = patches.shape
+    row = np.dtype((np.void, channels // side))  # of a patch: copied as one
+    apart = np.ascontiguousarray(patches).view(row).reshape(count, height, width, side)
+    rows = apart.swapaxes(2, 3).copy()  # a graph's next call writes into its memory
+    return rows.view(np.uint8).reshape(count, height * side, width * side, 3)
