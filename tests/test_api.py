@@ -66,6 +66,20 @@ def test_events_tell_steps_previews_and_the_end(shared_server: Running) -> None:
     assert picture.content[:4] == b"\x89PNG"
 
 
+def test_a_preview_that_was_told_is_there_however_quick_the_steps_are(
+    shared_server: Running,
+) -> None:
+    job = shared_server.job(size="64x64", frames=97, steps=60)
+    pictures = set()
+    while (video := shared_server.video(job))["status"] != "completed":
+        assert video["status"] != "failed", video["error"]
+        if shown := video["preview_url"]:
+            answer = shared_server.client.get(str(shown))
+            assert answer.status_code == 200, answer.text
+            pictures.add(answer.content)
+    assert len(pictures) > 2
+
+
 def test_who_comes_back_to_the_events_hears_only_what_is_new(shared_server: Running) -> None:
     job = shared_server.job(**LONG)
     stream = events(shared_server, job)

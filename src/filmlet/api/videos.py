@@ -33,9 +33,9 @@ from filmlet.api.words import (
     VideoRemix,
     poll_after_ms,
 )
-from filmlet.errors import InvalidRequest, NotOffered, StorageUnusable, UnknownJob, UnknownModel
+from filmlet.errors import InvalidRequest, NotOffered, UnknownJob, UnknownModel
 from filmlet.guide import Guide
-from filmlet.jobs import Asking, Job, Priority, Status
+from filmlet.jobs import PREVIEW, Asking, Job, Priority, Status
 from filmlet.media import spritesheet, thumbnail
 from filmlet.models import CARDS, count
 
@@ -376,17 +376,11 @@ def download(
 )
 def preview(job: Found, shared: Shared) -> Response:
     """A rough picture of the clip as it is now."""
-    for now in (job, None):  # the worker may just have replaced the one that the row told
-        name = (now or shared.queue.get(job.id)).preview
-        if name is None:
-            raise UnknownJob(f"{job.id} has no preview yet.")
-        try:
-            with shared.queue.storage.open(job.id, name) as file:
-                kept = {"cache-control": "no-store"}
-                return Response(file.read(), media_type="image/png", headers=kept)
-        except StorageUnusable:
-            continue
-    raise UnknownJob(f"{job.id} has a newer preview by now.")
+    if job.preview is None:
+        raise UnknownJob(f"{job.id} has no preview yet.")
+    with shared.queue.storage.open(job.id, PREVIEW) as file:
+        kept = {"cache-control": "no-store"}
+        return Response(file.read(), media_type="image/png", headers=kept)
 
 
 @router.post("/{id}/remix", response_model=Video)

@@ -1,6 +1,7 @@
 """Jobs that survive: a durable queue over DBOS, workers with leases, learned ETA."""
 
 from filmlet.jobs.job import (
+    PREVIEW,
     Census,
     Estimate,
     Failure,
@@ -16,6 +17,7 @@ from filmlet.jobs.limits import Limits
 from filmlet.jobs.queue import Asking, Queue
 
 __all__ = [
+    "PREVIEW",
     "Asking",
     "Census",
     "Estimate",

@@ -30,9 +30,8 @@ class Held:
     work: Work | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
     latest: Progress | None = None
-    preview: str | None = None
-    passed: str | None = None  # the preview before it, which readers may still ask for
-    told: tuple[Progress | None, str | None] = (None, None)
+    previews: int = 0  # so many were made; each takes the place of the one before
+    told: tuple[Progress | None, int] = (None, 0)
     told_at: float = 0.0
     begun: Progress | None = None  # of the stage in hand
     records: list[dict[str, object]] = field(default_factory=list)
@@ -80,7 +79,7 @@ class Held:
 
     def report(self) -> None:
         """Progress, sign of life and the wish to cancel in one statement."""
-        latest, now = (self.latest, self.preview), time.monotonic()
+        latest, now = (self.latest, self.previews), time.monotonic()
         if latest == self.told and now - self.told_at < LISTEN_S:
             return
         progress = self.latest or Progress(Stage.LOAD, 0, 1)
@@ -91,7 +90,8 @@ class Held:
                 " where id = :id and worker = :worker and attempt = :attempt"
                 " and status = 'running' returning cancel",
                 stage=progress.stage.value, done=progress.done, total=progress.total,
-                preview=self.preview, changed=int(latest != self.told), **self._mine,
+                preview=str(self.previews or "") or None, changed=int(latest != self.told),
+                **self._mine,
             )  # fmt: skip
         self.told, self.told_at = latest, now
         if row is None or row["cancel"] is not None:

@@ -9,6 +9,8 @@ from filmlet.events import Stage
 from filmlet.plan import Plan
 from filmlet.shape import Shape
 
+PREVIEW = "preview.png"  # of a job's files, the latest rough picture
+
 
 class Status(StrEnum):
     """The life of a job; the last three are ends."""
@@ -106,7 +108,7 @@ class Job:
     done: int
     total: int
     progress: float
-    preview: str | None
+    preview: str | None  # another word with every new picture
     position: int | None
     eta: Estimate | None
     failure: Failure | None

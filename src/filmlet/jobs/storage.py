@@ -83,15 +83,6 @@ class Storage:
         with self._refusals():
             return bool(self.files.exists(f"{self.root}/{name}"))
 
-    def drop(self, job: str, name: str) -> None:
-        """Remove one file of a job, here and in a remote place."""
-        (self.local / job / name).unlink(missing_ok=True)
-        if self.is_remote:
-            with self._refusals():
-                place = f"{self.root}/{job}/{name}"
-                if self.files.exists(place):
-                    self.files.rm_file(place)
-
     def grow(self, job: str, name: str) -> None:
         """Bring what a growing file has gained to a remote place, for readers elsewhere."""
         if not self.is_remote:

@@ -30,6 +30,7 @@ from filmlet.events import Event, Finished, Preview, Progress, Stage
 from filmlet.jobs import cost, webhooks
 from filmlet.jobs.database import Row
 from filmlet.jobs.held import Held
+from filmlet.jobs.job import PREVIEW
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
 from filmlet.jobs.rows import request_of
 from filmlet.media import save_still
@@ -251,14 +252,11 @@ class Worker:
                 if window := last_window(event, windows):
                     self.queue.storage.store(held.id, f"{window}.safetensors")
             case Preview():
-                passed, held.passed = held.passed, held.preview
-                held.preview = f"preview-{event.step}.png"
-                save_still(folder / held.preview, event.image)
+                save_still(folder / PREVIEW, event.image)
                 self.queue.storage.store(
-                    held.id, held.preview, "step.safetensors", "refine-step.safetensors"
+                    held.id, PREVIEW, "step.safetensors", "refine-step.safetensors"
                 )
-                if passed:
-                    self.queue.storage.drop(held.id, passed)
+                held.previews += 1
             case Finished():
                 if event.stage == Stage.DECODE:
                     self.queue.storage.grow(held.id, "decoded.mp4")

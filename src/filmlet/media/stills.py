@@ -21,12 +21,15 @@ def poster(pixels: Pixels) -> NDArray[np.uint8]:
 def save_still(path: Path, image: NDArray[np.uint8]) -> None:
     """Write one picture in the format of the path's suffix.
 
-    Raises DiskFull, OutputUnwritable; leaves nothing half-written.
+    It takes the place of what was there at once. Raises DiskFull, OutputUnwritable; leaves
+    nothing half-written.
     """
+    part = path.with_stem(f"{path.stem}.part")
     try:
-        Image.fromarray(image).save(path)
+        Image.fromarray(image).save(part)
+        part.replace(path)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise explain(error, path) from error
 
 

@@ -189,11 +189,17 @@ class Stage extends HTMLElement {
     this.screen.innerHTML = `<div class="empty"><h2>${text}</h2></div>`;
   }
 
+  // One at a time: a picture that is on its way is let come, however fast the next ones are made.
   rough(url) {
     if (this.mode === "growing") return;
-    if (this.mode !== "rough") this.screen.innerHTML = `<img class="is-rough" alt="A rough picture of the clip as it is now" onerror="this.style.opacity = 0" onload="this.style.opacity = 1">`;
+    if (this.mode !== "rough") this.screen.innerHTML = `<img class="is-rough" alt="A rough picture of the clip as it is now">`;
     this.mode = "rough";
-    this.screen.querySelector("img").src = url;
+    const picture = this.screen.querySelector("img");
+    picture.onload = picture.onerror = (event) => {
+      picture.style.opacity = event.type === "load" ? 1 : 0;
+      if (picture.getAttribute("src") !== url) picture.src = url;
+    };
+    if (picture.complete) picture.src = url;
   }
 
   play(url, mode) {
