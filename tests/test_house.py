@@ -26,6 +26,7 @@ FLOORS = (
         "effective",
         "card",
         "budget",
+        "cpu",
         "logs",
     ),
     ("models", "media", "engine"),

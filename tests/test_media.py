@@ -114,6 +114,19 @@ def test_the_same_frames_give_the_same_bytes_however_they_are_cut(
     assert one == two
 
 
+def test_the_same_frames_give_the_same_bytes_whatever_was_in_memory(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        dirt = [noise.integers(0, 255, size, np.uint8) for size in noise.integers(100, 5000, 100)]
+        path = tmp_path / "clip.mp4"
+        with growing(path, "mp4", replace(SHAPE, width=32), TAGS) as movie:
+            movie.add(moving_square()[:, :, :32])
+        seen.add(path.read_bytes())
+        del dirt
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, GeneratorExit])
 def test_leaving_early_leaves_nothing_behind(

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import openvino as ov
 import psutil
 from numpy.typing import NDArray
+
+from filmlet import cpu
 
 ASK_MS = 50  # between two questions whether anybody still wants the clip
 Ask = Callable[[], None]
@@ -36,16 +37,9 @@ def has_bfloat16() -> bool:
 
 def prefers_int8(dtype: str) -> bool:
     """Whether this CPU multiplies bytes (VNNI) sooner than a dtype; bfloat16 by AMX is as fast."""
-    return "vnni" in _flags() and (dtype != "bfloat16" or "amx_bf16" not in _flags())
-
-
-@cache
-def _flags() -> str:
-    """Of the CPU's instructions, which only Linux tells."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
+    has = cpu.instructions()
+    multiplies = not has.isdisjoint({"avx512_vnni", "avx_vnni"})
+    return multiplies and (dtype != "bfloat16" or "amx_bf16" not in has)
 
 
 def best_dtype() -> str:
