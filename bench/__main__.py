@@ -60,7 +60,7 @@ def cold(folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES) -> 
 
 def warm(folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES) -> dict[str, Figures]:
     """All processes loaded, clips made in turns; one clip each is not counted."""
-    rows = ("clip", "first frame", "peak MB")
+    rows = ("clip", "playable", "first frame", "peak MB")
     figures: dict[str, Figures] = {row: {side: [] for side in sides} for row in rows}
     workers = {side: start(side, frames) for side in sides}
     for run in range(runs + 1):
@@ -119,12 +119,15 @@ def report(runs: int, frames: int) -> str:
             f"`python -m bench --runs {runs} --frames {frames}`: pocket, 256x256, {frames} frames,",
             "4 steps, one prompt, seed and x264 setting; all sides in turns, medians. Ratio: the",
             "better of stock's two / filmlet, run by run, above 1 where filmlet is better. filmlet",
-            "has its graphs from an earlier process; the first clip ever compiles them.",
+            "has its graphs from an earlier process; the first clip ever compiles them. A frame is",
+            "playable when the growing file shows it, and decoded when it is in memory; stock's",
+            "file can be played when it is whole.",
             "",
             "| | filmlet | filmlet on torch | stock, float32 | stock, bfloat16 | ratio |",
             "|---|---|---|---|---|---|",
             row("cold process to MP4", "s", cold_figures),
             row("warm, prompt to MP4", "s", warm_figures["clip"]),
+            row("warm, prompt to first playable frame", "s", warm_figures["playable"]),
             row("warm, prompt to first decoded frame", "s", warm_figures["first frame"]),
             row("peak memory of the process", "MB", warm_figures["peak MB"]),
             "",

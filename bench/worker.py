@@ -3,25 +3,31 @@
 Reads paths from stdin; for each makes the same clip and answers with one line of JSON.
 """
 
+import io
 import json
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 PROMPT = "a red circle moving left on a white background"
 SEED, STEPS, SIDE, FPS = 1, 4, 256, 24
-X264 = {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "8"}
+ENOUGH = 8  # looks at a growing file: the first frame is in one of them
+X264 = {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "4"}
 Seconds = dict[str, float]
+Seen = list[tuple[float, bytes]]
 
 
 def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]:
     """filmlet as its command line runs it, on the engine that it chooses or on another one."""
     from filmlet import stages
     from filmlet.events import Frames
+    from filmlet.media import part_of
     from filmlet.plan import plan
     from filmlet.request import clip_request
     from filmlet.settings import Settings
@@ -33,13 +39,50 @@ def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]
         start = time.perf_counter()
         request = clip_request(PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}")
         first = None
-        work = fold(prepare(plan(request), settings))
-        for event in stages.film(work, path):
-            if first is None and isinstance(event, Frames):
-                first = time.perf_counter() - start
-        return {"clip": time.perf_counter() - start, "first frame": first or 0.0}
+        with watching(part_of(path), start) as seen:
+            work = fold(prepare(plan(request), settings))
+            for event in stages.film(work, path):
+                if first is None and isinstance(event, Frames):
+                    first = time.perf_counter() - start
+            clip = time.perf_counter() - start
+        playable = next((seconds for seconds, data in seen if can_be_played(data)), clip)
+        return {"clip": clip, "first frame": first or 0.0, "playable": playable}
 
     return make
+
+
+@contextmanager
+def watching(grown: Path, start: float) -> Iterator[Seen]:
+    """What a growing file held and when, in seconds since `start`: looked at every millisecond."""
+    seen: Seen = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.001):
+            with suppress(FileNotFoundError):
+                if grown.stat().st_size > len(seen[-1][1] if seen else b""):
+                    seen.append((time.perf_counter() - start, grown.read_bytes()))
+            if len(seen) > ENOUGH:
+                return
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
+
+
+def can_be_played(data: bytes) -> bool:
+    """Whether a file as it was then shows a frame."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(data)) as file:
+            return any(True for _ in file.decode(video=0))
+    except av.FFmpegError:
+        return False
 
 
 def stock_side(frames: int, dtype: str) -> Callable[[Path], Seconds]:
@@ -69,7 +112,8 @@ def stock_side(frames: int, dtype: str) -> Callable[[Path], Seconds]:
             for picture in pixels:
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             file.mux(stream.encode())
-        return {"clip": time.perf_counter() - start, "first frame": first}
+        clip = time.perf_counter() - start
+        return {"clip": clip, "first frame": first, "playable": clip}  # nothing is before
 
     return make
 

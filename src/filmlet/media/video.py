@@ -21,13 +21,13 @@ PLANAR = 2  # axes of a picture in planes
 # in some hundreds came out as another file. Its AVX2 code makes the same one every time, as fast.
 X264 = {"x264-params": "asm=avx2,fma3,bmi1,bmi2,lzcnt"}
 VIDEOS = {
-    "mp4": ("libx264", {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "8"}),
+    "mp4": ("libx264", {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "4"}),
     "webm": ("libvpx-vp9", {"crf": "24", "b": "0", "cpu-used": "6", "deadline": "good"}),
 }
-# A fragment every quarter second, flushed at once: a player can follow the growing file.
+# A fragment a frame, flushed at once: a player can follow the growing file frame by frame.
 GROWING = {
     "movflags": "frag_keyframe+empty_moov+default_base_moof+use_metadata_tags",
-    "frag_duration": "250000",
+    "frag_duration": "40000",
     "flush_packets": "1",
     "fflags": "+bitexact",
 }
@@ -77,6 +77,7 @@ class VideoFile:
         return self.converter.reformat(
             av.VideoFrame.from_ndarray(picture, format="rgb24"),
             format="yuv420p",
+            threads=1,
             src_color_range=ColorRange.JPEG,
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
