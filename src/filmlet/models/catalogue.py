@@ -103,8 +103,9 @@ CARDS = {
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
             sources=_in_folder(POCKET, revision="4"),
             schedule=ShiftedSigmas(steps=4, shift=8.0),
-            # In a window of 97 frames, the most it was trained on, what moves loses its shape.
-            grid=Grid(max_side=512, max_frames=49, window=49, overlap=16),
+            # In a window of 97 frames, the most it was trained on, what moves loses its shape; the
+            # more frames windows share, the more motions are wrong (bench/LONG.md).
+            grid=Grid(max_side=512, max_frames=49, window=49, overlap=8),
             max_tokens=128,
         ),
         replace(
