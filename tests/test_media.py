@@ -114,6 +114,16 @@ def test_the_same_frames_give_the_same_bytes_however_they_are_cut(
     assert one == two
 
 
+def test_the_first_piece_of_a_growing_clip_can_be_played_before_the_second_is_there(
+    tmp_path: Path,
+) -> None:
+    movie = VideoFile(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS)
+    movie.add(moving_square(8))
+    with av.open(str(tmp_path / "clip.mp4")) as file:
+        assert len(list(file.decode(video=0))) >= 2
+    movie.abandon()
+
+
 def test_the_same_frames_give_the_same_bytes_whatever_was_in_memory(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     seen = set()

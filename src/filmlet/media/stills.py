@@ -29,8 +29,9 @@ def save_still(path: Path, image: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(part)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise explain(error, path) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def thumbnail(clip: BinaryIO) -> bytes:

@@ -26,8 +26,7 @@ VIDEOS = {
 }
 # A fragment a frame, flushed at once: a player can follow the growing file frame by frame.
 GROWING = {
-    "movflags": "frag_keyframe+empty_moov+default_base_moof+use_metadata_tags",
-    "frag_duration": "40000",
+    "movflags": "frag_every_frame+empty_moov+default_base_moof+use_metadata_tags",
     "flush_packets": "1",
     "fflags": "+bitexact",
 }
