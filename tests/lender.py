@@ -5,11 +5,12 @@ The real `spaces` package asks it, forks, pickles and gives back; only CUDA itse
 """
 
 import runpy
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -67,9 +68,14 @@ def _json(table: dict[str, object], status: int = 200) -> Response:
 
 
 def free_port() -> str:
-    """One that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
+    """One that nobody listens on now, and that no system gives to whoever asks for any.
+
+    Of those that systems give (from 32768, from 49152) another test may get it before it is used.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return str(port)
 
 
 @contextmanager

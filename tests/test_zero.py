@@ -75,6 +75,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zero]:
         url, cookies = f"http://127.0.0.1:{port}", {"filmlet_visitor": ANN}
         with httpx2.Client(base_url=url, cookies=cookies, timeout=60) as client:
             until(lambda: _answers(client) or process.poll() is not None)
+            assert process.poll() is None
             yield Zero(lender, client, folder)
         process.terminate()
         assert process.wait(60) == 0
