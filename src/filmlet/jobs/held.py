@@ -90,8 +90,8 @@ class Held:
                 " where id = :id and worker = :worker and attempt = :attempt"
                 " and status = 'running' returning cancel",
                 stage=progress.stage.value, done=progress.done, total=progress.total,
-                preview=str(self.previews or "") or None, changed=int(latest != self.told),
-                **self._mine,
+                preview=str(self.previews) if self.previews else None,
+                changed=int(latest != self.told), **self._mine,
             )  # fmt: skip
         self.told, self.told_at = latest, now
         if row is None or row["cancel"] is not None:

@@ -19,7 +19,7 @@ BT709 = 1
 PLANAR = 2  # axes of a picture in planes
 # x264's AVX-512 code for its macroblock tree reads what was in memory before: of small clips one
 # in some hundreds came out as another file. Its AVX2 code makes the same one every time, as fast.
-X264 = {"x264-params": "asm=avx2,fma3,bmi1,bmi2,lzcnt"}
+WITHOUT_AVX512 = {"x264-params": "asm=avx2,fma3,bmi1,bmi2,lzcnt"}
 VIDEOS = {
     "mp4": ("libx264", {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "4"}),
     "webm": ("libvpx-vp9", {"crf": "24", "b": "0", "cpu-used": "6", "deadline": "good"}),
@@ -48,8 +48,9 @@ class VideoFile:
 
     def _stream(self, form: str, shape: Shape) -> VideoStream:
         codec, options = VIDEOS[form]
-        steady = X264 if codec == "libx264" and "avx512f" in cpu.instructions() else {}
-        stream = self.container.add_stream(codec, rate=1 / self.tick, options=options | steady)
+        if codec == "libx264" and "avx512f" in cpu.instructions():
+            options = options | WITHOUT_AVX512
+        stream = self.container.add_stream(codec, rate=1 / self.tick, options=dict(options))
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
         context = stream.codec_context
