@@ -29,6 +29,7 @@ from filmlet.engine.compiled.vae import (
     in_bytes,
     pixels_of,
     places,
+    rounded,
     shaped_as,
     shortcut,
     sum_of_lengths,
@@ -160,7 +161,7 @@ class _Level:
                     told = self._modulations(self.weights, module.timed, 2)
                     results = [ops.convert(sum_of_lengths(x), self.kind)]
                     last = pixels_of(part, self.recipe.side)
-                    x = in_bytes(self._convolve(last, activated(x, told[0])))
+                    x = in_bytes(self._activate(last, x, told[0]))
         y = x if results else ops.convert(x, self.kind)
         # The plugin keeps in float32 what leads to a float32 result.
         memories = [ops.convert(one, self.kind) for one in self.remembered]
@@ -193,22 +194,34 @@ class _Level:
     def _remember(self, x: Node, start: Node) -> None:
         self.remembered.append(frames(x, start, integers([END])))
 
+    def _activate(self, conv: Part, x: Node, told: Modulation | None) -> Node:
+        """Norm and SiLU, which round in the same kernel where the convolution is in 8 bits."""
+        return self._slide(conv, activated(x, told, self._within(conv)))
+
     def _convolve(self, conv: Part, x: Node) -> Node:
+        within = self._within(conv)
+        return self._slide(conv, rounded(x, within) if within else x)
+
+    def _within(self, conv: Part) -> Range | None:
+        return self.ranges[conv.name] if self.ranges else None
+
+    def _slide(self, conv: Part, x: Node) -> Node:
         """With the first frame repeated before the first, and the last after the last."""
         first, last = self.ends
         head, tail = frames(x, integers([0]), first), frames(x, integers([-1]), last)
         before = KERNEL - 1 if self.recipe.is_causal else KERNEL // 2
-        parts = [self._memory(x), *[head] * before, x, *[tail] * (KERNEL - 1 - before)]
-        x = ops.concat(parts, FRAMES)
+        memory, within = self._memory(x), self._within(conv)
+        memory = rounded(memory, within) if within else memory  # was so: bytes stay bytes
+        x = ops.concat([memory, *[head] * before, x, *[tail] * (KERNEL - 1 - before)], FRAMES)
         self._remember(x, integers([1 - KERNEL]))
         if self.gauges is not None:
             axes = integers(range(5))
             self.gauges[conv.name] = [ops.reduce_min(x, axes, True), ops.reduce_max(x, axes, True)]
-        return convolution(conv, x, within=self.ranges[conv.name] if self.ranges else None)
+        return convolution(conv, x, is_rounded=within is not None)
 
     def _resnet(self, resnet: Part, x: Node, told: Sequence[Modulation | None]) -> Node:
-        y = self._convolve(resnet.at("conv1.conv"), activated(x, told[0]))
-        y = self._convolve(resnet.at("conv2.conv"), activated(y, told[1]))
+        y = self._activate(resnet.at("conv1.conv"), x, told[0])
+        y = self._activate(resnet.at("conv2.conv"), y, told[1])
         past = shortcut(resnet, self._waiting(x, y))
         return shaped_as(y, ops.add(places(y), places(past)))
 

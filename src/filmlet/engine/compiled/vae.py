@@ -30,23 +30,22 @@ def frames(x: Node, start: Node, stop: Node) -> Node:
 
 
 def convolution(
-    conv: Part, x: Node, stride: Sequence[int] = (1, 1, 1), within: Range | None = None
+    conv: Part, x: Node, stride: Sequence[int] = (1, 1, 1), is_rounded: bool = False
 ) -> Node:
-    """Padded at the sides of a frame, not in time. within: what x is in, to multiply in 8 bits."""
+    """Padded at the sides of a frame, not in time. is_rounded: x is, so it multiplies in 8 bits."""
     weight = constant(conv["weight"])
-    if within:
-        x = rounded(x, np.array(within, np.float32).reshape(2, 1, 1, 1, 1, 1), 256)
+    if is_rounded:
         largest = np.abs(conv["weight"]).max((1, 2, 3, 4), keepdims=True)  # of each output
         largest = np.maximum(largest, np.float32(SMALLEST))
-        weight = rounded(weight, np.stack([-largest, largest]), 255)
+        weight = rounded(weight, (-largest, largest), 255)
     pads = [0, *(side // 2 for side in conv["weight"].shape[3:])]
     x = ops.convolution(x, weight, list(stride), pads, pads, [1, 1, 1])
     return ops.add(x, constant(conv["bias"].reshape(1, -1, 1, 1, 1)))
 
 
-def rounded(x: Node, ends: Floats, levels: int) -> Node:
+def rounded(x: Node, ends: tuple[Floats | float, Floats | float], levels: int = 256) -> Node:
     """To so many levels between two ends: the plugin then computes with these as bytes."""
-    low, high = map(constant, ends)
+    low, high = (constant(np.asarray(end, np.float32)) for end in ends)
     return ops.fake_quantize(x, low, high, low, high, levels)
 
 
@@ -75,8 +74,10 @@ def sum_of_lengths(x: Node) -> Node:
     return ops.reduce_sum(every, integers(range(1, rank(every))), False)
 
 
-def activated(given: Node, modulation: Modulation | None = None) -> Node:
-    """Norm over channels, modulation, SiLU."""
+def activated(
+    given: Node, modulation: Modulation | None = None, within: Range | None = None
+) -> Node:
+    """Norm over channels, modulation, SiLU. within: what these give, to be rounded to it."""
     x = places(given)
     length = lengths(x)
     mean = ops.multiply(ops.multiply(length, length), number(1 / width(x)))
@@ -84,7 +85,8 @@ def activated(given: Node, modulation: Modulation | None = None) -> Node:
     if modulation:
         shift, scale = (one.reshape(1, -1, *[1] * (rank(x) - 2)) for one in modulation)
         x = ops.add(ops.multiply(x, constant(1 + scale)), constant(shift))
-    return shaped_as(given, ops.swish(x))
+    x = ops.swish(x)
+    return shaped_as(given, rounded(x, within) if within else x)
 
 
 def shortcut(resnet: Part, x: Node) -> Node:
