@@ -190,4 +190,4 @@ class Decoder:
                 for relay, lag in zip(relays, lags, strict=True)
             ]
             for made in flow(streams, chunks, list(map(Take, counts, lags))[1:]):
-                yield pictures(made[0, 0], self.recipe.side)
+                yield pictures(made, self.recipe.side)
