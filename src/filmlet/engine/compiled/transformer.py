@@ -39,11 +39,6 @@ class Rotation:
     cos: Node
     sin: Node
 
-    @classmethod
-    def of_pairs(cls, cos: Node, sin: Node) -> "Rotation":
-        """From one value a pair, (1, heads, tokens, head / 2)."""
-        return cls(ops.concat([cos, cos], 3), ops.concat([sin, sin], 3))
-
     def of(self, x: Node, half: int) -> Node:
         """Rotate (1, heads, tokens, head), whose halves are the parts of the pairs.
 
@@ -79,7 +74,7 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
     """From float32 weights, which it refers to.
 
     Inputs: latents (1, tokens, channels), text (1, words, channels), mask (1, 1, 1, words), time
-    (1, 1 or tokens, 256) as `sines` makes it, cos and sin (1, heads, tokens, head / 2). Output: the
+    (1, 1 or tokens, 256) as `sines` makes it, cos and sin (1, heads, tokens, head). Output: the
     velocity. Text and mask are as `filled` makes them.
     """
     inputs = [
@@ -89,8 +84,8 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
             ("text", [1, -1, widths.captions]),
             ("mask", [1, 1, 1, -1]),
             ("time", [1, -1, SINES]),
-            ("cos", [1, widths.heads, -1, widths.head // 2]),
-            ("sin", [1, widths.heads, -1, widths.head // 2]),
+            ("cos", [1, widths.heads, -1, widths.head]),
+            ("sin", [1, widths.heads, -1, widths.head]),
         )
     ]
     latents, text, mask, time, cos, sin = inputs
@@ -101,7 +96,7 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
     caption = weights.at("caption_projection")
     words = ops.gelu(linear(text, caption.at("linear_1")), "tanh")
     words = linear(words, caption.at("linear_2"))
-    x, rotation = linear(latents, weights.at("proj_in")), Rotation.of_pairs(cos, sin)
+    x, rotation = linear(latents, weights.at("proj_in")), Rotation(cos, sin)
     for block in weights.each("transformer_blocks"):
         x = _block(block, widths, x, (words, mask), modulation, rotation)
     shift, scale = weights["scale_shift_table"]
@@ -147,18 +142,19 @@ def _attention(
 ) -> Node:
     heads, size = widths.heads, widths.head
     order = _halves(heads, size) if rotation else np.arange(heads * size)
+    scale = np.float32(size**-0.5)  # of the likenesses, here for nothing
     query, key = (
-        rms_norm(linear(y, attention.at(f"to_{kind}"), order), QK_EPS, norm["weight"][order])
-        for y, kind, norm in (
-            (x, "q", attention.at("norm_q")),
-            (source, "k", attention.at("norm_k")),
+        rms_norm(linear(y, attention.at(f"to_{kind}"), order), QK_EPS, weight[order])
+        for y, kind, weight in (
+            (x, "q", attention.at("norm_q")["weight"] * scale),
+            (source, "k", attention.at("norm_k")["weight"]),
         )
     )
     value = linear(source, attention.at("to_v"))
     query, key, value = (heads_apart(y, heads, size) for y in (query, key, value))
     if rotation:
         query, key = (rotation.of(y, size // 2) for y in (query, key))
-    y = ops.scaled_dot_product_attention(query, key, value, mask)
+    y = ops.scaled_dot_product_attention(query, key, value, mask, number(1))
     return linear(heads_together(y, heads * size), attention.at("to_out.0"))
 
 
@@ -184,7 +180,7 @@ def filled(text: Floats) -> tuple[Floats, Floats]:
 def rotation(widths: Widths, places: Floats) -> tuple[Floats, Floats]:
     """Cosines and sines for `graph`, in float32, as `LTXVideoRotaryPosEmbed` of diffusers.
 
-    places: (1, 3, tokens).
+    places: (1, 3, tokens). A pair's value stands in both halves of its head.
     """
     width = widths.heads * widths.head
     slow, tokens = width // 6, places.shape[2]
@@ -197,5 +193,5 @@ def rotation(widths: Widths, places: Floats) -> tuple[Floats, Floats]:
     angles = (speeds * (share[..., None] * 2 - 1)).swapaxes(1, 2).reshape(tokens, -1)
     rest = np.zeros((tokens, width % 6 // 2), np.float32)  # channels that do not turn
     angles = np.concat([rest, angles], 1).reshape(1, tokens, widths.heads, -1).swapaxes(1, 2)
-    cos, sin = (np.ascontiguousarray(turn(angles)) for turn in (np.cos, np.sin))
+    cos, sin = (np.concat([turn(angles)] * 2, 3) for turn in (np.cos, np.sin))
     return cos, sin
