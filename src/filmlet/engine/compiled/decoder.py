@@ -26,7 +26,7 @@ from filmlet.engine.compiled.vae import (
     activated,
     convolution,
     frames,
-    in_words,
+    in_bytes,
     pixels_of,
     places,
     rounded,
@@ -113,7 +113,7 @@ def graphs(
 
     Inputs: x, `first` (1 for the first frames, else 0), `last` (END for the last frames, else -1),
     then what each convolution and residual remembers, without frames at first. Outputs: y, then
-    what they remember. Latents are float32; the last level gives words as `pictures` takes them,
+    what they remember. Latents are float32; the last level gives bytes as `pictures` takes them,
     and the sum of its norms, by which one sees whether all are numbers.
 
     ranges: of what goes into each convolution, by its name, to multiply in 8 bits.
@@ -161,7 +161,7 @@ class _Level:
                     told = self._modulations(self.weights, module.timed, 2)
                     results = [ops.convert(sum_of_lengths(x), self.kind)]
                     last = pixels_of(part, self.recipe.side)
-                    x = in_words(self._activate(last, x, told[0]))
+                    x = in_bytes(self._activate(last, x, told[0]))
         y = x if results else ops.convert(x, self.kind)
         # The plugin keeps in float32 what leads to a float32 result.
         memories = [ops.convert(one, self.kind) for one in self.remembered]

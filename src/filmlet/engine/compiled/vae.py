@@ -1,10 +1,8 @@
 """Layers that the VAE's encoder and decoder share, over (1, channels, frames, height, width)."""
 
 from collections.abc import Sequence
-from functools import reduce
 
 import numpy as np
-from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
 
@@ -16,7 +14,7 @@ FRAMES = 2  # axis
 NORM_EPS = 1e-8
 LAYER_EPS = 1e-6
 SMALLEST = 1e-12  # that a range reaches to: one of no width has no levels
-BYTE, WORD = 255, 4  # the largest, and how many make one
+WORD = 4  # bytes
 NARROW = 32  # channels, of fewer than which the plugin's loops over them are too short
 Modulation = tuple[Floats, Floats]  # shift, scale
 Range = tuple[float, float]
@@ -119,21 +117,23 @@ def pixels_of(conv: Part, side: int) -> Part:
     return Part({name: one.astype(np.float32) for name, one in table.items()}, conv.name)
 
 
-def in_words(x: Node) -> Node:
-    """(1, channels, frames, height, width) -> as many words of four channels' bytes each.
+def in_bytes(x: Node) -> Node:
+    """Rounded and cut, in the convolution. The plugin leaves them a plane a channel the soonest."""
+    return ops.convert(rounded(x, (0, 255)), np.uint8)
 
-    A channel is rounded and cut to a byte. Single bytes would be moved three times as slowly.
+
+def pictures(planes: Pixels, side: int) -> Pixels:
+    """(1, channels, frames, height, width) of `in_bytes` as frames of pixels.
+
+    Four planes become one of words, and words go where they belong: so it is done in half the time.
     """
-    count, sides = width(x) // WORD, ops.slice(ops.shape_of(x), *map(integers, ([2], [5], [1])))
-    x = ops.convert(rounded(x, (0, BYTE)), np.uint8)  # in the convolution
-    fours = ops.split(ops.reshape(x, integers([count, WORD, -1]), False), integers(1), WORD)
-    shifts = (ops.constant(np.array(256**i, np.int32)) for i in range(WORD))
-    words = map(ops.multiply, (ops.convert(one, np.int32) for one in fours.outputs()), shifts)
-    return ops.reshape(reduce(ops.add, words), ops.concat([integers([1, count]), sides], 0), False)
-
-
-def pictures(words: NDArray[np.int32], side: int) -> Pixels:
-    """(1, channels / 4, frames, height, width) of `in_words` as frames of pixels."""
-    _, _, count, height, width = words.shape
-    rows = words.reshape(side, -1, count, height, width).transpose(2, 3, 0, 4, 1)
-    return np.ascontiguousarray(rows).view(np.uint8).reshape(count, height * side, width * side, 3)
+    count, height, width = planes.shape[2:]
+    rows = planes.reshape(side, -1, WORD, count, height, width)
+    made = np.empty((count, height, side, width, rows.shape[1]), np.uint32)
+    for i, j in np.ndindex(rows.shape[:2]):
+        word = rows[i, j, -1].astype(np.uint32)
+        for byte in rows[i, j, -2::-1]:
+            word <<= 8
+            word |= byte
+        made[:, :, i, :, j] = word
+    return made.view(np.uint8).reshape(count, height * side, width * side, 3)
