@@ -142,7 +142,7 @@ def _attention(
 ) -> Node:
     heads, size = widths.heads, widths.head
     order = _halves(heads, size) if rotation else np.arange(heads * size)
-    scale = np.float32(size**-0.5)  # of the likenesses, here for nothing
+    scale = np.float32(size**-0.5)  # in the weights of a norm it costs nothing
     query, key = (
         rms_norm(linear(y, attention.at(f"to_{kind}"), order), QK_EPS, weight[order])
         for y, kind, weight in (
