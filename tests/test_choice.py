@@ -59,13 +59,12 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
     chosen, told = engine(noisy, engine="openvino")
     assert chosen == "torch"
     assert "adds noise" in told
-    for field, reason in (("patch_size_t", "patches in time"), ("patch_size", "no fours")):
-        patched = make_checkpoint(tmp_path / field, timed=True)
-        config = json.loads((patched / "vae/config.json").read_text())
-        (patched / "vae/config.json").write_text(json.dumps(config | {field: 2}))
-        chosen, told = engine(patched, engine="openvino")
-        assert chosen == "torch"
-        assert reason in told
+    patched = make_checkpoint(tmp_path / "patched", timed=True)
+    config = json.loads((patched / "vae/config.json").read_text())
+    (patched / "vae/config.json").write_text(json.dumps(config | {"patch_size_t": 2}))
+    chosen, told = engine(patched, engine="openvino")
+    assert chosen == "torch"
+    assert "patches in time" in told
     monkeypatch.setattr(engines, "LARGEST", 10_000)
     chosen, told = engine(tiny, engine="openvino")
     assert chosen == "torch"

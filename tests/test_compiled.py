@@ -27,6 +27,7 @@ from tests.tiny import make_vae
 pytest.importorskip("openvino")
 from filmlet.engine.compiled import made, running
 from filmlet.engine.compiled.building import Build
+from filmlet.engine.compiled.vae import pictures
 from tests.compiling import DTYPES, POCKET, decibels, frames, last, load, recipe_for, text_for
 
 
@@ -142,6 +143,14 @@ def test_every_decoder_gives_the_frames_of_the_whole_one(
     assert np.concatenate(parts).shape == expected.shape
     assert np.abs(np.concatenate(parts) - expected).max() <= 1  # where rounding falls apart
     assert all(len(part) <= 16 for part in parts)  # also at the end: memory stays flat
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 8])
+def test_patches_of_every_side_become_pictures(side: int) -> None:
+    """Of a patch, channels are its rows, in these its columns, in these its colours."""
+    patches = np.random.default_rng(0).integers(0, 256, (1, 3 * side**2, 2, 3, 5), np.uint8)
+    apart = patches.reshape(side, side, 3, 2, 3, 5).transpose(3, 4, 0, 5, 1, 2)
+    assert np.array_equal(pictures(patches, side), apart.reshape(2, 3 * side, 5 * side, 3))
 
 
 def test_two_clips_that_take_turns_in_a_decoder_do_not_meet(cache: Path) -> None:

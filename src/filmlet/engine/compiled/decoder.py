@@ -211,7 +211,8 @@ class _Level:
         head, tail = frames(x, integers([0]), first), frames(x, integers([-1]), last)
         before = KERNEL - 1 if self.recipe.is_causal else KERNEL // 2
         memory, within = self._memory(x), self._within(conv)
-        memory = rounded(memory, within) if within else memory  # was so: bytes stay bytes
+        # Rounded before, which changes nothing now but tells the plugin that these are bytes, too.
+        memory = rounded(memory, within) if within else memory
         x = ops.concat([memory, *[head] * before, x, *[tail] * (KERNEL - 1 - before)], FRAMES)
         self._remember(x, integers([1 - KERNEL]))
         if self.gauges is not None:

@@ -154,8 +154,6 @@ def choose(
         return "the decoder adds noise, which is not compiled"
     if vae.config.get("patch_size_t", 1) != 1:
         return "the decoder has patches in time, which are not compiled"
-    if vae.config.get("patch_size", 4) % 4:
-        return "the decoder's patches have sides that are no fours, which are not compiled"
     if any(weights.is_in_eight_bits for weights in (text, transformer, vae)):
         return "weights in eight bits are torch's"
     best, reason = _dtype(card, files, cache)

@@ -1,8 +1,10 @@
 """Layers that the VAE's encoder and decoder share, over (1, channels, frames, height, width)."""
 
 from collections.abc import Sequence
+from math import gcd
 
 import numpy as np
+from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
 
@@ -14,7 +16,8 @@ FRAMES = 2  # axis
 NORM_EPS = 1e-8
 LAYER_EPS = 1e-6
 SMALLEST = 1e-12  # that a range reaches to: one of no width has no levels
-WORD = 4  # bytes
+WORD = 4  # bytes, at most
+COLOURS = 3
 NARROW = 32  # channels, of fewer than which the plugin's loops over them are too short
 Modulation = tuple[Floats, Floats]  # shift, scale
 Range = tuple[float, float]
@@ -122,18 +125,19 @@ def in_bytes(x: Node) -> Node:
     return ops.convert(rounded(x, (0, 255)), np.uint8)
 
 
-def pictures(planes: Pixels, side: int) -> Pixels:
+def pictures(patches: NDArray[np.uint8], side: int) -> Pixels:
     """(1, channels, frames, height, width) of `in_bytes` as frames of pixels.
 
-    Four planes become one of words, and words go where they belong: so it is done in half the time.
+    Bytes that stand side by side become words first: moving these takes half the time.
     """
-    count, height, width = planes.shape[2:]
-    rows = planes.reshape(side, -1, WORD, count, height, width)
-    made = np.empty((count, height, side, width, rows.shape[1]), np.uint32)
+    count, height, width = patches.shape[2:]
+    size = gcd(WORD, COLOURS * side)  # that a row of a patch is made of
+    rows = patches.reshape(side, -1, size, count, height, width)
+    made = np.empty((count, height, side, width, rows.shape[1]), f"<u{size}")
     for i, j in np.ndindex(rows.shape[:2]):
-        word = rows[i, j, -1].astype(np.uint32)
+        word = rows[i, j, -1].astype(made.dtype)
         for byte in rows[i, j, -2::-1]:
             word <<= 8
             word |= byte
         made[:, :, i, :, j] = word
-    return made.view(np.uint8).reshape(count, height * side, width * side, 3)
+    return made.view(np.uint8).reshape(count, height * side, width * side, COLOURS)
