@@ -93,8 +93,8 @@ def test_eight_bits_are_used_where_the_cpu_has_them_unless_they_are_not_wanted(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = clip_request("a red ball", size="64x64", frames=9, seed=1)
-    vnni = {"avx512_vnni"}
-    for has, wanted, levers in ((vnni, 1, ("int8",)), (vnni, 0, ()), (set(), 1, ())):
+    avx = {"avx2"}
+    for has, wanted, levers in ((avx, 1, ("int8",)), (avx, 0, ()), (set(), 1, ())):
         monkeypatch.setattr(cpu, "instructions", lambda has=has: has)
         settings = Settings(engine="openvino", cache=cache, int8=wanted)
         assert fold(prepare(plan(request), settings)).effective.levers == levers
@@ -103,7 +103,7 @@ def test_eight_bits_are_used_where_the_cpu_has_them_unless_they_are_not_wanted(
 def test_eight_bits_are_left_to_cpus_whose_bfloat16_is_slower(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpu, "instructions", lambda: {"avx512_vnni", "amx_bf16"})
+    monkeypatch.setattr(cpu, "instructions", lambda: {"avx2", "amx_bf16"})
     assert running.prefers_int8("float32")
     assert not running.prefers_int8("bfloat16")
 
@@ -111,7 +111,7 @@ def test_eight_bits_are_left_to_cpus_whose_bfloat16_is_slower(
 def test_eight_bits_that_are_off_are_given_up_once_and_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "instructions", lambda: {"avx512_vnni"})
+    monkeypatch.setattr(cpu, "instructions", lambda: {"avx2", "avx512_vnni"})
     monkeypatch.setattr(made, "LEAST_DB", 99.0)
     settings = Settings(engine="openvino", cache=tmp_path / "cache")
     request = clip_request("a ball", size="64x64", frames=9, seed=1)

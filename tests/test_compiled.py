@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from filmlet import cpu
 from filmlet.card import Components, ModelCard
 from filmlet.engine.arrays import as_numpy
 from filmlet.engine.engine import Embeddings, Start
@@ -25,9 +26,13 @@ from filmlet.work import fold
 from tests.tiny import make_vae
 
 pytest.importorskip("openvino")
+import openvino as ov
+from openvino import opset13 as ops
+
 from filmlet.engine.compiled import made, running
 from filmlet.engine.compiled.building import Build
-from filmlet.engine.compiled.vae import pictures
+from filmlet.engine.compiled.nodes import Part, gelu
+from filmlet.engine.compiled.vae import convolution, pictures, rounded
 from tests.compiling import DTYPES, POCKET, decibels, frames, last, load, recipe_for, text_for
 
 
@@ -66,6 +71,32 @@ def test_a_decoder_that_multiplies_in_eight_bits_is_near_the_exact_one(
         convolutions = [t["runtimePrecision"] for t in told if t["layerType"] == "Convolution"]
         assert {*convolutions} <= kinds, convolutions
         assert len(convolutions) == 3
+
+
+@pytest.mark.parametrize("has", [cpu.instructions(), frozenset({"avx2"})])
+def test_the_largest_products_of_bytes_do_not_overflow(
+    monkeypatch: pytest.MonkeyPatch, has: frozenset[str]
+) -> None:
+    monkeypatch.setattr(cpu, "instructions", lambda: has)
+    weight, bias = np.ones((16, 16, 3, 3, 3), np.float32), np.zeros(16, np.float32)
+    given = ops.parameter([1, 16, 3, 4, 4], np.float32)
+    x = rounded(given, (0, 1))
+    conv = convolution(Part({"weight": weight, "bias": bias}), x, is_rounded=True)
+    model = running.core().compile_model(ov.Model([conv], [given]), "CPU")
+    (found,) = model(np.ones((1, 16, 3, 4, 4), np.float32)).values()
+    assert found[0, :, 0, 1, 1] == pytest.approx(16 * 27, rel=1e-2)
+
+
+@pytest.mark.parametrize("has", [{"avx2"}, {"avx2", "avx512f"}])
+def test_gelu_is_as_in_torch(monkeypatch: pytest.MonkeyPatch, has: set[str]) -> None:
+    monkeypatch.setattr(cpu, "instructions", lambda: has)
+    given = ops.parameter([401], np.float32)
+    model = running.core().compile_model(ov.Model([gelu(given)], [given]), "CPU")
+    x = np.linspace(-1, 1, 401, dtype=np.float32)
+    for reach in (1, 10, 1e4):
+        expected = torch.nn.functional.gelu(torch.tensor(reach * x), approximate="tanh").numpy()
+        (found,) = model(reach * x).values()
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_a_preview_is_as_in_torch(cache: Path) -> None:

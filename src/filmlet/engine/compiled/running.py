@@ -36,10 +36,14 @@ def has_bfloat16() -> bool:
 
 
 def prefers_int8(dtype: str) -> bool:
-    """Whether this CPU multiplies bytes (VNNI) sooner than a dtype; bfloat16 by AMX is as fast."""
+    """Whether this CPU multiplies bytes sooner than a dtype; bfloat16 by AMX is as fast."""
     has = cpu.instructions()
-    multiplies = not has.isdisjoint({"avx512_vnni", "avx_vnni"})
-    return multiplies and (dtype != "bfloat16" or "amx_bf16" not in has)
+    return "avx2" in has and (dtype != "bfloat16" or "amx_bf16" not in has)
+
+
+def adds_in_16_bits() -> bool:
+    """Whether two products of bytes are added up in so few here: without VNNI."""
+    return cpu.instructions().isdisjoint({"avx512_vnni", "avx_vnni"})
 
 
 def best_dtype() -> str:
@@ -57,8 +61,9 @@ def threads() -> int:
 def machine() -> tuple[str, ...]:
     """What a compiled graph depends on beside its weights."""
     abilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    name = core().get_property("CPU", "FULL_DEVICE_NAME")
-    return (ov.__version__, name, str(threads()), *sorted(abilities))
+    name = core().get_property("CPU", "FULL_DEVICE_NAME")  # "AMD EPYC" of quite different ones
+    has = (one for one in cpu.instructions() if one.startswith(("avx", "amx")))
+    return (ov.__version__, name, str(threads()), *sorted(abilities), *sorted(has))
 
 
 def options(dtype: str) -> dict[str, object]:

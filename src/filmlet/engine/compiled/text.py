@@ -13,6 +13,7 @@ from filmlet.engine.compiled.nodes import (
     Floats,
     Part,
     constant,
+    gelu,
     heads_apart,
     heads_together,
     integers,
@@ -21,7 +22,7 @@ from filmlet.engine.compiled.nodes import (
 )
 
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-ACTIVATIONS = {"relu": ops.relu, "gelu_new": lambda x: ops.gelu(x, "tanh"), "gelu": ops.gelu}
+ACTIVATIONS = {"relu": ops.relu, "gelu_new": gelu, "gelu": ops.gelu}
 
 
 def graph(weights: Part, config: Mapping[str, Any]) -> ov.Model:

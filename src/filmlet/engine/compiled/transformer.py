@@ -14,6 +14,7 @@ from filmlet.engine.compiled.nodes import (
     Floats,
     Part,
     constant,
+    gelu,
     heads_apart,
     heads_together,
     integers,
@@ -94,7 +95,7 @@ def graph(weights: Part, widths: Widths) -> ov.Model:
     embedded = linear(ops.swish(embedded), embedder.at("linear_2"))
     modulation = linear(ops.swish(embedded), weights.at("time_embed.linear"))
     caption = weights.at("caption_projection")
-    words = ops.gelu(linear(text, caption.at("linear_1")), "tanh")
+    words = gelu(linear(text, caption.at("linear_1")))
     words = linear(words, caption.at("linear_2"))
     x, rotation = linear(latents, weights.at("proj_in")), Rotation(cos, sin)
     for block in weights.each("transformer_blocks"):
@@ -128,7 +129,7 @@ def _block(
     words, mask = told
     x = ops.add(x, _attention(block.at("attn2"), widths, x, words, mask=mask))
     y = ops.add(ops.multiply(norm(x, "norm2.weight"), scale_2), shift_2)
-    y = ops.gelu(linear(y, block.at("ff.net.0.proj")), "tanh")
+    y = gelu(linear(y, block.at("ff.net.0.proj")))
     return ops.add(x, ops.multiply(linear(y, block.at("ff.net.2")), gate_2))
 
 

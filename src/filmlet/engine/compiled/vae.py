@@ -9,6 +9,7 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number
+from filmlet.engine.compiled.running import adds_in_16_bits
 from filmlet.errors import NotFinite
 from filmlet.events import Pixels
 
@@ -41,6 +42,8 @@ def convolution(
     if is_rounded:
         largest = np.abs(conv["weight"]).max((1, 2, 3, 4), keepdims=True)  # of each output
         largest = np.maximum(largest, np.float32(SMALLEST))
+        if adds_in_16_bits():
+            largest *= 2  # half of the levels remain unused: two products then have room
         weight = rounded(weight, (-largest, largest), 255)
     pads = [0, *(side // 2 for side in conv["weight"].shape[3:])]
     x = ops.convolution(x, weight, list(stride), pads, pads, [1, 1, 1])
