@@ -180,7 +180,9 @@ class Decoder:
         if not is_finite(latents):  # 8 bits would make numbers of them
             raise NotFinite("The latents have values that are not numbers.")
         lags = [self.recipe.lag(level) for level in self.levels]
-        counts = [2 * PIECE] * (len(self.levels) - 2) + [PIECE] * 2  # the early ones' are small
+        early = 2 * PIECE  # these are small; the last but one makes the most of each frame
+        size = self.runs[-1].kinds[0].size  # bytes of a number
+        counts = [early] * (len(self.levels) - 2) + [early // size, PIECE]
         starts = range(0, latents.shape[2], counts[0])
         chunks = (latents[:, :, start : start + counts[0]] for start in starts)
         with ExitStack() as stack:
