@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from filmlet import cli
+from filmlet import cli, cpu
 from filmlet.engine.placement import Lever
 from filmlet.events import Pixels
+from filmlet.models import locate
 
 pytest.importorskip("openvino")
 from filmlet.engine.compiled import building
@@ -66,6 +67,17 @@ def test_other_weights_have_another_fingerprint(tmp_path: Path) -> None:
     assert fingerprint([file], 1) == before != fingerprint([file], 2)
     file.write_bytes(b"two")
     assert fingerprint([file], 1) != before
+
+
+def test_graphs_of_another_cpu_of_the_same_name_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder may be shared, and virtual machines call quite different CPUs "AMD EPYC"."""
+    keys = set()
+    for has in ({"avx2"}, {"avx2", "avx512_vnni"}, {"avx2", "sse"}):
+        monkeypatch.setattr(cpu, "instructions", lambda has=has: has)
+        keys.add(building.Build("decoder", POCKET, locate(POCKET), "float32", tmp_path).key)
+    assert len(keys) == 2
 
 
 def test_an_exported_model_is_compiled_once_and_for_every_clip(
