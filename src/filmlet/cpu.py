@@ -13,3 +13,8 @@ def instructions() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(line.split()[2:])
+
+
+def has_avx2_alone() -> bool:
+    """Whether vectors are of eight numbers here, and nothing is looked up in registers."""
+    return "avx2" in instructions() and "avx512f" not in instructions()

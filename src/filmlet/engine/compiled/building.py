@@ -15,7 +15,7 @@ from filmlet.engine.compiled.store import Blob, Store, fingerprint
 from filmlet.engine.weights import Weights
 from filmlet.errors import NotFinite
 
-FORMAT = 14  # of the graphs; another number makes them anew
+FORMAT = 15  # of the graphs; another number makes them anew
 EXACT = "float32"
 FROM = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among
 Graphs = Callable[[Part, str, bool], Iterable[ov.Model]]  # of weights, a dtype and `Build.is_int8`

@@ -73,9 +73,9 @@ def linear(x: Node, layer: Part, order: NDArray[np.int64] | slice = slice(None))
 
 def gelu(x: Node) -> Node:
     """Its approximation by tanh."""
-    if "avx2" not in cpu.instructions() or "avx512f" in cpu.instructions():
+    if not cpu.has_avx2_alone():
         return ops.gelu(x, "tanh")
-    # The plugin's tanh looks its coefficients up, slowly by AVX2: this takes less than half.
+    # The plugin's tanh looks its coefficients up, there in memory: this takes less than half.
     cubic = ops.add(ops.multiply(ops.multiply(x, x), number(-GELU * CUBE)), number(-GELU))
     return ops.divide(x, ops.add(number(1), ops.exp(ops.multiply(x, cubic))))
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
 
+from filmlet import cpu
 from filmlet.engine.compiled.nodes import Floats, Part, constant, integers, number
 from filmlet.engine.compiled.running import adds_in_16_bits
 from filmlet.errors import NotFinite
@@ -19,7 +20,6 @@ LAYER_EPS = 1e-6
 SMALLEST = 1e-12  # that a range reaches to: one of no width has no levels
 WORD = 4  # bytes, at most
 COLOURS = 3
-NARROW = 32  # channels, of fewer than which the plugin's loops over them are too short
 Modulation = tuple[Floats, Floats]  # shift, scale
 Range = tuple[float, float]
 
@@ -60,14 +60,19 @@ def rank(x: Node) -> int:
     return len(x.get_output_partial_shape(0))
 
 
+def is_narrow(x: Node) -> bool:
+    """Whether its channels fill no two vectors: the plugin's loops over them are then too short."""
+    return width(x) < (16 if cpu.has_avx2_alone() else 32)
+
+
 def places(x: Node) -> Node:
     """(1, channels, places), where channels are few: in memory, each is then a plane."""
-    return ops.reshape(x, integers([0, 0, -1]), True) if width(x) < NARROW else x
+    return ops.reshape(x, integers([0, 0, -1]), True) if is_narrow(x) else x
 
 
 def shaped_as(given: Node, x: Node) -> Node:
     """What was made of the `places` of another."""
-    return ops.reshape(x, ops.shape_of(given), False) if width(x) < NARROW else x
+    return ops.reshape(x, ops.shape_of(given), False) if is_narrow(x) else x
 
 
 def lengths(x: Node) -> Node:
