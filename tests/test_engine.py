@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,7 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     settings = {"model": str(folder), "size": "64x64", "guidance": 9.0}
     work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings()))
     work.placement = Placement("cpu", "float16", "a test")
+    work.effective = replace(work.effective, dtype="float16")
     events = list(stages.run(work))
     assert events
     assert work.effective.dtype == "float32"

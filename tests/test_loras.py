@@ -379,6 +379,7 @@ def test_a_clip_that_is_run_again_in_float32_still_has_its_lora(
     request = clip_request("a red ball", loras=["lora.safetensors"], **settings)
     work = fold(prepare(plan(request, job), Settings(device="cpu")))
     work.placement, work.folder = Placement("cpu", "float16", "a test"), job
+    work.effective = replace(work.effective, dtype="float16")
     for _ in stages.film(work, job / "clip.mp4"):
         pass
     assert "dtype" in {change.field for change in work.effective.changes}
