@@ -14,11 +14,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from bench import levers, loading, near
-from filmlet import cpu
+from filmlet.engine.compiled.running import has_bfloat16
 
-# Stock emulates bfloat16 where a CPU has no instructions for it: a clip takes it many minutes.
-HAS_BFLOAT16 = not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu.instructions())
-STOCK = ("float32", "bfloat16") if HAS_BFLOAT16 else ("float32",)
+# A clip takes stock many minutes where it emulates bfloat16.
+STOCK = ("float32", "bfloat16") if has_bfloat16() else ("float32",)
 SIDES = ("filmlet", "torch", *STOCK)  # of bench.worker
 Figures = dict[str, list[float]]
 
@@ -88,7 +87,7 @@ def decode_memory(frames: int) -> float:
 
 
 def row(name: str, unit: str, figures: Figures) -> str:
-    """Medians, and run by run the ratio of the better of stock's to filmlet."""
+    """Medians, and run by run the ratio of the better of stock's sides to filmlet."""
     cells = [f"{median(figures[side]):.2f}" for side in SIDES]
     best = min(STOCK, key=lambda side: median(figures[side]))
     ratio = median(b / a for a, b in zip(figures["filmlet"], figures[best], strict=True))
@@ -122,7 +121,7 @@ def report(runs: int, frames: int) -> str:
             "",
             f"`python -m bench --runs {runs} --frames {frames}`: pocket, 256x256, {frames} frames,",
             "4 steps, one prompt, seed and x264 setting; all sides in turns, medians. Ratio: the",
-            "better of stock's / filmlet, run by run, above 1 where filmlet is better. filmlet",
+            "better of stock's sides / filmlet, run by run, above 1 if filmlet is better. filmlet",
             "has its graphs from an earlier process; the first clip ever compiles them. A frame is",
             "playable when the growing file shows it, and decoded when it is in memory; stock's",
             "file can be played when it is whole.",

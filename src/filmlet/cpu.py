@@ -15,6 +15,6 @@ def instructions() -> frozenset[str]:
     return frozenset(line.split()[2:])
 
 
-def has_avx2_alone() -> bool:
-    """Whether vectors are of eight numbers here, and nothing is looked up in registers."""
+def stops_at_avx2() -> bool:
+    """Whether vectors are of eight numbers here and not sixteen, as AVX-512's are."""
     return "avx2" in instructions() and "avx512f" not in instructions()

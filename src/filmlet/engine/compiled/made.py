@@ -14,7 +14,7 @@ from filmlet.engine.compiled import text as reading
 from filmlet.engine.compiled import transformer as denoising
 from filmlet.engine.compiled.building import EXACT, Build, Runs, compile_all
 from filmlet.engine.compiled.nodes import Floats, Part
-from filmlet.engine.compiled.running import Ask, Running, is_finite
+from filmlet.engine.compiled.running import KINDS, Ask, Running, is_finite
 from filmlet.engine.compiled.timing import SCALE, sines
 from filmlet.engine.compiled.vae import Range, pictures
 from filmlet.engine.flowing import PIECE, Take, flow
@@ -180,9 +180,9 @@ class Decoder:
         if not is_finite(latents):  # 8 bits would make numbers of them
             raise NotFinite("The latents have values that are not numbers.")
         lags = [self.recipe.lag(level) for level in self.levels]
-        early = 2 * PIECE  # these are small; the last but one makes the most of each frame
-        size = self.runs[-1].kinds[0].size  # bytes of a number
-        counts = [early] * (len(self.levels) - 2) + [early // size, PIECE]
+        # The early levels' frames are small; the last but one makes the largest arrays of each.
+        large = PIECE if self.runs[-1].kinds[0] == KINDS["bfloat16"] else PIECE // 2
+        counts = [2 * PIECE] * (len(self.levels) - 2) + [large, PIECE]
         starts = range(0, latents.shape[2], counts[0])
         chunks = (latents[:, :, start : start + counts[0]] for start in starts)
         with ExitStack() as stack:

@@ -62,7 +62,7 @@ def rank(x: Node) -> int:
 
 def is_narrow(x: Node) -> bool:
     """Whether its channels fill no two vectors: the plugin's loops over them are then too short."""
-    return width(x) < (16 if cpu.has_avx2_alone() else 32)
+    return width(x) < (16 if cpu.stops_at_avx2() else 32)
 
 
 def places(x: Node) -> Node:
