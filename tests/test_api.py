@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from filmlet.api.doors import House
 from filmlet.api.following import Hub
+from filmlet.api.middleware import Identity
 from filmlet.api.quick import Quick
 from filmlet.jobs import Job, Keys, Queue
 from filmlet.request import clip_request
@@ -182,7 +183,7 @@ def test_what_is_answered_ahead_of_the_router_is_what_the_router_would_say(
     client.post(f"/v1/videos/{made[0]}/cancel")
     queue = Queue(home)
     house = House(home, queue, Keys(queue.database, home), Hub(queue))
-    alone = TestClient(Quick(nothing_behind, house))
+    alone = TestClient(Identity(Quick(nothing_behind, house), house))
     for quick, plain in (
         *((f"/v1/videos/{id}", f"/v1/videos/{id}?plain") for id in made),
         ("/v1/videos", "/v1/videos?order=desc"),

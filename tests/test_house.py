@@ -72,6 +72,7 @@ LIVES_IN = {
 }
 ALSO = {
     ("engine", "tokenizers"),  # reads prompts
+    ("server", "starlette"),  # wraps the app
     ("models", "httpx2"),  # the Hub's client raises its errors
     ("spaces", "huggingface_hub"),  # makes Spaces
     *(("studio", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them

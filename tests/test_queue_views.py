@@ -178,7 +178,7 @@ def test_a_browser_keeps_its_key_as_a_cookie_and_admins_alone_see_the_queue(
         assert "samesite=strict" in flags
         job = client.post("/v1/videos", json=SMALL).json()["id"]
         assert client.get(f"/v1/videos/{job}").status_code == 200
-        assert refusal(client.get("/v1/queue"))["code"] == "not_offered"
+        assert refusal(client.get("/v1/queue"))["code"] == "permission_denied"
         moved = client.post(f"/v1/videos/{job}/priority", json={"priority": "high"})
         assert refusal(moved)["code"] == "not_offered"
         wrong = {"authorization": "Bearer sk-wrong"}

@@ -81,6 +81,10 @@ def _server_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     web.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     web.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
     web.add_argument("--open", action="store_true", help="let others in without a key")
+    web.add_argument(
+        "--allowed-host", metavar="NAME", action="append", default=[],
+        help="a name that it answers to, of a proxy before it; may be said again",
+    )  # fmt: skip
     web.add_argument("--no-worker", action="store_true", help="make no clips here")
     web.add_argument(
         "--finish", action="store_true", help="when told to stop, finish the clip in hand"

@@ -27,6 +27,7 @@ def serve(options: argparse.Namespace) -> int:
             has_worker=not options.no_worker,
             finishes=options.finish,
             log=options.log,
+            allowed_hosts=tuple(options.allowed_host),
         ),
     )
     return 0

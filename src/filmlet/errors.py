@@ -2,9 +2,14 @@
 
 
 class FilmletError(Exception):
-    """The root. `code` never changes between versions; the message may."""
+    """The root. `code` never changes between versions; the message may.
+
+    public_message: what a client of a server reads instead, where the message names paths or
+    addresses of the server.
+    """
 
     code = "error"
+    public_message: str | None = None
 
 
 class InvalidRequest(FilmletError):
@@ -115,10 +120,32 @@ class UnknownJob(FilmletError):
     code = "unknown_job"
 
 
+class JobConflict(FilmletError):
+    """The job is not in a state in which this can be done."""
+
+    code = "job_conflict"
+
+
+class IdempotencyKeyReused(JobConflict):
+    """The key of an earlier request came with another one."""
+
+    code = "idempotency_key_reused"
+
+
 class UnknownKey(FilmletError):
     """No key of this name, or the secret is nobody's."""
 
     code = "unknown_key"
+
+
+class PermissionDenied(FilmletError):
+    """Who asks is known and may not do this; `param` names what is not allowed."""
+
+    code = "permission_denied"
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class NotOffered(InvalidRequest):
@@ -137,22 +164,24 @@ class TooManyJobs(FilmletError):
         self.retry_after_s = retry_after_s
 
 
-class JobConflict(FilmletError):
-    """The job is not in a state in which this can be done."""
+class TooManyRequests(TooManyJobs):
+    """One caller has too many requests in hand that take long."""
 
-    code = "job_conflict"
+    code = "too_many_requests"
 
 
 class DatabaseUnusable(FilmletError):
     """The queue's database cannot be reached, read or written."""
 
     code = "database_unusable"
+    public_message = "The database cannot be used; the server's log says why. Try again later."
 
 
 class StorageUnusable(FilmletError):
     """The place of finished clips cannot be reached, read or written."""
 
     code = "storage_unusable"
+    public_message = "The clips cannot be reached; the server's log says why. Try again later."
 
 
 class WorkerTaken(FilmletError):
@@ -215,3 +244,12 @@ class NeedsKey(FilmletError):
     """A server that others can reach needs keys, or the wish to be open."""
 
     code = "needs_key"
+
+
+def abbreviate(value: object) -> str:
+    """A value as a message can show it, whatever its length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of too many digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."

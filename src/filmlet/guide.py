@@ -1,11 +1,11 @@
 """Pictures and videos that a clip is to show: which file, at which frame, how exactly."""
 
-import math
 from dataclasses import dataclass
 
-from filmlet.errors import InvalidRequest
+from filmlet.errors import InvalidRequest, abbreviate
 
 MOST = 16
+MAX_FRAME = 10**9
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,27 @@ class Guide:
 
     def __post_init__(self) -> None:
         if not isinstance(self.file, str) or not self.file or "\0" in self.file:
-            raise InvalidRequest(f"A guide needs a file, got {self.file!r}.", param="guides")
-        if isinstance(self.frame, bool) or not isinstance(self.frame, int):
             raise InvalidRequest(
-                f"The frame of a guide must be a whole number, got {self.frame!r}.", param="guides"
+                f"A guide needs a file, got {abbreviate(self.file)}.", param="guides"
             )
-        if self.frames is not None and (not isinstance(self.frames, int) or self.frames < 1):
+        is_whole = isinstance(self.frame, int) and not isinstance(self.frame, bool)
+        if not is_whole or abs(self.frame) > MAX_FRAME:
             raise InvalidRequest(
-                f"A guide shows at least one frame of a video, got {self.frames!r}.", param="guides"
+                f"The frame of a guide must be a whole number, got {abbreviate(self.frame)}.",
+                param="guides",
+            )
+        if self.frames is not None and (
+            not isinstance(self.frames, int) or not 1 <= self.frames <= MAX_FRAME
+        ):
+            raise InvalidRequest(
+                f"A guide shows at least one frame of a video, got {abbreviate(self.frames)}.",
+                param="guides",
             )
         number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
-        if not number or not math.isfinite(self.strength) or not 0 < self.strength <= 1:
+        if not number or not 0 < self.strength <= 1:
             raise InvalidRequest(
-                f"The strength of a guide must be above 0 and at most 1, got {self.strength!r}.",
+                f"The strength of a guide must be above 0 and at most 1, "
+                f"got {abbreviate(self.strength)}.",
                 param="guides",
             )
 
@@ -63,5 +71,6 @@ def parse_keyframe(text: str) -> Guide:
         return Guide(file, int(frame), float(strength) if colon else 1.0)
     except ValueError:
         raise InvalidRequest(
-            f"A keyframe is FILE@FRAME or FILE@FRAME:STRENGTH, got {text!r}.", param="guides"
+            f"A keyframe is FILE@FRAME or FILE@FRAME:STRENGTH, got {abbreviate(text)}.",
+            param="guides",
         ) from None

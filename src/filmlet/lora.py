@@ -1,12 +1,11 @@
 """LoRAs that change a model for one clip: which file or Hub name, how strongly, what is in it."""
 
-import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from filmlet.errors import InvalidRequest
+from filmlet.errors import InvalidRequest, abbreviate
 
 MOST = 8
 STRONGEST = 4.0
@@ -31,20 +30,20 @@ class Lora:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source or "\0" in self.source:
             raise InvalidRequest(
-                f"A LoRA needs a file or a Hub name, got {self.source!r}.", param="loras"
+                f"A LoRA needs a file or a Hub name, got {abbreviate(self.source)}.", param="loras"
             )
         is_readable = self.is_on_hub or self.source.lower().endswith(SUFFIX)
         if not is_readable or self.source.lower().rpartition(".")[2] in PICKLES:
             raise InvalidRequest(
                 f"A LoRA is a {SUFFIX} file, owner/name or owner/name/file{SUFFIX} on the Hub, "
-                f"got {self.source!r}; no other kind of file is read.",
+                f"got {abbreviate(self.source)}; no other kind of file is read.",
                 param="loras",
             )
         number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
-        if not number or not math.isfinite(self.strength) or abs(self.strength) > STRONGEST:
+        if not number or not -STRONGEST <= self.strength <= STRONGEST:
             raise InvalidRequest(
                 f"The strength of a LoRA must be between -{STRONGEST:g} and {STRONGEST:g}, "
-                f"got {self.strength!r}.",
+                f"got {abbreviate(self.strength)}.",
                 param="loras",
             )
 
@@ -142,5 +141,5 @@ def parse_lora(text: str) -> Lora:
         return Lora(source, float(strength))
     except ValueError:
         raise InvalidRequest(
-            f"A LoRA is SOURCE or SOURCE:STRENGTH, got {text!r}.", param="loras"
+            f"A LoRA is SOURCE or SOURCE:STRENGTH, got {abbreviate(text)}.", param="loras"
         ) from None

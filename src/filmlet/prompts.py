@@ -9,8 +9,13 @@ def check_text(param: str, text: object) -> None:
     """Text that every file, database and tokenizer can hold. Raises InvalidRequest."""
     if not isinstance(text, str):
         raise InvalidRequest(f"{param} must be text.", param=param)
-    # No NUL, no half of a surrogate.
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    try:
+        text.encode()  # fails at half of a surrogate
+    except UnicodeEncodeError:
+        is_text = False
+    else:
+        is_text = "\0" not in text  # PostgreSQL cannot store it
+    if not is_text:
         raise InvalidRequest(f"{param} has characters that are no text.", param=param)
 
 

@@ -1,17 +1,17 @@
 """What is asked: ClipRequest, and the words it is asked in."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
-from filmlet.errors import InvalidRequest
+from filmlet.errors import InvalidRequest, abbreviate
 from filmlet.guide import Guide, read_guides
 from filmlet.lora import Lora, read_loras
 from filmlet.prompts import check_text, read_then
 
 MAX_SEED = 2**32 - 1
+MAX_NUMBER = 10**9  # of any other setting, whatever the model
 FORMATS = ("mp4", "webm", "gif", "webp")
 
 
@@ -88,26 +88,34 @@ class ClipRequest:
 
 
 def _check_number(name: str, value: object, kind: type[int] | type[float]) -> None:
-    """None, or a finite number above 0 of the kind; a seed may be 0 and is bounded."""
+    """None, or a number above 0 of the kind, within bounds; a seed may be 0."""
     if value is None:
         return
     param = "size" if name in ("width", "height") else name
     if isinstance(value, bool) or not isinstance(value, (int, kind)):
         noun = "a whole number" if kind is int else "a number"
-        raise InvalidRequest(f"{name} must be {noun}, got {value!r}.", param=param)
+        raise InvalidRequest(f"{name} must be {noun}, got {abbreviate(value)}.", param=param)
     if name == "seed":
         if not 0 <= value <= MAX_SEED:
-            raise InvalidRequest(f"seed must be 0 to {MAX_SEED}, got {value}.", param=param)
-    elif not (math.isfinite(value) and value > 0):
-        raise InvalidRequest(f"{name} must be a number above 0, got {value:g}.", param=param)
+            raise InvalidRequest(
+                f"seed must be 0 to {MAX_SEED}, got {abbreviate(value)}.", param=param
+            )
+    elif not value > 0:  # NaN is neither
+        raise InvalidRequest(
+            f"{name} must be a number above 0, got {abbreviate(value)}.", param=param
+        )
+    elif value > MAX_NUMBER:
+        raise InvalidRequest(f"{name} is too large: {abbreviate(value)}.", param=param)
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """`256x384` -> (width 256, height 384)."""
     width, by, height = text.lower().replace("×", "x").partition("x")
-    if not (by and width.strip().isdecimal() and height.strip().isdecimal()):
+    sides = [side.strip() for side in (width, height)]
+    if not by or not all(side.isdecimal() and len(side) < 10 for side in sides):
         raise InvalidRequest(
-            f"size must be WIDTHxHEIGHT in pixels, such as 256x256, got {text!r}.", param="size"
+            f"size must be WIDTHxHEIGHT in pixels, such as 256x256, got {abbreviate(text)}.",
+            param="size",
         )
     return int(width), int(height)
 
@@ -117,7 +125,9 @@ def parse_number(text: str, param: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InvalidRequest(f"{param} must be a number, got {text!r}.", param=param) from None
+        raise InvalidRequest(
+            f"{param} must be a number, got {abbreviate(text)}.", param=param
+        ) from None
 
 
 def parse_whole(text: str, param: str) -> int:
@@ -126,7 +136,7 @@ def parse_whole(text: str, param: str) -> int:
         return int(text)
     except ValueError:
         raise InvalidRequest(
-            f"{param} must be a whole number, got {text!r}.", param=param
+            f"{param} must be a whole number, got {abbreviate(text)}.", param=param
         ) from None
 
 

@@ -12,6 +12,7 @@ from filmlet.errors import InvalidSetting
 WORDS = {  # that a setting can be
     "hold": ("all", "turns", "stored", "layers"),
     "engine": ("auto", "torch", "openvino"),
+    "metrics": ("open", "key", "off"),
 }
 
 
@@ -36,6 +37,11 @@ class Settings:
     webhook_url, webhook_secret (whsec_ and base64): who is told of ended jobs without a key of
     their own; webhook_private: addresses in private networks may be told.
     keep_days, keep_gb: how long finished jobs stay, and how much disk they may take.
+    max_connections, max_connections_per_address: open to the server, 0 of one address is any
+    number; proxies are not counted.
+    forwarded_allow_ips: addresses of proxies whose X-Forwarded headers are believed, with commas
+    between them, or `*`; without FILMLET_ before it the variable is uvicorn's own, and as good.
+    metrics: who may read /metrics: everybody who can reach it (`open`), admins (`key`), or nobody.
     """
 
     device: str | None = None
@@ -62,6 +68,10 @@ class Settings:
     webhook_private: int = 0
     keep_days: float = 30.0
     keep_gb: float = 20.0
+    max_connections: int = 1000
+    max_connections_per_address: int = 200
+    forwarded_allow_ips: str = "127.0.0.1,::1"
+    metrics: str = "open"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -73,6 +83,8 @@ class Settings:
         for name, value in vars(cls()).items():
             variable = f"FILMLET_{name.upper()}"
             text = environment.get(variable)
+            if not text and name == "forwarded_allow_ips":
+                text = environment.get("FORWARDED_ALLOW_IPS")
             if not text:
                 continue
             if text not in WORDS.get(name, (text,)):

@@ -1,50 +1,58 @@
 """The bytes of a clip: whole or in ranges, and while it still grows."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import BinaryIO
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from filmlet.api.following import Hub
-from filmlet.jobs import Job, Queue
+from filmlet.api.doors import House
+from filmlet.jobs import Job
 
 PIECE = 256 * 1024
 GROWING = ("decoded.mp4.part", "decoded.mp4")  # the names of a clip before its index is in front
 
 
-def ranged(file: BinaryIO, size: int, wanted: str | None, kind: str, name: str) -> Response:
-    """The whole file, or the one range that was asked for (RFC 9110, section 14)."""
+def ranged(house: House, file: BinaryIO, size: int, wanted: str | None, name: str) -> Response:
+    """The whole movie, or the one range that was asked for (RFC 9110, section 14)."""
     headers = {"accept-ranges": "bytes", "content-disposition": f'inline; filename="{name}"'}
     first, last = 0, size - 1
     status = 200
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", (wanted or "").strip())
+    match = re.fullmatch(r"bytes=([0-9]*)-([0-9]*)", (wanted or "").strip())
     if match and any(match.groups()):
-        begin, end = match.groups()
-        if begin:
-            first, last = int(begin), min(int(end), last) if end else last
+        begin, end = (_position(digits) for digits in match.groups())
+        if begin is not None:
+            first, last = begin, last if end is None else min(end, last)
         else:
-            first = max(0, size - int(end))
+            first = max(0, size - (end or 0))
         if first > last or first >= size:
             file.close()
             return Response(status_code=416, headers={"content-range": f"bytes */{size}"})
         status = 206
         headers["content-range"] = f"bytes {first}-{last}/{size}"
     headers["content-length"] = str(last - first + 1)
-    return StreamingResponse(_pieces(file, first, last - first + 1), status, headers, kind)
+    pieces = _pieces(house, file, first, last - first + 1)
+    return StreamingResponse(pieces, status, headers, "video/mp4")
 
 
-def _pieces(file: BinaryIO, first: int, count: int) -> Iterator[bytes]:
+def _position(digits: str) -> int | None:
+    """A position in a file; no file is as long as the largest."""
+    return int(digits[:19]) if digits else None
+
+
+async def _pieces(house: House, file: BinaryIO, first: int, count: int) -> AsyncIterator[bytes]:
     with file:
         file.seek(first)
-        while count > 0 and (piece := file.read(min(PIECE, count))):
+        while count > 0:
+            piece = await house.run_at_storage(file.read, min(PIECE, count))
+            if not piece:
+                return
             count -= len(piece)
             yield piece
 
 
-async def growing(queue: Queue, hub: Hub, job: Job) -> AsyncIterator[bytes]:
+async def growing(house: House, job: Job) -> AsyncGenerator[bytes]:
     """The clip's bytes as they are written, until it is whole; a playable MP4 from the first on.
 
     A worker that takes the job over writes the same bytes again: the reader goes on where it is.
@@ -53,11 +61,12 @@ async def growing(queue: Queue, hub: Hub, job: Job) -> AsyncIterator[bytes]:
 
     async def gained() -> AsyncIterator[bytes]:
         nonlocal sent
-        while piece := await asyncio.to_thread(queue.storage.grown, job.id, GROWING, sent, PIECE):
+        grown = house.queue.storage.grown
+        while piece := await house.run_at_storage(grown, job.id, GROWING, sent, PIECE):
             sent += len(piece)
             yield piece
 
-    async for _ in hub.follow(job):
+    async for _ in house.hub.follow(job):
         async for piece in gained():
             yield piece
     async for piece in gained():

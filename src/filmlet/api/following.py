@@ -1,13 +1,19 @@
 """Following jobs: however many readers a job has, the database is asked once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fastapi.concurrency import run_in_threadpool
 
 from filmlet.errors import FilmletError
 from filmlet.jobs import Job, Queue
 
 EVERY_S = 0.2  # as often as a worker reports
+RECHECK_S = 3.0  # between two looks at whether who listens may still do so
+
+T = TypeVar("T")
 
 
 def mark(job: Job) -> str:
@@ -32,7 +38,7 @@ class Hub:
         self.queue = queue
         self.watches: dict[str, Watch] = {}
 
-    async def follow(self, job: Job) -> AsyncIterator[Job]:
+    async def follow(self, job: Job) -> AsyncGenerator[Job]:
         """Yield the job as it is, then whenever it changed, until it is over or gone."""
         watch = self.watches.get(job.id)
         if watch is None:
@@ -60,7 +66,7 @@ class Hub:
     async def _look(self, job: str, watch: Watch) -> None:
         while True:
             try:
-                now: Job | FilmletError = await asyncio.to_thread(self.queue.get, job)
+                now: Job | FilmletError = await run_in_threadpool(self.queue.get, job)
             except FilmletError as error:
                 now = error
             before, watch.latest = watch.latest, now
@@ -79,3 +85,32 @@ class Hub:
             watch.task.cancel()
         if self.watches.get(job) is watch:
             del self.watches[job]
+
+
+async def while_allowed(
+    source: AsyncGenerator[T], is_allowed: Callable[[], Awaitable[bool]]
+) -> AsyncGenerator[T]:
+    """Yield what `source` does, and end soon after `is_allowed` has become false."""
+    following: asyncio.Future[T] | None = None
+    checked = asyncio.get_running_loop().time()
+    try:
+        while True:
+            following = following or asyncio.ensure_future(anext(source))
+            await asyncio.wait([following], timeout=RECHECK_S)
+            now = asyncio.get_running_loop().time()
+            if now - checked >= RECHECK_S:
+                checked = now
+                if not await is_allowed():
+                    return
+            if following.done():
+                try:
+                    item = following.result()
+                except StopAsyncIteration:
+                    return
+                following = None
+                yield item
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.wait([following])
+        await source.aclose()

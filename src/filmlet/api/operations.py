@@ -6,13 +6,13 @@ from dataclasses import asdict
 from datetime import date
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel
 
 from filmlet import __version__
-from filmlet.api.doors import Admin, From, Shared
+from filmlet.api.doors import Admin, From, Shared, admin, caller
 from filmlet.api.words import Model, ModelList, Video
 from filmlet.errors import FilmletError, UnknownModel
 from filmlet.jobs import Census, Queue
@@ -40,8 +40,8 @@ class Ready(BaseModel):
 
 
 @router.get("/health", tags=["operations"])
-def health() -> Health:
-    """Alive: this needs neither database nor worker."""
+async def health() -> Health:
+    """Alive: this needs no database, no worker and no thread, which others may be waiting in."""
     return Health(status="ok", version=__version__)
 
 
@@ -99,7 +99,18 @@ def queue(shared: Shared, who: Admin) -> QueueNow:
     )
 
 
-@router.get("/metrics", tags=["operations"], response_class=Response)
+async def allow_metrics(request: Request, shared: Shared) -> None:
+    """Whoever the settings allow to read them. Raises UnknownKey, PermissionDenied."""
+    match shared.settings.metrics:
+        case "off":
+            raise HTTPException(404, "This server shows no metrics.")
+        case "key":
+            await admin(await caller(request, shared))
+
+
+@router.get(
+    "/metrics", tags=["operations"], response_class=Response, dependencies=[Depends(allow_metrics)]
+)
 def metrics(shared: Shared) -> Response:
     """Prometheus: the queue's figures are the database's, alike from every web process."""
     registry = CollectorRegistry()

@@ -10,11 +10,10 @@ from contextlib import suppress
 from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from filmlet.api.doors import House, caller
+from filmlet.api.doors import CALLER, House
 from filmlet.api.videos import listed, polling
 from filmlet.api.words import Video
 from filmlet.errors import FilmletError
@@ -26,7 +25,7 @@ LIMIT = re.compile(rb"limit=([1-9][0-9]?)|")
 
 
 class Quick:
-    """Answers what it can, and hands on the rest."""
+    """Answers what it can, and hands on the rest; stands behind `Identity`."""
 
     def __init__(self, app: ASGIApp, house: House) -> None:
         self.app, self.house = app, house
@@ -41,12 +40,12 @@ class Quick:
     async def _answer(self, scope: Scope) -> Response | None:
         house, path, query = self.house, scope["path"], scope["query_string"]
         if (one := ONE.fullmatch(path)) and not query:
-            who = await caller(Request(scope), house)
+            who = scope[CALLER]
             job = await self._look(house.queue.get, one[1], who.sees)
             text = Video.of(job, house.settings.keep_days).model_dump_json()
             return Response(text, headers=polling(job), media_type="application/json")
         if path == ALL and (limit := LIMIT.fullmatch(query)):
-            who = await caller(Request(scope), house)
+            who = scope[CALLER]
             page = await self._look(listed, house, who, int(limit[1] or 20))
             return Response(page.model_dump_json(), media_type="application/json")
         return None

@@ -60,7 +60,7 @@ async def enter(sent: SessionKey, request: Request, response: Response, shared: 
 
 
 @router.delete("")
-def leave(response: Response) -> Session:
+async def leave(response: Response) -> Session:
     """Forget the key in this browser."""
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return Session(needs_key=True, uses_keys=True, name=None, admin=False)

@@ -17,7 +17,6 @@ from filmlet.media import Refused, check_image, check_video
 
 IMAGE_BYTES = 20 * 1024 * 1024
 VIDEO_BYTES = 100 * 1024 * 1024
-BODY_BYTES = VIDEO_BYTES + 1024 * 1024
 TEXT_BYTES = IMAGE_BYTES * 4 // 3 + 1024  # of one field of a form: a picture in base64
 REFERENCES = {"input_reference": 0, "last_reference": -1}  # and the frames that they are
 

@@ -1,13 +1,13 @@
 """/v1/videos: create, look, list, delete, download, remix, extend, follow."""
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -15,11 +15,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 
 from filmlet.api import content, uploads
-from filmlet.api.doors import Admin, Caller, From, House, Shared
-from filmlet.api.following import mark
+from filmlet.api.doors import Admin, Caller, Entered, From, House, Shared
+from filmlet.api.following import mark, while_allowed
 from filmlet.api.words import (
     ErrorEnvelope,
     Sent,
@@ -33,7 +34,13 @@ from filmlet.api.words import (
     VideoRemix,
     poll_after_ms,
 )
-from filmlet.errors import InvalidRequest, NotOffered, UnknownJob, UnknownModel
+from filmlet.errors import (
+    InvalidRequest,
+    NotOffered,
+    PermissionDenied,
+    UnknownJob,
+    UnknownModel,
+)
 from filmlet.guide import Guide
 from filmlet.jobs import PREVIEW, Asking, Job, Priority, Status
 from filmlet.media import spritesheet, thumbnail
@@ -42,9 +49,12 @@ from filmlet.models import CARDS, count
 FREE_S = 10.0  # how long a delete waits for the worker
 PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorEnvelope} for code in (400, 401, 404, 413, 429, 500, 503)
+    code: {"model": ErrorEnvelope} for code in (400, 401, 403, 404, 413, 429, 500, 503)
 }
-IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255)]
+MAX_JSON_MARKS = 100_000  # commas and brackets of a body, text included
+IdempotencyKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)
+]
 
 Body = TypeVar("Body", bound=Sent)
 
@@ -94,6 +104,10 @@ async def create(
         pictures = uploads.references(fields, files)
         asked = _valid(VideoCreate, fields, files)
         asking = _asking(who, asked, key)
+        if pictures:  # which are decoded
+            return await shared.run_expensive(
+                who, _create, shared, asked, asking, pictures, response
+            )
         return await run_in_threadpool(_create, shared, asked, asking, pictures, response)
 
 
@@ -132,7 +146,7 @@ def offered(model: str) -> str:
 
 def _asking(who: Caller, asked: VideoCreate | VideoExtend, key: str | None) -> Asking:
     if asked.priority == Priority.HIGH and who.sees is not None:
-        raise NotOffered("Only an admin's key may ask for high priority.", param="priority")
+        raise PermissionDenied("Only an admin's key may ask for high priority.", param="priority")
     return who.asking(asked.priority, key)
 
 
@@ -156,9 +170,13 @@ async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[st
             files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
             yield _texts(form), files
         return
+    body = await request.body()
+    # Small values take a hundred times the memory of their text; no request has so many.
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_MARKS:
+        raise InvalidRequest("The body has too many values.", param="body")
     try:
-        table = json.loads(await request.body())
-    except (ValueError, RecursionError):
+        table = from_json(body, allow_inf_nan=False, cache_strings="none")
+    except ValueError:
         raise InvalidRequest(
             "The body must be a form or JSON; send its Content-Type.", param="body"
         ) from None
@@ -203,7 +221,7 @@ def page(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
-    search: Annotated[str, Query(max_length=200)] = "",
+    search: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")] = "",
 ) -> VideoList:
     """A page of jobs, the newest first; the next one comes `after` the last id.
 
@@ -225,11 +243,10 @@ def listed(shared: House, who: Caller, limit: int, **wanted: Any) -> VideoList:
 @router.post("/plan", response_model=VideoPlan, openapi_extra=CREATE)
 async def plan(request: Request, shared: Shared, who: From) -> VideoPlan:
     """What a video would come to: its shape, its steps, its time, and what would differ."""
-    del who
     async with _body(request) as (fields, files):
         pictures = uploads.references(fields, files)
         asked = _valid(VideoCreate, fields, files)
-        return await run_in_threadpool(_foresee, shared, asked, pictures)
+        return await shared.run_expensive(who, _foresee, shared, asked, pictures)
 
 
 def _foresee(shared: House, asked: VideoCreate, pictures: dict[str, UploadFile]) -> VideoPlan:
@@ -247,15 +264,14 @@ def foresee(shared: House, asked: VideoCreate, guides: Sequence[Guide] = ()) -> 
 
 @router.post("/characters", response_model=Video)
 @router.post("/edits", response_model=Video)
-async def change(request: Request, who: From) -> Video:
+async def change(request: Request, shared: Shared, who: From) -> Video:
     """Change what is in a video. No model here can: the video is checked, and this is said."""
-    del who
     name = "name" if request.url.path.endswith("/characters") else "prompt"
     async with _body(request) as (fields, files):
         if not str(fields.get(name, "")).strip():
             raise InvalidRequest(f"{name} is empty.", param=name)
         if upload := files.get("video"):
-            await run_in_threadpool(uploads.check, upload, "video", video=True)
+            await shared.run_expensive(who, partial(uploads.check, upload, "video", video=True))
     raise NotOffered("No model of this server can change a video yet.", param="video")
 
 
@@ -273,10 +289,10 @@ async def extend(
         asked = _valid(VideoExtend, fields, files)
         asking = _asking(who, asked, key)
         if upload:
-            job = await run_in_threadpool(_extend_sent, shared, asked, asking, upload)
+            job = await shared.run_expensive(who, _extend_sent, shared, asked, asking, upload)
         elif isinstance(id, str):
             source = await run_in_threadpool(find, id, shared, who)
-            job = await run_in_threadpool(extend_own, shared, asked, asking, source)
+            job = await shared.run_expensive(who, extend_own, shared, asked, asking, source)
         else:
             raise InvalidRequest('video must be a file or {"id": "clip_..."}.', param="video")
     return _shown(shared, job, response)
@@ -346,27 +362,33 @@ async def delete(job: Found, shared: Shared) -> VideoDeleted:
     response_class=Response,
     responses={200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
 )
-def download(
+async def download(
     job: Found,
     shared: Shared,
+    access: Entered,
     variant: Literal["video", "thumbnail", "spritesheet"] = "video",
     stream: bool = False,
     range: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The clip, in ranges if wanted; `stream=true` sends it while it is still being made."""
-    queue = shared.queue
     if stream and variant == "video" and not job.status.is_over:
-        return StreamingResponse(content.growing(queue, shared.hub, job), media_type="video/mp4")
+        grown = while_allowed(content.growing(shared, job), access.is_current)
+        return StreamingResponse(grown, media_type="video/mp4")
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
-    file = queue.storage.open(job.id, job.clip)
+    storage = shared.queue.storage
     if variant in PICTURES:
-        picture, kind = PICTURES[variant]
-        with file:
-            kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
-            return Response(picture(file), media_type=kind, headers=kept)
-    size = queue.storage.length(job.id, job.clip)
-    return content.ranged(file, size, range, "video/mp4", f"{job.id}.mp4")
+        return await shared.run_expensive(access.who, _picture, shared, job, *PICTURES[variant])
+    file = await shared.run_at_storage(storage.open, job.id, job.clip)
+    size = await shared.run_at_storage(storage.length, job.id, job.clip)
+    return content.ranged(shared, file, size, range, f"{job.id}.mp4")
+
+
+def _picture(shared: House, job: Job, draw: Callable[[BinaryIO], bytes], kind: str) -> Response:
+    assert job.clip
+    with shared.queue.storage.open(job.id, job.clip) as file:
+        kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
+        return Response(draw(file), media_type=kind, headers=kept)
 
 
 @router.get(
@@ -374,13 +396,17 @@ def download(
     response_class=Response,
     responses={200: {"content": {"image/png": {}}}},
 )
-def preview(job: Found, shared: Shared) -> Response:
+async def preview(job: Found, shared: Shared) -> Response:
     """A rough picture of the clip as it is now."""
     if job.preview is None:
         raise UnknownJob(f"{job.id} has no preview yet.")
+    picture = await shared.run_at_storage(_read_preview, shared, job)
+    return Response(picture, media_type="image/png", headers={"cache-control": "no-store"})
+
+
+def _read_preview(shared: House, job: Job) -> bytes:
     with shared.queue.storage.open(job.id, PREVIEW) as file:
-        kept = {"cache-control": "no-store"}
-        return Response(file.read(), media_type="image/png", headers=kept)
+        return file.read()
 
 
 @router.post("/{id}/remix", response_model=Video)
@@ -404,14 +430,17 @@ def refine(
 
 @router.get("/{id}/events", response_class=EventSourceResponse)
 async def events(
-    job: Found, shared: Shared, last_event_id: Annotated[str | None, Header()] = None
+    job: Found,
+    shared: Shared,
+    access: Entered,
+    last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Every change of the job as it happens: `position`, `progress`, `preview`, then `done`.
 
     Each carries the whole job. Who comes back with Last-Event-ID hears what changed meanwhile.
     """
     seen: Job | None = None
-    async for now in shared.hub.follow(job):
+    async for now in while_allowed(shared.hub.follow(job), access.is_current):
         if mark(now) == last_event_id and not now.status.is_over:
             seen = now
             continue

@@ -1,5 +1,6 @@
 """A server that stands in public: each browser is a user of its own, by a cookie of its own."""
 
+import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 VISITOR = "filmlet_visitor"
 A_YEAR_S = 365 * 86400
+MIN_TOKEN_CHARS = 20  # shorter ones are placeholders that many programs send
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,10 @@ class Visitors:
 
 
 class Introduced:
-    """Gives who comes for the first time a name that nobody can guess."""
+    """Gives who comes for the first time a name that nobody can guess.
+
+    A program without cookies has one by the long token that it sends as a bearer.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -38,18 +43,24 @@ class Introduced:
         if re.fullmatch("[0-9a-f]{32}", cookie_parser(cookies).get(VISITOR, "")):
             await self.app(scope, receive, send)
             return
-        name = secrets.token_hex(16)
+        token = _token(headers.get("authorization", ""))
+        name = hashlib.sha256(token.encode()).hexdigest()[:32] if token else secrets.token_hex(16)
         others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
         known = f"{cookies}; {VISITOR}={name}" if cookies else f"{VISITOR}={name}"
         is_safe = headers.get("x-forwarded-proto", scope["scheme"]) == "https"
 
         async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and not token:
                 MutableHeaders(scope=message).append("set-cookie", _cookie(name, is_safe))
             await send(message)
 
         scope = {**scope, "headers": [*others, (b"cookie", known.encode("latin-1"))]}
         await self.app(scope, receive, named)
+
+
+def _token(authorization: str) -> str:
+    kind, _, token = authorization.partition(" ")
+    return token.strip() if kind.lower() == "bearer" and len(token) >= MIN_TOKEN_CHARS else ""
 
 
 def _cookie(name: str, is_safe: bool) -> str:

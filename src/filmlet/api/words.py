@@ -7,6 +7,7 @@ the standard ones, each with None or a value, never left out.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from filmlet.errors import InvalidRequest
 from filmlet.guide import Guide
 from filmlet.jobs import Forecast, Job, Priority, Status
-from filmlet.models import Words
+from filmlet.models import MAX_UNKNOWN, Words
 from filmlet.request import ClipRequest, clip_request
 
 SOON_MS, LATE_MS = 250, 5000  # bounds of when to ask again
@@ -26,11 +27,17 @@ STATUSES: dict[Status, Word] = {
     Status.FAILED: "failed",
     Status.CANCELLED: "failed",  # typed clients know four; `error.code` tells the two apart
 }
-LONGEST_PROMPT = 32_000
+LONGEST_PROMPT = 32_000  # characters, as OpenAI takes; of all prompts together
+MAX_FURTHER, MAX_LORAS = 31, 8
+Name = Annotated[str, Field(max_length=300)]  # of a model, or of a LoRA
 Further = Annotated[
     list[Annotated[str, Field(max_length=LONGEST_PROMPT)]],
     BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
-    Field(description="Prompts after the first; each has an equal share of the clip."),
+    Field(
+        max_length=MAX_FURTHER,
+        description="Prompts after the first; each has an equal share of the clip. All together "
+        f"have at most {LONGEST_PROMPT} characters.",
+    ),
 ]
 Number = float | None
 
@@ -44,13 +51,15 @@ class Sent(BaseModel):
 class VideoLora(Sent):
     """A LoRA of the Hub, owner/name or owner/name/file.safetensors, and how much of it."""
 
-    source: str
+    source: Name
     strength: float = 1.0
 
 
 # A form has one or several fields of this name.
 Loras = Annotated[
-    list[VideoLora | str], BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent)
+    list[VideoLora | Name],
+    BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
+    Field(max_length=MAX_LORAS),
 ]
 
 
@@ -65,9 +74,11 @@ class VideoCreate(Sent):
     )
 
     prompt: str = Field(max_length=LONGEST_PROMPT)
-    model: str = "pocket"
+    model: Name = "pocket"
     seconds: Number = Field(None, description="Length of the clip; text or a number.")
-    size: str | None = Field(None, description="WIDTHxHEIGHT in pixels.", examples=["256x256"])
+    size: str | None = Field(
+        None, max_length=40, description="WIDTHxHEIGHT in pixels.", examples=["256x256"]
+    )
     seed: int | None = None
     frames: int | None = Field(None, description="Length in frames, instead of seconds.")
     fps: Number = None
@@ -81,6 +92,7 @@ class VideoCreate(Sent):
 
     def request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
+        _check_length(self.prompt, *self.then)
         given = self.model_dump(exclude={"prompt", "priority"}, exclude_none=True)
         return _from_the_hub(clip_request(self.prompt, guides=guides, **given))
 
@@ -89,7 +101,7 @@ class VideoExtend(Sent):
     """A video to go on from; size and frame rate are its own, its model if it was made here."""
 
     prompt: str = Field(max_length=LONGEST_PROMPT)
-    model: str | None = None
+    model: Name | None = None
     seconds: Number = Field(None, description="Of what is added; text or a number.")
     seed: int | None = None
     frames: int | None = Field(None, description="That are added, instead of seconds.")
@@ -103,9 +115,19 @@ class VideoExtend(Sent):
 
     def request(self, model: str, clip: str | None = None) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
+        _check_length(self.prompt, *self.then)
         given = self.model_dump(exclude={"prompt", "priority", "model"}, exclude_none=True)
         given |= {"model": model, "extend": clip}
         return _from_the_hub(clip_request(self.prompt, **given))
+
+
+def _check_length(*prompts: str) -> None:
+    """Reading text takes time, and no model reads much of it."""
+    total = sum(map(len, prompts))
+    if total > LONGEST_PROMPT:
+        raise InvalidRequest(
+            f"All prompts together may have {LONGEST_PROMPT} characters, got {total}.", param="then"
+        )
 
 
 def _from_the_hub(request: ClipRequest) -> ClipRequest:
@@ -236,8 +258,8 @@ class Difference(BaseModel):
 class VideoPlan(BaseModel):
     """What a request would come to if it were sent now; nothing is queued.
 
-    tokens: of the prompt, unknown_words: of all prompts, None while the model's tokenizer is not
-    here; each unknown word with the nearest known ones. windows: that it is made in, one after
+    tokens: of the prompt. unknown_words: of all prompts the first few, each with the nearest known
+    ones; both None while the model's tokenizer is not here. windows: that it is made in, one after
     the other, each with so many steps. ahead: unfinished videos before it. fetch_bytes: of weights
     that come first, their time is not in `eta`. device to memory_bytes: how a worker would hold the
     model and what that takes, None while none is alive or where it has no room.
@@ -273,6 +295,7 @@ class VideoPlan(BaseModel):
         plan, shape, words = forecast.plan, forecast.plan.shape, read[0]
         machine, need = forecast.machine, forecast.need
         unknown = {w: list(near) for one in read if one for w, near in one.unknown.items()}
+        unknown = dict(islice(unknown.items(), MAX_UNKNOWN))
         return cls(
             model=plan.card.name,
             size=f"{shape.width}x{shape.height}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from filmlet.errors import InvalidRequest, UnknownKey
 from filmlet.jobs.database import Database, Row
 from filmlet.jobs.limits import Limits
+from filmlet.prompts import check_text
 from filmlet.settings import Settings
 
 
@@ -46,6 +47,7 @@ class Keys:
         webhook: str | None = None,
     ) -> Granted:
         """Make a key; what `limits` leaves out is the settings'. Raises InvalidRequest."""
+        check_text("name", name)
         if not name.strip():
             raise InvalidRequest("A key needs a name.", param="name")
         if webhook is not None and not webhook.startswith(("https://", "http://")):
@@ -53,6 +55,7 @@ class Keys:
         secret = f"sk-{secrets.token_urlsafe(32)}"
         webhook_secret = f"whsec_{secrets.token_hex(24)}" if webhook else None
         own = limits or Limits.of(self.settings)
+        own.check()
         with self.database.transaction() as t:
             row = t.row(
                 "insert into filmlet_key values (:id, :name, :hash, :admin, :max_active,"

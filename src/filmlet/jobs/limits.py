@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from filmlet.errors import TooManyJobs
+from filmlet.errors import InvalidRequest, TooManyJobs, abbreviate
 from filmlet.jobs.database import Transaction
 from filmlet.settings import Settings
+
+MAX_LIMIT = 10**9
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,14 @@ class Limits:
     max_active: int
     max_per_minute: int
     seconds_per_day: float
+
+    def check(self) -> None:
+        """Raises InvalidRequest for what no limit can be, or no database can hold."""
+        for name, value in vars(self).items():
+            if not 0 <= value <= MAX_LIMIT:
+                raise InvalidRequest(
+                    f"{name} must be 0 to {MAX_LIMIT}, got {abbreviate(value)}.", param=name
+                )
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":

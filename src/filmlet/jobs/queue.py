@@ -10,7 +10,7 @@ from dbos import WorkflowSerializationFormat
 
 from filmlet.effective import Effective
 from filmlet.engine.engines import at_most, torchs
-from filmlet.errors import JobConflict, UnknownJob
+from filmlet.errors import IdempotencyKeyReused, JobConflict, UnknownJob
 from filmlet.events import Stage
 from filmlet.jobs.cost import LATEST, Size
 from filmlet.jobs.database import Database, Reader, Row, Transaction, tally
@@ -32,6 +32,7 @@ from filmlet.jobs.webhooks import announce
 from filmlet.lora import Adapter, Lora
 from filmlet.models import size as disk_use
 from filmlet.plan import Plan, plan
+from filmlet.prompts import check_text
 from filmlet.request import ClipRequest
 from filmlet.settings import Settings
 
@@ -124,11 +125,12 @@ class Queue:
         seed = Effective.fresh_seed() if request.seed is None else request.seed
         with self.database.transaction() as t:
             t.lock("submit")
-            there = asking.key and t.row(
+            there = asking.key is not None and t.row(
                 "select * from filmlet_job where owner = :owner and key = :key",
                 owner=asking.owner, key=asking.key,
             )  # fmt: skip
             if there:
+                _check_same(there, request, asking)
                 return self._jobs(t, [there])[0]
             seconds = planned.shape.new / planned.shape.fps
             rank = self._admit(t, asking, seconds)
@@ -184,8 +186,9 @@ class Queue:
     ) -> list[Job]:
         """Jobs, the newest first; `after` the id that the last page ended with.
 
-        search: what the prompt contains, in any case.
+        search: what the prompt contains, in any case. Raises UnknownJob, InvalidRequest.
         """
+        check_text("search", search)
         beyond, order = (">", "asc") if oldest_first else ("<", "desc")
         conditions = {
             "owner = :owner": owner,
@@ -405,6 +408,16 @@ class Queue:
     def close(self) -> None:
         """Let go of the database."""
         self.database.close()
+
+
+def _check_same(row: Row, request: ClipRequest, asking: Asking) -> None:
+    """Whether a row was asked for by the same request. Raises IdempotencyKeyReused."""
+    # Requests, not their text: a newer filmlet may write a field more.
+    before = ClipRequest(**json.loads(row["request"]))
+    if (before, row["source"]) != (request, asking.source):
+        raise IdempotencyKeyReused(
+            f"This Idempotency-Key made {row['id']} from another request; send a new key."
+        )
 
 
 def size_of(planned: Plan) -> Size:

@@ -12,11 +12,18 @@ from filmlet.models import hub
 
 WORDS_LISTED = 2000  # a vocabulary of words is small; one of word pieces knows every word
 UNKNOWN = ("<unk>", "[UNK]")
+MAX_CHARS = 32_000  # of a prompt that are read: far more than a model reads
+MAX_UNKNOWN = 20  # words that are listed
+MAX_UNKNOWN_CHARS = 40  # of each; no longer word is near a known one
 
 
 @dataclass(frozen=True)
 class Words:
-    """tokens: that the prompt takes, of at most `most`; unknown: words with their nearest known."""
+    """How a model reads a prompt.
+
+    tokens: that it takes, of at most `most`; unknown: the first such words, each with the nearest
+    known ones.
+    """
 
     tokens: int
     most: int
@@ -28,16 +35,25 @@ class Words:
 
 
 def count(card: ModelCard, prompt: str) -> Words | None:
-    """Tokens and unknown words of a prompt; None while the model's tokenizer is not here."""
+    """Tokens and unknown words of a prompt; None while the model's tokenizer is not here.
+
+    Takes some milliseconds at most, whatever is in the prompt: an event loop may call it.
+    """
     file = _file(card)
     if file is None:
         return None
     tokenizer = _read(file)
-    read = tokenizer.encode(prompt)
+    text = prompt[:MAX_CHARS].encode(errors="replace").decode()  # no half of a surrogate
+    read = tokenizer.encode(text)
     nothing = next((i for i in map(tokenizer.token_to_id, UNKNOWN) if i is not None), None)
-    spans = zip(read.ids, read.offsets, strict=True)
-    unknown = [prompt[a:b] for token, (a, b) in spans if token == nothing and b > a]
-    return Words(len(read.ids), card.max_tokens, {word: _near(file, word) for word in unknown})
+    unknown: dict[str, tuple[str, ...]] = {}
+    for token, (start, end) in zip(read.ids, read.offsets, strict=True):
+        if token == nothing and end > start:
+            word = text[start : min(end, start + MAX_UNKNOWN_CHARS)]
+            unknown[word] = unknown.get(word) or _near(file, word)
+            if len(unknown) == MAX_UNKNOWN:
+                break
+    return Words(len(read.ids), card.max_tokens, unknown)
 
 
 def vocabulary(card: ModelCard) -> list[str]:
@@ -69,5 +85,6 @@ def _known(file: Path) -> tuple[str, ...]:
     return tuple(sorted(word for word in table if word.isalnum()))
 
 
+@lru_cache(maxsize=1024)
 def _near(file: Path, word: str) -> tuple[str, ...]:
     return tuple(get_close_matches(word.lower(), _known(file), n=2, cutoff=0.6))

@@ -46,4 +46,7 @@ def settled(settings: Settings, model: str, bucket: Path = BUCKET) -> Settings:
         # One name for every container of this Space: the next takes up what the last one left.
         worker="space" if settings.worker == usual.worker else settings.worker,
         max_active=min(settings.max_active, MOST_ACTIVE),
+        # Only the platform's proxy reaches a Space, and strangers come through it.
+        forwarded_allow_ips="*",
+        metrics="off" if settings.metrics == usual.metrics else settings.metrics,
     )

@@ -4,6 +4,7 @@ import gc
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,12 +14,15 @@ import time
 from dataclasses import dataclass
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from filmlet import api, studio
 from filmlet.api.visitors import Visitors
 from filmlet.errors import AddressUnusable, NeedsKey
 from filmlet.jobs import Keys
 from filmlet.jobs.database import Database
+from filmlet.server.forwarded import ForwardedHeaders
+from filmlet.server.protocol import Connections, limited
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.server")
@@ -28,6 +32,7 @@ KEEP_S = 75  # longer than a client waits between two polls
 CLOSE_S = 5  # for answers that are still under way when the server stops
 REQUEUE_S = 15.0  # for a worker to put its job back
 CALM_S = 60.0  # a worker that lived so long starts anew at once
+SPARE_FILES = 200  # descriptors for files and the database, beside connections
 POLITE = 5  # what clients ask for takes turns with the clip that is made
 
 
@@ -37,7 +42,8 @@ class Serving:
 
     has_worker: this machine makes clips too. finishes: the job in hand is finished before the
     server stops, otherwise it goes back into the queue. log: `lines` or `json`. visitors: each
-    browser is a user of its own.
+    browser is a user of its own. allowed_hosts: names beside its own that the server answers to;
+    on another address than loopback it answers to any where there are none.
     """
 
     host: str = "127.0.0.1"
@@ -47,18 +53,36 @@ class Serving:
     finishes: bool = False
     log: str = "lines"
     visitors: Visitors | None = None
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it, by its own names."""
+        return _is_loopback(self.host)
+
+    @property
+    def demands_keys(self) -> bool:
+        """A name of its own means a proxy, behind which others ask."""
+        return not self.is_open and (not self.is_local or bool(self.allowed_hosts))
+
+    @property
+    def hosts(self) -> list[str] | None:
+        """Names that it answers to, None is any."""
+        if not self.is_local and not self.allowed_hosts:
+            return None
+        return [*LOOPBACK, *self.allowed_hosts]
 
 
 def serve(settings: Settings, serving: Serving) -> None:
     """Serve until SIGINT or SIGTERM. Raises AddressUnusable, NeedsKey, DatabaseUnusable."""
-    is_local = _is_loopback(serving.host)
-    if not is_local and not serving.is_open:
-        _demand_keys(settings, serving.host)
+    if serving.demands_keys:
+        _demand_keys(settings, ", ".join(serving.allowed_hosts) or serving.host)
     app = api.create(
         settings,
-        LOOPBACK if is_local else None,
-        demands_keys=not is_local and not serving.is_open,
+        serving.hosts,
+        demands_keys=serving.demands_keys,
         visitors=serving.visitors,
+        is_local=serving.is_local and not serving.is_open,
     )
     studio.mount(app, app.state.house)
     with _listening(serving.host, serving.port) as listener:
@@ -70,15 +94,25 @@ def serve(settings: Settings, serving: Serving) -> None:
             os.nice(POLITE)  # of this thread and those it starts: not of the one that watches
         gc.freeze()  # what is there now stays: to look through it again was a sixth of the time
         log.info("filmlet listens on http://%s:%s", host, port)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S,
-            server_header=False, timeout_keep_alive=KEEP_S,
-        )  # fmt: skip
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            uvicorn.Server(_configure(app, settings)).run(sockets=[listener])
         finally:
             if worker:
                 worker.stop()
+
+
+def _configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    front = ForwardedHeaders(app, settings.forwarded_allow_ips)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = max(1, min(settings.max_connections, hard - SPARE_FILES))
+    connections = Connections(most, settings.max_connections_per_address, front.proxies)
+    return uvicorn.Config(
+        front, http=limited(connections), ws="none", proxy_headers=False, log_config=None,
+        access_log=False, timeout_graceful_shutdown=CLOSE_S, server_header=False,
+        timeout_keep_alive=KEEP_S,
+    )  # fmt: skip
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,0 +1,107 @@
+"""What every request passes before its route: origin, identity, the size of its body."""
+
+import re
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from filmlet.api.doors import CALLER, House, answer_error, identify, refuse
+from filmlet.api.uploads import TEXT_BYTES, VIDEO_BYTES
+from filmlet.api.words import Refusal
+from filmlet.errors import FilmletError
+
+MIB = 1024 * 1024
+# Of the first pattern that a path matches. Text in JSON may take 12 bytes a character.
+BODY_LIMITS = (
+    (re.compile(r"/v1/videos(/plan)?"), 2 * TEXT_BYTES + MIB),  # two pictures, in base64
+    (re.compile(r"/v1/videos/(extensions|edits|characters)"), VIDEO_BYTES + MIB),
+    (re.compile(r"/(v1|session|health|ready|metrics|docs|openapi.json|studio)(/.*)?"), MIB // 2),
+    (re.compile(r".*", re.DOTALL), VIDEO_BYTES + MIB),  # the page's own
+)
+
+
+class SameOrigin:
+    """Refuses what a page of another site sends from the browser of somebody who may ask here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            # A page of another site can send neither header as it likes; what is no trusted proxy
+            # has had the second one taken away.
+            own = (headers.get("host"), headers.get("x-forwarded-host"))
+            if origin and origin.partition("://")[2] not in own:
+                text = "This server takes no requests from pages of other sites."
+                told = Refusal(
+                    message=text, type="invalid_request_error", param=None, code="other_origin"
+                )
+                await refuse(403, told)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class Identity:
+    """Finds out who asks, and refuses who may not, before anything of a body is read.
+
+    Everything under /v1 needs an identity, whether there is such a route or not.
+    """
+
+    def __init__(self, app: ASGIApp, house: House) -> None:
+        self.app, self.house = app, house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _needs_identity(scope["path"]):
+            try:
+                scope[CALLER] = await identify(scope, self.house)
+            except FilmletError as error:
+                await answer_error(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _needs_identity(path: str) -> bool:
+    return path == "/v1" or path.startswith("/v1/")
+
+
+class BodyLimit:
+    """Refuses bodies that are larger than their route takes, whatever they say of their size."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length")
+        most = 0 if length == "0" else _body_limit(scope["path"])
+        if length and length.isdecimal() and int(length[:20]) > most:
+            told = _too_large(most)
+            error = Refusal(
+                message=told.detail, type="invalid_request_error", param="body", code="too_large"
+            )
+            await refuse(413, error)(scope, receive, send)
+            return
+        left = most
+
+        async def limited() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise _too_large(most)
+            return message
+
+        await self.app(scope, limited, send)
+
+
+def _body_limit(path: str) -> int:
+    return next(most for pattern, most in BODY_LIMITS if pattern.fullmatch(path))
+
+
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"The body is too large: at most {most} bytes are taken here.")
