@@ -28,6 +28,7 @@ class Running:
     """A server, what it has said so far, and a client of it."""
 
     process: subprocess.Popen[str]
+    home: Path
     url: str = ""
     said: list[str] = field(default_factory=list)
     listener: threading.Thread | None = None
@@ -86,11 +87,11 @@ def serving() -> Iterator[Serve]:
             [sys.executable, "-m", "filmlet", "serve", "--port", "0", *arguments],
             cwd=ROOT, env=environment(settings) | extra, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        server = Running(process)
+        server = Running(process, settings.home)
         servers.append(server)
         server.listener = threading.Thread(target=_listen, args=(server,), daemon=True)
         server.listener.start()
-        until(lambda: bool(server.url) or process.poll() is not None)
+        until(lambda: bool(server.url) or process.poll() is not None, 300)
         assert server.url, server.said
         return server
 
