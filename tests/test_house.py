@@ -29,6 +29,7 @@ FLOORS = (
         "cpu",
         "logs",
         "files",
+        "checkpoint_files",
     ),
     ("models", "media", "engine"),
     ("given",),
