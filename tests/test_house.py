@@ -28,6 +28,8 @@ FLOORS = (
         "budget",
         "cpu",
         "logs",
+        "files",
+        "checkpoint_files",
     ),
     ("models", "media", "engine"),
     ("given",),

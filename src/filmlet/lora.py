@@ -96,6 +96,11 @@ class Adapter:
     strength: float
     pairs: tuple[Pair, ...]
 
+    @property
+    def label(self) -> str:
+        """What people know it by: its Hub name, or its file's name."""
+        return self.name if "/" in self.name else self.path.name
+
     def as_used(self) -> UsedLora:
         """The same for the report; of a strength of 0 nothing is used."""
         layers = len(self.pairs) if self.strength else 0

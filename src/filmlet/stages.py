@@ -275,8 +275,10 @@ def load_engine(work: Work) -> Engine:
 def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
     """Run in float32 from here on, and say so; what was kept has the old dtype."""
     if shown or work.placement.is_exact:
+        loras = " and ".join(adapter.label for adapter in work.loras if adapter.strength)
+        with_loras = f" with {loras}" if loras else ""
         raise NotFinite(
-            f"{error} {work.plan.card.name} is damaged or its settings are too far off; "
+            f"{error} {work.plan.card.name}{with_loras} is damaged or its settings are too far off; "
             f"it was run in {work.placement.dtype} and no clip was written."
         ) from error
     work.made.clear()

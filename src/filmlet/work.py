@@ -16,6 +16,7 @@ from filmlet.denoising import Shelf
 from filmlet.effective import Effective
 from filmlet.engine import engines
 from filmlet.engine.arrays import Tensors
+from filmlet.engine.configs import check_vocabulary
 from filmlet.engine.engine import KILOBYTE, Engine, Recipe, kilobytes
 from filmlet.engine.placement import (
     TORCHS,
@@ -115,6 +116,8 @@ def prepare(
     if plan.guidance > 1:
         negative = read(tokenizer, request.negative_prompt, card.max_tokens)
     then = tuple(read(tokenizer, text, card.max_tokens) for text in request.then)
+    readings = (prompt, *then, *([negative] if negative else []))
+    check_vocabulary(files, max(int(reading.ids.max()) for reading in readings))
     told = list(_told("prompt", prompt, request.prompt, card))
     for i, (reading, text) in enumerate(zip(then, request.then, strict=True), start=1):
         told += _told(f"then_{i}", reading, text, card)

@@ -10,6 +10,7 @@ from types import ModuleType
 
 from filmlet.budget import Hold, Machine
 from filmlet.card import Components, Files, ModelCard
+from filmlet.engine.configs import check_components
 from filmlet.engine.engine import KILOBYTE, Engine, kilobytes
 from filmlet.engine.placement import (
     BYTES,
@@ -120,6 +121,7 @@ def load(card: ModelCard, files: Files, placement: Placement) -> Generator[Progr
 
     Where all of it has no room at once, its components are read when they are needed.
     """
+    check_components(files)
     engine: Engine = _module(placement).begin(card, files, placement)
     names = engine.parts_of_every_clip if placement.hold is Hold.ALL else ()
     done, total = 0, engine.weigh(*names)
@@ -142,6 +144,7 @@ def export(
     found = against or by_openvino(card, files, cache, allow_int8)
     if isinstance(found, str):
         raise NotOffered(f"{card.name} is not exported: {found}.", param="model")
+    check_components(files)
     engine: Engine = _module(found).begin(card, files, replace(found, hold=Hold.TURNS))
     try:
         for name in (*engine.parts_of_every_clip, "encoder"):

@@ -82,6 +82,8 @@ def config(component: str, shapes: Shapes) -> dict[str, object]:
             f"there is no {error.args[0]} for the {component}; is it a file of LTX-Video 0.9.5 or "
             "later?"
         ) from error
+    except (ArithmeticError, IndexError, ValueError) as error:
+        raise CheckpointDamaged(f"its shapes are those of no {component} ({error}).") from error
 
 
 def _transformer(shapes: Shapes) -> dict[str, object]:

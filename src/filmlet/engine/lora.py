@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from filmlet.errors import CheckpointDamaged, InvalidRequest
+from filmlet.errors import InvalidRequest, LoraDamaged
 from filmlet.lora import Adapter, Pair
 
 Change = tuple[Adapter, Pair]
@@ -36,7 +36,7 @@ class Loras:
     def change(self, wanted: Sequence[Adapter]) -> Iterator[None]:
         """Yield after each layer that is changed; none is if these are worn already.
 
-        Raises InvalidRequest where one does not fit the model, CheckpointDamaged.
+        Raises InvalidRequest where one does not fit the model, LoraDamaged.
         """
         layers = self._change(wanted)
         while True:
@@ -77,7 +77,7 @@ class Loras:
         self.worn = worn
 
     def _check(self, adapter: Adapter, pair: Pair) -> None:
-        other = f"loras: {adapter.name} was made for another model"
+        other = f"loras: {adapter.label} was made for another model"
         try:
             shape = tuple(self._layer(pair.layer).weight.shape)
         except AttributeError:
@@ -110,15 +110,22 @@ class Loras:
         for adapter, pair in changes:
             scale, down, up = _read(files[adapter.sha256], adapter, pair)
             weight = weight + adapter.strength * scale * (up.to(device) @ down.to(device))
-        dtype = self.dtype if own.itemsize == 1 else own.dtype
-        layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        weight = weight.to(self.dtype if own.itemsize == 1 else own.dtype)
+        if not weight.isfinite().all():
+            names = ", ".join(dict.fromkeys(adapter.label for adapter, _ in changes))
+            raise LoraDamaged(
+                f"{names}: merged into {name}, it gives values that are not numbers; use less "
+                "strength or another file.",
+                param="loras",
+            )
+        layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def _opened(adapter: Adapter, opened: ExitStack) -> safe_open:
     try:
         return opened.enter_context(safe_open(adapter.path, "pt"))
     except (SafetensorError, OSError) as error:
-        raise CheckpointDamaged(f"{adapter.path} cannot be read: {error}.") from error
+        raise LoraDamaged(f"{adapter.label} cannot be read: {error}.", param="loras") from error
 
 
 def _read(file: safe_open, adapter: Adapter, pair: Pair) -> tuple[float, Tensor, Tensor]:
@@ -128,5 +135,5 @@ def _read(file: safe_open, adapter: Adapter, pair: Pair) -> tuple[float, Tensor,
         if pair.alpha:
             return file.get_tensor(pair.alpha).item() / pair.rank, down, up
         return pair.scale, down, up
-    except SafetensorError as error:
-        raise CheckpointDamaged(f"{adapter.path} cannot be read: {error}.") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise LoraDamaged(f"{adapter.label} cannot be read: {error}.", param="loras") from error

@@ -14,6 +14,7 @@ from transformers import T5Config, T5EncoderModel
 from filmlet.budget import Hold
 from filmlet.card import Files
 from filmlet.engine.attending import Attending
+from filmlet.engine.configs import blame_files
 from filmlet.engine.loading import fill, on_meta
 from filmlet.engine.lora import Loras
 from filmlet.engine.placement import Lever, Placement
@@ -93,13 +94,18 @@ class Parts:
         assert place
         return Weights(name, place)
 
+    def _build(self, name: str, weights: Weights) -> nn.Module:
+        """A module without memory for its weights."""
+        if name != "text_encoder":
+            return on_meta(KINDS[name], weights.config)
+        with torch.device("meta"):
+            module: nn.Module = T5EncoderModel(T5Config.from_dict(weights.config))
+        return module
+
     def _read(self, name: str) -> Iterator[int]:
         weights, placement = self._weights(name), self.placement
-        if name == "text_encoder":
-            with torch.device("meta"):
-                module: nn.Module = T5EncoderModel(T5Config.from_dict(weights.config))
-        else:
-            module = on_meta(KINDS[name], weights.config)
+        with blame_files(weights.place):
+            module = self._build(name, weights)
         lent = module.get_submodule(BLOCKS[name]) if name in self._lent else None
         yield from fill(module, weights, placement, lent)
         if name == "transformer":

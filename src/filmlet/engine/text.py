@@ -1,6 +1,6 @@
 """From a prompt to token ids, and what of the prompt the model cannot read."""
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Reader
 
+from filmlet.checkpoint_files import MAX_TOKENIZER_BYTES, read_bounded, read_json
 from filmlet.errors import CheckpointDamaged, LibraryMissing
 
 
@@ -38,22 +39,20 @@ class Reading:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder. Raises CheckpointDamaged; LibraryMissing for old files."""
     file = folder / "tokenizer.json"
-    try:
-        names = json.loads((folder / "tokenizer_config.json").read_text())
-        reader = _whole(file) if file.is_file() else _converted(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointDamaged(f"{folder} cannot be read: {error}.") from error
+    names = read_json(folder / "tokenizer_config.json")
+    reader = _whole(file) if os.path.lexists(file) else _converted(folder)
     reader.no_padding()
     reader.no_truncation()
-    padding, unknown = (_id(reader, names.get(f"{kind}_token")) for kind in ("pad", "unk"))
+    padding, unknown = (_id(folder, reader, names.get(f"{kind}_token")) for kind in ("pad", "unk"))
     return Tokenizer(reader, padding or 0, unknown)
 
 
 def _whole(file: Path) -> Reader:
+    content = read_bounded(file, MAX_TOKENIZER_BYTES)
     try:
-        return Reader.from_file(str(file))
+        return Reader.from_buffer(content)
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(str(error)) from error
+        raise CheckpointDamaged(f"{file} is no tokenizer: {str(error)[:300]}.") from error
 
 
 def _converted(folder: Path) -> Reader:
@@ -64,12 +63,22 @@ def _converted(folder: Path) -> Reader:
         raise LibraryMissing(
             f"The tokenizer in {folder} takes transformers: pip install 'filmlet[torch]'"
         ) from error
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    for file in folder.glob("*.*"):
+        if not file.is_dir():
+            read_bounded(file, MAX_TOKENIZER_BYTES)  # the library would wait for a pipe
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    except Exception as error:  # anything, by what the files say
+        raise CheckpointDamaged(f"{folder} holds no tokenizer: {str(error)[:300]}.") from error
 
 
-def _id(reader: Reader, token: str | dict[str, str] | None) -> int | None:
-    text = token["content"] if isinstance(token, dict) else token
-    return None if text is None else reader.token_to_id(text)
+def _id(folder: Path, reader: Reader, token: object) -> int | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise CheckpointDamaged(f"{folder}: {str(token)[:60]!r} is no token.")
+    return reader.token_to_id(text)
 
 
 def read(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> Reading:

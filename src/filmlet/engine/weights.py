@@ -1,6 +1,5 @@
 """The weights of one component: names, shapes and configuration read off its files, no library."""
 
-import json
 import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.card import Files
+from filmlet.checkpoint_files import VALUE_BYTES, TensorEntry, read_header, read_json
 from filmlet.engine import lightricks
+from filmlet.engine.schemas import select_config
 from filmlet.errors import CheckpointDamaged
 
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 WHOLE = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
@@ -49,25 +49,29 @@ class Weights:
     def config(self) -> dict[str, Any]:
         """What the module is built from. Raises CheckpointDamaged."""
         if self.place.is_file():
-            return lightricks.config(self.component, self.shapes)
-        table: dict[str, Any] = json.loads((self.place / "config.json").read_text())
-        return table
+            try:
+                table = lightricks.config(self.component, self.shapes)
+            except CheckpointDamaged as error:
+                raise CheckpointDamaged(f"{self.place}: {error}") from error
+        else:
+            table = read_json(self.place / "config.json")
+        return select_config(self.component, table, self.place, len(self.shapes))
 
     def arrays(
         self, wanted: Container[str] | None = None
     ) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Every tensor, or those wanted, with its name, in float32. Raises CheckpointDamaged."""
         for file in self.files:
+            tensors = read_header(file).tensors
             try:
-                table, start = _table(file)
                 with file.open("rb") as opened:
-                    for theirs, ours in self.own_names(table).items():
+                    for theirs, ours in self.own_names(tensors).items():
                         if wanted is not None and ours not in wanted:
                             continue
-                        first, end = table[theirs]["data_offsets"]
-                        opened.seek(start + first)
-                        yield ours, _widened(table[theirs], opened.read(end - first))
-            except (OSError, ValueError) as error:
+                        entry = tensors[theirs]
+                        opened.seek(entry.start)
+                        yield ours, _widened(entry, opened.read(entry.end - entry.start))
+            except (OSError, KeyError, ValueError) as error:
                 raise CheckpointDamaged(f"{file} cannot be read: {error}.") from error
 
     def array(self, name: str) -> NDArray[np.float32]:
@@ -84,10 +88,10 @@ class Weights:
         """Shape and bytes of one value, by the names of diffusers' module."""
         found: dict[str, tuple[tuple[int, ...], int]] = {}
         for file in self.files:
-            table, _ = _table(file)
-            for theirs, ours in self.own_names(table).items():
-                entry = table[theirs]
-                found[ours] = tuple(entry["shape"]), SIZES.get(entry["dtype"], 4)
+            tensors = read_header(file).tensors
+            for theirs, ours in self.own_names(tensors).items():
+                entry = tensors[theirs]
+                found[ours] = entry.shape, VALUE_BYTES[entry.dtype]
         return found
 
     def own_names(self, theirs: Iterable[str]) -> dict[str, str]:
@@ -104,19 +108,10 @@ def projection(files: Files) -> NDArray[np.float32] | None:
     return dict(Weights("preview", files.preview).arrays())["latent_to_rgb"]
 
 
-def _table(file: Path) -> tuple[dict[str, Any], int]:
-    """What a .safetensors file says of each tensor, and where the first of them begins."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        table = json.loads(opened.read(length))
-    table.pop("__metadata__", None)
-    return table, 8 + length
-
-
-def _widened(entry: dict[str, Any], content: bytes) -> NDArray[np.float32]:
+def _widened(entry: TensorEntry, content: bytes) -> NDArray[np.float32]:
     """Numbers of 16 bits and more as they are in a file."""
-    if entry["dtype"] == "BF16":  # the upper half of a float32
+    if entry.dtype == "BF16":  # the upper half of a float32
         values = (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
-        values = np.frombuffer(content, WHOLE[entry["dtype"]]).astype(np.float32)
-    return values.reshape(entry["shape"])
+        values = np.frombuffer(content, WHOLE[entry.dtype]).astype(np.float32)
+    return values.reshape(entry.shape)

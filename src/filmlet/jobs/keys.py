@@ -5,6 +5,7 @@ import secrets
 from dataclasses import dataclass
 
 from filmlet.errors import InvalidRequest, UnknownKey
+from filmlet.jobs.addresses import parse_webhook_url
 from filmlet.jobs.database import Database, Row
 from filmlet.jobs.limits import Limits
 from filmlet.prompts import check_text
@@ -50,8 +51,8 @@ class Keys:
         check_text("name", name)
         if not name.strip():
             raise InvalidRequest("A key needs a name.", param="name")
-        if webhook is not None and not webhook.startswith(("https://", "http://")):
-            raise InvalidRequest(f"A webhook is an http address, not {webhook!r}.", param="webhook")
+        if webhook is not None:
+            _check_webhook(webhook)
         secret = f"sk-{secrets.token_urlsafe(32)}"
         webhook_secret = f"whsec_{secrets.token_hex(24)}" if webhook else None
         own = limits or Limits.of(self.settings)
@@ -87,6 +88,13 @@ class Keys:
             gone = t.row("delete from filmlet_key where name = :name returning id", name=name)
         if gone is None:
             raise UnknownKey(f"There is no key named {name!r}; `filmlet keys` lists them.")
+
+
+def _check_webhook(url: str) -> None:
+    try:
+        parse_webhook_url(url)
+    except ValueError as error:
+        raise InvalidRequest(f"webhook: {error}", param="webhook") from error
 
 
 def _hash(secret: str) -> str:

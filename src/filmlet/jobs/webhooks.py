@@ -4,19 +4,19 @@ Signed as https://www.standardwebhooks.com says; the body is OpenAI's event. A d
 workflow of its own, put into its queue by the statement that ends the job.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
-import ipaddress
 import json
 import logging
-import socket
 import time
 from dataclasses import dataclass
 
 import httpx2
 from dbos import WorkflowSerializationFormat
 
+from filmlet.jobs.addresses import parse_webhook_url, resolve_public_address
 from filmlet.jobs.database import Database, Reader, Transaction
 from filmlet.jobs.job import Status
 from filmlet.settings import Settings
@@ -26,7 +26,7 @@ log = logging.getLogger("filmlet.webhooks")
 QUEUE, WORKFLOW = "filmlet_webhooks", "filmlet_webhook"
 APPLICATION_VERSION = "1"
 PAUSES_S = (5.0, 30.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)  # before each further attempt
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # from the look-up of the name to the status of the answer
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,15 @@ def deliver(database: Database, settings: Settings, job: str, attempt: int) -> b
 
 def post(hook: Hook, event: str, body: bytes, *, allow_private: bool) -> None:
     """Send one signed event. Raises HTTPError, OSError, ValueError."""
-    url = httpx2.URL(hook.url)
-    address = _address(url.host, url.port or (443 if url.scheme == "https" else 80), allow_private)
+    try:
+        asyncio.run(_post(hook, event, body, allow_private))
+    except TimeoutError as error:
+        raise ValueError(f"no answer within {TIMEOUT_S:g} s") from error
+
+
+async def _post(hook: Hook, event: str, body: bytes, allow_private: bool) -> None:
+    """All of it within TIMEOUT_S: a listener that answers a byte at a time holds no worker."""
+    url = parse_webhook_url(hook.url)
     now = str(int(time.time()))
     headers = {
         "host": url.netloc.decode(),
@@ -88,14 +95,20 @@ def post(hook: Hook, event: str, body: bytes, *, allow_private: bool) -> None:
         "webhook-timestamp": now,
         "webhook-signature": sign(hook.secret, event, now, body),
     }
-    # To the very address that was looked at: a name may lead elsewhere when it is asked again.
-    with httpx2.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False) as client:
-        answer = client.post(
-            url.copy_with(host=address), content=body, headers=headers,
-            extensions={"sni_hostname": url.host},
-        )  # fmt: skip
-        if not answer.is_success:
-            raise ValueError(f"answered {answer.status_code}")
+    async with asyncio.timeout(TIMEOUT_S):
+        # To the very address that was checked: a name may lead elsewhere when it is asked again.
+        address = await resolve_public_address(url, allow_private=allow_private)
+        target = url.copy_with(host=address)
+        names = {"sni_hostname": url.raw_host.decode()}  # the name that the certificate must have
+        async with (
+            httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client,
+            client.stream(
+                "POST", target, content=body, headers=headers, follow_redirects=False,
+                extensions=names,
+            ) as answer,
+        ):  # fmt: skip
+            if not answer.is_success:  # its body is never read
+                raise ValueError(f"answered {answer.status_code}")
 
 
 def sign(secret: str, event: str, timestamp: str, body: bytes) -> str:
@@ -103,17 +116,6 @@ def sign(secret: str, event: str, timestamp: str, body: bytes) -> str:
     key = base64.b64decode(secret.removeprefix("whsec_"))
     content = f"{event}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
-
-
-def _address(host: str, port: int, allow_private: bool) -> str:
-    """An address of the host, none of which may lie in a private network unless that is allowed."""
-    found = [i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for text in found:
-        ip = ipaddress.ip_address(str(text).partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        if not allow_private and (not ip.is_global or ip.is_multicast):
-            raise ValueError(f"{host} is in a private network; FILMLET_WEBHOOK_PRIVATE=1 allows it")
-    return str(found[0])
 
 
 def _hook(t: Reader, settings: Settings, job: str) -> Hook | None:

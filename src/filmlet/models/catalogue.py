@@ -14,14 +14,15 @@ from filmlet.card import (
     Source,
     Sources,
 )
+from filmlet.checkpoint_files import read_json
 from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
 from filmlet.models import hub
-from filmlet.models.files import read_json
 from filmlet.shape import Grid
 
 POCKET = Path(__file__).parent.parent / "pocket"
 BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280, overlap=32)
 TWO_STAGES = replace(BIG_GRID, scale=2)
+MAX_SHIFT = 1000.0  # published ones are between 1 and 20
 LTX = Source("", repo="Lightricks/LTX-Video", revision="8984fa25007f376c1a299016d0957a37a2f797bb")
 
 
@@ -212,11 +213,15 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
     sources = _in_folder(folder, revision)
     causal = read_json(folder / "model_index.json").get("_class_name") == "LTXConditionPipeline"
     shift = scheduler.get("shift", 1.0)
+    if type(shift) not in (int, float) or not 0 < shift <= MAX_SHIFT:
+        raise CheckpointDamaged(
+            f"{folder}/scheduler: a schedule cannot be shifted by {shift!r:.60}."
+        )
     return ModelCard(
         name=name,
         summary="a checkpoint of your own",
         licence="as its maker says",
-        schedule=ShiftedSigmas(steps=30, shift=float(str(shift))),
+        schedule=ShiftedSigmas(steps=30, shift=float(shift)),
         grid=Grid(scale=2 if sources.upsampler else 1, overlap=BIG_GRID.overlap if causal else 8),
         sources=sources,
         refine=LTXV.refine if sources.upsampler else None,

@@ -1,17 +1,19 @@
 """Are the files of a checkpoint there, and whole? Asked before anything heavy is loaded."""
 
-import json
 import math
+import re
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
 
 from filmlet.card import Components, Files, ModelCard
+from filmlet.checkpoint_files import TensorEntry, read_header, read_json
 from filmlet.errors import CheckpointDamaged, CheckpointMissing
 from filmlet.models import hub
 
 INDEX = "*.safetensors.index.json"  # names every file of weights that were cut into several
+SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 FRESH_NS = 2_000_000_000  # within which a file system's clock may not have ticked
 Stamp = tuple[int, int, int]
 
@@ -45,7 +47,7 @@ def parameters(files: Files) -> Components[float]:
 def _values(place: Path) -> float:
     there = [f for f in hub.files(place) if f.suffix == ".safetensors"]
     tables = [_header(file, stamp_of(file)) for file in there]
-    return float(sum(math.prod(entry["shape"]) for table in tables for entry in table.values()))
+    return float(sum(math.prod(entry.shape) for table in tables for entry in table.values()))
 
 
 def is_whole(place: Path) -> bool:
@@ -89,7 +91,11 @@ def _check_weights(weights: Path) -> None:
 def _shards(index: Path, stamp: Stamp) -> frozenset[str]:
     del stamp
     table = read_json(index).get("weight_map")
-    return frozenset(table.values()) if isinstance(table, dict) else frozenset()
+    names = table.values() if isinstance(table, dict) else ()
+    for name in names:
+        if not isinstance(name, str) or not SHARD.fullmatch(name):
+            raise CheckpointDamaged(f"{index} names {str(name)[:80]!r}, no file of its folder.")
+    return frozenset(names)
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -107,17 +113,6 @@ def _check_json(path: Path, stamp: Stamp) -> None:
     read_json(path)
 
 
-def read_json(path: Path) -> dict[str, object]:
-    """One JSON object; CheckpointDamaged where there is none."""
-    try:
-        table = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointDamaged(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(table, dict):
-        raise CheckpointDamaged(f"{path} does not hold a JSON object.")
-    return table
-
-
 @lru_cache
 def _check_length(path: Path, stamp: Stamp) -> None:
     """A .safetensors file is as long as its header says; a cut download is not."""
@@ -126,31 +121,7 @@ def _check_length(path: Path, stamp: Stamp) -> None:
 
 
 @lru_cache
-def _header(path: Path, stamp: Stamp) -> dict[str, Any]:
+def _header(path: Path, stamp: Stamp) -> Mapping[str, TensorEntry]:
     """Each tensor's dtype, shape and place."""
     del stamp
-    table = read_header(path)
-    table.pop("__metadata__", None)
-    return table
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The tensors of a .safetensors file by name; `__metadata__` is what else it says.
-
-    Raises CheckpointDamaged, for a file that is cut off as well.
-    """
-    try:
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-            if header > 100_000_000:
-                raise ValueError("the header is not one")
-            table = json.loads(file.read(header))
-        tensors = [entry for name, entry in table.items() if name != "__metadata__"]
-        length = 8 + header + max(entry["data_offsets"][1] for entry in tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointDamaged(f"{path} is not a .safetensors file ({error}).") from error
-    if path.stat().st_size != length:
-        raise CheckpointDamaged(
-            f"{path} has {path.stat().st_size} bytes and should have {length}; fetch it again."
-        )
-    return cast(dict[str, Any], table)
+    return read_header(path).tensors

@@ -9,7 +9,10 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from filmlet.card import Source
+from filmlet.checkpoint_files import read_bounded
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REF_BYTES = 64
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -27,7 +30,9 @@ def snapshot(repo: str, revision: str) -> Path | None:
     """The folder of a repository at a commit, or at what a branch was when it was last asked."""
     folder = _repository(repo)
     ref = folder / "refs" / revision
-    commit = ref.read_text() if ref.is_file() else revision
+    commit = read_bounded(ref, REF_BYTES).decode("ascii", "replace") if ref.is_file() else revision
+    if not COMMIT.fullmatch(commit):
+        return None
     found = folder / "snapshots" / commit
     return found if found.is_dir() else None
 

@@ -1,10 +1,8 @@
 """LoRA files: where they lie, and which layers of an LTX-Video transformer they change."""
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -13,11 +11,17 @@ from typing import Any
 
 import huggingface_hub  # imports its parts when they are used: few clips have LoRAs
 
+from filmlet.checkpoint_files import TensorEntry, parse_object, read_header, read_json
 from filmlet.errors import CheckpointDamaged, InvalidRequest, LoraDamaged, LoraMissing, NotOffered
+from filmlet.files import open_regular_file
 from filmlet.lora import SUFFIX, Adapter, Lora, Pair
-from filmlet.models.files import Stamp, read_header, read_json, stamp_of
+from filmlet.models.files import Stamp, stamp_of
+from filmlet.models.hashing import EXPONENTS as FLOATS
+from filmlet.models.hashing import hash_finite
 
 Table = dict[str, Any]
+Tensors = Mapping[str, TensorEntry]
+LARGEST_ALPHA = 1e6  # usual ones are between 1 and 256
 PREFIXES = (
     "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "lora_unet_",
 )  # fmt: skip
@@ -79,8 +83,14 @@ def find(source: str, folder: Path | None = None) -> Path:
     if Lora(source).is_on_hub:
         return _cached(source)
     path = folder / source if folder else Path(source)
-    if not path.is_file():
-        raise InvalidRequest(f"loras: there is no file {source}.", param="loras")
+    try:
+        open_regular_file(path).close()
+    except FileNotFoundError as error:
+        raise InvalidRequest(f"loras: there is no file {source}.", param="loras") from error
+    except OSError as error:
+        raise InvalidRequest(
+            f"loras: {source[:300]} cannot be read: {error.strerror}.", param="loras"
+        ) from error
     return path
 
 
@@ -118,19 +128,18 @@ def _look(path: Path, stamp: Stamp) -> tuple[str, tuple[Pair, ...]]:
     del stamp
     try:
         header = read_header(path)
-        scaling = _scaling(path, _inner(path, header.pop("__metadata__", {})))
-        named = _by_layer(path, header)
-        pairs = [_pair(path, layer, named[layer], header) for layer in sorted(named)]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise LoraDamaged(f"The header of {path} is damaged: {error!r}.", param="loras") from error
+        scaling = _scaling(path, _inner(path, header.metadata))
+        named = _by_layer(path, header.tensors)
+        pairs = [_pair(path, layer, named[layer], header.tensors) for layer in sorted(named)]
+        sha256 = hash_finite(path, header)
+    except LoraDamaged:
+        raise
     except CheckpointDamaged as error:
         raise LoraDamaged(str(error), param="loras") from error
-    scaled = tuple(replace(pair, scale=scaling.of(pair.layer, pair.rank)) for pair in pairs)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), scaled
+    return sha256, tuple(replace(p, scale=scaling.of(p.layer, p.rank)) for p in pairs)
 
 
-def _by_layer(path: Path, header: Table) -> dict[str, dict[str, str]]:
+def _by_layer(path: Path, header: Tensors) -> dict[str, dict[str, str]]:
     """For each layer the names of its tensors: down, up, perhaps alpha."""
     for key in header:
         for pattern, kind in OTHERS.items():
@@ -171,17 +180,20 @@ def _place(path: Path, key: str) -> tuple[str, str]:
     return (f"transformer_blocks.{block[1]}.{layer}" if block else str(layer)), part
 
 
-def _pair(path: Path, layer: str, named: dict[str, str], header: Table) -> Pair:
+def _pair(path: Path, layer: str, named: dict[str, str], header: Tensors) -> Pair:
     missing = {"down", "up"} - named.keys()
     if missing:
         raise CheckpointDamaged(f"{path.name} lacks the matrix {min(missing)} of {layer}.")
-    down, up = (header[named[part]]["shape"] for part in ("down", "up"))
-    if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not down[0]:
+    down, up = (header[named[part]].shape for part in ("down", "up"))
+    if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in (*down, *up):
         raise CheckpointDamaged(
-            f"{path.name}: the matrices of {layer} do not fit each other, {up} and {down}."
+            f"{path.name}: the matrices of {layer} do not fit each other, "
+            f"{list(up)} and {list(down)}."
         )
+    if any(header[name].dtype not in FLOATS for name in named.values()):
+        raise CheckpointDamaged(f"{path.name}: the matrices of {layer} are not floating point.")
     alpha = named.get("alpha")
-    if alpha and math.prod(header[alpha]["shape"]) != 1:
+    if alpha and math.prod(header[alpha].shape) != 1:
         raise CheckpointDamaged(f"{path.name}: {alpha} is not one number.")
     shape = up[0], down[1]
     return Pair(layer, named["down"], named["up"], shape, rank=down[0], alpha=alpha)
@@ -204,11 +216,11 @@ class Scaling:
         return alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
-def _inner(path: Path, about: Table) -> Table:
+def _inner(path: Path, about: Mapping[str, str]) -> Table:
     """PEFT's configuration, where diffusers wrote it into the file."""
     try:
-        return dict(json.loads(about.get(CONFIG) or "{}"))
-    except (ValueError, TypeError) as error:
+        return parse_object(about.get(CONFIG) or "{}")
+    except ValueError as error:
         raise CheckpointDamaged(f"{path.name}: {CONFIG} cannot be read ({error}).") from error
 
 
@@ -217,16 +229,15 @@ def _scaling(path: Path, table: Table) -> Scaling:
     config = {name.removeprefix("transformer."): value for name, value in table.items()}
     if config.get("use_dora"):
         raise NotOffered(f"{path.name} is a DoRA, not a plain LoRA.", param="loras")
-    alpha = config.get("lora_alpha")
-    try:
-        own = {str(name): float(a) for name, a in (config.get("alpha_pattern") or {}).items()}
-        return Scaling(
-            alpha if alpha is None else float(alpha), own, bool(config.get("use_rslora"))
-        )
-    except (ValueError, TypeError, AttributeError) as error:
-        raise LoraDamaged(
-            f"{path.name} has an unusable configuration: {error}.", param="loras"
-        ) from error
+    alpha, pattern = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    numbers = pattern.values() if isinstance(pattern, dict) else [None]
+    for number in (*numbers, *([] if alpha is None else [alpha])):
+        if type(number) not in (int, float) or not abs(number) <= LARGEST_ALPHA:
+            raise LoraDamaged(
+                f"{path.name} has an unusable configuration: an alpha of {str(number)[:40]!r}.",
+                param="loras",
+            )
+    return Scaling(alpha, pattern, bool(config.get("use_rslora")))
 
 
 def _check_beside(path: Path, pairs: Sequence[Pair]) -> None:
@@ -234,7 +245,11 @@ def _check_beside(path: Path, pairs: Sequence[Pair]) -> None:
     beside = path.with_name("adapter_config.json")
     if path.name != "adapter_model.safetensors" or not beside.is_file():
         return
-    scaling = _scaling(beside, read_json(beside))
+    try:
+        table = read_json(beside)
+    except CheckpointDamaged as error:
+        raise LoraDamaged(str(error), param="loras") from error
+    scaling = _scaling(beside, table)
     scales = {scaling.of(pair.layer, pair.rank) for pair in pairs if not pair.alpha}
     if scales - {1.0}:
         raise NotOffered(

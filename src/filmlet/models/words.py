@@ -8,6 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from filmlet.card import ModelCard
+from filmlet.checkpoint_files import MAX_TOKENIZER_BYTES, read_bounded
+from filmlet.errors import CheckpointDamaged
 from filmlet.models import hub
 
 WORDS_LISTED = 2000  # a vocabulary of words is small; one of word pieces knows every word
@@ -71,7 +73,11 @@ def _file(card: ModelCard) -> Path | None:
 
 @lru_cache(maxsize=8)
 def _read(file: Path) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(file))
+    content = read_bounded(file, MAX_TOKENIZER_BYTES)
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointDamaged(f"{file} is no tokenizer: {str(error)[:300]}.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -1,17 +1,19 @@
 """From weights to compiled graphs: read back from blobs, or built, compared and kept."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 
 from filmlet.card import Files, ModelCard
 from filmlet.engine.compiled.nodes import Part
 from filmlet.engine.compiled.running import Running, core, machine, options
 from filmlet.engine.compiled.store import Blob, Store, fingerprint
+from filmlet.engine.configs import blame_files
 from filmlet.engine.weights import Weights
 from filmlet.errors import NotFinite
 
@@ -71,6 +73,13 @@ class Build:
         for name, array in self.weights.arrays():
             table[name] = array
             yield array.nbytes
+        with blame_files(self.weights.place):
+            return self._compiled(table, graphs, check)
+
+    def _compiled(
+        self, table: Mapping[str, NDArray[np.float32]], graphs: Graphs, check: Check | None
+    ) -> Runs:
+        """Its graphs, compiled, compared with exact ones, and kept."""
         compiled = compile_all(graphs(Part(table), self.dtype, self.is_int8), self.dtype)
         blobs = [_exported(model) for model in compiled]
         runs = [self._import(blob) for blob in blobs]

@@ -1,0 +1,123 @@
+"""Whether components fit each other and their files, before a library builds from them."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filmlet.card import Files
+from filmlet.engine.placement import is_out_of_memory
+from filmlet.engine.weights import Weights
+from filmlet.errors import CheckpointDamaged, FilmletError, InvalidRequest
+from filmlet.lora import Adapter
+
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a text encoder
+
+
+def check_components(files: Files) -> None:
+    """That the components of a checkpoint fit each other. Raises CheckpointDamaged."""
+    text, transformer, vae = (
+        Weights(name, getattr(files, name)) for name in ("text_encoder", "transformer", "vae")
+    )
+    _check_transformer(transformer)
+    _check_vae(vae)
+    _check_text_encoder(text)
+    channels = transformer.config["in_channels"]
+    _check(transformer, "out_channels", transformer.config["out_channels"] or channels, channels)
+    _check(vae, "latents_mean", _shape(vae, "latents_mean"), (channels,))
+    _check(vae, "latents_std", _shape(vae, "latents_std"), (channels,))
+    captions = transformer.config["caption_channels"]
+    _check(text, "d_model", _embedding(text)[1], captions)
+    if files.upsampler:
+        upsampler = Weights("upsampler", files.upsampler)
+        _check(upsampler, "in_channels", _shape(upsampler, "initial_conv.weight")[1], channels)
+    if files.preview:
+        preview = Weights("preview", files.preview)
+        _check(preview, "latent_to_rgb", _shape(preview, "latent_to_rgb"), (channels + 1, 3))
+
+
+def check_loras(files: Files, adapters: Iterable[Adapter]) -> None:
+    """That LoRAs change layers that the transformer has. Raises InvalidRequest."""
+    shapes = Weights("transformer", files.transformer).shapes
+    for adapter in adapters:
+        for pair in adapter.pairs:
+            here = shapes.get(f"{pair.layer}.weight")
+            if here != pair.shape:
+                what = f"{_sides(here)} here" if here else "not here"
+                raise InvalidRequest(
+                    f"loras: {adapter.label} was made for another model; {pair.layer} is {what} "
+                    f"and {_sides(pair.shape)} there.",
+                    param="loras",
+                )
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def check_vocabulary(files: Files, highest: int) -> None:
+    """That the text encoder knows a tokenizer's highest id. Raises CheckpointDamaged."""
+    words = _embedding(Weights("text_encoder", files.text_encoder))[0]
+    if not 0 <= highest < words:
+        raise CheckpointDamaged(
+            f"{files.tokenizer} gives the token {highest}; {files.text_encoder} knows {words}."
+        )
+
+
+def _check_transformer(weights: Weights) -> None:
+    config = weights.config
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    _check(weights, "proj_in", _shape(weights, "proj_in.weight"), (width, config["in_channels"]))
+
+
+def _check_vae(weights: Weights) -> None:
+    config = weights.config
+    _check(weights, "in_channels", config.get("in_channels", 3), 3)
+    _check(weights, "out_channels", config.get("out_channels", 3), 3)
+    side, time = config.get("patch_size", 4), config.get("patch_size_t", 1)
+    patch = 3 * side**2 * time
+    _check(weights, "patch_size", _shape(weights, "encoder.conv_in.conv.weight")[1], patch)
+    _check(weights, "patch_size", _shape(weights, "decoder.conv_out.conv.weight")[0], patch)
+
+
+def _check_text_encoder(weights: Weights) -> None:
+    config = weights.config
+    inner = config["num_heads"] * config["d_kv"]
+    query = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    _check(weights, "d_kv", _shape(weights, query), (inner, config["d_model"]))
+    _check(weights, "vocab_size", _embedding(weights), (config["vocab_size"], config["d_model"]))
+    exact = config.get("relative_attention_num_buckets", 32) // 4
+    if not 0 < exact < config.get("relative_attention_max_distance", 128):
+        raise CheckpointDamaged(f"{weights.place}: its relative attention has no such buckets.")
+
+
+def _embedding(weights: Weights) -> tuple[int, ...]:
+    name = next((name for name in EMBEDDINGS if name in weights.shapes), EMBEDDINGS[0])
+    return _shape(weights, name)
+
+
+def _shape(weights: Weights, name: str) -> tuple[int, ...]:
+    shape = weights.shapes.get(name, ())
+    if not shape:
+        raise CheckpointDamaged(f"{weights.place} holds no {name} of a {weights.component}.")
+    return *shape, *[1] * (2 - len(shape) if name.endswith(".weight") else 0)
+
+
+def _check(weights: Weights, what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise CheckpointDamaged(
+            f"{weights.place} does not fit the rest: {what} is {found} and should be {wanted}."
+        )
+
+
+@contextmanager
+def blame_files(place: Path) -> Iterator[None]:
+    """What a library raises while it builds from these files becomes CheckpointDamaged."""
+    try:
+        yield
+    except (FilmletError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise anything over a wrong configuration
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+        raise CheckpointDamaged(f"{place} cannot be used ({reason}).") from error
