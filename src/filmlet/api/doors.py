@@ -1,5 +1,6 @@
 """Who comes in, and how a refusal sounds: keys and OpenAI's error envelope."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from filmlet.api.following import Hub
-from filmlet.api.visitors import VISITOR, Visitors
+from filmlet.api.visitors import VISITOR, Visitors, bearer_of
 from filmlet.api.words import ErrorEnvelope, Refusal
 from filmlet.errors import (
     DatabaseUnusable,
@@ -110,15 +111,16 @@ async def caller(request: Request, shared: Annotated[House, Depends(house)]) -> 
 
     A program sends it as a bearer, the page as a cookie: a video element cannot send a header.
     """
+    secret = bearer_of(request.headers)
     if shared.visitors:
-        name = f"visitor:{request.cookies[VISITOR]}"
+        # A program that keeps no cookie is known by what it sends instead of a key.
+        known = hashlib.sha256(secret.encode()).hexdigest()[:32] if secret else None
+        name = f"visitor:{known or request.cookies[VISITOR]}"
         return Caller(name, name, None)
     if not await shared.needs_key():
         return Caller("local", None, None)
-    kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    if kind.lower() != "bearer":
-        secret = request.cookies.get(COOKIE, "")
-    key = await shared.key(secret.strip()) if secret else None
+    secret = secret or request.cookies.get(COOKIE, "").strip()
+    key = await shared.key(secret) if secret else None
     if key is None:
         raise UnknownKey("This server needs a key: send Authorization: Bearer sk-...")
     return Caller(key.id, None if key.admin else key.id, key.limits)

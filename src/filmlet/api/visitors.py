@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 VISITOR = "filmlet_visitor"
 A_YEAR_S = 365 * 86400
+INTRODUCED = "filmlet.introduced"  # key of an ASGI scope: this visitor has no cookie yet
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Introduced:
             return
         headers = Headers(scope=scope)
         cookies = headers.get("cookie", "")
-        if re.fullmatch("[0-9a-f]{32}", cookie_parser(cookies).get(VISITOR, "")):
+        has_name = re.fullmatch("[0-9a-f]{32}", cookie_parser(cookies).get(VISITOR, ""))
+        if has_name or bearer_of(headers):
             await self.app(scope, receive, send)
             return
         name = secrets.token_hex(16)
@@ -48,8 +50,15 @@ class Introduced:
                 MutableHeaders(scope=message).append("set-cookie", _cookie(name, is_safe))
             await send(message)
 
-        scope = {**scope, "headers": [*others, (b"cookie", known.encode("latin-1"))]}
+        own = [*others, (b"cookie", known.encode("latin-1"))]
+        scope = {**scope, "headers": own, INTRODUCED: True}
         await self.app(scope, receive, named)
+
+
+def bearer_of(headers: Headers) -> str:
+    """Return the secret of an Authorization header, empty where there is none."""
+    kind, _, secret = headers.get("authorization", "").partition(" ")
+    return secret.strip() if kind.lower() == "bearer" else ""
 
 
 def _cookie(name: str, is_safe: bool) -> str:
