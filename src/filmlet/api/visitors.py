@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 VISITOR = "filmlet_visitor"
 A_YEAR_S = 365 * 86400
+INTRODUCED = "filmlet.introduced"  # key of an ASGI scope: this visitor has no cookie yet
 MIN_TOKEN_CHARS = 20  # shorter ones are placeholders that many programs send
 
 
@@ -54,7 +55,8 @@ class Introduced:
                 MutableHeaders(scope=message).append("set-cookie", _cookie(name, is_safe))
             await send(message)
 
-        scope = {**scope, "headers": [*others, (b"cookie", known.encode("latin-1"))]}
+        headers_with_name = [*others, (b"cookie", known.encode("latin-1"))]
+        scope = {**scope, "headers": headers_with_name, INTRODUCED: not token}
         await self.app(scope, receive, named)
 
 

@@ -4,6 +4,8 @@ Same parameters, same result: the video's path and the seed. What a call asks fo
 the queue like any other, so a caller that goes away loses nothing.
 """
 
+import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import gradio as gr
 from fastapi.concurrency import run_in_threadpool
 from gradio.data_classes import FileData
 from gradio.utils import get_upload_folder
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from filmlet.api.doors import House, caller
 from filmlet.api.videos import submit
@@ -23,6 +25,7 @@ from filmlet.guide import Guide
 from filmlet.jobs import Job, Status
 from filmlet.models import CARDS
 from filmlet.studio.page import is_here
+from filmlet.studio.tool_calls import ToolProgress
 
 Made = tuple[str, int]
 Arguments = dict[str, Any]
@@ -44,7 +47,9 @@ def offer(house: House) -> None:
 
 
 def _endpoint(house: House, mode: str) -> None:
-    picture = gr.Image(type="filepath", visible=False) if mode == "image" else _hidden("")
+    picture: Any = _hidden("")
+    if mode == "image":  # without a mode of pixels Gradio hands on the file and decodes nothing
+        picture = gr.Image(type="filepath", image_mode=None, visible=False)
     video = _footage() if mode == "video" else _hidden("")
     inputs = [
         _hidden(""), _hidden("worst quality, inconsistent motion, blurry, jittery, distorted"),
@@ -118,20 +123,20 @@ def _function(house: House, mode: str) -> Callable[..., Any]:
         """
         del mode, improve_texture_flag
         card = _best()
-        width, height = _within(card, width_ui, height_ui)
-        fields: dict[str, Any] = {
-            "prompt": prompt,
-            "model": card.name,
-            "seconds": duration_ui,
-            "size": f"{width}x{height}",
-            "seed": None if randomize_seed else int(seed_ui),
-            "guidance": None if ui_guidance_scale == 1 else ui_guidance_scale,
-            "negative_prompt": negative_prompt if card.guidance > 1 else "",
-        }
-        asked = VideoCreate.model_validate(fields)
         given = {"image": input_image_filepath, "video": input_video_filepath}.get(name)
         try:
             who = await caller(request.request, house)
+            width, height = _within(card, width_ui, height_ui)
+            fields: dict[str, Any] = {
+                "prompt": prompt,
+                "model": card.name,
+                "seconds": duration_ui,
+                "size": f"{width}x{height}",
+                "seed": None if randomize_seed else int(seed_ui),
+                "guidance": None if ui_guidance_scale == 1 else ui_guidance_scale,
+                "negative_prompt": negative_prompt if card.guidance > 1 else "",
+            }
+            asked = VideoCreate.model_validate(fields)
             most = max(1, int(ui_frames_to_use)) if name == "video" else None
             guides = [Guide(given, frames=most)] if given else []
             job = await run_in_threadpool(submit, house, asked, who.asking(), guides)
@@ -139,6 +144,10 @@ def _function(house: House, mode: str) -> Callable[..., Any]:
                 job = await _wait(house, job)
         except FilmletError as error:
             raise gr.Error(str(error), print_exception=False) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            text = f"{first['loc'][-1]}: {first['msg']}."
+            raise gr.Error(text, print_exception=False) from error
         return await run_in_threadpool(_file, house, job), job.seed
 
     name = mode
@@ -160,8 +169,10 @@ def _within(card: ModelCard, width: float, height: float) -> tuple[int, int]:
 
 async def _wait(house: House, job: Job) -> Job:
     """Until the job is over; raises gr.Error where there is no clip."""
+    progress = ToolProgress()
     async for now in house.hub.follow(job):
         job = now
+        await progress.send(job)
     if job.status != Status.COMPLETED or job.clip is None:
         reason = job.failure.message if job.failure else f"The clip was {job.status}."
         raise gr.Error(reason, print_exception=False)
@@ -169,10 +180,10 @@ async def _wait(house: House, job: Job) -> Job:
 
 
 def _file(house: House, job: Job) -> str:
-    """A file that Gradio may copy and send; it is swept with the page's other passing files."""
-    path = Path(get_upload_folder()) / job.id / f"{job.id}.mp4"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A file that Gradio may send; it is removed with the caller's other files."""
+    path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{job.id}.mp4"
+    path.parent.mkdir(parents=True)
     assert job.clip
-    with house.queue.storage.open(job.id, job.clip) as clip:
-        path.write_bytes(clip.read())
+    with house.queue.storage.open(job.id, job.clip) as clip, path.open("wb") as file:
+        shutil.copyfileobj(clip, file)
     return str(path)

@@ -1,26 +1,31 @@
 """Puts the page under `/` of the server's own app, or launches it with that app behind it."""
 
+import asyncio
 import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from filmlet.api.doors import House, caller, refuse
+from filmlet.api.doors import House, refuse
 from filmlet.api.words import Refusal
-from filmlet.errors import UnknownKey
 from filmlet.settings import keep_to_yourselves
+from filmlet.studio.blocks import restrict_gradio
+from filmlet.studio.callers import MAX_SESSIONS, Callers
 from filmlet.studio.dropin import offer
+from filmlet.studio.gate import GradioGate
 from filmlet.studio.page import build
 from filmlet.studio.theme import studio_theme
 
@@ -37,22 +42,26 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors {}; "
     "object-src 'none'; base-uri 'self'"
 )
-LOOK_S = 0.05
-WAITING = 64  # events of the page that may wait for each other
-FILES = tuple(f"/gradio_api/{name}" for name in ("upload", "file", "stream", "mcp", "proxy"))
+SWEEP_S = 300.0
 
 
 def mount(app: FastAPI, house: House) -> None:
     """Serve the page at `/`; the API's own paths go first."""
-    passing = _furnish(app, house)
-    page = build(house, offer)
-    _calm(page)
-    gr.mount_gradio_app(app, page, path="/", **_look())
+    callers = _furnish(app, house)
+    page = build(house, callers, offer).queue(default_concurrency_limit=None)
+    options = {"exception_handlers": CALL_ERRORS}
+    gr.mount_gradio_app(app, page, path="/", app_kwargs=options, **_look())
+    mounted = app.routes[-1]
+    assert isinstance(mounted, Mount)
+    gradio: Any = mounted.app
+    gradio.startup_events_triggered = True  # the lifespan does it; a request would do it again
+    restrict_gradio(page, callers)
+    mounted.app = GradioGate(gradio, house, page, callers)
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(outer: FastAPI) -> AsyncIterator[Any]:
-        async with _swept(passing), inner(outer) as state:
+        async with _swept(callers), inner(outer) as state:
             yield state
 
     app.router.lifespan_context = lifespan
@@ -62,19 +71,26 @@ def launch(
     app: FastAPI, house: House, address: tuple[str, int], *doors: Callable[[House], None]
 ) -> gr.Blocks:
     """Serve the same in a thread, by Gradio's own `launch`, which ZeroGPU hooks into."""
-    passing = _furnish(app, house)
-    page = build(house, offer, *doors).queue(max_size=WAITING, default_concurrency_limit=None)
-    _calm(page)
+    callers = _furnish(app, house)
+    page = build(house, callers, offer, *doors).queue(default_concurrency_limit=None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Any]:
-        async with _swept(passing), app.router.lifespan_context(app) as state:
+        async with _swept(callers), app.router.lifespan_context(app) as state:
             yield state
+
+    def gated(inner: ASGIApp) -> ASGIApp:
+        restrict_gradio(page, callers)
+        return GradioGate(inner, house, page, callers)
 
     host, port = address
     page.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, pwa=False,
-        app_kwargs={"middleware": [Middleware(Behind, front=app)], "lifespan": lifespan},
+        state_session_capacity=MAX_SESSIONS,
+        app_kwargs={
+            "middleware": [Middleware(Behind, front=app, gated=gated)], "lifespan": lifespan,
+            "exception_handlers": CALL_ERRORS,
+        },
         **_look(),
     )  # fmt: skip
     return page
@@ -83,21 +99,21 @@ def launch(
 class Behind:
     """Puts the page's app, which `launch` wants to be the outer one, behind ours again."""
 
-    def __init__(self, app: ASGIApp, front: FastAPI) -> None:
+    def __init__(self, app: ASGIApp, front: FastAPI, gated: Callable[[ASGIApp], ASGIApp]) -> None:
         self.front = front
 
         async def page(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "app": scope["page"]}, receive, send)
 
-        front.mount("/", page)
+        front.mount("/", gated(page))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.front({**scope, "page": scope["app"]}, receive, send)
 
 
-def _furnish(app: FastAPI, house: House) -> Path:
-    """What the page needs beside the API; the folder of Gradio's passing files."""
-    passing = house.settings.home / "passing" / str(os.getpid())
+def _furnish(app: FastAPI, house: House) -> Callers:
+    """What the page needs beside the API."""
+    passing = (house.settings.home / "passing" / str(os.getpid())).absolute()
     keep_to_yourselves(passing)
 
     @app.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
@@ -105,13 +121,8 @@ def _furnish(app: FastAPI, house: House) -> Path:
         raise HTTPException(404, f"There is nothing at /v1/{rest}.")
 
     app.mount("/studio", StaticFiles(directory=STATIC))
-    app.add_middleware(Gate, house=house)
-    return passing
-
-
-def _calm(page: gr.Blocks) -> None:
-    """Let its queue look for events less often; Gradio's own 1 ms wakes an idle laptop."""
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = LOOK_S
+    app.add_middleware(ContentPolicy, house=house)
+    return Callers.in_folder(passing)
 
 
 def _look() -> dict[str, Any]:
@@ -128,12 +139,32 @@ def _look() -> dict[str, Any]:
     }
 
 
+def _refuse_call(_: Request, error: Exception) -> JSONResponse:
+    """Gradio raises what Python does where a call names what there is not."""
+    text = f"This call cannot be read: {type(error).__name__}."
+    told = Refusal(message=text, type="invalid_request_error", param=None, code="invalid_value")
+    return refuse(400, told)
+
+
+CALL_ERRORS = dict.fromkeys((LookupError, ValueError, TypeError, AttributeError), _refuse_call)
+
+
 @asynccontextmanager
-async def _swept(passing: Path) -> AsyncIterator[None]:
+async def _swept(callers: Callers) -> AsyncIterator[None]:
     """Passing files go with the server; those of servers that were killed go when one starts."""
-    _sweep(passing.parent)
+    _sweep(callers.files.folder.parent)
+    sweeping = asyncio.create_task(_sweep_callers(callers))
     yield
-    shutil.rmtree(passing, ignore_errors=True)
+    sweeping.cancel()
+    shutil.rmtree(callers.files.folder, ignore_errors=True)
+
+
+async def _sweep_callers(callers: Callers) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        callers.sessions.sweep()
+        with suppress(OSError):
+            await callers.files.sweep()
 
 
 def _sweep(folder: Path) -> None:
@@ -143,28 +174,15 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-class Gate:
-    """Keeps the page's files behind the key, and says to browsers what the page may load."""
+class ContentPolicy:
+    """Says to browsers what a page of this server may load, and who may show it in a frame."""
 
     def __init__(self, app: ASGIApp, house: House) -> None:
-        self.app, self.house = app, house
+        self.app = app
         framed_by = house.visitors.framed_by if house.visitors else ()
         self.policy = POLICY.format(" ".join(("'self'", *framed_by)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if scope["path"].startswith(FILES):
-            try:
-                await caller(Request(scope), self.house)
-            except UnknownKey as error:
-                told = Refusal(
-                    message=str(error), type="authentication_error", param=None, code=error.code
-                )
-                await refuse(401, told)(scope, receive, send)
-                return
-
         async def framed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)

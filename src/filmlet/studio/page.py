@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 from fastapi.concurrency import run_in_threadpool
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from filmlet.api.doors import Caller, House, caller
 from filmlet.api.videos import extend_file, extend_own, find, foresee, offered, submit
-from filmlet.api.words import VideoCreate, VideoExtend
+from filmlet.api.words import LONGEST_PROMPT, VideoCreate, VideoExtend
 from filmlet.card import GuideKind, ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.guide import Guide
@@ -21,6 +21,8 @@ from filmlet.lora import Lora
 from filmlet.models import CARDS, count, locate
 from filmlet.request import MAX_SEED
 from filmlet.shape import Grid
+from filmlet.studio.blocks import CheckedBlocks
+from filmlet.studio.callers import Callers
 from filmlet.studio.telling import describe, paragraph, plan_of, reading_of, refusal
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
@@ -98,9 +100,10 @@ class Form:
         return VideoExtend.model_validate(self.read(values).model_dump(include=set(kept)))
 
 
-def build(house: House, *doors: Callable[[House], None]) -> gr.Blocks:
+def build(house: House, callers: Callers, *doors: Callable[[House], None]) -> CheckedBlocks:
     """The page over this server's house; `doors` add what is not seen."""
-    with gr.Blocks(title="filmlet", analytics_enabled=False, delete_cache=(300, 3600)) as page:
+    options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (300, 3600)}
+    with CheckedBlocks(callers, title="filmlet", **options) as page:
         page.space_id = None  # what Gradio adds on Spaces fetches fonts from another host
         _window("film-bar")
         with gr.Row(elem_id="desk"):
@@ -136,7 +139,7 @@ def build(house: House, *doors: Callable[[House], None]) -> gr.Blocks:
         asking.success(None, made, None, js="(id) => window.filmlet.show(id)", **PRIVATE)
 
         def fill(event: gr.EventData) -> list[Any]:
-            return _filled(event._data)
+            return _filled(Filled.model_validate(event._data))
 
         bridge.select(fill, None, form.all, **PRIVATE)
         for door in doors:
@@ -153,10 +156,13 @@ def _form(card: ModelCard) -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
     grid = card.grid
     start = gr.Radio(STARTS, value=SENTENCE, label="Start from", elem_id="start")
     with gr.Row(visible=False) as pictures:
-        first = gr.Image(type="filepath", label="First picture", sources=["upload"], height=170)
+        # Without a mode of pixels Gradio hands on the file and decodes nothing.
+        first = gr.Image(
+            type="filepath", image_mode=None, label="First picture", sources=["upload"], height=170
+        )
         last = gr.Image(
-            type="filepath", label="Last picture, if you like", sources=["upload"], height=170,
-            visible=card.guides == GuideKind.ANY_FRAME,
+            type="filepath", image_mode=None, label="Last picture, if you like", sources=["upload"],
+            height=170, visible=card.guides == GuideKind.ANY_FRAME,
         )  # fmt: skip
     with gr.Column(visible=False) as clips:
         clip = gr.Textbox(
@@ -286,12 +292,15 @@ async def _who(house: House, request: gr.Request) -> Caller:
 
 
 async def _look(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
-    if not (values[form.prompt] or "").strip():
+    prompt = values[form.prompt] or ""
+    if not prompt.strip():
         return "", paragraph("Say what should be seen; what will be done is told here.")
-    card = CARDS[values[form.model]]
-    reading = reading_of(card, count(card, values[form.prompt]))
+    reading = ""
     try:
         await _who(house, request)
+        if len(prompt) <= LONGEST_PROMPT:
+            card = CARDS[offered(values[form.model])]
+            reading = reading_of(card, await run_in_threadpool(count, card, prompt))
         asked, guides = form.read(values), form.guides(values)
         return reading, plan_of(await run_in_threadpool(foresee, house, asked, guides))
     except (FilmletError, ValidationError) as error:
@@ -319,39 +328,61 @@ def _queue(house: House, form: Form, values: Values, who: Caller) -> Job:
     raise InvalidRequest("Say which clip to go on from, or upload one.", param="video")
 
 
-def _filled(settings: dict[str, Any]) -> list[Any]:
+class Filled(BaseModel):
+    """What a window of the page puts into the form; a browser can send anything instead."""
+
+    prompt: str | None = None
+    model: str | None = None
+    width: int | None = None
+    height: int | None = None
+    seconds: float | None = None
+    frames: int | None = None
+    fps: float | None = None
+    seed: int | str | None = None
+    negative_prompt: str | None = None
+    draft: bool | None = None
+    then: list[str] | None = None
+    loras: list[dict[str, Any]] = []
+    extend_id: str | None = None
+
+
+def _filled(settings: Filled) -> list[Any]:
     """The form with a clip's settings, or with some of them; what is not said stays."""
-    card = CARDS.get(settings.get("model", ""))
-    width, height = settings.get("width"), settings.get("height")
+    card = CARDS.get(settings.model or "")
+    width, height = settings.width, settings.height
     size = [gr.skip()] * 3
     if card and width and height:
         known = [name for name, ratio in ASPECTS.items() if sides(card, ratio) == (width, height)]
         free = not known
         size = [known[0] if known else FREE]
         size += [gr.Number(width, visible=free), gr.Number(height, visible=free)]
-    seconds = settings.get("seconds")
-    if seconds is None and settings.get("frames") and card:
-        seconds = settings["frames"] / (settings.get("fps") or card.grid.fps)
-    numbers = [gr.skip() if v is None else v for v in (seconds, settings.get("fps"))]
-    clip = settings.get("extend_id")
+    seconds = settings.seconds
+    if seconds is None and settings.frames and card:
+        seconds = settings.frames / (settings.fps or card.grid.fps)
+    clip = settings.extend_id
     return [
-        settings.get("prompt", gr.skip()),
+        _or_skip(settings.prompt),
         CLIP if clip else SENTENCE if card else gr.skip(),
         *[gr.skip()] * 2,
         clip or gr.skip(),
         gr.skip(),
-        settings["model"] if card else gr.skip(),
+        settings.model if card else gr.skip(),
         *size,
-        *numbers,
-        str(settings["seed"]) if "seed" in settings else gr.skip(),
-        settings.get("negative_prompt", gr.skip()),
-        settings.get("draft", gr.skip()),
-        "\n".join(settings.get("then", ())) if card or "then" in settings else gr.skip(),
+        _or_skip(seconds),
+        _or_skip(settings.fps),
+        _or_skip(None if settings.seed is None else str(settings.seed)),
+        _or_skip(settings.negative_prompt),
+        _or_skip(settings.draft),
+        "\n".join(settings.then or ()) if card or settings.then is not None else gr.skip(),
         "\n".join(_hub_loras(settings)) if card else gr.skip(),
     ]
 
 
-def _hub_loras(settings: dict[str, Any]) -> list[str]:
+def _or_skip(value: Any) -> Any:
+    return gr.skip() if value is None else value
+
+
+def _hub_loras(settings: Filled) -> list[str]:
     """Those of a clip's that can be asked for here: no files of whoever made it at the machine."""
-    given = (Lora(**lora) for lora in settings.get("loras", ()))
+    given = (Lora(**lora) for lora in settings.loras)
     return [f"{lora.source}:{lora.strength:g}" for lora in given if lora.is_on_hub]
