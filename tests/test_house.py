@@ -28,6 +28,7 @@ FLOORS = (
         "budget",
         "cpu",
         "logs",
+        "files",
     ),
     ("models", "media", "engine"),
     ("given",),
