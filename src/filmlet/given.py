@@ -1,7 +1,7 @@
 """The files that a request names, looked at: what they are, and where a model can show them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,8 +16,8 @@ from filmlet.media import (
     BACKGROUND,
     Footage,
     Refused,
+    covering,
     framed,
-    frames_of,
     look,
     read_picture,
     read_video,
@@ -50,23 +50,24 @@ class Given:
         moved = -shape.surplus if shape.backward else shape.given - shape.context
         return Guide(self.footage.name, self.frame + moved, self.strength)
 
-    def pixels(self, shape: Shape) -> Pixels:
-        """The frames that are used, (frames, height, width, 3). Raises InvalidRequest."""
-        if self.footage.fps is None:
-            return read_picture(self.path)
+    def pixels(self, shape: Shape, size: tuple[int, int]) -> Pixels:
+        """The frames that are used, each covering width x height: (frames, height, width, 3).
+
+        One at a time is in memory as large as it was sent. Raises InvalidRequest, Cancelled.
+        """
         with _refusals("extend" if self.is_clip else "guides"):
-            pixels = read_video(self.path, self.first, self.frames)
-        return framed(pixels, shape.made_width, shape.made_height) if self.is_clip else pixels
+            if self.footage.fps is None:
+                return covering(read_picture(self.path), *size)
+            frames = (frame[None] for frame in read_video(self.path, self.first, self.frames))
+            if self.is_clip:
+                frames = (framed(f, shape.made_width, shape.made_height) for f in frames)
+            return np.concatenate([covering(frame, *size) for frame in frames])
 
     def before(self, shape: Shape) -> Iterator[Pixels]:
         """All frames, a few at a time, as they come before the new ones. Raises InvalidRequest."""
-        frames, count = islice(frames_of(self.path), shape.given), 0
-        with _refusals("extend"):
+        with _refusals("extend"), closing(read_video(self.path, 0, shape.given)) as frames:
             while some := list(islice(frames, PIECE)):
-                count += len(some)
                 yield framed(np.stack(some), shape.width, shape.height)
-            if count < shape.given:
-                raise Refused("this video has fewer frames than it says.")
 
 
 def read_clip(request: ClipRequest, card: ModelCard, folder: Path | None) -> Given | None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,13 @@ class Hosting:
             host=environment.get("GRADIO_SERVER_NAME") or "0.0.0.0",
             port=int(port),
         )
+
+
+def bare_environment() -> dict[str, str]:
+    """What Python needs to start with this process's packages: no key, no address of anything."""
+    names = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "PYTHONHOME")
+    own = {name: os.environ[name] for name in names if name in os.environ}
+    return own | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def value_of(name: str) -> str:

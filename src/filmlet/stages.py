@@ -18,7 +18,6 @@ from filmlet.events import Event, Finished, Frames, Pixels, Progress, Stage
 from filmlet.media import (
     VIDEOS,
     check_target,
-    covering,
     growing,
     part_of,
     place,
@@ -182,8 +181,7 @@ def _seen(work: Work, engine: Engine, shape: Shape) -> Tensors:
     """What is to be shown, as latents at the size of one stage."""
     whole, size = work.effective.shape, (shape.made_width, shape.made_height)
     return {
-        f"guide_{i}": engine.see(covering(given.pixels(whole), *size))
-        for i, given in enumerate(work.shown)
+        f"guide_{i}": engine.see(given.pixels(whole, size)) for i, given in enumerate(work.shown)
     }
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 
 from starlette.datastructures import UploadFile
 
 from filmlet.errors import InvalidRequest
-from filmlet.media import Refused, check_image, check_video
+from filmlet.media import Refused, look
 
 IMAGE_BYTES = 20 * 1024 * 1024
 VIDEO_BYTES = 100 * 1024 * 1024
@@ -63,34 +63,38 @@ def _inline(sent: object, param: str) -> UploadFile:
 def kept(uploads: dict[str, UploadFile], *, video: bool = False) -> Iterator[dict[str, Path]]:
     """Checked uploads as files, by parameter, under names of ours; gone after the block.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest, TooManyJobs.
     """
     if not uploads:
         yield {}
         return
     with TemporaryDirectory(prefix="filmlet-") as folder:
-        paths = {}
+        paths = {param: Path(folder) / param for param in uploads}
         for param, upload in uploads.items():
-            paths[param] = Path(folder) / param
+            _check_size(upload, param, VIDEO_BYTES if video else IMAGE_BYTES)
             with paths[param].open("wb") as file:
-                shutil.copyfileobj(check(upload, param, video=video), file)
+                upload.file.seek(0)
+                shutil.copyfileobj(upload.file, file)
+            _check_content(paths[param], param, video)
         yield paths
 
 
-def check(upload: UploadFile, param: str, *, video: bool) -> BinaryIO:
-    """The upload's file, once size, content, pixels and length are known to be fit.
-
-    Raises InvalidRequest.
-    """
-    limit = VIDEO_BYTES if video else IMAGE_BYTES
+def _check_size(upload: UploadFile, param: str, limit: int) -> None:
     if not upload.size or upload.size > limit:
         raise InvalidRequest(
             f"{param} must be a file of at most {limit // 2**20} MiB, "
             f"got {upload.size or 0} bytes.",
             param=param,
         )
+
+
+def _check_content(path: Path, param: str, video: bool) -> None:
+    """Refuse what is no picture, or no video, or beyond the limits of `look`."""
     try:
-        (check_video if video else check_image)(upload.file)
+        footage = look(path)
     except Refused as refused:
         raise InvalidRequest(f"{param}: {refused}", param=param) from refused
-    return upload.file
+    if video and footage.fps is None:
+        raise InvalidRequest(f"{param}: this is neither an MP4 nor a WebM video.", param=param)
+    if footage.fps and not video:
+        raise InvalidRequest(f"{param}: this is a video; send a picture.", param=param)

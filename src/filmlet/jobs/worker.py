@@ -33,7 +33,7 @@ from filmlet.jobs.held import Held
 from filmlet.jobs.job import PREVIEW
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
 from filmlet.jobs.rows import request_of
-from filmlet.media import save_still
+from filmlet.media import save_still, stopping_decoders_on
 from filmlet.plan import plan
 from filmlet.settings import Settings
 from filmlet.work import Work, prepare
@@ -182,7 +182,8 @@ class Worker:
             held.fail("worker_died", f"The worker died {ATTEMPTS} times while making this clip.")
             return
         try:
-            self._film(held)
+            with stopping_decoders_on(held.stopped):
+                self._film(held)
         except Cancelled:
             self._cancelled(held)
         except DatabaseUnusable:

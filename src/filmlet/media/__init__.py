@@ -10,6 +10,7 @@ from filmlet.media.footage import (
     read_picture,
     read_video,
 )
+from filmlet.media.formats import Refused
 from filmlet.media.movie import (
     Movie,
     check_target,
@@ -20,7 +21,7 @@ from filmlet.media.movie import (
     writing,
 )
 from filmlet.media.provenance import tags
-from filmlet.media.reading import Refused, check_image, check_video
+from filmlet.media.sandbox import stopping_decoders_on
 from filmlet.media.stills import poster, save_still, spritesheet, thumbnail
 from filmlet.media.video import VIDEOS
 
@@ -30,9 +31,7 @@ __all__ = [
     "Footage",
     "Movie",
     "Refused",
-    "check_image",
     "check_target",
-    "check_video",
     "covering",
     "explain",
     "framed",
@@ -46,6 +45,7 @@ __all__ = [
     "read_video",
     "save_still",
     "spritesheet",
+    "stopping_decoders_on",
     "tags",
     "thumbnail",
     "writing",

@@ -1,20 +1,36 @@
-"""Pictures and videos that a clip is guided by or goes on from: what they are, and their pixels."""
+"""Pictures and videos that a clip is guided by or goes on from: what they are, and their pixels.
+
+Every byte of them is decoded by another process (`sandbox`), whoever sends them.
+"""
 
 import hashlib
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO, cast
 
-import av
 import numpy as np
-from av.error import FFmpegError
-from PIL import Image, ImageOps
+from PIL import Image
 
 from filmlet.events import Pixels
-from filmlet.media.reading import IMAGES, Refused, check_image, check_video
+from filmlet.files import open_regular_file
+from filmlet.media.formats import (
+    IMAGE_BYTES,
+    VIDEO_BYTES,
+    VIDEO_FRAMES,
+    Format,
+    Refused,
+    detect_format,
+)
+from filmlet.media.sandbox import look_into, run_decoder
 
 BACKGROUND = "white"  # of pictures that one can see through
+GREYS = {"I": "=i4", "I;16": "<u2", "I;16B": ">u2"}  # 16 bits, by Pillow's names
+REMEMBERED = 256  # files that are not decoded again to say what they are
 
 
 @dataclass(frozen=True)
@@ -29,70 +45,90 @@ class Footage:
     is_see_through: bool = False
 
 
+_remembered: dict[str, Footage] = {}
+_remembering = threading.Lock()
+
+
 def look(path: Path) -> Footage:
-    """What the picture or the video at `path` is. Raises Refused."""
+    """What the picture or the video at `path` is. Raises Refused, Cancelled, TooManyJobs.
+
+    The same content is decoded once: a page asks at each letter that is typed beside it.
+    """
+    file, form = _open(path)
+    with file:
+        file.seek(0)
+        digest = hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
+        footage = _remembered.get(digest)
+        if footage is None:
+            name = f"given-{digest[:16]}.{form.suffix}"
+            footage = Footage(name, **look_into(file, form))
+            _remember(digest, footage)
+    return footage
+
+
+def _remember(digest: str, footage: Footage) -> None:
+    with _remembering:
+        _remembered[digest] = footage
+        for oldest in list(_remembered)[:-REMEMBERED]:
+            del _remembered[oldest]
+
+
+def _open(path: Path) -> tuple[BinaryIO, Format]:
+    """A file that is small enough, and its format. Raises Refused."""
     try:
-        with path.open("rb") as file:
-            name = f"given-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
-            file.seek(0)
-            start = file.read(12)
-            if start[4:8] == b"ftyp" or start[:4] == b"\x1aE\xdf\xa3":
-                check_video(file)
-                return _look_at_video(path, name + (".mp4" if start[4:8] == b"ftyp" else ".webm"))
-            check_image(file)
+        file = open_regular_file(path)
+        try:
+            form, size = detect_format(file), os.fstat(file.fileno()).st_size
+            most = VIDEO_BYTES if form.is_video else IMAGE_BYTES
+            if size > most:
+                raise Refused(f"{size >> 20} MiB are too many; at most {most >> 20}.")
+        except BaseException:
+            file.close()
+            raise
     except OSError as error:
         raise Refused(f"it cannot be read: {error.strerror or error}.") from error
-    with Image.open(path, formats=IMAGES) as image:
-        suffix = (image.format or "").lower()
-        width, height = ImageOps.exif_transpose(image).size
-        return Footage(
-            f"{name}.{suffix}", width, height, is_see_through=image.has_transparency_data
-        )
-
-
-def _look_at_video(path: Path, name: str) -> Footage:
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            frames = sum(1 for packet in container.demux(stream) if packet.size)
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-        height, width, _ = next(frames_of(path)).shape
-    except (FFmpegError, StopIteration) as error:
-        raise Refused("this video cannot be read; it may be cut off.") from error
-    if not fps:
-        raise Refused("this video does not say how many frames a second it has.")
-    return Footage(name, width, height, frames, fps)
+    return file, form
 
 
 def read_picture(path: Path) -> Pixels:
-    """A picture as one frame, (1, height, width, 3): upright, opaque, in RGB."""
-    with Image.open(path, formats=IMAGES) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits of grey: PIL would cut them off at 255
-            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            ground = Image.new("RGBA", image.size, BACKGROUND)
-            image = Image.alpha_composite(ground, image.convert("RGBA"))
-        return np.asarray(image.convert("RGB"))[None]
+    """A picture as one frame, (1, height, width, 3): upright, opaque, in RGB. Raises Refused."""
+    strips = []
+    file, form = _open(path)
+    with file, closing(run_decoder(file, form, "read")) as answers:
+        for size, pixels in answers:
+            shape = size["height"], size["width"], -1
+            if kind := GREYS.get(size["mode"]):
+                grey = (np.frombuffer(pixels, kind).astype(np.uint32) >> 8).astype(np.uint8)
+                strips.append(np.repeat(grey.reshape(shape), 3, axis=2))
+            else:
+                strips.append(np.frombuffer(pixels, np.uint8).reshape(shape))
+    return np.concatenate(strips)[None]
 
 
-def frames_of(path: Path) -> Iterator[Pixels]:
-    """Each frame of a video, (height, width, 3), upright. Raises Refused."""
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                yield np.ascontiguousarray(upright)
-    except FFmpegError as error:
-        raise Refused("this video cannot be read to its end.") from error
+def frames_of(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Generator[Pixels]:
+    """Frames of a video from `first` on, (height, width, 3), upright; at most `count`.
+
+    Raises Refused, Cancelled.
+    """
+    file, form = _open(path)
+    with file, closing(run_decoder(file, form, "read", first, count)) as answers:
+        for size, pixels in answers:
+            if not pixels:  # it stands before the first
+                continue
+            rows = np.frombuffer(pixels, np.uint8).reshape(size["height"], size["stride"])
+            frame = rows[:, : size["width"] * 3].reshape(size["height"], size["width"], 3)
+            yield np.ascontiguousarray(np.rot90(frame, size["turns"]))
 
 
-def read_video(path: Path, first: int, count: int) -> Pixels:
-    """So many frames of a video from `first` on: (frames, height, width, 3). Raises Refused."""
-    found = list(islice(frames_of(path), first, first + count))
-    if len(found) < count:
+def read_video(path: Path, first: int, count: int) -> Generator[Pixels]:
+    """So many frames of a video from `first` on, (height, width, 3). Raises Refused, Cancelled."""
+    found = 0
+    with closing(frames_of(path, first, count)) as frames:
+        for frame in frames:
+            found += 1
+            yield frame
+    if found < count:
         raise Refused("this video has fewer frames than it says.")
-    return np.stack(found)
 
 
 def covering(pixels: Pixels, width: int, height: int) -> Pixels:

@@ -1,0 +1,89 @@
+"""Which format a file from outside has, by its first bytes, and the limits it is read in."""
+
+from enum import Enum
+from typing import BinaryIO
+
+IMAGE_PIXELS = 40_000_000
+IMAGE_BYTES = 100 * 2**20
+SCANS = 64  # of a JPEG, each a pass over all its pixels; encoders write about 10
+VIDEO_PIXELS = 4096 * 2304  # of a frame
+VIDEO_BYTES = 4 * 2**30
+VIDEO_SECONDS = 60.0
+VIDEO_FRAMES = 14_400  # 60 s at 240 frames a second
+# What phones and browsers record in; nothing else of libav's hundreds is ever opened.
+DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "h263", "prores")
+
+HEAD_BYTES = 4096
+EBML, DOCTYPE = b"\x1aE\xdf\xa3", b"\x42\x82"
+BOX = 8  # bytes of size and name
+BOXES = 64  # that may stand before a video's index
+
+
+class Refused(ValueError):
+    """A file that is not decoded, with the reason."""
+
+
+class Format(Enum):
+    """A format that is read. The value: what Pillow or libav calls it."""
+
+    PNG = "PNG"
+    JPEG = "JPEG"
+    WEBP = "WEBP"
+    MP4 = "mov"
+    WEBM = "matroska"
+
+    @property
+    def is_video(self) -> bool:
+        return self in (Format.MP4, Format.WEBM)
+
+    @property
+    def suffix(self) -> str:
+        """Of a file that is named by its content."""
+        return self.name.lower()
+
+
+def detect_format(file: BinaryIO) -> Format:
+    """The format that the bytes of a file begin with. Raises Refused where there is none."""
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return Format.PNG
+    if head.startswith(b"\xff\xd8\xff"):
+        return Format.JPEG
+    if head[4:8] == b"ftyp":
+        _check_boxes(file, head)
+        return Format.MP4
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return Format.WEBP
+    if head.startswith(EBML):
+        _check_doctype(head)
+        return Format.WEBM
+    raise Refused("this is not a whole PNG, JPEG or WebP picture, nor an MP4 or WebM video.")
+
+
+def _check_boxes(file: BinaryIO, head: bytes) -> None:
+    """Follow the boxes of an MP4 up to its index. Raises Refused where they lead elsewhere."""
+    place = int.from_bytes(head[:4])
+    is_first_whole = 2 * BOX <= place <= HEAD_BYTES
+    for _ in range(BOXES if is_first_whole else 0):
+        file.seek(place)
+        box = file.read(2 * BOX)
+        if len(box) < BOX:
+            break
+        if box[4:8] in (b"moov", b"moof", b"meta"):
+            return
+        size = int.from_bytes(box[:4])
+        if size == 1:  # 64 bits follow the name
+            size = int.from_bytes(box[BOX:])
+        if size < BOX or place + size >= 2**62:
+            break
+        place += size
+    raise Refused("this video cannot be read; it may be cut off.")
+
+
+def _check_doctype(head: bytes) -> None:
+    """Refuse an EBML file that is neither WebM nor Matroska."""
+    place = head.find(DOCTYPE, len(EBML), 128)
+    length = head[place + 2] & 0x7F if place > 0 else 0
+    if head[place + 3 : place + 3 + length].rstrip(b"\0") not in (b"webm", b"matroska"):
+        raise Refused("this is neither an MP4 nor a WebM video.")
