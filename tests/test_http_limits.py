@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx2
 import psutil
@@ -44,6 +44,12 @@ def address(server: Running) -> tuple[str, int]:
 def connected(server: Running) -> Iterator[socket.socket]:
     with socket.create_connection(address(server), timeout=60) as connection:
         yield connection
+
+
+@contextmanager
+def many_connected(server: Running, count: int) -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(connected(server)) for _ in range(count)]
 
 
 def exchange(server: Running, sent: bytes) -> tuple[int, dict[str, str]]:
@@ -109,18 +115,14 @@ def test_a_usual_head_is_taken_in_pieces_and_requests_one_after_the_other(web: R
 
 
 def test_half_open_connections_keep_nobody_out(web: Running) -> None:
-    held = [socket.create_connection(address(web), timeout=60) for _ in range(300)]
-    try:
-        for connection in held:
+    with many_connected(web, 300) as half_open:
+        for connection in half_open:
             with suppress(OSError):  # closed for a later one
                 connection.send(b"GET / HTTP/1.1\r\nHost: loc")
         for _ in range(5):
             answers_promptly(web)
         open_now = psutil.Process(web.process.pid).net_connections("tcp")
         assert sum(c.status == "ESTABLISHED" for c in open_now) <= 61
-    finally:
-        for connection in held:
-            connection.close()
 
 
 def test_a_body_that_trickles_is_ended(web: Running) -> None:
@@ -199,6 +201,26 @@ def test_json_of_many_small_values_costs_no_memory(web: Running) -> None:
     assert time.monotonic() - started < 4 * PROMPTLY_S
 
 
+def test_large_bodies_of_many_requests_are_bounded_together(web: Running) -> None:
+    process = psutil.Process(web.process.pid)
+    before = process.memory_info().rss
+    head = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000000\r\n\r\n"
+    with many_connected(web, 14) as busy:
+        for connection in busy:
+            connection.sendall(head)
+            with suppress(OSError):
+                connection.sendall(b" " * 49_000_000)
+        assert busy[-1].recv(4096).startswith(b"HTTP/1.1 503")
+        assert web.client.post("/v1/videos", json=SMALL).status_code == 200
+        assert process.memory_info().rss - before < 900e6
+
+    def takes_large() -> bool:
+        answer = web.client.post("/v1/videos", content=b" " * 50_000_000)
+        return answer.status_code == 400
+
+    until(takes_large, 30)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -273,6 +295,16 @@ def test_a_number_out_of_bounds_is_a_refusal_of_one_sentence(
     assert len(refusal(answer)["message"]) < 400
 
 
+def test_a_small_body_of_any_depth_is_refused(web: Running) -> None:
+    job = web.job()
+    for body in (b"[" * 500_000, b'{"prompt":' * 40_000, b'{"prompt": ' + b"9" * 5000 + b"}"):
+        for path in (f"/v1/videos/{job}/remix", "/session", f"/v1/videos/{job}/priority"):
+            answer = web.client.post(
+                path, content=body, headers={"content-type": "application/json"}
+            )
+            assert answer.status_code == 400, answer.text[:300]
+
+
 def test_queries_and_ranges_out_of_bounds_are_refused(web: Running) -> None:
     for query in ("limit=" + "9" * 400, "limit=-1", "limit=1e9", "search=%00", "after=%00"):
         assert web.client.get(f"/v1/videos?{query}").status_code in (400, 404), query
@@ -339,23 +371,18 @@ def test_a_finished_clips_range_may_have_any_digits(shared_server: Running) -> N
 
 
 def answers_with(server: Running, status: int) -> bool:
-    """Whether a new connection is answered so; one that is turned away may see a reset."""
-    try:
-        answer = httpx2.get(f"{server.url}/health", timeout=30)
-    except httpx2.TransportError:
-        return False
+    """Whether a new connection is answered so."""
+    answer = httpx2.get(f"{server.url}/health", timeout=30)
     assert answer.status_code == 200 or refusal(answer)["code"] == "too_many_connections"
     return answer.status_code == status
 
 
 def test_more_connections_of_one_address_than_it_may_have_are_turned_away(web: Running) -> None:
     request = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
-    busy = [socket.create_connection(address(web), timeout=60) for _ in range(60)]
-    for connection in busy:
-        connection.sendall(request)
-    until(lambda: answers_with(web, 503), 30)
-    for connection in busy:
-        connection.close()
+    with many_connected(web, 60) as busy:
+        for connection in busy:
+            connection.sendall(request)
+        assert answers_with(web, 503)
     until(lambda: answers_with(web, 200), 30)
 
 

@@ -1,9 +1,14 @@
 import math
+from collections.abc import Callable
 
 import pytest
 
 from filmlet.errors import InvalidRequest
-from filmlet.request import ClipRequest, clip_request, parse_size
+from filmlet.guide import Guide, parse_keyframe
+from filmlet.jobs import Limits
+from filmlet.lora import Lora, parse_lora
+from filmlet.models import CARDS, MAX_UNKNOWN, count
+from filmlet.request import ClipRequest, clip_request, parse_number, parse_size, parse_whole
 from filmlet.shape import Grid, fit
 
 GRID = Grid(max_side=512)
@@ -100,3 +105,60 @@ def test_size_reads_both_kinds_of_cross() -> None:
 def test_asked_lists_what_was_given_and_no_defaults() -> None:
     request = clip_request("a ball", frames=9, size="64x96")
     assert request.asked() == {"prompt": "a ball", "frames": 9, "width": 64, "height": 96}
+
+
+HUGE = int("9" * 400)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ClipRequest("a", frames=HUGE),
+        lambda: ClipRequest("a", steps=10**5000),
+        lambda: ClipRequest("a", seed=10**5000),
+        lambda: ClipRequest("a", width=HUGE),
+        lambda: ClipRequest("a", seconds=HUGE),
+        lambda: ClipRequest("a", seconds=1e308),
+        lambda: ClipRequest("a", seconds=-0.0),
+        lambda: ClipRequest("a", fps=math.inf),
+        lambda: ClipRequest("a", guidance=math.nan),
+        lambda: clip_request("a", size="9" * 5000 + "x64"),
+        lambda: parse_whole("9" * 5000, "steps"),
+        lambda: parse_number("9" * 5000 + "x", "seconds"),
+        lambda: Guide("a.png", 10**5000),
+        lambda: Guide("a.png", strength=HUGE),
+        lambda: Guide("a.png", frames=10**5000),
+        lambda: parse_keyframe("a.png@" + "9" * 5000),
+        lambda: Lora("a/b", HUGE),
+        lambda: parse_lora("a/b:" + "9" * 5000),
+        lambda: Limits(HUGE, 1, 0).check(),
+        lambda: Limits(1, 1, math.nan).check(),
+    ],
+    ids=range(20),
+)
+def test_a_number_of_any_size_is_refused_in_one_sentence(make: Callable[[], object]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        make()
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(("fps", "seconds"), [(1e-310, None), (24, 1e-310), (1e9, 1e9)])
+def test_a_tiny_or_large_rate_is_fitted_or_refused(fps: float, seconds: float | None) -> None:
+    try:
+        shape, _ = fit(ClipRequest("a", fps=fps, seconds=seconds), GRID)
+    except InvalidRequest:
+        return
+    assert shape.frames == 1
+
+
+def test_words_are_counted_and_listed_within_bounds() -> None:
+    card = CARDS["pocket"]
+    words = " ".join(f"xq{number:06d}z" for number in range(30_000))
+    for prompt in (words, "q" * 300_000, "\ud800" * 9, "\U0001f600" * 9):
+        read = count(card, prompt)
+        assert read
+        assert len(read.unknown) <= MAX_UNKNOWN
+        assert all(len(word) <= 40 for word in read.unknown)
+    unknown = count(card, "a reed bal").unknown
+    assert "red" in unknown["reed"]
+    assert "ball" in unknown["bal"]

@@ -94,6 +94,7 @@ class DiskFull(FilmletError):
     """No room for the clip."""
 
     code = "disk_full"
+    public_message = "The server's disk is full; try again later."
 
 
 class OutOfMemory(FilmletError):

@@ -64,8 +64,8 @@ def create(
     app.include_router(operations.router)
     app.include_router(session.router)
     hold(app)
-    app.add_middleware(Quick, house=app.state.house)  # the innermost
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit)  # the innermost
+    app.add_middleware(Quick, house=app.state.house)
     app.add_middleware(Identity, house=app.state.house)
     app.add_middleware(SameOrigin)
     if visitors:

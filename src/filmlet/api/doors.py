@@ -1,5 +1,6 @@
 """Who comes in, and how a refusal sounds: keys and OpenAI's error envelope."""
 
+import errno
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,7 @@ from filmlet.api.visitors import VISITOR, Visitors
 from filmlet.api.words import ErrorEnvelope, Refusal
 from filmlet.errors import (
     DatabaseUnusable,
+    DiskFull,
     FilmletError,
     InvalidRequest,
     JobConflict,
@@ -57,6 +59,7 @@ STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (
     (JobConflict, 400, "invalid_request_error"),
     (DatabaseUnusable, 503, "server_error"),
     (StorageUnusable, 503, "server_error"),
+    (DiskFull, 503, "server_error"),
     (FilmletError, 500, "server_error"),
 )
 
@@ -165,9 +168,8 @@ async def identify(scope: Scope, shared: House) -> Caller:
     A program sends it as a bearer, the page as a cookie: a video element cannot send a header.
     Raises UnknownKey.
     """
-    request = Request(scope)
     if shared.visitors:
-        name = f"visitor:{request.cookies[VISITOR]}"
+        name = f"visitor:{Request(scope).cookies[VISITOR]}"
         return Caller(name, name, None)
     if not await shared.needs_key():
         if shared.is_local and came_through_proxy(scope):
@@ -176,6 +178,7 @@ async def identify(scope: Scope, shared: House) -> Caller:
                 "through a proxy. Make a key with `filmlet keys add NAME`."
             )
         return Caller("local", None, None)
+    request = Request(scope)
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer":
         secret = request.cookies.get(COOKIE, "")
@@ -192,7 +195,12 @@ def is_proxy_header(name: bytes) -> bool:
 
 def came_through_proxy(scope: Scope) -> bool:
     """Whether a proxy has left its marks. nginx of old left none but the version."""
-    return scope["http_version"] == "1.0" or any(is_proxy_header(n) for n, _ in scope["headers"])
+    if scope["http_version"] == "1.0":
+        return True
+    for name, _ in scope["headers"]:  # noqa: SIM110 - each poll passes here, and any() is slower
+        if is_proxy_header(name):
+            return True
+    return False
 
 
 async def admin(who: Annotated[Caller, Depends(caller)]) -> Caller:
@@ -281,11 +289,19 @@ def hold(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def plain(_: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 503: "too_busy"}
         code = codes.get(error.status_code, "error")
         kind = "invalid_request_error" if error.status_code < 500 else "server_error"
         told = Refusal(message=str(error.detail), type=kind, param=None, code=code)
         return refuse(error.status_code, told, dict(error.headers or {}))
+
+    @app.exception_handler(OSError)
+    def failed(request: Request, error: OSError) -> Response:
+        if isinstance(error, ConnectionError):
+            return left(request, ClientDisconnect())
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return answer_error(DiskFull(str(error)))
+        return broken(request, error)
 
     @app.exception_handler(Exception)
     def broken(request: Request, error: Exception) -> JSONResponse:

@@ -19,6 +19,9 @@ BODY_LIMITS = (
     (re.compile(r"/(v1|session|health|ready|metrics|docs|openapi.json|studio)(/.*)?"), MIB // 2),
     (re.compile(r".*", re.DOTALL), VIDEO_BYTES + MIB),  # the page's own
 )
+MAX_BODIES_BYTES = 512 * MIB  # of all requests in hand: in memory, or on the temporary disk
+SMALL_BODY_BYTES = 64 * 1024  # is taken all the same
+RETRY_AFTER_S = "5"
 
 
 class SameOrigin:
@@ -68,35 +71,46 @@ def _needs_identity(path: str) -> bool:
 
 
 class BodyLimit:
-    """Refuses bodies that are larger than their route takes, whatever they say of their size."""
+    """Refuses bodies that are larger than their route takes, whatever they say of their size.
+
+    Large ones are refused as well while those of all requests in hand take too much.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        length = Headers(scope=scope).get("content-length")
-        most = 0 if length == "0" else _body_limit(scope["path"])
-        if length and length.isdecimal() and int(length[:20]) > most:
-            told = _too_large(most)
+        most, size = _body_limit(scope["path"]), 0
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > most:
             error = Refusal(
-                message=told.detail, type="invalid_request_error", param="body", code="too_large"
-            )
+                message=_too_large(most).detail, type="invalid_request_error", param="body",
+                code="too_large",
+            )  # fmt: skip
             await refuse(413, error)(scope, receive, send)
             return
-        left = most
 
-        async def limited() -> Message:
-            nonlocal left
+        async def receive_within() -> Message:
+            nonlocal size
             message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
+            piece = len(message.get("body", b""))
+            size += piece
+            self.held_bytes += piece
+            if size > most:
                 raise _too_large(most)
+            if self.held_bytes > MAX_BODIES_BYTES and size > SMALL_BODY_BYTES:
+                text = "The server is taking too many large bodies; try again in a moment."
+                raise HTTPException(503, text, {"retry-after": RETRY_AFTER_S})
             return message
 
-        await self.app(scope, limited, send)
+        try:
+            await self.app(scope, receive_within, send)
+        finally:
+            self.held_bytes -= size
 
 
 def _body_limit(path: str) -> int:

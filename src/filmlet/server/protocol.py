@@ -16,6 +16,7 @@ MAX_HEADERS = 100
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from a request's first byte, to its last header
 BODY_CHECK_S = 10.0  # how often the pace of a body is looked at
 MIN_BODY_BYTES_PER_S = 1024
+MAX_LINGERING = 100  # connections beyond the limit that are told so in peace
 LINGER_S = 2.0  # a refused client may go on sending so long, so that it reads the answer
 WRITE_TIMEOUT_S = 300.0  # without a byte of an answer taken
 
@@ -136,10 +137,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self.write_timer: asyncio.TimerHandle | None = None
         if self.open_connections.add(self):
             self._set_timer(HEAD_TIMEOUT_S, self._end_head)
-        else:
-            self.transport.write(TOO_MANY.encode())
-            self.is_refused = True
+            return
+        self.transport.write(TOO_MANY.encode())
+        self.is_refused = True
+        if len(self.connections) > self.open_connections.most + MAX_LINGERING:
             self.transport.close()
+        else:
+            self._linger()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open_connections.remove(self)
