@@ -214,9 +214,7 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
     causal = read_json(folder / "model_index.json").get("_class_name") == "LTXConditionPipeline"
     shift = scheduler.get("shift", 1.0)
     if type(shift) not in (int, float) or not 0 < shift <= MAX_SHIFT:
-        raise CheckpointDamaged(
-            f"{folder}/scheduler: a schedule cannot be shifted by {shift!r:.60}."
-        )
+        raise CheckpointDamaged(f"{folder}/scheduler: no schedule is shifted by {shift!r:.60}.")
     return ModelCard(
         name=name,
         summary="a checkpoint of your own",
