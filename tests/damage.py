@@ -226,7 +226,7 @@ HEADERS: dict[str, Damage] = {
     "name of a surrogate": _header(lambda h: json.dumps(h).replace('{"', '{"\\ud800', 1)),
     "name of a megabyte": _extra("a" * 2**20, "F32", [1], bytes(4)),
     "17 MB of metadata": _header(lambda h: h | {"__metadata__": {"a": "b" * 17_000_000}}),
-    "17 MB of lists": _header(lambda h: json.dumps(h)[:-1] + ', "a": [' + "[]," * 5_600_000 + "0]}"),
+    "17 MB of lists": _header(lambda h: json.dumps(h)[:-1] + ',"a":[' + "[]," * 5_600_000 + "0]}"),
     "400 digits": _header(lambda h: json.dumps(h).replace("[", "[" + "9" * 400 + ",", 1)),
     "5,000 digits": _header(lambda h: json.dumps(h).replace("[", "[" + "9" * 5000 + ",", 1)),
     "no tensor but empty": lambda f: join_weights(

@@ -42,7 +42,7 @@ FLOORS = (
     ("studio",),
     ("server",),
     ("spaces",),
-    ("cli_jobs", "cli_serve", "cli_models", "cli_space"),
+    ("cli_process", "cli_jobs", "cli_serve", "cli_models", "cli_space"),
     ("cli_options",),
     ("cli",),
     ("__main__",),

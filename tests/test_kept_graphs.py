@@ -1,6 +1,9 @@
 """Compiled graphs from one process to the next."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -105,3 +108,61 @@ def test_what_is_torchs_is_not_exported_and_says_why(
     assert "upsampler is torch's" in capsys.readouterr().err
     assert cli.main(["models", "export", "ltxv-13b-0.9.8-distilled"]) == 2
     assert "filmlet models pull" in capsys.readouterr().err
+
+
+def test_a_blob_that_somebody_else_may_have_written_is_not_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache")
+    store.save("a", b"graph")
+    file = store.folder / "a.blob"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert store.load("a") is not None
+    for mode in (0o622, 0o662, 0o606):
+        file.chmod(mode)
+        assert store.load("a") is None
+        assert file.exists()
+    store.save("a", b"graph")
+    if os.geteuid() == 0:
+        os.chown(file, 12345, -1)
+        assert store.load("a") is None
+    store.save("a", b"graph")
+    assert store.load("a") is not None
+
+
+def test_no_cache_is_no_reason_to_stop(tmp_path: Path) -> None:
+    """A file, a pipe, a folder that is not there or not ours: graphs are made anew."""
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / "a.blob")
+    (tmp_path / "folders").mkdir()
+    (tmp_path / "folders" / "a.blob").mkdir()
+    for folder in ("file", "pipes", "folders"):
+        store = Store(tmp_path / folder)
+        assert store.load("a") is None
+        store.save("a", b"graph")
+    store = Store(Path("/proc/filmlet"))
+    store.save("a", b"graph")
+    assert store.load("a") is None
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from filmlet.engine.compiled import store
+store.ROOM = 3_000
+kept = store.Store(Path(sys.argv[1]))
+for i in range(300):
+    name, content = f"{i % 5}", bytes([i % 5]) * 1000
+    kept.save(name, content)
+    found = kept.load(name)
+    assert found is None or found.blob.tobytes() == content
+"""
+
+
+def test_processes_that_write_at_once_read_whole_blobs(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WRITES, str(tmp_path)]
+    running = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in running:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+    assert not list(tmp_path.glob("*.part"))

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import select
 import signal
@@ -16,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filmlet import cli_space
 from filmlet.cli_options import parser
-from filmlet.errors import FilmletError, InvalidRequest, LibraryMissing
+from filmlet.cli_process import (
+    check_words,
+    drop_output,
+    explain_system_error,
+    prepare_streams,
+    print_out,
+)
+from filmlet.errors import FilmletError, InvalidRequest, LibraryMissing, OutOfMemory
 from filmlet.guide import parse_keyframe
 from filmlet.lora import parse_lora
 from filmlet.request import FORMATS, ClipRequest, clip_request, parse_number, parse_whole
@@ -43,9 +49,13 @@ class Interrupted(KeyboardInterrupt):
 
     code = "interrupted"
 
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped; nothing was left behind.")
+        self.status = 128 + (number if number == signal.SIGTERM else signal.SIGINT)
 
-def _interrupt(*_: object) -> None:
-    raise Interrupted("stopped; nothing was left behind.")
+
+def _interrupt(number: int, _: object) -> None:
+    raise Interrupted(number)
 
 
 def _listen() -> None:
@@ -66,29 +76,36 @@ def _listen() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, or 2 with a sentence on stderr.
 
-    Where nobody reads its output any more, it ends as if by SIGPIPE, without a word.
+    Interrupted, it is a shell's status of that: 130 by Ctrl-C, 143 by SIGTERM. Where nobody reads
+    its output any more, it ends as if by SIGPIPE, without a word.
     """
-    options = parser().parse_args(arguments)
     _listen()
-    as_json = getattr(options, "json", False)
+    prepare_streams()
+    options = argparse.Namespace()
     try:
+        parser().parse_args(arguments, options)
+        check_words(options)
         status = COMMANDS[options.command](options)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         if not _is_unread():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to come
+            return _refuse(explain_system_error(error), options)
+        drop_output(sys.stdout)
         return UNREAD
     except (FilmletError, Interrupted) as error:
-        return _refuse(error, as_json=as_json)
+        return _refuse(error, options)
+    except OSError as error:
+        return _refuse(explain_system_error(error), options)
+    except MemoryError:
+        return _refuse(OutOfMemory("This machine has too little memory for that."), options)
     except ImportError as error:
         if isinstance(error.__cause__, Interrupted):  # C code, being imported, was told first
-            return _refuse(error.__cause__, as_json=as_json)
+            return _refuse(error.__cause__, options)
         if options.command in ALONE or not isinstance(error, ModuleNotFoundError):
             raise
         needs = f"filmlet {options.command} takes {error.name}: pip install 'filmlet[server]'"
-        return _refuse(LibraryMissing(needs), as_json=as_json)
+        return _refuse(LibraryMissing(needs), options)
 
 
 def _is_unread() -> bool:
@@ -357,10 +374,10 @@ def _preview(clip: Path | None) -> Iterator[Callable[["Event"], None]]:
         raise
 
 
-def _refuse(error: FilmletError | Interrupted, *, as_json: bool) -> int:
-    if as_json:
+def _refuse(error: FilmletError | Interrupted, options: argparse.Namespace) -> int:
+    if getattr(options, "json", False):
         param = getattr(error, "param", None)
         told = {"error": {"code": error.code, "message": str(error), "param": param}}
-        print(json.dumps(told, ensure_ascii=False, indent=2))
-    print(f"filmlet: {error} [{error.code}]", file=sys.stderr)
-    return REFUSED
+        print_out(json.dumps(told, ensure_ascii=False, indent=2), sys.stdout)
+    print_out(f"filmlet: {error} [{error.code}]", sys.stderr)
+    return error.status if isinstance(error, Interrupted) else REFUSED

@@ -7,6 +7,8 @@ from typing import Any
 from filmlet import __version__, cli_space
 from filmlet.request import FORMATS
 
+MAX_SECONDS = 1e9
+
 
 class Command(argparse.ArgumentParser):
     """Takes its options before, between and after its words."""
@@ -49,12 +51,31 @@ def parser() -> argparse.ArgumentParser:
     actions = ("list", "show", "watch", "cancel", "retry", "refine", "delete")
     look.add_argument("action", nargs="?", choices=actions, default="list")
     look.add_argument("id", nargs="?", help="the job's id")
-    look.add_argument("--limit", type=int, default=50, help="how many to list (default: 50)")
+    look.add_argument(
+        "--limit", type=_whole_number, default=50, help="how many to list (default: 50)"
+    )
     look.add_argument("--json", action="store_true", help="print JSON")
     _model_commands(commands)
     _server_commands(commands)
     cli_space.options(commands)
     return top
+
+
+def _whole_number(text: str) -> int:
+    """From 0 on, and small enough for a database's integer."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 0 to 999999999")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number from 0 to {MAX_SECONDS:.0f}")
+    return seconds
 
 
 def _model_commands(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -79,7 +100,7 @@ def _server_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     _log_option(work)
     web = commands.add_parser("serve", help="serve the API and make clips, on this machine")
     web.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    web.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
+    web.add_argument("--port", type=_whole_number, default=7860, help="port to listen on (7860)")
     web.add_argument("--open", action="store_true", help="let others in without a key")
     web.add_argument(
         "--allowed-host", metavar="NAME", action="append", default=[],
@@ -94,9 +115,11 @@ def _server_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     keys.add_argument("action", nargs="?", choices=("list", "add", "remove"), default="list")
     keys.add_argument("name", nargs="?", help="whose key")
     keys.add_argument("--admin", action="store_true", help="sees and cancels everybody's jobs")
-    keys.add_argument("--max-active", type=int, metavar="N", help="unfinished jobs at once")
-    keys.add_argument("--max-per-minute", type=int, metavar="N", help="jobs a minute")
-    keys.add_argument("--seconds-per-day", type=float, metavar="S", help="of video, 0: any")
+    keys.add_argument(
+        "--max-active", type=_whole_number, metavar="N", help="unfinished jobs at once"
+    )
+    keys.add_argument("--max-per-minute", type=_whole_number, metavar="N", help="jobs a minute")
+    keys.add_argument("--seconds-per-day", type=_seconds, metavar="S", help="of video, 0: any")
     keys.add_argument("--webhook", metavar="URL", help="is told when a job is over")
     keys.add_argument("--json", action="store_true", help="print JSON")
 

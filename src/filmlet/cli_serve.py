@@ -37,6 +37,8 @@ def keys(options: argparse.Namespace) -> int:
     """Look at keys or change them."""
     if options.action != "list" and not options.name:
         raise InvalidRequest(f"Say whose key to {options.action}: its name.", param="name")
+    if options.action == "add" and not (options.name.isprintable() and len(options.name) <= 200):
+        raise InvalidRequest("A key's name is at most 200 characters of text.", param="name")
     settings = Settings.from_environment()
     with _keys(settings) as found:
         match options.action:

@@ -197,6 +197,12 @@ class AddressUnusable(FilmletError):
     code = "address_unusable"
 
 
+class SystemRefused(FilmletError):
+    """The operating system refuses a file, a folder or a process that is needed."""
+
+    code = "system_refused"
+
+
 class FolderTaken(FilmletError):
     """The folder to write into holds other things already."""
 

@@ -17,6 +17,14 @@ WORDS = {  # that a setting can be
 }
 
 
+def _home() -> Path:
+    """The user's folder; a user who has none can write nowhere that is not set by name."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Where filmlet keeps things, and how much of them.
@@ -48,14 +56,14 @@ class Settings:
     device: str | None = None
     hold: str | None = None
     engine: str = "auto"
-    cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "filmlet")
+    cache: Path = field(default_factory=lambda: _home() / ".cache" / "filmlet")
     compile: int = 0
     fp8: int = 0
     graphs: int = 0
     int8: int = 1
     fetch: int = 1
     model: str = "pocket"
-    home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "filmlet")
+    home: Path = field(default_factory=lambda: _home() / ".local" / "share" / "filmlet")
     database_url: str | None = None
     storage_url: str | None = None
     worker: str = field(default_factory=socket.gethostname)

@@ -276,8 +276,8 @@ def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
         loras = " and ".join(adapter.label for adapter in work.loras if adapter.strength)
         with_loras = f" with {loras}" if loras else ""
         raise NotFinite(
-            f"{error} {work.plan.card.name}{with_loras} is damaged or its settings are too far off; "
-            f"it was run in {work.placement.dtype} and no clip was written."
+            f"{error} {work.plan.card.name}{with_loras} is damaged or its settings are too far "
+            f"off; it was run in {work.placement.dtype} and no clip was written."
         ) from error
     work.made.clear()
     given = [adapter.path for adapter in work.loras]

@@ -22,6 +22,7 @@ from filmlet.shape import Grid
 POCKET = Path(__file__).parent.parent / "pocket"
 BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280, overlap=32)
 TWO_STAGES = replace(BIG_GRID, scale=2)
+MAX_NAME_LENGTH = 200
 MAX_SHIFT = 1000.0  # published ones are between 1 and 20
 LTX = Source("", repo="Lightricks/LTX-Video", revision="8984fa25007f376c1a299016d0957a37a2f797bb")
 
@@ -166,19 +167,31 @@ def find(name: str) -> ModelCard:
     """
     if name in CARDS:
         return CARDS[name]
-    place = Path(name)
+    try:
+        if found := _read_place(name, Path(name)):
+            return found
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise UnknownModel(f"There is no model {_short(name)}: {error.strerror}.") from error
+    near = get_close_matches(name[:MAX_NAME_LENGTH], CARDS, n=2, cutoff=0.3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CARDS)}."
+    raise UnknownModel(
+        f"There is no model {_short(name)}; {hint} A folder in diffusers' layout, a .safetensors "
+        "file or OWNER/NAME at the Hub work as well."
+    )
+
+
+def _read_place(name: str, place: Path) -> ModelCard | None:
     if (place / "model_index.json").is_file():
         return _read_folder(place, place.name, "local")
     if place.suffix == ".safetensors" and place.is_file():
         return _read_file(place)
     if hub.is_name(name) and not place.exists():
         return _read_repository(name)
-    near = get_close_matches(name, CARDS, n=2, cutoff=0.3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CARDS)}."
-    raise UnknownModel(
-        f"There is no model {name!r}; {hint} A folder in diffusers' layout, a .safetensors file "
-        "or OWNER/NAME at the Hub work as well."
-    )
+    return None
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}...")
 
 
 def _read_repository(name: str) -> ModelCard:
@@ -214,9 +227,7 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
     causal = read_json(folder / "model_index.json").get("_class_name") == "LTXConditionPipeline"
     shift = scheduler.get("shift", 1.0)
     if type(shift) not in (int, float) or not 0 < shift <= MAX_SHIFT:
-        raise CheckpointDamaged(
-            f"{folder}/scheduler: a schedule cannot be shifted by {shift!r:.60}."
-        )
+        raise CheckpointDamaged(f"{folder}/scheduler: no schedule is shifted by {shift!r:.60}.")
     return ModelCard(
         name=name,
         summary="a checkpoint of your own",

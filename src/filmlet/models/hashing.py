@@ -10,7 +10,7 @@ from filmlet.errors import CheckpointDamaged
 from filmlet.files import open_regular_file
 
 BLOCK_BYTES = 2**22
-# Unsigned type and mask by dtype: values whose masked bits equal the mask are infinite or no number.
+# Unsigned type and mask by dtype: values with all bits of the mask are infinite or no number.
 EXPONENTS = {
     "F64": (np.uint64, 0x7FF0 << 48),
     "F32": (np.uint32, 0x7F80 << 16),

@@ -2,14 +2,18 @@
 
 import hashlib
 import mmap
+import os
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from filmlet.files import open_regular_file
 
 ROOM = 4_000_000_000  # bytes that all of them may take
 STALE_S = 3600.0
@@ -44,9 +48,16 @@ def fingerprint(files: Iterable[Path], *more: object) -> str:
     return found.hexdigest()
 
 
+def _is_trusted(status: os.stat_result) -> bool:
+    """Whether nobody else can have written a file: a blob is run, and a cache may be shared."""
+    if not hasattr(os, "geteuid"):
+        return True
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+
+
 @dataclass(frozen=True)
 class Store:
-    """A folder of blobs by name, each behind its SHA-256."""
+    """A folder of blobs by name, each behind its SHA-256, and each this user's or root's own."""
 
     folder: Path
 
@@ -54,28 +65,34 @@ class Store:
         """None where there is none, or a damaged one, which goes."""
         file = self._file(name)
         try:
-            with file.open("rb") as opened:  # writable, as OpenVINO demands; nobody writes
+            with open_regular_file(file) as opened:
+                if not _is_trusted(os.fstat(opened.fileno())):
+                    return None
+                # Writable, as OpenVINO demands; nobody writes.
                 pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-            file.touch()
         except (OSError, ValueError):  # none, or an empty one
             return None
         content: Blob = np.frombuffer(pages, np.uint8)
-        if hashlib.sha256(content[DIGEST:].data).digest() == content[:DIGEST].tobytes():
-            return Kept(content[DIGEST:], pages)
-        file.unlink(missing_ok=True)
-        return None
+        is_whole = hashlib.sha256(content[DIGEST:].data).digest() == content[:DIGEST].tobytes()
+        with suppress(OSError):  # of a folder that may only be read
+            file.touch() if is_whole else file.unlink()
+        return Kept(content[DIGEST:], pages) if is_whole else None
 
     def save(self, name: str, blob: bytes) -> None:
         """Keep it, and let those go that were not used for longest; a full disk keeps nothing."""
         file = self._file(name)
         part = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")  # of this process alone
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(hashlib.sha256(blob).digest() + blob)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as opened:
+                opened.write(hashlib.sha256(blob).digest() + blob)
             part.replace(file)
         except OSError:
-            part.unlink(missing_ok=True)
-        self._tidy()
+            with suppress(OSError):
+                part.unlink()
+        with suppress(OSError):  # another process may take the same files away
+            self._tidy()
 
     def _tidy(self) -> None:
         for part in self.folder.glob("*.part"):  # of processes that died

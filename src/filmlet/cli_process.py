@@ -1,0 +1,77 @@
+"""What the command line needs of its process: streams that are there, words that are text."""
+
+import argparse
+import errno
+import os
+import sys
+from typing import TextIO
+
+from filmlet.errors import DiskFull, FilmletError, InvalidRequest, SystemRefused
+
+# Options that name files, whose names are any bytes
+FILES = ("image", "last_image", "keyframe", "extend", "lora", "output", "folder", "model")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def prepare_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr empty ones.
+
+    A file that is opened later would get the number of a stream that is missing, and what
+    libraries print. What the terminal's encoding lacks is printed as an escape.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
+def check_words(options: argparse.Namespace) -> None:
+    """That options which are text are UTF-8. Raises InvalidRequest."""
+    for name, value in vars(options).items():
+        words = value if isinstance(value, list) else [value]
+        for word in words if name not in FILES else ():
+            if isinstance(word, str) and not _is_text(word):
+                raise InvalidRequest(f"{name} is not written in UTF-8.", param=name)
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def print_out(text: str, stream: TextIO) -> None:
+    """Print where that is possible; what cannot be printed is dropped, also at the end."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        drop_output(stream)
+
+
+def drop_output(stream: TextIO) -> None:
+    """What a stream still holds, and all that follows, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def explain_system_error(error: OSError) -> FilmletError:
+    """What the operating system refuses, as an error with a code.
+
+    What stdout cannot take is dropped: Python would say so once more when it ends.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop_output(sys.stdout)
+    place = f"{error.filename}: " if isinstance(error.filename, str) else ""
+    reason = f"{place}{error.strerror or error}"[:600]
+    if error.errno in NO_ROOM:
+        return DiskFull(f"{reason}; make room and try again.")
+    return SystemRefused(f"{reason}.")
