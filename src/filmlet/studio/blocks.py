@@ -103,6 +103,8 @@ def _restrict_queue(queue: Queue, callers: Callers) -> None:
     queue.sleep_when_free = queue.progress_update_sleep_when_free = IDLE_INTERVAL_S
     queue.max_thread_count = MAX_EVENTS
     queue.max_size = MAX_EVENTS
+    queue.ANALYTICS_MAX_EVENTS = 1
+    queue.compute_analytics_summary = lambda _: {}  # a table of pandas for each event
     push = queue.push
 
     async def push_own(body: Any, request: Any, username: str | None) -> Any:
