@@ -1,5 +1,6 @@
 """Attacks on the page's server: what Gradio would answer to strangers, and what each caller gets."""
 
+import asyncio
 import json
 import re
 import socket
@@ -29,7 +30,10 @@ from filmlet.studio import blocks, callers, files, gate
 from filmlet.studio.gate import GradioGate
 from filmlet.studio.routes import ROUTES, Access
 from tests.lender import standing
-from tests.servers import Running, serving
+from tests.servers import Running, serving, until
+
+# Gradio makes an event loop of its own where none runs, and leaves it open.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 # Gradio's routes that are closed. One that is neither here nor in ROUTES is new: decide which.
 CLOSED = {
@@ -184,7 +188,7 @@ def test_every_route_of_the_installed_gradio_is_open_or_closed_by_name(space: Sp
 
 
 def test_closed_routes_are_not_there_in_whatever_way_they_are_written(keyed: Server) -> None:
-    for path in CLOSED:
+    for path in CLOSED - {"/openapi.json"}:  # the API has one of its own
         plain = re.sub(r"{\w+(:path)?}", "1", path)
         for method in ("GET", "POST", "OPTIONS"):
             answer = keyed.ann.request(method, plain)
@@ -193,7 +197,7 @@ def test_closed_routes_are_not_there_in_whatever_way_they_are_written(keyed: Ser
         "//gradio_api/queue/status", "/gradio_api//queue/data", "/GRADIO_API/queue/data",
         "/gradio_api/queue/join/", "/gradio_api/%2e%2e/gradio_api/user", "/gradio_api/./user",
         "/assets/../gradio_api/user", "/gradio_api/mcp/../user", "/gradio_api/mcp/http",
-        "/gradio_api/call/v2/a/b/c", "/gradio_api/stream/a;/close", "/gradio_api/upload\n",
+        "/gradio_api/call/v2/a/b/c", "/gradio_api/stream/a;/close", "/gradio_api/upload%0a",
     )  # fmt: skip
     for path in twisted:
         assert keyed.ann.get(path).status_code == 404, path
@@ -300,9 +304,8 @@ def test_gradio_itself_takes_no_path_either(space: Space) -> None:
     assert gr.__version__.startswith("6."), "look at studio/blocks.py again"
     event = space.event("look", {"path": "/etc/passwd", "meta": META})
     function = page.fns[event["fn_index"]]
-    call = gr.Blocks.process_api(page, function, event["data"])
     with pytest.raises(ValueError, match="was not uploaded by a user"):
-        call.send(None)
+        asyncio.run(gr.Blocks.process_api(page, function, event["data"]))
 
 
 def test_a_file_is_served_to_its_owner_only(keyed: Server) -> None:
@@ -360,8 +363,6 @@ def test_files_of_a_caller_go_when_they_are_too_many_or_unused(
     monkeypatch.setattr(files, "FILE_IDLE_S", -1.0)
     left = kept.folder / "left"
     left.mkdir()
-    import asyncio
-
     asyncio.run(kept.sweep())
     assert list(kept.folder.iterdir()) == []
     assert space.ben.get(f"/gradio_api/file={theirs}").status_code == 404
@@ -443,6 +444,7 @@ def test_sessions_that_nobody_reads_are_forgotten(
     assert len(page.state_holder.session_data) <= 13  # Gradio makes one before it calls
     assert len(page._queue.pending_messages_per_session) <= 12
     assert len(page._queue.pending_event_ids_session) <= 12
+    until(lambda: not page._queue.event_ids_to_events)
     monkeypatch.setattr(callers, "SESSION_IDLE_S", -1.0)
     space.gate.callers.sessions.sweep()
     assert len(page.state_holder.session_data) <= 1

@@ -14,7 +14,7 @@ from gradio.queueing import Queue
 from starlette.requests import Request
 
 from filmlet.studio.callers import MAX_SESSIONS, Callers, owner_of
-from filmlet.studio.files import URL, file_data, replace_files, url_of
+from filmlet.studio.files import ANONYMOUS, URL, file_data, replace_files, url_of
 from filmlet.studio.tool_calls import restrict_mcp
 
 log = logging.getLogger("filmlet.studio")
@@ -111,7 +111,8 @@ def _restrict_queue(queue: Queue, callers: Callers) -> None:
         owner = owner_of(request)
         events = queue.event_ids_to_events.values()
         own = sum(owner_of(event.request) == owner for event in events)
-        if own >= MAX_EVENTS_PER_CALLER or len(events) >= MAX_EVENTS:
+        most = MAX_EVENTS // 2 if owner == ANONYMOUS else MAX_EVENTS_PER_CALLER
+        if own >= most or len(events) >= MAX_EVENTS:
             return False, "Too many calls wait here; try again later.", "queue_full"
         has_session = body.session_hash is not None
         is_queued, answer, state = await push(body, request, username)
