@@ -147,7 +147,7 @@ def test_an_mcp_client_makes_a_clip(server: Running) -> None:
 
     tools, answer = asyncio.run(talk())
     assert set(tools) >= set(NAMES)
-    assert "clip_" in answer
+    assert f"{server.url}/gradio_api/file=" in answer
     assert ".mp4" in answer
 
 

@@ -1,5 +1,6 @@
 """Spaces: their files, how they come to the Hub, and what runs there on hardware of its own."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -13,8 +14,12 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
-from gradio_client import Client
+from gradio_client import Client, handle_file
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
+from mcp.types import TextContent
 from packaging.requirements import Requirement
+from PIL import Image
 
 from filmlet.errors import FolderTaken, InvalidRequest, UnknownModel
 from filmlet.jobs.snapshot import kept
@@ -234,6 +239,7 @@ def test_it_makes_clips_and_keeps_them_where_a_bucket_is(tmp_path: Path) -> None
         )
         path, seed = program.predict(**SMALL, api_name="/text_to_video")
         assert (Path(path).suffix, seed) == (".mp4", 5)
+        begin_from_a_picture_without_a_cookie(address, tmp_path)
         (mine,) = ann.get("/v1/videos").json()["data"]
         assert ann.get("/session").json()["keeps"] is True
         page = ann.get("/")
@@ -248,6 +254,36 @@ def test_it_makes_clips_and_keeps_them_where_a_bucket_is(tmp_path: Path) -> None
         assert still["id"] == mine["id"]
         clip = ann.get(f"/v1/videos/{mine['id']}/content")
         assert clip.content == Path(path).read_bytes()
+
+
+def begin_from_a_picture_without_a_cookie(address: str, folder: Path) -> None:
+    """Programs keep no cookies: what they upload and what they get is known by random names."""
+    picture = folder / "blue.png"
+    Image.new("RGB", (96, 64), "blue").save(picture)
+    program = Client(address, verbose=False, download_files=str(folder))
+    path, _ = program.predict(
+        **SMALL, input_image_filepath=handle_file(picture), api_name="/image_to_video"
+    )
+    assert Path(path).stat().st_size > 1000
+    stranger = httpx2.Client(base_url=address, timeout=60)
+    with picture.open("rb") as file:
+        (id,) = stranger.post("/gradio_api/upload", files={"files": file}).json()
+
+    async def talk() -> str:
+        tools = f"{address}/gradio_api/mcp/"
+        async with (
+            streamablehttp_client(tools) as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            asked = SMALL | {"input_image_filepath": f"{address}/gradio_api/file={id}"}
+            answer = await session.call_tool("films_image_to_video", asked)
+            assert isinstance(answer.content[0], TextContent)
+            return answer.content[0].text
+
+    stranger.cookies.clear()
+    assert stranger.get(asyncio.run(talk())).headers["content-type"] == "video/mp4"
+    stranger.close()
 
 
 def test_without_a_bucket_the_page_says_so(tmp_path: Path) -> None:

@@ -162,6 +162,20 @@ def test_a_plain_request_is_told_where_clips_are_made(zero: Zero) -> None:
     assert "gradio_client" in answer.json()["error"]["message"]
 
 
+def test_gradios_own_routes_are_closed_and_its_events_open_no_path(zero: Zero) -> None:
+    for path in ("deep_link?session_hash=a", "queue/status", "user", "proxy=https://a.hf.space/"):
+        assert zero.client.get(f"/gradio_api/{path}").status_code == 404, path
+    assert zero.client.post("/gradio_api/process_recording").status_code == 404
+    assert zero.client.get("/gradio_api/file=/etc/passwd").status_code == 404
+    sent = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    call = {"data": ["a red ball", "", sent, "", 64, 96, "", 0.3, 9, 5, False, 1, True]}
+    answer = zero.client.post("/gradio_api/run/image_to_video", json=call)
+    assert "must be uploaded to this server first" in answer.text
+    tools = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    accept = {"accept": "application/json, text/event-stream"}
+    assert "text_to_video" in zero.client.post("/gradio_api/mcp/", json=tools, headers=accept).text
+
+
 @needs_chromium
 def test_the_page_makes_stops_and_goes_on_with_a_clip(zero: Zero, browser: Any) -> None:
     window = Windows(browser, str(zero.client.base_url).rstrip("/")).window().open()

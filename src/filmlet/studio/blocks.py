@@ -14,7 +14,7 @@ from gradio.queueing import Queue
 from starlette.requests import Request
 
 from filmlet.studio.callers import MAX_SESSIONS, Callers, owner_of
-from filmlet.studio.files import URL, file_data, replace_files, url_of
+from filmlet.studio.files import ANONYMOUS, URL, file_data, replace_files, url_of
 from filmlet.studio.tool_calls import restrict_mcp
 
 log = logging.getLogger("filmlet.studio")
@@ -103,13 +103,16 @@ def _restrict_queue(queue: Queue, callers: Callers) -> None:
     queue.sleep_when_free = queue.progress_update_sleep_when_free = IDLE_INTERVAL_S
     queue.max_thread_count = MAX_EVENTS
     queue.max_size = MAX_EVENTS
+    queue.ANALYTICS_MAX_EVENTS = 1
+    queue.compute_analytics_summary = lambda _: {}  # a table of pandas for each event
     push = queue.push
 
     async def push_own(body: Any, request: Any, username: str | None) -> Any:
         owner = owner_of(request)
         events = queue.event_ids_to_events.values()
         own = sum(owner_of(event.request) == owner for event in events)
-        if own >= MAX_EVENTS_PER_CALLER or len(events) >= MAX_EVENTS:
+        most = MAX_EVENTS // 2 if owner == ANONYMOUS else MAX_EVENTS_PER_CALLER
+        if own >= most or len(events) >= MAX_EVENTS:
             return False, "Too many calls wait here; try again later.", "queue_full"
         has_session = body.session_hash is not None
         is_queued, answer, state = await push(body, request, username)

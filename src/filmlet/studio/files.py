@@ -73,9 +73,9 @@ class CallerFiles:
         return id
 
     def find(self, id: str, owner: str) -> Path | None:
-        """Return the file of an id, if it is this caller's."""
+        """Return the file of an id, if it is this caller's, or of visitors without a cookie."""
         file = self._files.get(id)
-        if file is None or file.owner != owner:
+        if file is None or file.owner not in (owner, ANONYMOUS):
             return None
         file.used_at = time.monotonic()
         self._files.move_to_end(id)

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from filmlet.api.doors import House, caller
-from filmlet.api.visitors import INTRODUCED
+from filmlet.api.visitors import INTRODUCED, bearer_of
 from filmlet.studio.bodies import limit_body, read_json_body, replay_body
 from filmlet.studio.callers import OWNER, Callers
 from filmlet.studio.files import ANONYMOUS, media_type_of
@@ -39,7 +39,7 @@ class GradioGate:
         if route.access is Access.PUBLIC:
             await self.app(_without_choices(scope), receive, send)
             return
-        owner = await self._identify(scope)
+        owner = await self._identify(route, scope)
         scope = {**scope, OWNER: owner}
         with self.callers.requests.count(owner, route), suppress(ClientDisconnect):
             match route.answer:
@@ -51,10 +51,16 @@ class GradioGate:
                 case Answer.GRADIO:
                     await self._pass(route, names, scope, receive, send)
 
-    async def _identify(self, scope: Scope) -> str:
-        """Raises UnknownKey."""
-        who = await caller(Request(scope), self.house)
-        return ANONYMOUS if scope.get(INTRODUCED) else who.owner
+    async def _identify(self, route: Route, scope: Scope) -> str:
+        """Return who asks. Raises UnknownKey.
+
+        An MCP client hands its URLs on to programs that do not have its cookie.
+        """
+        request = Request(scope)
+        who = await caller(request, self.house)
+        is_tool = route.path.startswith(MCP) and not bearer_of(request.headers)
+        is_unknown = scope.get(INTRODUCED) or (self.house.visitors and is_tool)
+        return ANONYMOUS if is_unknown else who.owner
 
     async def _upload(self, request: Request) -> Response:
         """Keep the files of a form for this caller; the answer is a list of their ids."""

@@ -30,10 +30,10 @@ def restrict_mcp(server: Any, callers: Callers) -> None:
 
     def read_files(arguments: dict[str, Any], positions: list[list[Any]]) -> dict[str, Any]:
         owner = owner_of(server.mcp_server.request_context)
-        return {
-            name: _read_file(value, callers, owner) if [name] in positions and value else value
-            for name, value in arguments.items()
-        }
+        for name in {str(position[0]) for position in positions} & arguments.keys():
+            sent = arguments[name]
+            arguments = {**arguments, name: _read_file(sent, callers, owner) if sent else None}
+        return arguments
 
     server.get_block_fn_from_endpoint_name = find_direct
     server.convert_strings_to_filedata = read_files
