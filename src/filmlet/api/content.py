@@ -18,7 +18,7 @@ STILLS = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "
 GROWING = ("decoded.mp4.part", "decoded.mp4")  # the names of a clip before its index is in front
 
 
-@lru_cache(maxsize=64)  # a page shows the same ones again and again
+@lru_cache(maxsize=256)  # a page shows the same ones again and again
 def still(queue: Queue, job: str, clip: str, variant: str) -> tuple[bytes, str]:
     """A picture of a finished clip, and its type."""
     draw, kind = STILLS[variant]

@@ -28,4 +28,4 @@ class Turns:
 
 
 UPLOADS = Turns(2)  # looks at files that are sent
-STILLS = Turns(1)  # decodes finished clips
+STILLS = Turns(2)  # decodes finished clips
