@@ -20,7 +20,6 @@ from starlette.datastructures import FormData, UploadFile
 from filmlet.api import content, uploads
 from filmlet.api.doors import Admin, Caller, From, House, Shared
 from filmlet.api.following import mark
-from filmlet.api.turns import STILLS, UPLOADS
 from filmlet.api.words import (
     ErrorEnvelope,
     Sent,
@@ -37,9 +36,11 @@ from filmlet.api.words import (
 from filmlet.errors import InvalidRequest, NotOffered, UnknownJob, UnknownModel
 from filmlet.guide import Guide
 from filmlet.jobs import PREVIEW, Asking, Job, Priority, Status
+from filmlet.media import spritesheet, thumbnail
 from filmlet.models import CARDS, count
 
 FREE_S = 10.0  # how long a delete waits for the worker
+PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorEnvelope} for code in (400, 401, 404, 413, 429, 500, 503)
 }
@@ -93,8 +94,7 @@ async def create(
         pictures = uploads.references(fields, files)
         asked = _valid(VideoCreate, fields, files)
         asking = _asking(who, asked, key)
-        run = UPLOADS.run if pictures else run_in_threadpool
-        return await run(_create, shared, asked, asking, pictures, response)
+        return await run_in_threadpool(_create, shared, asked, asking, pictures, response)
 
 
 def _create(
@@ -229,8 +229,7 @@ async def plan(request: Request, shared: Shared, who: From) -> VideoPlan:
     async with _body(request) as (fields, files):
         pictures = uploads.references(fields, files)
         asked = _valid(VideoCreate, fields, files)
-        run = UPLOADS.run if pictures else run_in_threadpool
-        return await run(_foresee, shared, asked, pictures)
+        return await run_in_threadpool(_foresee, shared, asked, pictures)
 
 
 def _foresee(shared: House, asked: VideoCreate, pictures: dict[str, UploadFile]) -> VideoPlan:
@@ -256,13 +255,8 @@ async def change(request: Request, who: From) -> Video:
         if not str(fields.get(name, "")).strip():
             raise InvalidRequest(f"{name} is empty.", param=name)
         if upload := files.get("video"):
-            await UPLOADS.run(_check_video, upload)
+            await run_in_threadpool(uploads.check, upload, "video", video=True)
     raise NotOffered("No model of this server can change a video yet.", param="video")
-
-
-def _check_video(upload: UploadFile) -> None:
-    with uploads.kept({"video": upload}, video=True):
-        pass
 
 
 @router.post("/extensions", response_model=Video, openapi_extra=EXTEND)
@@ -279,10 +273,10 @@ async def extend(
         asked = _valid(VideoExtend, fields, files)
         asking = _asking(who, asked, key)
         if upload:
-            job = await UPLOADS.run(_extend_sent, shared, asked, asking, upload)
+            job = await run_in_threadpool(_extend_sent, shared, asked, asking, upload)
         elif isinstance(id, str):
             source = await run_in_threadpool(find, id, shared, who)
-            job = await UPLOADS.run(extend_own, shared, asked, asking, source)
+            job = await run_in_threadpool(extend_own, shared, asked, asking, source)
         else:
             raise InvalidRequest('video must be a file or {"id": "clip_..."}.', param="video")
     return _shown(shared, job, response)
@@ -352,7 +346,7 @@ async def delete(job: Found, shared: Shared) -> VideoDeleted:
     response_class=Response,
     responses={200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
 )
-async def download(
+def download(
     job: Found,
     shared: Shared,
     variant: Literal["video", "thumbnail", "spritesheet"] = "video",
@@ -365,12 +359,13 @@ async def download(
         return StreamingResponse(content.growing(queue, shared.hub, job), media_type="video/mp4")
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
-    if variant != "video":
-        data, kind = await STILLS.run(content.still, queue, job.id, job.clip, variant)
-        kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
-        return Response(data, media_type=kind, headers=kept)
-    file = await run_in_threadpool(queue.storage.open, job.id, job.clip)
-    size = await run_in_threadpool(queue.storage.length, job.id, job.clip)
+    file = queue.storage.open(job.id, job.clip)
+    if variant in PICTURES:
+        picture, kind = PICTURES[variant]
+        with file:
+            kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
+            return Response(picture(file), media_type=kind, headers=kept)
+    size = queue.storage.length(job.id, job.clip)
     return content.ranged(file, size, range, "video/mp4", f"{job.id}.mp4")
 
 
