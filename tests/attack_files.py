@@ -10,7 +10,11 @@ import av
 import numpy as np
 from PIL import Image
 
-SDP = b"\nv=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video %d RTP/AVP 96\n"
+# libav takes "ftyp" with this brand for a picture, and what follows for likelier.
+SDP = (
+    b"ftypjp2 \nv=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    b"m=video %d RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+)
 
 
 def jpeg_of_scans(scans: int, side: int = 4000) -> bytes:
@@ -69,11 +73,18 @@ def webm_without_duration(path: Path, frames: int, fps: int = 60) -> Path:
 
 
 def sdp_behind_ftyp(port: int) -> bytes:
-    """What libav, left to guess, takes for a description of a stream and opens UDP ports for."""
-    return struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0) + SDP % port
+    """What libav, left to guess, takes for the description of a stream, and listens on the port."""
+    return b"1234" + SDP % port
 
 
 def sdp_in_jpeg(port: int) -> bytes:
-    """A JPEG whose APP1 holds such a description."""
-    text = b"\nftyp" + SDP % port
-    return b"\xff\xd8\xff\xe1" + struct.pack(">H", len(text) + 2) + text + b"\xff\xd9"
+    """The same behind the marker of a JPEG's APP1."""
+    return b"\xff\xd8\xff\xe1" + SDP % port
+
+
+def turned(clip: bytes) -> bytes:
+    """An MP4 that says it is to be shown a quarter turned to the right."""
+    place = clip.index(b"tkhd") + 4 + 40
+    one = 0x10000
+    matrix = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
+    return clip[:place] + matrix + clip[place + len(matrix) :]

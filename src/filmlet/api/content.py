@@ -2,27 +2,16 @@
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
-from functools import lru_cache
 from typing import BinaryIO
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
 from filmlet.api.doors import House
-from filmlet.jobs import Job, Queue
-from filmlet.media import spritesheet, thumbnail
+from filmlet.jobs import Job
 
 PIECE = 256 * 1024
-STILLS = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
 GROWING = ("decoded.mp4.part", "decoded.mp4")  # the names of a clip before its index is in front
-
-
-@lru_cache(maxsize=64)  # a page shows the same ones again and again
-def still(queue: Queue, job: str, clip: str, variant: str) -> tuple[bytes, str]:
-    """A picture of a finished clip, and its type."""
-    draw, kind = STILLS[variant]
-    with queue.storage.open(job, clip) as file:
-        return draw(file), kind
 
 
 def ranged(house: House, file: BinaryIO, size: int, wanted: str | None, name: str) -> Response:

@@ -79,6 +79,12 @@ def kept(uploads: dict[str, UploadFile], *, video: bool = False) -> Iterator[dic
         yield paths
 
 
+def check(upload: UploadFile, param: str, *, video: bool) -> None:
+    """Look at an upload that is not used. Raises InvalidRequest, TooManyJobs."""
+    with kept({param: upload}, video=video):
+        pass
+
+
 def _check_size(upload: UploadFile, param: str, limit: int) -> None:
     if not upload.size or upload.size > limit:
         raise InvalidRequest(

@@ -3,10 +3,11 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -42,9 +43,11 @@ from filmlet.errors import (
 )
 from filmlet.guide import Guide
 from filmlet.jobs import PREVIEW, Asking, Job, Priority, Status
+from filmlet.media import spritesheet, thumbnail
 from filmlet.models import CARDS, count
 
 FREE_S = 10.0  # how long a delete waits for the worker
+PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorEnvelope} for code in (400, 401, 403, 404, 413, 429, 500, 503)
 }
@@ -268,13 +271,8 @@ async def change(request: Request, shared: Shared, who: From) -> Video:
         if not str(fields.get(name, "")).strip():
             raise InvalidRequest(f"{name} is empty.", param=name)
         if upload := files.get("video"):
-            await shared.run_expensive(who, _check_video, upload)
+            await shared.run_expensive(who, partial(uploads.check, upload, "video", video=True))
     raise NotOffered("No model of this server can change a video yet.", param="video")
-
-
-def _check_video(upload: UploadFile) -> None:
-    with uploads.kept({"video": upload}, video=True):
-        pass
 
 
 @router.post("/extensions", response_model=Video, openapi_extra=EXTEND)
@@ -379,15 +377,18 @@ async def download(
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
     storage = shared.queue.storage
-    if variant != "video":
-        data, kind = await shared.run_expensive(
-            access.who, content.still, shared.queue, job.id, job.clip, variant
-        )
-        kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
-        return Response(data, media_type=kind, headers=kept)
+    if variant in PICTURES:
+        return await shared.run_expensive(access.who, _picture, shared, job, *PICTURES[variant])
     file = await shared.run_at_storage(storage.open, job.id, job.clip)
     size = await shared.run_at_storage(storage.length, job.id, job.clip)
     return content.ranged(shared, file, size, range, f"{job.id}.mp4")
+
+
+def _picture(shared: House, job: Job, draw: Callable[[BinaryIO], bytes], kind: str) -> Response:
+    assert job.clip
+    with shared.queue.storage.open(job.id, job.clip) as file:
+        kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
+        return Response(draw(file), media_type=kind, headers=kept)
 
 
 @router.get(

@@ -129,32 +129,31 @@ def look_at_video(file: BinaryIO, order: dict[str, Any]) -> Iterator[Message]:
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         if not fps:
             raise Unfit("this video does not say how many frames a second it has.")
-        frames = count_frames(container, fps, order)
-    file.seek(0)
-    with open_video(file, order) as container:
-        first = next(decoded(container, order), None)
-        if first is None:
-            raise Unfit("no frame of this video can be read.")
-        size = (first.width, first.height)
-        width, height = size[::-1] if first.rotation // DEGREES % 2 else size
+        frames, first = 0, None
+        for packet in packets_within(container, fps, order):
+            frames += bool(packet.size)
+            if first is None:
+                first = next(iter(packet.decode()), None)
+    if first is None:
+        raise Unfit("no frame of this video can be read.")
+    size = (first.width, first.height)
+    width, height = size[::-1] if first.rotation // DEGREES % 2 else size
     yield {"width": width, "height": height, "frames": frames, "fps": fps}, b""
 
 
-def count_frames(container: Any, fps: float, order: dict[str, Any]) -> int:
-    """Frames that are there, counted no further than allowed."""
+def packets_within(container: Any, fps: float, order: dict[str, Any]) -> Iterator[Any]:
+    """The packets of its pictures, one a frame, no further than is allowed; the last is empty."""
     frames, start, end = 0, math.inf, -math.inf
-    for packet in container.demux(container.streams.video[0]):
-        if not packet.size:
-            continue
-        frames += 1
-        if packet.pts is not None:
+    for packet in container.demux(video=0):
+        frames += bool(packet.size)
+        if packet.size and packet.pts is not None:
             now = float(packet.pts * packet.time_base)
             start, end = min(start, now), max(end, now)
         if frames > order["frames"]:
             raise Unfit(f"this video has too many frames; at most {order['frames']}.")
         if max(frames / fps, end - start) > order["seconds"]:
             raise Unfit(f"this video is too long; at most {order['seconds']:.0f} s.")
-    return frames
+        yield packet
 
 
 def read_video(file: BinaryIO, order: dict[str, Any]) -> Iterator[Message]:

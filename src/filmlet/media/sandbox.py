@@ -32,14 +32,13 @@ from filmlet.media.formats import (
 from filmlet.settings import bare_environment
 
 PROGRAM = Path(__file__).with_name("decoder.py")
-CPU_S = {"look": 30, "read": 300}
+CPU_S = {"look": 20, "read": 300}
 MEMORY_BYTES = 2 * 2**30
 SILENCE_S = 60.0  # between two answers
 CHECK_S = 0.1
 THREADS = 2
 LINE_BYTES = 1000
 PIXELS_BYTES = 64 * 2**20  # behind one line: the largest frame takes 28 MB
-PIPE_BYTES = 2**20
 LOOKS_AT_ONCE = 2
 WAIT_S = 20.0  # for one of them to end
 TOO_MUCH = "reading it takes too much time or memory."
@@ -77,7 +76,7 @@ def run_decoder(
     """Yield the decoder's answers, each with the pixels that belong to it.
 
     file: an open one of the operating system, not used by others meanwhile. first, count: frames
-    of a video. Closing the generator kills the process. Raises Refused, Cancelled.
+    of a video. Closing the generator kills the process. Raises Refused, Cancelled, TooManyJobs.
     """
     order = {
         "task": task, "format": form.value, "first": first, "count": count,
@@ -86,14 +85,7 @@ def run_decoder(
         "frames": VIDEO_FRAMES, "seconds": VIDEO_SECONDS, "decoders": DECODERS,
         "damaged": DAMAGED[form.is_video],
     }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(PROGRAM), json.dumps(order)],
-        stdin=file,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=bare_environment(),
-        pipesize=PIPE_BYTES,
-    )
+    process = _start(json.dumps(order), file)
     watch = _Watch(process, _stop.get())
     try:
         yield from _answers(process, watch)
@@ -103,6 +95,20 @@ def run_decoder(
         process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+def _start(order: str, file: BinaryIO) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM), order],
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=bare_environment(),
+        )
+    except OSError as error:
+        reason = f"This machine can start no further process ({error.strerror}); try again."
+        raise TooManyJobs(reason, retry_after_s=WAIT_S) from error
 
 
 def _answers(process: subprocess.Popen[bytes], watch: "_Watch") -> Generator[Message]:

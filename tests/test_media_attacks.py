@@ -1,0 +1,289 @@
+"""Files from strangers: refused or read within limits, whatever is in them."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image, ImageOps
+
+from filmlet.errors import InvalidRequest
+from filmlet.events import Pixels
+from filmlet.media import Refused, frames_of, look, read_picture
+from filmlet.media.stills import spritesheet, thumbnail
+from filmlet.plan import plan
+from filmlet.request import clip_request
+from tests.attack_files import (
+    jpeg_of_scans,
+    packed_zeros,
+    png_of,
+    sdp_behind_ftyp,
+    sdp_in_jpeg,
+    turned,
+    webm_without_duration,
+    webp_of_frames,
+)
+from tests.filming import footage, keep
+from tests.servers import Running, refusal
+
+A_MINUTE = 60  # what must come at once comes within it on any machine
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+# What a file is
+
+
+@pytest.mark.parametrize("make", [sdp_behind_ftyp, sdp_in_jpeg])
+def test_description_of_a_stream_is_no_video_and_opens_no_port(make, file: Path) -> None:
+    file.write_bytes(make(45_678))
+    refused: list[Exception] = []
+
+    def run() -> None:
+        try:
+            look(file)
+        except Refused as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # libav would wait for packets for ever
+    thread.start()
+    thread.join(A_MINUTE)
+    assert refused
+    if (ports := Path("/proc/net/udp")).exists():
+        assert f":{45_678:04X} " not in ports.read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{}'\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
+        "<svg><image href='{}'/></svg>",
+        "%!PS-Adobe-3.0 EPSF-3.0\n",
+    ],
+)
+def test_text_that_names_other_files_is_refused(text: str, file: Path, tmp_path: Path) -> None:
+    other = keep(tmp_path / "other.mp4", footage(9))
+    for head in ("", "\x00\x00\x00\x10ftypjp2 ", "\x00\x00\x00\x20ftypisom"):
+        file.write_text(head + text.format(other))
+        with pytest.raises(Refused):
+            look(file)
+        with pytest.raises(Refused):
+            next(frames_of(file))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (jpeg_of_scans(1000), "too many scans"),
+        (png_of((b"zTXt", b"a\0\0" + packed_zeros(2**28))), "not a whole"),
+        (png_of((b"iCCP", b"a\0\0" + packed_zeros(2**28))), "not a whole"),
+        (png_of(size=(20_000, 20_000)), "20000x20000 pixels are too many"),
+        (png_of()[:-30], "not a whole"),
+        (b"\xff\xd8\xff" + bytes(1000), "not a whole"),
+        (b"RIFF\xff\xff\xff\xffWEBPVP8 ", "not a whole"),
+        (b"", "not a whole"),
+    ],
+    ids=["scans", "text", "profile", "size", "cut", "jpeg", "webp", "empty"],
+)
+def test_pictures_that_cost_too_much_are_refused(data: bytes, says: str, file: Path) -> None:
+    file.write_bytes(data)
+    with pytest.raises(Refused, match=says):
+        look(file)
+    with pytest.raises(InvalidRequest, match=says) as refused:
+        plan(clip_request("a ball", image=file))
+    assert refused.value.param == "guides"
+
+
+def test_an_animation_of_thousands_of_frames_is_its_first_picture(file: Path) -> None:
+    file.write_bytes(webp_of_frames(3000))
+    assert (look(file).width, look(file).fps) == (16, None)
+    assert read_picture(file).shape == (1, 16, 16, 3)
+
+
+def plain(path: Path) -> Pixels:
+    """The picture as Pillow gives it in this process."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            ground = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(ground, image.convert("RGBA"))
+        return np.asarray(image.convert("RGB"))[None]
+
+
+def test_a_picture_of_any_kind_is_the_same_from_a_decoder(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 20, 4), np.uint8)
+    image = Image.fromarray(np.tile(noise, (40, 50, 1)))  # more than a strip
+    small, exif = Image.fromarray(noise), Image.Exif()
+    for number, orientation in enumerate((2, 6, 8)):
+        exif[0x0112] = orientation
+        small.convert("RGB").save(tmp_path / f"turned-{number}.jpg", exif=exif)
+    small.convert("RGB").save(tmp_path / "plain.png")
+    image.save(tmp_path / "clear.png")
+    small.convert("LA").save(tmp_path / "clear-grey.png")
+    image.convert("RGB").quantize().save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    small.convert("L").save(tmp_path / "key.png", transparency=7)
+    small.convert("1").save(tmp_path / "bits.png")
+    small.convert("CMYK").save(tmp_path / "inks.jpg")
+    small.convert("RGB").save(tmp_path / "scans.jpg", progressive=True)
+    small.save(tmp_path / "clear.webp")
+    deep = np.arange(1200 * 1000, dtype=np.uint32).reshape(1200, 1000).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for path in tmp_path.iterdir():
+        assert np.array_equal(read_picture(path), plain(path)), path.name
+
+
+@pytest.mark.parametrize("orientation", [b"\x03\x00", b"\x05\x00", b"\x0b\x00", b"\xff\xff"])
+def test_a_picture_whose_orientation_cannot_be_read_is_shown_as_stored(
+    orientation: bytes, file: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wrong = exif.tobytes().replace(b"\x12\x01\x03\x00", b"\x12\x01" + orientation)
+    for end in (None, -3):
+        Image.new("RGB", (40, 20)).save(file, "JPEG", exif=wrong[:end])
+        assert read_picture(file).shape[1:3] in ((20, 40), (40, 20))
+        assert look(file).height in (20, 40)
+
+
+# Videos
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "says"),
+    [(20_000, 60, "too long; at most 60 s"), (15_000, 1000, "too many frames; at most 14400")],
+)
+def test_frames_are_counted_whatever_a_video_says(
+    client: TestClient, tmp_path: Path, frames: int, fps: int, says: str
+) -> None:
+    video = webm_without_duration(tmp_path / "long.webm", frames, fps)
+    with av.open(str(video)) as opened:
+        assert opened.duration is None
+    with pytest.raises(Refused, match=says):
+        look(video)
+    files = {"video": ("a.webm", video.read_bytes())}
+    answer = client.post("/v1/videos/extensions", data={"prompt": "a"}, files=files)
+    assert refusal(answer)["code"] == "invalid_video"
+    assert client.get("/v1/videos").json()["data"] == []
+
+
+def test_a_video_without_a_duration_is_as_long_as_its_frames(tmp_path: Path) -> None:
+    video = look(webm_without_duration(tmp_path / "short.webm", 600))
+    assert (video.frames, video.fps, video.width) == (600, 60.0, 64)
+
+
+def test_a_video_is_the_same_from_a_decoder_and_upright(tmp_path: Path) -> None:
+    for name in ("clip.mp4", "clip.webm"):
+        path = Path(keep(tmp_path / name, footage(20)))
+        with av.open(str(path)) as opened:
+            frames = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+        assert np.array_equal(list(frames_of(path)), frames)
+        assert np.array_equal(list(frames_of(path, 15, 3)), frames[15:18])
+    (tmp_path / "turned.mp4").write_bytes(turned((tmp_path / "clip.mp4").read_bytes()))
+    found = look(tmp_path / "turned.mp4")
+    assert (found.width, found.height) == (64, 96)
+    with av.open(str(tmp_path / "clip.mp4")) as opened:
+        first = next(opened.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.array_equal(next(frames_of(tmp_path / "turned.mp4")), np.rot90(first, -1))
+
+
+def test_a_video_with_sound_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as made:
+        pictures = made.add_stream("libx264", rate=12)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 64, "yuv420p"
+        sound = made.add_stream("aac", rate=48_000)
+        for number in range(12):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+            frame.pts = number
+            made.mux(pictures.encode(frame))
+        made.mux(pictures.encode())
+        tone = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        tone.sample_rate = 48_000
+        made.mux(sound.encode(tone))
+        made.mux(sound.encode())
+    assert look(path).frames == 12
+
+
+@pytest.mark.parametrize("name", ["mjpeg", "rawvideo", "ffv1"])
+def test_only_decoders_that_are_named_are_used(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as made:
+        stream = made.add_stream(name, rate=12)
+        stream.width, stream.height = 64, 64
+        stream.pix_fmt = "yuvj420p" if name == "mjpeg" else "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+        made.mux(stream.encode(frame))
+        made.mux(stream.encode())
+    with pytest.raises(Refused, match=r"not read here|cannot be read"):
+        look(path)
+
+
+# Doors
+
+
+def test_pictures_of_many_scans_do_not_hold_the_api(shared_server: Running) -> None:
+    data, answers = jpeg_of_scans(1000), []
+
+    def send() -> None:
+        files = {"input_reference": ("a.jpg", data, "image/jpeg")}
+        answers.append(shared_server.client.post("/v1/videos", data={"prompt": "a"}, files=files))
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    assert shared_server.client.get("/v1/videos").status_code == 200
+    for thread in threads:
+        thread.join(A_MINUTE)
+    assert [refusal(answer)["code"] for answer in answers] == ["invalid_input_reference"] * 8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+def test_the_command_line_refuses_what_is_no_file_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for option, path in (("--image", tmp_path / "pipe"), ("--extend", "/dev/zero")):
+        run = subprocess.run(
+            [sys.executable, "-m", "filmlet", "generate", "a ball", option, str(path)],
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=A_MINUTE,
+        )  # fmt: skip
+        assert run.returncode, run.stdout
+        assert "it is a pipe, a socket or a device" in run.stderr
+
+
+# Our own clips
+
+
+def test_pictures_of_a_clip_take_a_frame_of_memory_at_a_time(tmp_path: Path) -> None:
+    pixels = footage(300, size=(320, 240))
+    data = Path(keep(tmp_path / "clip.mp4", pixels)).read_bytes()
+    with av.open(io.BytesIO(data)) as opened:
+        frames = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+    expected = io.BytesIO()
+    Image.fromarray(frames[150]).save(expected, "WEBP", quality=85)
+    tracemalloc.start()
+    sheet, middle = spritesheet(io.BytesIO(data)), thumbnail(io.BytesIO(data))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert middle == expected.getvalue()
+    assert peak < 20 * 2**20 < pixels.nbytes
+    with Image.open(io.BytesIO(sheet)) as image:
+        assert image.size == (800, 600)
+        last = np.asarray(image.crop((640, 480, 800, 600))).astype(int)
+    small = Image.fromarray(frames[-1]).resize((160, 120), Image.Resampling.LANCZOS)
+    assert np.abs(last - np.asarray(small)).mean() < 5
