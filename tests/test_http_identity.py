@@ -99,8 +99,11 @@ def test_what_is_listened_to_ends_with_its_key(server: Running, keys: Keys, path
         ended = threading.Event()
 
         def listen() -> None:
-            for _ in answer.iter_bytes():
-                heard.set()
+            try:
+                for _ in answer.iter_bytes():
+                    heard.set()
+            except httpx2.RemoteProtocolError:  # cut off: what came is no whole clip
+                assert path != "events"
             ended.set()
 
         listener = threading.Thread(target=listen)

@@ -180,7 +180,7 @@ def test_a_browser_keeps_its_key_as_a_cookie_and_admins_alone_see_the_queue(
         assert client.get(f"/v1/videos/{job}").status_code == 200
         assert refusal(client.get("/v1/queue"))["code"] == "permission_denied"
         moved = client.post(f"/v1/videos/{job}/priority", json={"priority": "high"})
-        assert refusal(moved)["code"] == "not_offered"
+        assert refusal(moved)["code"] == "permission_denied"
         wrong = {"authorization": "Bearer sk-wrong"}
         assert client.get(f"/v1/videos/{job}", headers=wrong).status_code == 401
         enter(client, root.secret)

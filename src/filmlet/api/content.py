@@ -1,14 +1,19 @@
 """The bytes of a clip: whole or in ranges, and while it still grows."""
 
+import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import BinaryIO
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
 from filmlet.api.doors import House
+from filmlet.errors import StorageUnusable, UnknownKey
 from filmlet.jobs import Job
+
+log = logging.getLogger("filmlet.api")
 
 PIECE = 256 * 1024
 GROWING = ("decoded.mp4.part", "decoded.mp4")  # the names of a clip before its index is in front
@@ -50,6 +55,19 @@ async def _pieces(house: House, file: BinaryIO, first: int, count: int) -> Async
                 return
             count -= len(piece)
             yield piece
+
+
+class GrowingResponse(StreamingResponse):
+    """A clip that is sent while it grows; cut off in the middle, the connection is too.
+
+    A body that ends in the regular way is a whole clip to whoever reads it.
+    """
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except (StorageUnusable, UnknownKey) as error:
+            log.warning("%s", error)  # and no last message: the server then closes the connection
 
 
 async def growing(house: House, job: Job) -> AsyncGenerator[bytes]:

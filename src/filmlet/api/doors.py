@@ -1,6 +1,7 @@
 """Who comes in, and how a refusal sounds: keys and OpenAI's error envelope."""
 
 import errno
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from filmlet.api.following import Hub
-from filmlet.api.visitors import VISITOR, Visitors
+from filmlet.api.visitors import VISITOR, Visitors, bearer_of
 from filmlet.api.words import ErrorEnvelope, Refusal
 from filmlet.errors import (
     DatabaseUnusable,
@@ -168,8 +169,12 @@ async def identify(scope: Scope, shared: House) -> Caller:
     A program sends it as a bearer, the page as a cookie: a video element cannot send a header.
     Raises UnknownKey.
     """
+    request = Request(scope)
     if shared.visitors:
-        name = f"visitor:{Request(scope).cookies[VISITOR]}"
+        secret = bearer_of(request.headers)
+        # A program that keeps no cookie is known by what it sends instead of a key.
+        known = hashlib.sha256(secret.encode()).hexdigest()[:32] if secret else None
+        name = f"visitor:{known or request.cookies[VISITOR]}"
         return Caller(name, name, None)
     if not await shared.needs_key():
         if shared.is_local and came_through_proxy(scope):
@@ -178,11 +183,8 @@ async def identify(scope: Scope, shared: House) -> Caller:
                 "through a proxy. Make a key with `filmlet keys add NAME`."
             )
         return Caller("local", None, None)
-    request = Request(scope)
-    kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    if kind.lower() != "bearer":
-        secret = request.cookies.get(COOKIE, "")
-    key = await shared.key(secret.strip()) if secret else None
+    secret = bearer_of(request.headers) or request.cookies.get(COOKIE, "").strip()
+    key = await shared.key(secret) if secret else None
     if key is None:
         raise UnknownKey("This server needs a key: send Authorization: Bearer sk-...")
     return Caller(key.id, None if key.admin else key.id, key.limits)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from fastapi.concurrency import run_in_threadpool
 
-from filmlet.errors import FilmletError
+from filmlet.errors import FilmletError, UnknownKey
 from filmlet.jobs import Job, Queue
 
 EVERY_S = 0.2  # as often as a worker reports
@@ -90,7 +90,7 @@ class Hub:
 async def while_allowed(
     source: AsyncGenerator[T], is_allowed: Callable[[], Awaitable[bool]]
 ) -> AsyncGenerator[T]:
-    """Yield what `source` does, and end soon after `is_allowed` has become false."""
+    """Yield what `source` does. Raises UnknownKey soon after `is_allowed` has become false."""
     following: asyncio.Future[T] | None = None
     checked = asyncio.get_running_loop().time()
     try:
@@ -101,7 +101,7 @@ async def while_allowed(
             if now - checked >= RECHECK_S:
                 checked = now
                 if not await is_allowed():
-                    return
+                    raise UnknownKey("Who asked for this may not have it any longer.")
             if following.done():
                 try:
                     item = following.result()

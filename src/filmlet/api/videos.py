@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
@@ -12,7 +12,6 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -39,6 +38,7 @@ from filmlet.errors import (
     NotOffered,
     PermissionDenied,
     UnknownJob,
+    UnknownKey,
     UnknownModel,
 )
 from filmlet.guide import Guide
@@ -373,7 +373,7 @@ async def download(
     """The clip, in ranges if wanted; `stream=true` sends it while it is still being made."""
     if stream and variant == "video" and not job.status.is_over:
         grown = while_allowed(content.growing(shared, job), access.is_current)
-        return StreamingResponse(grown, media_type="video/mp4")
+        return content.GrowingResponse(grown, media_type="video/mp4")
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
     storage = shared.queue.storage
@@ -440,13 +440,14 @@ async def events(
     Each carries the whole job. Who comes back with Last-Event-ID hears what changed meanwhile.
     """
     seen: Job | None = None
-    async for now in while_allowed(shared.hub.follow(job), access.is_current):
-        if mark(now) == last_event_id and not now.status.is_over:
+    with suppress(UnknownKey):  # the key is gone: so is the stream
+        async for now in while_allowed(shared.hub.follow(job), access.is_current):
+            if mark(now) == last_event_id and not now.status.is_over:
+                seen = now
+                continue
+            told = Video.of(now, shared.settings.keep_days)
+            yield ServerSentEvent(data=told, event=_kind(now, seen), id=mark(now), retry=1000)
             seen = now
-            continue
-        told = Video.of(now, shared.settings.keep_days)
-        yield ServerSentEvent(data=told, event=_kind(now, seen), id=mark(now), retry=1000)
-        seen = now
 
 
 def _kind(now: Job, before: Job | None) -> str:

@@ -1,6 +1,5 @@
 """A server that stands in public: each browser is a user of its own, by a cookie of its own."""
 
-import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 VISITOR = "filmlet_visitor"
 A_YEAR_S = 365 * 86400
+MIN_TOKEN_CHARS = 20  # shorter bearers are placeholders that many programs send
 INTRODUCED = "filmlet.introduced"  # key of an ASGI scope: this visitor has no cookie yet
-MIN_TOKEN_CHARS = 20  # shorter ones are placeholders that many programs send
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,7 @@ class Visitors:
 
 
 class Introduced:
-    """Gives who comes for the first time a name that nobody can guess.
-
-    A program without cookies has one by the long token that it sends as a bearer.
-    """
+    """Gives who comes for the first time a name that nobody can guess."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -41,28 +37,30 @@ class Introduced:
             return
         headers = Headers(scope=scope)
         cookies = headers.get("cookie", "")
-        if re.fullmatch("[0-9a-f]{32}", cookie_parser(cookies).get(VISITOR, "")):
+        has_name = re.fullmatch("[0-9a-f]{32}", cookie_parser(cookies).get(VISITOR, ""))
+        if has_name or bearer_of(headers):
             await self.app(scope, receive, send)
             return
-        token = _token(headers.get("authorization", ""))
-        name = hashlib.sha256(token.encode()).hexdigest()[:32] if token else secrets.token_hex(16)
+        name = secrets.token_hex(16)
         others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
         known = f"{cookies}; {VISITOR}={name}" if cookies else f"{VISITOR}={name}"
         is_safe = headers.get("x-forwarded-proto", scope["scheme"]) == "https"
 
         async def named(message: Message) -> None:
-            if message["type"] == "http.response.start" and not token:
+            if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).append("set-cookie", _cookie(name, is_safe))
             await send(message)
 
-        headers_with_name = [*others, (b"cookie", known.encode("latin-1"))]
-        scope = {**scope, "headers": headers_with_name, INTRODUCED: not token}
+        own = [*others, (b"cookie", known.encode("latin-1"))]
+        scope = {**scope, "headers": own, INTRODUCED: True}
         await self.app(scope, receive, named)
 
 
-def _token(authorization: str) -> str:
-    kind, _, token = authorization.partition(" ")
-    return token.strip() if kind.lower() == "bearer" and len(token) >= MIN_TOKEN_CHARS else ""
+def bearer_of(headers: Headers) -> str:
+    """Return the secret of an Authorization header, empty where there is none."""
+    kind, _, secret = headers.get("authorization", "").partition(" ")
+    is_secret = kind.lower() == "bearer" and len(secret.strip()) >= MIN_TOKEN_CHARS
+    return secret.strip() if is_secret else ""
 
 
 def _cookie(name: str, is_safe: bool) -> str:
