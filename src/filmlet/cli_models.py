@@ -145,6 +145,8 @@ def _told(card: ModelCard, table: dict[str, object]) -> str:
         where = f"{source.repo or source.root}/{source.path}"
         taken = sum(file.stat().st_size for file in _files(source))
         lines.append(f"  {part:13} {_gigabytes(source.bytes or taken):>8}  {where}")
+    if table["trouble"]:
+        lines.append(f"  it cannot be used: {table['trouble']}")
     words = table["words"]
     if isinstance(words, list) and words:
         lines += ["  knows these words:", *_wrapped(words)]
