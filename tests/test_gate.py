@@ -1,4 +1,4 @@
-"""Attacks on the page's server: what Gradio would answer to strangers, and what each caller gets."""
+"""Attacks on the page's server: what Gradio would answer to strangers, what each caller gets."""
 
 import asyncio
 import json
@@ -275,6 +275,20 @@ def test_paths_and_urls_in_events_open_nothing(keyed: Server, tmp_path: Path) ->
     assert asked == []
 
 
+def test_gradio_decodes_no_picture_itself(keyed: Server) -> None:
+    id = keyed.upload(keyed.ann, "x.png", b"no picture")
+    event = keyed.event("look")
+    start, picture, prompt = 0, 1, 5
+    event["data"][start] = "a picture"
+    event["data"][picture] = {"path": id, "meta": META}
+    event["data"][prompt] = "a red ball"
+    answer = keyed.ann.post("/gradio_api/run/look", json=event)
+    assert answer.status_code == 200, answer.text
+    assert "this is not a whole PNG, JPEG or WebP" in answer.text
+    many = keyed.ann.post("/gradio_api/run/look", json=event | {"batched": True})
+    assert many.json()["data"] == answer.json()["data"]
+
+
 def told(server: Server, body: dict[str, Any]) -> str:
     """What the queue says of an event."""
     joined = server.ann.post("/gradio_api/queue/join", json=body | {"session_hash": "told"})
@@ -521,6 +535,11 @@ def test_tools_read_no_path_and_ask_no_other_server(keyed: Server, tmp_path: Pat
             arguments = {"prompt": "a red ball", "input_image_filepath": sent}
             answer = call_tool(keyed.ann, "image_to_video", arguments, spoofed)
             assert REFUSED in answer, answer
+        for method in ("prompts/get", "prompts/list", "resources/list", "resources/read"):
+            params = {"name": "x", "uri": "x://x"}
+            call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            answer = ask_mcp(keyed.ann, call, spoofed)
+            assert "Method not found" in answer or "Invalid request" in answer, answer
     assert asked == []
     empty = {"prompt": " ", "input_image_filepath": ""}
     assert "The prompt is empty" in call_tool(keyed.ann, "image_to_video", empty, {})
@@ -530,7 +549,12 @@ def call_tool(
     who: httpx2.Client, name: str, arguments: dict[str, Any], headers: dict[str, str]
 ) -> str:
     params = {"name": name, "arguments": arguments}
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    return ask_mcp(
+        who, {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}, headers
+    )
+
+
+def ask_mcp(who: httpx2.Client, call: dict[str, Any], headers: dict[str, str]) -> str:
     accept = {"accept": "application/json, text/event-stream"}
     answer = who.post("/gradio_api/mcp/", json=call, headers=accept | headers)
     assert answer.status_code == 200, answer.text

@@ -169,7 +169,8 @@ def test_gradios_own_routes_are_closed_and_its_events_open_no_path(zero: Zero) -
     assert zero.client.get("/gradio_api/file=/etc/passwd").status_code == 404
     sent = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     call = {"data": ["a red ball", "", sent, "", 64, 96, "", 0.3, 9, 5, False, 1, True]}
-    answer = zero.client.post("/gradio_api/run/image_to_video", json=call)
+    event = zero.client.post("/gradio_api/call/image_to_video", json=call).json()["event_id"]
+    answer = zero.client.get(f"/gradio_api/call/image_to_video/{event}")
     assert "must be uploaded to this server first" in answer.text
     tools = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     accept = {"accept": "application/json, text/event-stream"}

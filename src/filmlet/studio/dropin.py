@@ -47,9 +47,7 @@ def offer(house: House) -> None:
 
 
 def _endpoint(house: House, mode: str) -> None:
-    picture: Any = _hidden("")
-    if mode == "image":  # without a mode of pixels Gradio hands on the file and decodes nothing
-        picture = gr.Image(type="filepath", image_mode=None, visible=False)
+    picture = gr.Image(type="filepath", visible=False) if mode == "image" else _hidden("")
     video = _footage() if mode == "video" else _hidden("")
     inputs = [
         _hidden(""), _hidden("worst quality, inconsistent motion, blurry, jittery, distorted"),

@@ -138,8 +138,11 @@ def replace_files(value: Any, replace: Callable[[dict[str, Any]], Any]) -> Any:
 
 
 def file_data(path: str) -> dict[str, Any]:
-    """Return what Gradio takes for a file."""
-    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+    """Return what Gradio takes for a file.
+
+    An SVG is the one kind of picture that Gradio hands on without decoding it, which is for us.
+    """
+    return {"path": path, "orig_name": "file.svg", "meta": {"_type": "gradio.FileData"}}
 
 
 def url_of(id: str, root: str) -> str:

@@ -20,6 +20,8 @@ from filmlet.studio.routes import Access, Answer, Route, find_route
 MAX_FILES = 4  # of one upload
 MAX_RANGE = 100  # letters of a Range header
 MCP = "/gradio_api/mcp"
+# What clients send of an event; `batched`, say, would make Gradio treat it as many.
+EVENT_FIELDS = {"data", "session_hash", "event_id", "fn_index", "trigger_id", "event_data"}
 
 
 class GradioGate:
@@ -122,6 +124,8 @@ class GradioGate:
             raise HTTPException(404, "There is no such session of yours.")
         if not self._has_function(event, names.get("api_name")):
             raise HTTPException(404, "There is no such function.")
+        if route.path != "/gradio_api/call/v2/{api_name}":  # its fields are named by the function
+            event = {name: value for name, value in event.items() if name in EVENT_FIELDS}
         return json.dumps(event).encode()
 
     def _has_function(self, event: dict[str, Any], api_name: str | None) -> bool:

@@ -156,13 +156,10 @@ def _form(card: ModelCard) -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
     grid = card.grid
     start = gr.Radio(STARTS, value=SENTENCE, label="Start from", elem_id="start")
     with gr.Row(visible=False) as pictures:
-        # Without a mode of pixels Gradio hands on the file and decodes nothing.
-        first = gr.Image(
-            type="filepath", image_mode=None, label="First picture", sources=["upload"], height=170
-        )
+        first = gr.Image(type="filepath", label="First picture", sources=["upload"], height=170)
         last = gr.Image(
-            type="filepath", image_mode=None, label="Last picture, if you like", sources=["upload"],
-            height=170, visible=card.guides == GuideKind.ANY_FRAME,
+            type="filepath", label="Last picture, if you like", sources=["upload"], height=170,
+            visible=card.guides == GuideKind.ANY_FRAME,
         )  # fmt: skip
     with gr.Column(visible=False) as clips:
         clip = gr.Textbox(

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from gradio.block_function import BlockFunction
+from mcp import types
 from mcp.server.lowlevel.server import request_ctx
 
 from filmlet.jobs import Job
@@ -15,6 +16,11 @@ from filmlet.studio.callers import Callers, owner_of
 from filmlet.studio.files import URL, file_data
 
 DATA_URL = re.compile(r"data:[\w.+-]+/([\w.+-]+);base64,", re.ASCII)
+# Gradio answers these by a request to the Host of whoever asked first; the page has only tools.
+NO_TOOLS = (
+    types.ListPromptsRequest, types.GetPromptRequest, types.ListResourcesRequest,
+    types.ReadResourceRequest, types.ListResourceTemplatesRequest,
+)  # fmt: skip
 
 
 def restrict_mcp(server: Any, callers: Callers) -> None:
@@ -35,6 +41,8 @@ def restrict_mcp(server: Any, callers: Callers) -> None:
             arguments = {**arguments, name: _read_file(sent, callers, owner) if sent else None}
         return arguments
 
+    for request in NO_TOOLS:
+        server.mcp_server.request_handlers.pop(request, None)
     server.get_block_fn_from_endpoint_name = find_direct
     server.convert_strings_to_filedata = read_files
 
