@@ -16,10 +16,12 @@ from PIL import Image, ImageOps
 
 from filmlet.errors import InvalidRequest
 from filmlet.events import Pixels
-from filmlet.media import Refused, frames_of, look, read_picture
+from filmlet.given import Given
+from filmlet.media import Refused, covering, frames_of, look, read_picture
 from filmlet.media.stills import spritesheet, thumbnail
 from filmlet.plan import plan
 from filmlet.request import clip_request
+from filmlet.shape import Shape
 from tests.attack_files import (
     jpeg_of_scans,
     packed_zeros,
@@ -287,3 +289,16 @@ def test_pictures_of_a_clip_take_a_frame_of_memory_at_a_time(tmp_path: Path) -> 
         last = np.asarray(image.crop((640, 480, 800, 600))).astype(int)
     small = Image.fromarray(frames[-1]).resize((160, 120), Image.Resampling.LANCZOS)
     assert np.abs(last - np.asarray(small)).mean() < 5
+
+
+def test_a_guide_takes_a_frame_of_memory_at_its_own_size(tmp_path: Path) -> None:
+    video = Path(keep(tmp_path / "guide.mp4", footage(33, size=(640, 480))))
+    guide = Given(video, look(video), first=8, frames=25)
+    shape = Shape(96, 64, 25, 24.0, 96, 64, 25)
+    expected = covering(np.stack(list(frames_of(video)))[8:], 96, 64)
+    tracemalloc.start()
+    pixels = guide.pixels(shape, (96, 64))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(pixels, expected)
+    assert peak < 10 * 2**20 < 25 * 640 * 480 * 3

@@ -58,10 +58,14 @@ class Given:
         with _refusals("extend" if self.is_clip else "guides"):
             if self.footage.fps is None:
                 return covering(read_picture(self.path), *size)
-            frames = (frame[None] for frame in read_video(self.path, self.first, self.frames))
-            if self.is_clip:
-                frames = (framed(f, shape.made_width, shape.made_height) for f in frames)
-            return np.concatenate([covering(frame, *size) for frame in frames])
+            shown = np.empty((self.frames, size[1], size[0], 3), np.uint8)
+            with closing(read_video(self.path, self.first, self.frames)) as frames:
+                for i, frame in enumerate(frames):
+                    one = frame[None]
+                    if self.is_clip:
+                        one = framed(one, shape.made_width, shape.made_height)
+                    shown[i] = covering(one, *size)[0]
+            return shown
 
     def before(self, shape: Shape) -> Iterator[Pixels]:
         """All frames, a few at a time, as they come before the new ones. Raises InvalidRequest."""

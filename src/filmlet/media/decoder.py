@@ -87,15 +87,14 @@ def open_video(file: BinaryIO, order: dict[str, Any]) -> Any:
     """The container, and its first stream of pictures; libav guesses nothing and opens nothing."""
     import av
 
-    decoders = ",".join(order["decoders"])
-    whitelists = {
+    options = {
         "format_whitelist": order["format"],
-        "codec_whitelist": decoders,
+        "codec_whitelist": ",".join(order["decoders"]),
         "protocol_whitelist": "none",
+        "max_streams": str(STREAMS),
     }
-    options = whitelists | {"enable_drefs": "0", "max_streams": str(STREAMS)}
-    if order["format"] != "mov":
-        del options["enable_drefs"]
+    if order["format"] == "mov":
+        options["enable_drefs"] = "0"  # pictures that lie in other files
     container = av.open(file, "r", order["format"], container_options=options)
     if not container.streams.video:
         raise Unfit("there is no picture in this video.")

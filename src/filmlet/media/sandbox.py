@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,10 +64,11 @@ def stopping_decoders_on(event: threading.Event) -> Iterator[None]:
 
 def look_into(file: BinaryIO, form: Format) -> dict[str, Any]:
     """What the decoder says about a file. Raises Refused, Cancelled, TooManyJobs."""
-    with _turn():
-        for answer, _ in run_decoder(file, form, "look"):
-            return answer
-    raise Refused(DAMAGED[form.is_video])
+    with _turn(), closing(run_decoder(file, form, "look")) as answers:
+        answer, _ = next(answers, ({}, None))
+    if not answer:
+        raise Refused(DAMAGED[form.is_video])
+    return answer
 
 
 def run_decoder(
