@@ -11,6 +11,7 @@ from filmlet.media.footage import (
     read_video,
 )
 from filmlet.media.movie import (
+    PART,
     Movie,
     check_target,
     explain,
@@ -26,6 +27,7 @@ from filmlet.media.video import VIDEOS
 
 __all__ = [
     "BACKGROUND",
+    "PART",
     "VIDEOS",
     "Footage",
     "Movie",
