@@ -103,6 +103,12 @@ class Cancelled(FilmletError):
     code = "cancelled"
 
 
+class JobLost(FilmletError):
+    """The job that a worker makes is another worker's now, or nobody's."""
+
+    code = "job_lost"
+
+
 class NotFinite(FilmletError):
     """The model computed something that is not a number, in float32 as well."""
 
@@ -147,6 +153,10 @@ class DatabaseUnusable(FilmletError):
     """The queue's database cannot be reached, read or written."""
 
     code = "database_unusable"
+
+
+class DatabaseGone(DatabaseUnusable):
+    """The queue's SQLite file was deleted or replaced while it was open."""
 
 
 class StorageUnusable(FilmletError):

@@ -1,18 +1,22 @@
 """The bytes of a clip: whole or in ranges, and while it still grows."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import BinaryIO
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
 from filmlet.api.following import Hub
+from filmlet.errors import StorageUnusable
 from filmlet.jobs import Job, Queue
 
+log = logging.getLogger("filmlet.api")
+
 PIECE = 256 * 1024
-GROWING = ("decoded.mp4.part", "decoded.mp4")  # the names of a clip before its index is in front
 
 
 def ranged(file: BinaryIO, size: int, wanted: str | None, kind: str, name: str) -> Response:
@@ -44,16 +48,30 @@ def _pieces(file: BinaryIO, first: int, count: int) -> Iterator[bytes]:
             yield piece
 
 
+class GrowingResponse(StreamingResponse):
+    """A clip that is sent while it grows; cut off in the middle, the connection is too.
+
+    A body that ends in the regular way is a whole clip to whoever reads it.
+    """
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except StorageUnusable as error:
+            log.warning("%s", error)  # and no last message: the server then closes the connection
+
+
 async def growing(queue: Queue, hub: Hub, job: Job) -> AsyncIterator[bytes]:
     """The clip's bytes as they are written, until it is whole; a playable MP4 from the first on.
 
     A worker that takes the job over writes the same bytes again: the reader goes on where it is.
+    Raises StorageUnusable where there is no more and the clip is not whole.
     """
     sent = 0
 
     async def gained() -> AsyncIterator[bytes]:
         nonlocal sent
-        while piece := await asyncio.to_thread(queue.storage.grown, job.id, GROWING, sent, PIECE):
+        while piece := await asyncio.to_thread(queue.storage.grown, job.id, sent, PIECE):
             sent += len(piece)
             yield piece
 
@@ -62,3 +80,5 @@ async def growing(queue: Queue, hub: Hub, job: Job) -> AsyncIterator[bytes]:
             yield piece
     async for piece in gained():
         yield piece
+    if sent != await asyncio.to_thread(queue.storage.grown_length, job.id):
+        raise StorageUnusable(f"{job.id} ended after {sent} bytes and is not whole.")

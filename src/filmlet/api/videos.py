@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -356,7 +355,8 @@ def download(
     """The clip, in ranges if wanted; `stream=true` sends it while it is still being made."""
     queue = shared.queue
     if stream and variant == "video" and not job.status.is_over:
-        return StreamingResponse(content.growing(queue, shared.hub, job), media_type="video/mp4")
+        grown = content.growing(queue, shared.hub, job)
+        return content.GrowingResponse(grown, media_type="video/mp4")
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
     file = queue.storage.open(job.id, job.clip)
@@ -378,9 +378,8 @@ def preview(job: Found, shared: Shared) -> Response:
     """A rough picture of the clip as it is now."""
     if job.preview is None:
         raise UnknownJob(f"{job.id} has no preview yet.")
-    with shared.queue.storage.open(job.id, PREVIEW) as file:
-        kept = {"cache-control": "no-store"}
-        return Response(file.read(), media_type="image/png", headers=kept)
+    picture = shared.queue.storage.read(job.id, PREVIEW)
+    return Response(picture, media_type="image/png", headers={"cache-control": "no-store"})
 
 
 @router.post("/{id}/remix", response_model=Video)
