@@ -27,7 +27,6 @@ def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]
     """filmlet as its command line runs it, on the engine that it chooses or on another one."""
     from filmlet import stages
     from filmlet.events import Frames
-    from filmlet.media import part_of
     from filmlet.plan import plan
     from filmlet.request import clip_request
     from filmlet.settings import Settings
@@ -39,7 +38,7 @@ def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]
         start = time.perf_counter()
         request = clip_request(PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}")
         first = None
-        with watching(part_of(path), start) as seen:
+        with watching(path, start) as seen:
             work = fold(prepare(plan(request), settings))
             for event in stages.film(work, path):
                 if first is None and isinstance(event, Frames):
@@ -52,14 +51,18 @@ def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]
 
 
 @contextmanager
-def watching(grown: Path, start: float) -> Iterator[Seen]:
-    """What a growing file held and when, in seconds since `start`: looked at every millisecond."""
+def watching(path: Path, start: float) -> Iterator[Seen]:
+    """What a file held while it grew, and when, in seconds since `start`.
+
+    It is looked at every millisecond.
+    """
     seen: Seen = []
     over = threading.Event()
 
     def look() -> None:
         while not over.wait(0.001):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, StopIteration):
+                grown = next(path.parent.glob(f"{path.name}.*.part"))
                 if grown.stat().st_size > len(seen[-1][1] if seen else b""):
                     seen.append((time.perf_counter() - start, grown.read_bytes()))
             if len(seen) > ENOUGH:

@@ -9,11 +9,25 @@ import pytest
 
 from tests.queues import postgres, queue, settings, start
 from tests.servers import client, home, serve, shared_server
+from tests.storages import folder_url, remote, s3, s3_url
 
 if TYPE_CHECKING:
     from filmlet.clip import Clip
 
-__all__ = ["client", "home", "postgres", "queue", "serve", "settings", "shared_server", "start"]
+__all__ = [
+    "client",
+    "folder_url",
+    "home",
+    "postgres",
+    "queue",
+    "remote",
+    "s3",
+    "s3_url",
+    "serve",
+    "settings",
+    "shared_server",
+    "start",
+]
 
 PROMPT = "a red ball moving left on white"
 

@@ -233,7 +233,7 @@ def denoises(_: int, folder: Path) -> bool:
 
 
 def decodes(_: int, folder: Path) -> bool:
-    return any(folder.rglob("*.mp4.part"))
+    return any(folder.rglob("*.mp4.*.part"))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -25,11 +25,15 @@ SEED_STEP = 0x9E3779B1  # odd, so that no two windows of a clip have one seed
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where results are kept: a folder, or nowhere. every_s: how often a step is."""
+    """Where results are kept: a folder, or nowhere. every_s: how often a step is.
+
+    confirm: raises if results may not be kept there any more.
+    """
 
     folder: Path | None
     placement: Placement
     every_s: float
+    confirm: Callable[[], None] = lambda: None
 
     def load(self, name: str) -> Tensors | None:
         """What is kept under a name, if it can be read."""
@@ -42,7 +46,7 @@ class Shelf:
             return
         file = self.folder / f"{name}.safetensors"
         try:
-            artefacts.save(file, tensors)
+            artefacts.save(file, tensors, self.confirm)
         except OSError as error:
             raise explain(error, file) from error
 

@@ -109,6 +109,12 @@ class Cancelled(FilmletError):
     code = "cancelled"
 
 
+class JobLost(FilmletError):
+    """The job that a worker makes is another worker's now, or nobody's."""
+
+    code = "job_lost"
+
+
 class NotFinite(FilmletError):
     """The model computed something that is not a number, in float32 as well."""
 
@@ -176,6 +182,10 @@ class DatabaseUnusable(FilmletError):
 
     code = "database_unusable"
     public_message = "The database cannot be used; the server's log says why. Try again later."
+
+
+class DatabaseGone(DatabaseUnusable):
+    """The queue's SQLite file was deleted or replaced while it was open."""
 
 
 class StorageUnusable(FilmletError):

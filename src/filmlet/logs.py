@@ -31,4 +31,6 @@ def begin(form: str, *, quiet: bool = False) -> None:
     plain.converter = time.localtime
     handler.setFormatter(JsonLines() if form == "json" else plain)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # A connection that was dropped is told once, as DatabaseUnusable; the pool adds its trace.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     logging.getLogger("filmlet").setLevel(logging.WARNING if quiet else logging.INFO)

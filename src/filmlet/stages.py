@@ -71,7 +71,7 @@ def film(
     started = time.perf_counter()
     yield Progress(Stage.MUX, 0, shape.frames)
     try:
-        place(grown, path, tags(work.effective))
+        place(grown, path, tags(work.effective), work.confirm)
     finally:
         if not work.folder:
             grown.unlink(missing_ok=True)
@@ -80,7 +80,10 @@ def film(
 
 
 def _grow(events: Generator[Event], work: Work, grown: Path, form: str) -> Generator[Event]:
-    """Decode into a file that can be played meanwhile; it has its name when it is whole."""
+    """Decode into a file that can be played meanwhile; it has its name when it is whole.
+
+    That the stage is finished is said after that: whoever hears it may take the file.
+    """
     first: Frames | None = None
     for event in events:
         if isinstance(event, Frames):
@@ -94,11 +97,27 @@ def _grow(events: Generator[Event], work: Work, grown: Path, form: str) -> Gener
     with growing(part, form, work.effective.shape, tags(work.effective)) as movie:
         movie.add(first.pixels)
         yield first
+        finished: Finished | None = None
         for event in events:
             if isinstance(event, Frames):
                 movie.add(event.pixels)
-            yield event
-    part.replace(grown)
+            if isinstance(event, Finished) and event.stage == Stage.DECODE:
+                finished = event
+            else:
+                yield event
+    if work.folder:
+        _name(part, grown, work.confirm)
+    if finished:
+        yield finished
+
+
+def _name(part: Path, grown: Path, confirm: Callable[[], None]) -> None:
+    """Give a whole file its name. Raises what `confirm` does; the file is gone then."""
+    try:
+        confirm()
+        part.replace(grown)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _make(work: Work) -> Generator[Event]:
@@ -279,6 +298,7 @@ def _run_in_float32(work: Work, error: NotFinite, shown: int) -> None:
             f"{error} {work.plan.card.name}{with_loras} is damaged or its settings are too far "
             f"off; it was run in {work.placement.dtype} and no clip was written."
         ) from error
+    work.confirm()
     work.made.clear()
     given = [adapter.path for adapter in work.loras]
     for file in work.folder.glob("*.safetensors") if work.folder else ():

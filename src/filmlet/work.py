@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
@@ -64,6 +64,7 @@ class Work:
     cancelled: threading.Event = field(default_factory=threading.Event)
     then: tuple[Reading, ...] = ()  # of further prompts
     is_planar: bool = False  # frames go into a video, whose encoder takes Planes
+    confirm: Callable[[], None] = lambda: None  # raises if the folder is another attempt's now
 
     def file(self, name: str) -> Path | None:
         """Where a result of this name is kept, if at all."""
@@ -72,7 +73,7 @@ class Work:
     @property
     def shelf(self) -> Shelf:
         """Where stages put what they make."""
-        return Shelf(self.folder, self.placement, KEEP_EVERY_S)
+        return Shelf(self.folder, self.placement, KEEP_EVERY_S, self.confirm)
 
     @property
     def recipe(self) -> Recipe:

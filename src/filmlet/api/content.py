@@ -16,7 +16,6 @@ from filmlet.jobs import Job
 log = logging.getLogger("filmlet.api")
 
 PIECE = 256 * 1024
-GROWING = ("decoded.mp4.part", "decoded.mp4")  # the names of a clip before its index is in front
 
 
 def ranged(house: House, file: BinaryIO, size: int, wanted: str | None, name: str) -> Response:
@@ -74,13 +73,14 @@ async def growing(house: House, job: Job) -> AsyncGenerator[bytes]:
     """The clip's bytes as they are written, until it is whole; a playable MP4 from the first on.
 
     A worker that takes the job over writes the same bytes again: the reader goes on where it is.
+    Raises StorageUnusable where there is no more and the clip is not whole.
     """
     sent = 0
 
     async def gained() -> AsyncIterator[bytes]:
         nonlocal sent
         grown = house.queue.storage.grown
-        while piece := await house.run_at_storage(grown, job.id, GROWING, sent, PIECE):
+        while piece := await house.run_at_storage(grown, job.id, sent, PIECE):
             sent += len(piece)
             yield piece
 
@@ -89,3 +89,5 @@ async def growing(house: House, job: Job) -> AsyncGenerator[bytes]:
             yield piece
     async for piece in gained():
         yield piece
+    if sent != await asyncio.to_thread(queue.storage.grown_length, job.id):
+        raise StorageUnusable(f"{job.id} ended after {sent} bytes and is not whole.")

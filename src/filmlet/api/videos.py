@@ -400,13 +400,8 @@ async def preview(job: Found, shared: Shared) -> Response:
     """A rough picture of the clip as it is now."""
     if job.preview is None:
         raise UnknownJob(f"{job.id} has no preview yet.")
-    picture = await shared.run_at_storage(_read_preview, shared, job)
+    picture = await shared.run_at_storage(shared.queue.storage.read, job.id, PREVIEW)
     return Response(picture, media_type="image/png", headers={"cache-control": "no-store"})
-
-
-def _read_preview(shared: House, job: Job) -> bytes:
-    with shared.queue.storage.open(job.id, PREVIEW) as file:
-        return file.read()
 
 
 @router.post("/{id}/remix", response_model=Video)

@@ -2,6 +2,8 @@
 
 import errno
 import re
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,15 @@ from filmlet.engine.arrays import Tensors
 from filmlet.engine.placement import Library, Placement
 
 
-def save(path: Path, tensors: Tensors) -> None:
-    """Write a table of tensors, under another name first. Raises OSError."""
-    part = path.with_name(path.name + ".part")
+def save(path: Path, tensors: Tensors, confirm: Callable[[], None] = lambda: None) -> None:
+    """Write a table of tensors, under a name of this call alone first. Raises OSError.
+
+    confirm: raises if the table may not have its name any more.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         _write(tensors, part)
+        confirm()
         part.replace(path)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))

@@ -1,5 +1,6 @@
 """Where, by which library and in which dtype a model computes."""
 
+import ctypes
 import gc
 import platform
 import sys
@@ -132,3 +133,9 @@ def free(device: str) -> None:
     gc.collect()
     if device.startswith("cuda"):
         import_module("torch").cuda.empty_cache()
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system where the C library keeps it, as glibc does."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -1,23 +1,33 @@
 """The queue's database: a SQLite file in the home folder, or PostgreSQL; DBOS' tables and ours."""
 
+import secrets
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient
+from dbos import DBOS, DBOSClient, WorkflowStatus
+from dbos import error as dbos_error
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from filmlet.errors import DatabaseUnusable
+from filmlet.errors import DatabaseGone, DatabaseUnusable
 from filmlet.settings import Settings
 
 Row = Mapping[str, Any]
+
+KEEPALIVES = {  # seconds, and a number of probes: a server that is cut off is noticed within 30 s
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",  # milliseconds
+}
 
 JOBS = """
 create table filmlet_job (
@@ -146,8 +156,22 @@ def _fourth(connection: Connection) -> None:
         connection.execute(sa.text(statement))
 
 
+def _sixth(connection: Connection) -> None:
+    """Which database a storage belongs to, and which jobs have only files left that are of use.
+
+    identity: random, written into the storage too: only its own database may delete there.
+    """
+    for statement in (
+        "create table filmlet_identity (id text not null)",
+        "alter table filmlet_job add column trimmed integer not null default 0",
+    ):
+        connection.execute(sa.text(statement))
+    identity = {"id": secrets.token_hex(16)}
+    connection.execute(sa.text("insert into filmlet_identity values (:id)"), identity)
+
+
 # A change of the schema is a new function at the end.
-MIGRATIONS = (_first, _second, _third, _fourth)
+MIGRATIONS = (_first, _second, _third, _fourth, _sixth)
 
 
 class Database:
@@ -157,6 +181,7 @@ class Database:
         path = settings.home / "filmlet.sqlite"
         self.url = settings.database_url or f"sqlite:///{path}"
         self.is_sqlite = self.url.startswith("sqlite")
+        self.file: Path | None = None  # of SQLite
         self.now = (
             "((julianday('now') - 2440587.5) * 86400.0)"
             if self.is_sqlite
@@ -170,10 +195,13 @@ class Database:
         self.words = self.now, self.prompt
         with self._refusals():
             if self.is_sqlite:
-                file = Path(self.url.removeprefix("sqlite:///"))
-                file.parent.mkdir(parents=True, exist_ok=True)
-                _write_ahead(file)
+                self.file = Path(self.url.removeprefix("sqlite:///"))
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                _write_ahead(self.file)
+                self.inode = _inode(self.file)
                 _count_subseconds()
+            else:
+                self.url = _with_keepalives(self.url)
             self.engine = self._engine()
             try:
                 DBOS.migrate(self.url)
@@ -191,7 +219,7 @@ class Database:
             return engine
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
-        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        return sa.create_engine(url, pool_pre_ping=True)
 
     def _migrate(self) -> None:
         with self.engine.begin() as connection:
@@ -218,6 +246,36 @@ class Database:
         with self._refusals():
             return DBOSClient(system_database_url=self.url, retry_connection_errors=False)
 
+    @cached_property
+    def identity(self) -> str:
+        """What tells this database from every other."""
+        with self.reading() as t:
+            row = t.row("select id from filmlet_identity")
+        assert row
+        return str(row["id"])
+
+    def pending_workflows(self, worker: str) -> list[WorkflowStatus]:
+        """Workflows that a worker has begun and not ended. Raises DatabaseUnusable."""
+        with self._refusals():
+            return self.client.list_workflows(
+                status="PENDING", executor_id=worker, load_input=False
+            )
+
+    def resume_workflows(self, ids: Sequence[str], queue: str) -> None:
+        """Put workflows back into a queue. Raises DatabaseUnusable."""
+        with self._refusals():
+            self.client.resume_workflows([*ids], queue_name=queue)
+
+    def cancel_workflow(self, id: str) -> None:
+        """Take a workflow out of its queue. Raises DatabaseUnusable."""
+        with self._refusals():
+            self.client.cancel_workflow(id)
+
+    def delete_workflows(self, ids: Sequence[str]) -> None:
+        """Forget workflows; those that are gone are no error. Raises DatabaseUnusable."""
+        with self._refusals():
+            self.client.delete_workflows([*ids])
+
     @contextmanager
     def reading(self) -> Iterator["Reader"]:
         """Statements that see one state and change nothing."""
@@ -239,13 +297,23 @@ class Database:
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
+        """Turn errors of the drivers and of DBOS into DatabaseUnusable."""
+        self._check_file()
         try:
             yield
-        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, dbos_error.DBOSException, OSError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             reason = " ".join(str(cause).split()) or type(cause).__name__
-            place = sa.make_url(self.url).render_as_string(hide_password=True)
+            place = sa.make_url(self.url).set(query={}).render_as_string(hide_password=True)
             raise DatabaseUnusable(f"The database {place} cannot be used: {reason}.") from error
+
+    def _check_file(self) -> None:
+        """Raise DatabaseGone where connections are open to a file that has no name any more."""
+        if self.file and "inode" in vars(self) and _inode(self.file) != self.inode:
+            raise DatabaseGone(
+                "The database file was deleted or replaced while filmlet used it; "
+                "nothing more is written. Restart filmlet."
+            )
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -315,6 +383,22 @@ def tally(t: Transaction, name: str, label: str, seconds: float = 0.0) -> None:
         " seconds = filmlet_tally.seconds + excluded.seconds",
         name=name, label=label, seconds=seconds,
     )  # fmt: skip
+
+
+def _inode(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None where there is none."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _with_keepalives(url: str) -> str:
+    """The URL with libpq's parameters that notice a lost server; those in it already stay."""
+    parsed = sa.make_url(url)
+    missing = {name: value for name, value in KEEPALIVES.items() if name not in parsed.query}
+    return parsed.update_query_dict(missing).render_as_string(hide_password=False)
 
 
 def _write_ahead(file: Path) -> None:

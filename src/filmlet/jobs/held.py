@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
+from filmlet.errors import JobLost
 from filmlet.events import Finished, Progress, Stage
 from filmlet.jobs.cost import Size
 from filmlet.jobs.database import Database, Row, Transaction, tally
@@ -17,6 +18,7 @@ from filmlet.jobs.webhooks import announce
 from filmlet.settings import Settings
 from filmlet.work import Work
 
+CONFIRMED_S = 1.0  # a job is not given to another worker sooner than this after a report
 LISTEN_S = 0.35  # between two questions for a cancel while nothing else is to be told
 
 
@@ -33,27 +35,35 @@ class Held:
     previews: int = 0  # so many were made; each takes the place of the one before
     told: tuple[Progress | None, int] = (None, 0)
     told_at: float = 0.0
+    confirmed_at: float = field(default_factory=time.monotonic)  # that the job was still ours
     begun: Progress | None = None  # of the stage in hand
     records: list[dict[str, object]] = field(default_factory=list)
 
     @classmethod
-    def claim(cls, database: Database, settings: Settings, job: str, worker: str) -> Self | None:
-        """Begin the next attempt; None where the job was deleted or cancelled meanwhile."""
+    def claim(
+        cls, database: Database, settings: Settings, job: str, worker: str, run: int | None = None
+    ) -> Self | None:
+        """Begin the next attempt; None where the job was deleted or cancelled meanwhile.
+
+        run: of the workflow that claims it, None is any. A job that was moved or retried has a
+        new workflow: one that was taken out of the queue just before must not make it as well.
+        """
         with database.transaction() as t:
             row = t.row(
                 "update filmlet_job set status = 'running', worker = :worker,"
                 " attempt = attempt + 1, started = coalesce(started, {now}), beat = {now},"
-                " seq = seq + 1 where id = :id and cancel is null"
+                " seq = seq + 1 where id = :id and run = coalesce(:run, run) and cancel is null"
                 " and status in ('queued', 'running') returning *",
-                id=job, worker=worker,
+                id=job, worker=worker, run=run,
             )  # fmt: skip
             if row is None:
                 gone = t.row(
                     "update filmlet_job set status = 'cancelled', finished = {now},"
-                    " idle_s = {now} - cancel, seq = seq + 1 where id = :id"
+                    " idle_s = {now} - cancel, seq = seq + 1"
+                    " where id = :id and run = coalesce(:run, run)"
                     " and cancel is not null and status in ('queued', 'running') returning id",
-                    id=job,
-                )
+                    id=job, run=run,
+                )  # fmt: skip
                 if gone:
                     tally(t, "jobs", Status.CANCELLED)
                     announce(t, database, settings, job)
@@ -87,7 +97,7 @@ class Held:
             row = t.row(
                 "update filmlet_job set stage = :stage, done = :done, total = :total,"
                 " preview = :preview, seq = seq + :changed, beat = {now}"
-                " where id = :id and worker = :worker and attempt = :attempt"
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run"
                 " and status = 'running' returning cancel",
                 stage=progress.stage.value, done=progress.done, total=progress.total,
                 preview=str(self.previews) if self.previews else None,
@@ -96,13 +106,34 @@ class Held:
         self.told, self.told_at = latest, now
         if row is None or row["cancel"] is not None:
             self.stop()
+        if row:
+            self.confirmed_at = now
+
+    def confirm(self) -> None:
+        """Ask whether the job is still ours, before a file gets its name. Raises JobLost if not.
+
+        A process that was stopped for longer than its lease goes on in the middle of a line.
+        """
+        if time.monotonic() - self.confirmed_at < CONFIRMED_S:
+            return
+        now = time.monotonic()
+        with self.database.reading() as t:
+            row = t.row(
+                "select id from filmlet_job where id = :id and worker = :worker"
+                " and attempt = :attempt and run = :run and status = 'running'",
+                **self._mine,
+            )
+        if row is None:
+            self.stop()
+            raise JobLost(f"{self.id} was given to another worker or deleted.")
+        self.confirmed_at = now
 
     def note_effective(self) -> None:
         """Record what will really be done."""
         with self.database.transaction() as t:
             t.rows(
                 "update filmlet_job set effective = :effective, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run",
                 effective=self._effective, **self._mine,
             )  # fmt: skip
 
@@ -121,7 +152,7 @@ class Held:
             t.rows(
                 "update filmlet_job set stages = :stages,"
                 " effective = coalesce(:effective, effective), seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt",
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run",
                 stages=json.dumps(self.records), effective=self._effective, **self._mine,
             )  # fmt: skip
             if not event.reused:
@@ -139,61 +170,79 @@ class Held:
                 model=self.row["model"], id=self.row["worker"],
             )  # fmt: skip
 
-    def complete(self, size: int) -> None:
-        """The clip is in its place; size: bytes of everything that is kept of the job."""
+    def complete(self, size: int) -> bool:
+        """The clip is in its place; size: bytes of everything that is kept of the job.
+
+        Whether the job was still ours.
+        """
         with self.database.transaction() as t:
             ended = t.row(
                 "update filmlet_job set status = 'completed', clip = 'clip.mp4', bytes = :bytes,"
                 " stage = 'mux', done = 1, total = 1,"
                 " effective = :effective, finished = {now}, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt"
-                " returning started - queued as waited",
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+                " and status = 'running' returning started - queued as waited",
                 bytes=size, effective=self._effective, **self._mine,
             )  # fmt: skip
             if ended:
                 tally(t, "jobs", Status.COMPLETED)
                 tally(t, "wait", "", max(0.0, ended["waited"]))
                 announce(t, self.database, self.settings, self.id)
+        return ended is not None
 
-    def fail(self, code: str, message: str) -> None:
-        """The job has no clip, and this is why."""
+    def fail(self, code: str, message: str, size: int) -> bool:
+        """The job has no clip, and this is why; size: bytes of what is kept of it.
+
+        Whether the job was still ours.
+        """
         with self.database.transaction() as t:
             ended = t.row(
                 "update filmlet_job set status = 'failed', failure_code = :code,"
-                " failure = :message, finished = {now}, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt returning id",
-                code=code, message=message, **self._mine,
+                " failure = :message, bytes = :bytes, finished = {now}, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+                " and status = 'running' returning id",
+                code=code, message=message, bytes=size, **self._mine,
             )  # fmt: skip
             if ended:
                 tally(t, "jobs", Status.FAILED)
                 tally(t, "failure", code)
                 announce(t, self.database, self.settings, self.id)
+        return ended is not None
 
-    def cancelled(self) -> None:
-        """The worker has stopped and is free again."""
+    def cancelled(self, size: int) -> bool:
+        """The worker has stopped and is free again; size: bytes of what is kept of the job.
+
+        Whether the job was still ours.
+        """
         with self.database.transaction() as t:
             ended = t.row(
-                "update filmlet_job set status = 'cancelled', finished = {now},"
+                "update filmlet_job set status = 'cancelled', bytes = :bytes, finished = {now},"
                 " idle_s = {now} - cancel, seq = seq + 1"
-                " where id = :id and worker = :worker and attempt = :attempt returning idle_s",
-                **self._mine,
-            )
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+                " and status = 'running' and cancel is not null returning idle_s",
+                bytes=size, **self._mine,
+            )  # fmt: skip
             if ended:
                 tally(t, "jobs", Status.CANCELLED)
                 tally(t, "cancel", "", ended["idle_s"])
                 announce(t, self.database, self.settings, self.id)
+        return ended is not None
 
     def give_back(self, t: Transaction) -> None:
         """The attempt does not count: the worker was told to stop."""
         t.rows(
             "update filmlet_job set attempt = attempt - 1"
-            " where id = :id and worker = :worker and attempt = :attempt and status = 'running'",
+            " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+            " and status = 'running'",
             **self._mine,
         )
 
     @property
     def _mine(self) -> dict[str, object]:
-        return {"id": self.id, "worker": self.row["worker"], "attempt": self.attempt}
+        return {
+            "id": self.id, "worker": self.row["worker"], "attempt": self.attempt,
+            "run": self.row["run"],
+        }  # fmt: skip
 
     @property
     def _device(self) -> str:

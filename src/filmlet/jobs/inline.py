@@ -15,7 +15,7 @@ from contextvars import copy_context
 from filmlet.errors import FilmletError
 from filmlet.jobs.job import Job, Status
 from filmlet.jobs.queue import Queue
-from filmlet.jobs.worker import PULSE_S, SWEEP_S, Film, Worker
+from filmlet.jobs.worker import PULSE_S, Film, Worker
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.inline")
@@ -42,6 +42,7 @@ class Inline:
             self._requeue()
             pulse = threading.Thread(target=self._pulse, name="pulse", daemon=True)
             pulse.start()
+            threading.Thread(target=self.worker.keep_swept, name="sweep", daemon=True).start()
             try:
                 yield
             finally:
@@ -79,10 +80,11 @@ class Inline:
             log.warning("%s: %s", job, error)
         finally:
             del self.hands[job]
+            self.worker.sweeps.set()
 
     def _pulse(self) -> None:
         """Report, hear of cancels, live."""
-        beaten = swept = 0.0
+        beaten = 0.0
         while not self.worker.stop.wait(PULSE_S):
             now = time.monotonic()
             try:
@@ -92,11 +94,10 @@ class Inline:
                 if now - beaten >= BEAT_S:
                     self.worker.beat()
                     beaten = now
-                if now - swept >= SWEEP_S:
-                    self.queue.sweep()
-                    swept = now
             except FilmletError as error:
                 log.warning("%s", error)
+            except Exception:  # without it no job would be heard of any more
+                log.exception("the pulse")
 
     def _requeue(self) -> None:
         with suppress(FilmletError), self.queue.database.transaction() as t:

@@ -4,15 +4,16 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from dbos import WorkflowSerializationFormat
 
 from filmlet.effective import Effective
 from filmlet.engine.engines import at_most, torchs
-from filmlet.errors import IdempotencyKeyReused, JobConflict, UnknownJob
+from filmlet.errors import DatabaseUnusable, IdempotencyKeyReused, JobConflict, UnknownJob
 from filmlet.events import Stage
-from filmlet.jobs.cost import LATEST, Size
+from filmlet.jobs.cost import Size
 from filmlet.jobs.database import Database, Reader, Row, Transaction, tally
 from filmlet.jobs.job import (
     Census,
@@ -26,6 +27,7 @@ from filmlet.jobs.job import (
 )
 from filmlet.jobs.limits import Limits, used
 from filmlet.jobs.outlook import Outlooks
+from filmlet.jobs.retention import Retention
 from filmlet.jobs.rows import job_of, request_of
 from filmlet.jobs.storage import Storage
 from filmlet.jobs.webhooks import announce
@@ -69,6 +71,7 @@ class Queue:
         self.database = Database(settings)
         self.storage = Storage(settings)
         self._outlooks = Outlooks()
+        self.retention = Retention(self.database, self.storage, settings, self.delete)
 
     @property
     def is_near(self) -> bool:
@@ -86,6 +89,7 @@ class Queue:
         job = f"clip_{secrets.token_hex(12)}"
         if not request.files:
             return self._insert(job, request, plan(request), asking)
+        self.retention.make_room(asking.owner)
         try:  # The files are there before the row is: a worker may take it at once.
             made = self._insert(job, *self._bring(job, request, given_by), asking)
         except BaseException:
@@ -93,7 +97,18 @@ class Queue:
             raise
         if made.id != job:
             self.storage.delete(job)
+        else:
+            self._note_size(job)
         return made
+
+    def _note_size(self, job: str) -> None:
+        """Bytes of a waiting job's files count, too."""
+        size = self.storage.size(job)
+        with self.database.transaction() as t:
+            t.rows(
+                "update filmlet_job set bytes = :bytes where id = :id and bytes = 0",
+                bytes=size, id=job,
+            )  # fmt: skip
 
     def _bring(
         self, job: str, request: ClipRequest, given_by: str | None
@@ -269,8 +284,13 @@ class Queue:
             if moved is None:
                 raise JobConflict(f"{job} is {row['status']}; only a waiting job can be moved.")
             self._enqueue(t, job, moved["run"], rank)
-        self.database.client.cancel_workflow(f"{job}.{row['run']}")
+        self._forget_workflow(job, row["run"])
         return self.get(job)
+
+    def _forget_workflow(self, job: str, run: int) -> None:
+        """Take a workflow out of the queue, if the database answers: it would do nothing there."""
+        with suppress(DatabaseUnusable):
+            self.database.cancel_workflow(f"{job}.{run}")
 
     def follow(self, job: str, owner: str | None = None) -> Iterator[Job]:
         """Yield the job whenever something about it changed, until it is over."""
@@ -301,7 +321,7 @@ class Queue:
                 announce(t, self.database, self.settings, job)
         self._outlooks.forget()
         if row["status"] == Status.QUEUED:
-            self.database.client.cancel_workflow(f"{job}.{row['run']}")
+            self._forget_workflow(job, row["run"])
         return self.get(job, owner)
 
     def retry(self, job: str, owner: str | None = None) -> Job:
@@ -321,7 +341,8 @@ class Queue:
             rank = self._admit(t, asking, 0.0)
             t.rows(
                 "update filmlet_job set status = 'queued', run = run + 1, rank = :rank,"
-                " cancel = null, attempt = 0, failure = null, failure_code = null, worker = null,"
+                " cancel = null, attempt = 0, trimmed = 0, failure = null, failure_code = null,"
+                " worker = null,"
                 " finished = null, idle_s = null, seq = seq + 1, queued = {now} where id = :id",
                 id=job, rank=rank,
             )  # fmt: skip
@@ -330,41 +351,29 @@ class Queue:
         return self.get(job, owner)
 
     def delete(self, job: str, owner: str | None = None) -> None:
-        """Remove a job that is over, with its clip. Raises JobConflict."""
-        with self.database.transaction() as t:
+        """Remove a job that is over, with its clip. Raises JobConflict.
+
+        Its row goes last but one: until then it can be asked for again. Files that stay behind
+        are removed by a sweep.
+        """
+        with self.database.reading() as t:
             row = _row(t, job, owner)
-            if row["status"] not in OVER:
-                raise JobConflict(f"{job} is {row['status']}; cancel it first.")
-            t.rows("delete from filmlet_job where id = :id", id=job)
-        self.database.client.delete_workflows([f"{job}.{n + 1}" for n in range(row["run"])])
+        if row["status"] not in OVER:
+            raise JobConflict(f"{job} is {row['status']}; cancel it first.")
+        self.database.delete_workflows([f"{job}.{n + 1}" for n in range(row["run"])])
+        with self.database.transaction() as t:
+            gone = t.row(
+                "delete from filmlet_job where id = :id and run = :run and finished is not null"
+                " returning id",
+                id=job, run=row["run"],
+            )  # fmt: skip
+        if gone is None:
+            raise JobConflict(f"{job} was retried or deleted meanwhile.")
         self.storage.delete(job)
 
     def sweep(self) -> int:
-        """Delete what is over and older than the settings allow, oldest first; how many went."""
-        with self.database.transaction() as t:
-            rows = t.rows(
-                "select id, bytes, finished < {now} - :age as old from filmlet_job"
-                " where status in ('completed', 'failed', 'cancelled') order by finished",
-                age=self.settings.keep_days * 86400,
-            )  # fmt: skip
-            t.rows("delete from filmlet_use where at < {now} - 86400")
-            t.rows(
-                "delete from filmlet_cost where at < (select c.at from filmlet_cost c"
-                " where c.model = filmlet_cost.model and c.device = filmlet_cost.device"
-                " and c.stage = filmlet_cost.stage order by c.at desc limit 1 offset :latest)",
-                latest=LATEST,
-            )
-        taken, allowed = sum(row["bytes"] for row in rows), self.settings.keep_gb * 1e9
-        gone = 0
-        for row in rows:
-            if row["old"] or taken > allowed:
-                try:
-                    self.delete(row["id"])
-                except (UnknownJob, JobConflict):
-                    continue  # another sweep was here, or its owner retries it
-                taken -= row["bytes"]
-                gone += 1
-        return gone
+        """Remove what the settings do not allow any more; how many jobs went."""
+        return self.retention.sweep()
 
     def refine(self, job: str, asking: Asking) -> Job:
         """A new job that finishes a draft: it starts from the draft's own latents.

@@ -1,18 +1,23 @@
 """Where finished clips and kept results lie: a folder, or any place fsspec knows (s3://...)."""
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import fsspec
 
 from filmlet.errors import DiskFull, StorageUnusable
-from filmlet.media import explain
+from filmlet.media import PART, explain, part_of
 from filmlet.settings import Settings
 
 PIECE = "growing-"  # of a clip that is being made; the number after it says where it belongs
+GROWING = "decoded.mp4"  # the clip before its index is in front; beside it its parts
+JOB = "clip_"  # every job's id, and so its folder's name, begins with it
+OWNER = "filmlet-database"  # the file that names the one database whose jobs lie here
 
 
 class Storage:
@@ -47,10 +52,15 @@ class Storage:
         folder = self.folder(job)
         if self.is_remote:
             with self._refusals():
-                for name in self._names(job):
-                    if not name.startswith(PIECE) and not (folder / name).exists():
-                        self.files.get_file(f"{self.root}/{job}/{name}", str(folder / name))
+                names = [name for name in self._names(job) if not name.startswith(PIECE)]
+            self.bring(job, job, *(name for name in names if not (folder / name).exists()))
         return folder
+
+    def clear(self, job: str) -> None:
+        """Remove what attempts that are over left half-written; theirs is no file by its name."""
+        for file in self.folder(job).iterdir():
+            if PART.search(file.name):
+                file.unlink(missing_ok=True)
 
     def store(self, job: str, *names: str) -> None:
         """Bring files of the job's folder to a remote place; a local one has them already."""
@@ -68,8 +78,9 @@ class Storage:
         target = f"{self.root}/{name}"
         with self._refusals():
             if self._is_folder:
-                self.files.put_file(str(file), f"{target}.part")
-                self.files.mv(f"{target}.part", target)
+                part = part_of(Path(target))
+                self.files.put_file(str(file), str(part))
+                part.replace(target)
             else:
                 self.files.put_file(str(file), target)
 
@@ -83,47 +94,54 @@ class Storage:
         with self._refusals():
             return bool(self.files.exists(f"{self.root}/{name}"))
 
-    def grow(self, job: str, name: str) -> None:
-        """Bring what a growing file has gained to a remote place, for readers elsewhere."""
+    def grow(self, job: str) -> None:
+        """Bring what the growing clip has gained to a remote place, for readers elsewhere."""
         if not self.is_remote:
             return
         told = self._grown.get(job, 0)
-        try:
-            with (self.local / job / name).open("rb") as file:
-                file.seek(told)
-                gained = file.read()
-        except FileNotFoundError:
-            return
+        gained = self._grown_here(job, told, -1)
         if gained:
             with self._refusals():
                 self.files.makedirs(f"{self.root}/{job}", exist_ok=True)
                 self.files.pipe_file(f"{self.root}/{job}/{PIECE}{told:012d}", gained)
             self._grown[job] = told + len(gained)
 
-    def grown(self, job: str, names: Sequence[str], sent: int, most: int) -> bytes:
-        """At most `most` bytes of a growing file beyond `sent`; it has one of `names`, or pieces.
+    def grown(self, job: str, sent: int, most: int) -> bytes:
+        """At most `most` bytes of the growing clip beyond `sent`, from the file or its pieces.
 
-        Every attempt writes the same bytes, so pieces of an earlier one are as good.
+        Every attempt writes the same bytes, so what an earlier one has written is as good.
         """
-        for name in names:
-            try:
-                with (self.local / job / name).open("rb") as file:
-                    file.seek(sent)
-                    return file.read(most)
-            except FileNotFoundError:
-                continue
-        if not self.is_remote:
-            return b""
-        with self._refusals():
+        here = self._grown_here(job, sent, most)
+        if here or not self.is_remote:
+            return here
+        with self._refusals(), suppress(FileNotFoundError):  # the worker removed it: it is whole
             starts = [int(n.removeprefix(PIECE)) for n in self._names(job) if n.startswith(PIECE)]
             for start in sorted((s for s in starts if s <= sent), reverse=True):
                 piece = bytes(self.files.cat_file(f"{self.root}/{job}/{PIECE}{start:012d}"))
                 if start + len(piece) > sent:
-                    return piece[sent - start :]
-            whole = [n for n in names if self.files.exists(f"{self.root}/{job}/{n}")]
-            if whole and self.length(job, whole[0]) > sent:
-                place = f"{self.root}/{job}/{whole[0]}"
+                    return piece[sent - start :][:most]
+        with self._refusals(), suppress(FileNotFoundError):
+            place = f"{self.root}/{job}/{GROWING}"
+            if int(self.files.size(place)) > sent:
                 return bytes(self.files.cat_file(place, start=sent, end=sent + most))
+        return b""
+
+    def grown_length(self, job: str) -> int | None:
+        """Bytes of the clip that has grown, once it is whole; None where there is none any more."""
+        with suppress(OSError):
+            return (self.local / job / GROWING).stat().st_size
+        with self._refusals(), suppress(FileNotFoundError):
+            return int(self.files.size(f"{self.root}/{job}/{GROWING}"))
+        return None
+
+    def _grown_here(self, job: str, sent: int, most: int) -> bytes:
+        """Of the whole file in the local folder, or of the longest that is not whole."""
+        folder = self.local / job
+        parts = [file for file in folder.glob(f"{GROWING}.*") if PART.search(file.name)]
+        for file in (folder / GROWING, *sorted(parts, key=_bytes_of, reverse=True)):
+            with suppress(FileNotFoundError), file.open("rb") as opened:
+                opened.seek(sent)
+                return opened.read(most)
         return b""
 
     def give(self, job: str, path: Path, name: str) -> None:
@@ -133,7 +151,7 @@ class Storage:
             if path.parent == target.parent and path.exists():
                 path.replace(target)
             elif not target.exists():
-                part = target.with_name(f"{name}.part")
+                part = part_of(target)
                 shutil.copyfile(path, part)
                 part.replace(target)
         except OSError as error:
@@ -152,8 +170,9 @@ class Storage:
             for name in names:
                 place = f"{self.root}/{source}/{name}"
                 if self.files.exists(place):
-                    self.files.get_file(place, str(folder / f"{name}.part"))
-                    (folder / f"{name}.part").replace(folder / name)
+                    part = part_of(folder / name)
+                    self.files.get_file(place, str(part))
+                    part.replace(folder / name)
 
     @property
     def _is_folder(self) -> bool:
@@ -163,6 +182,11 @@ class Storage:
         """Read one file of a job. Raises StorageUnusable."""
         with self._refusals():
             return cast(BinaryIO, self.files.open(f"{self.root}/{job}/{name}", "rb"))
+
+    def read(self, job: str, name: str) -> bytes:
+        """All of one file, as it is at one moment. Raises StorageUnusable."""
+        with self._refusals():
+            return bytes(self.files.cat_file(f"{self.root}/{job}/{name}"))
 
     def length(self, job: str, name: str) -> int:
         """Bytes of one file."""
@@ -180,28 +204,72 @@ class Storage:
             return int(self.files.du(place)) if self.files.exists(place) else 0
 
     def leave(self, job: str) -> None:
-        """Clear the local folder of a job that lies elsewhere."""
+        """Clear the local folder of a job that lies elsewhere, and the pieces that it grew by."""
         if self._grown.pop(job, 0):
             with self._refusals():
-                pieces = [n for n in self._names(job) if n.startswith(PIECE)]
-                self.files.rm([f"{self.root}/{job}/{n}" for n in pieces])
+                self._remove(job, [n for n in self._names(job) if n.startswith(PIECE)])
         if self.is_remote:
             shutil.rmtree(self.local / job, ignore_errors=True)
+
+    def trim(self, job: str, useful: Collection[str]) -> None:
+        """Remove every file of a job but those."""
+        with self._refusals():
+            self._remove(job, [name for name in self._names(job) if name not in useful])
 
     def delete(self, job: str) -> None:
         """Remove everything of a job; what is gone already is no error."""
         shutil.rmtree(self.local / job, ignore_errors=True)
         if self.is_remote:
-            with self._refusals():
+            with self._refusals(), suppress(FileNotFoundError):
                 place = f"{self.root}/{job}"
                 if self.files.exists(place):
                     self.files.rm(place, recursive=True)
 
+    def clear_local(self, job: str) -> None:
+        """Remove what a worker that is gone left here of a job that lies elsewhere."""
+        shutil.rmtree(self.local / job, ignore_errors=True)
+
+    def is_of(self, identity: str) -> bool:
+        """Whether this place belongs to that database; the first one that asks makes it its own."""
+        if not self.holds(OWNER):
+            with self._refusals():
+                self.files.pipe_file(f"{self.root}/{OWNER}", identity.encode())
+        with self._refusals():
+            return bool(self.files.cat_file(f"{self.root}/{OWNER}") == identity.encode())
+
+    def jobs(self) -> set[str]:
+        """Ids of all jobs that have a folder."""
+        with self._refusals():
+            names = (str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.files.ls(self.root, False))
+            return {name for name in names if name.startswith(JOB)}
+
+    def local_jobs(self) -> set[str]:
+        """Ids of those that have one on this machine."""
+        return {folder.name for folder in self.local.glob(f"{JOB}*")}
+
+    def idle_s(self, job: str) -> float:
+        """Seconds since anything in a job's folder was written."""
+        latest = 0.0
+        with self._refusals(), suppress(FileNotFoundError):
+            place = f"{self.root}/{job}"
+            found = [self.files.info(place), *self.files.find(place, detail=True).values()]
+            latest = max(map(_written_at, found))
+        with suppress(OSError):
+            latest = max(latest, (self.local / job).stat().st_mtime)
+        return time.time() - latest
+
+    def _remove(self, job: str, names: Collection[str]) -> None:
+        for name in names:
+            with suppress(FileNotFoundError):  # another sweep was here
+                self.files.rm_file(f"{self.root}/{job}/{name}")
+
     def _names(self, job: str) -> list[str]:
-        place = f"{self.root}/{job}"
-        if not self.files.exists(place):
-            return []
-        return [str(p).rsplit("/", 1)[-1] for p in self.files.ls(place, detail=False)]
+        """Of a job's files that are whole."""
+        with suppress(FileNotFoundError):
+            found = self.files.ls(f"{self.root}/{job}", detail=False)
+            names = [str(path).rsplit("/", 1)[-1] for path in found]
+            return [name for name in names if name and not PART.search(name)]
+        return []
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -212,3 +280,17 @@ class Storage:
         except (OSError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise StorageUnusable(f"The storage of clips cannot be used: {reason}.") from error
+
+
+def _bytes_of(file: Path) -> int:
+    """0 where it is gone."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _written_at(found: dict[str, object]) -> float:
+    """When a file that fsspec tells of was written, in seconds since 1970."""
+    when = found.get("mtime") or found.get("LastModified")
+    return when.timestamp() if isinstance(when, datetime) else float(cast(float, when or 0.0))

@@ -18,22 +18,33 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import IO, TypeVar, cast
 
 from dbos import DBOS, WorkflowSerializationFormat
 
 from filmlet import stages
 from filmlet.denoising import last_window
 from filmlet.engine.engines import machine
-from filmlet.errors import Cancelled, DatabaseUnusable, FilmletError, WorkerTaken
+from filmlet.engine.placement import trim_heap
+from filmlet.errors import (
+    Cancelled,
+    DatabaseGone,
+    DatabaseUnusable,
+    FilmletError,
+    JobLost,
+    StorageUnusable,
+    WorkerTaken,
+)
 from filmlet.events import Event, Finished, Preview, Progress, Stage
 from filmlet.jobs import cost, webhooks
 from filmlet.jobs.database import Row
 from filmlet.jobs.held import Held
 from filmlet.jobs.job import PREVIEW
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
+from filmlet.jobs.retention import KEPT, useful
 from filmlet.jobs.rows import request_of
-from filmlet.media import save_still, stopping_decoders_on
+from filmlet.jobs.storage import GROWING
+from filmlet.media import explain, save_still, stopping_decoders_on
 from filmlet.plan import plan
 from filmlet.settings import Settings
 from filmlet.work import Work, prepare
@@ -44,17 +55,11 @@ log = logging.getLogger("filmlet.worker")
 ATTEMPTS = 3
 PULSE_S = 0.2
 SWEEP_S = 60.0
+SWEEP_PAUSE_S = 5.0  # at least, between two sweeps
 POLL_S = 0.2
 NEVER = 1_000_000  # DBOS' own limit of attempts; ours counts, and says why
 Film = Callable[[Work, Path, bool], Generator[Event]]
-KEPT = {
-    Stage.ENCODE: ("embeddings.safetensors",),
-    Stage.DENOISE: ("latents.safetensors",),
-    Stage.UPSAMPLE: ("upsampled.safetensors",),
-    Stage.REFINE: ("refined.safetensors",),
-    Stage.DECODE: ("decoded.mp4",),
-    Stage.MUX: ("clip.mp4",),
-}
+LOST = 3  # the exit status after which another process should begin
 
 
 class Worker:
@@ -79,6 +84,8 @@ class Worker:
         self.drain = threading.Event()  # finish the job in hand, take no other
         self.lost = False
         self.heard = time.monotonic()  # when the database last answered
+        self.turned = time.monotonic()  # when the pulse last began a turn
+        self.sweeps = threading.Event()  # a job has ended: its files count now
 
     def run(self) -> None:
         """Take jobs until told to stop. Raises WorkerTaken where the name is in use."""
@@ -86,8 +93,14 @@ class Worker:
             self.enter(home)
             self._launch()
             log.info("worker %s waits for jobs", self.name)
+            self.turned = time.monotonic()
+            for run in (self._watch, self.keep_swept):
+                threading.Thread(target=run, name=run.__name__, daemon=True).start()
             try:
                 self._pulse()
+            except Exception as error:  # whatever it was, jobs must not wait for this process
+                log.exception("the pulse of worker %s", self.name)
+                self._lose(f"{type(error).__name__}: {error}")
             finally:
                 try:
                     self.leave()
@@ -98,9 +111,8 @@ class Worker:
     def only_one(self) -> Iterator[str]:
         """A lock on this machine that a killed worker loses; yields the machine's own name."""
         home = self.settings.home
-        home.mkdir(parents=True, exist_ok=True)
         name = self.name.replace("/", "_")
-        with (home / f"worker-{name}.lock").open("a+") as file:
+        with _opened(home / f"worker-{name}.lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -150,9 +162,11 @@ class Worker:
         )
         def make(job: str) -> None:
             try:
-                self.take(job)
-            except DatabaseUnusable as error:
+                self.take(job, run_of(DBOS.workflow_id))
+            except Exception as error:
                 # What became of the job cannot be recorded: unfinished, it is taken up again.
+                if not isinstance(error, FilmletError):
+                    log.exception("%s", job, extra={"job": job})
                 self.held = None
                 self._lose(str(error))
                 _wait_for_the_end()
@@ -171,34 +185,49 @@ class Worker:
 
     # The job's thread
 
-    def take(self, job: str) -> None:
-        """Make one job's clip, or record why not."""
+    def take(self, job: str, run: int | None = None) -> None:
+        """Make one job's clip, or record why not. run: of the workflow, None is any."""
         if self.stop.is_set() or self.drain.is_set():
             _wait_for_the_end()
-        held = Held.claim(self.queue.database, self.settings, job, self.name)
+        held = Held.claim(self.queue.database, self.settings, job, self.name, run)
         if held is None:
             return
         if held.attempt > ATTEMPTS:
-            held.fail("worker_died", f"The worker died {ATTEMPTS} times while making this clip.")
+            self._fail(held, "worker_died", f"The worker died {ATTEMPTS} times while making it.")
             return
         try:
             with stopping_decoders_on(held.stopped):
                 self._film(held)
         except Cancelled:
             self._cancelled(held)
+        except JobLost as error:
+            log.warning("%s", error, extra={"job": job})
         except DatabaseUnusable:
             raise
         except FilmletError as error:
             log.info("%s failed: %s", job, error, extra={"job": job})
-            held.fail(error.code, str(error))
+            self._fail(held, error.code, str(error))
         except Exception as error:  # the outermost line: whatever it was, the next job must run
             log.exception("%s", job, extra={"job": job})
-            held.fail("internal", f"{type(error).__name__}: {error}")
+            self._fail(held, "internal", f"{type(error).__name__}: {error}")
         finally:
             self.held = None
+            self.sweeps.set()
+
+    def _fail(self, held: Held, code: str, message: str) -> None:
+        held.fail(code, message, self._size(held))
+
+    def _size(self, held: Held) -> int:
+        """Bytes that are kept of a job; 0 where the storage does not answer, until a sweep asks."""
+        try:
+            return self.queue.storage.size(held.id)
+        except StorageUnusable as error:
+            log.warning("%s", error, extra={"job": held.id})
+            return 0
 
     def _film(self, held: Held) -> None:
         self.held = held
+        self.queue.storage.clear(held.id)
         folder = self.queue.storage.fetch(held.id)
         row = self._draft_of(held) or held.row
         earlier = json.loads(row["effective"]) if row["effective"] else {}
@@ -206,10 +235,14 @@ class Worker:
         planned, dtype = plan(request_of(held.row), folder), earlier.get("dtype")
         preparing = prepare(planned, self.settings, dtype, earlier.get("engine"))
         work = self._follow(held, folder, preparing)
-        work.folder, work.cancelled, held.work = folder, held.stopped, work
+        work.folder, work.cancelled, work.confirm = folder, held.stopped, held.confirm
+        held.work = work
         held.note_effective()
         self._follow(held, folder, self.film(work, folder / "clip.mp4", True))
-        held.complete(self.queue.storage.size(held.id))
+        held.confirm()
+        self.queue.storage.trim(held.id, useful(held.row) | {GROWING})
+        if not held.complete(self._size(held)):
+            raise JobLost(f"{held.id} was given to another worker.")
         self.queue.storage.leave(held.id)
         seconds = time.monotonic() - started
         log.info("%s completed in %.1f s", held.id, seconds, extra={"job": held.id})
@@ -244,11 +277,13 @@ class Worker:
         return row
 
     def _note(self, held: Held, folder: Path, event: Event) -> None:
+        """Remember an event, and keep what is there now. Raises JobLost."""
+        held.confirm()
         match event:
             case Progress():
                 held.seen(event)
                 if event.stage == Stage.DECODE:
-                    self.queue.storage.grow(held.id, "decoded.mp4.part")
+                    self.queue.storage.grow(held.id)
                 windows = len(held.work.effective.windows) if held.work else 1
                 if window := last_window(event, windows):
                     self.queue.storage.store(held.id, f"{window}.safetensors")
@@ -260,7 +295,7 @@ class Worker:
                 held.previews += 1
             case Finished():
                 if event.stage == Stage.DECODE:
-                    self.queue.storage.grow(held.id, "decoded.mp4")
+                    self.queue.storage.grow(held.id)
                 self.queue.storage.store(held.id, *KEPT.get(event.stage, ()))
                 held.record(event)
 
@@ -269,30 +304,29 @@ class Worker:
         if self.stop.is_set():
             self.held = None
             _wait_for_the_end()
-        log.info("%s cancelled", held.id, extra={"job": held.id})
-        held.cancelled()
+        if held.cancelled(self._size(held)):
+            log.info("%s cancelled", held.id, extra={"job": held.id})
 
     # The pulse
 
     def _pulse(self) -> None:
         """Report, listen, live, reap; until told to stop, or the lease is lost."""
         beat_every = min(5.0, self.settings.lease_s / 6)
-        beaten = swept = 0.0
+        beaten = 0.0
         while not self.stop.wait(PULSE_S):
             if self.drain.is_set() and not self.held:
                 return
-            now = time.monotonic()
+            now = self.turned = time.monotonic()
             try:
-                if self.held:
-                    self.held.report()
+                if held := self.held:
+                    held.report()
                 if now - beaten >= beat_every:
                     self.beat()
                     self._reap()
                     beaten = now
-                if now - swept >= SWEEP_S:
-                    self.queue.sweep()
-                    swept = now
                 self.heard = time.monotonic()
+            except DatabaseGone as error:
+                self._lose(str(error))
             except DatabaseUnusable as error:
                 log.warning("%s", error)
                 if time.monotonic() - self.heard > self.settings.lease_s:
@@ -320,18 +354,39 @@ class Worker:
             dead = t.rows(
                 "select id, beat < {now} - 86400 as old from filmlet_worker where dead = 1"
             )
-        client = self.queue.database.client
+        database = self.queue.database
         for row in dead:
             # Asked again at every beat: a database that restarts meanwhile must strand nothing.
-            left = client.list_workflows(status="PENDING", executor_id=row["id"], load_input=False)
+            left = database.pending_workflows(row["id"])
             if left:
                 log.warning("worker %s is gone; its job goes on elsewhere", row["id"])
                 for name in (QUEUE, webhooks.QUEUE):
                     own = [w.workflow_id for w in left if w.queue_name == name]
-                    client.resume_workflows(own, queue_name=name)
+                    database.resume_workflows(own, name)
             elif row["old"]:
-                with self.queue.database.transaction() as t:
+                with database.transaction() as t:
                     t.rows("delete from filmlet_worker where id = :id and dead = 1", id=row["id"])
+
+    def _watch(self) -> None:
+        """End the process where the pulse stands still: others have its job by now."""
+        while not self.stop.wait(PULSE_S):
+            if time.monotonic() - self.turned > 2 * self.settings.lease_s:
+                log.error("worker %s stops: its pulse stood still for two leases", self.name)
+                os._exit(LOST)
+
+    def keep_swept(self) -> None:
+        """Delete what is too much, once a minute and when a job has ended: it may take a while."""
+        while not self.stop.is_set():
+            self.sweeps.clear()
+            trim_heap()
+            try:
+                self.queue.sweep()
+            except FilmletError as error:
+                log.warning("%s", error)
+            except Exception:  # this thread is the last one that may end
+                log.exception("the sweep of worker %s", self.name)
+            self.stop.wait(SWEEP_PAUSE_S)
+            self.sweeps.wait(SWEEP_S)
 
     def _lose(self, why: str) -> None:
         log.error("worker %s stops: %s", self.name, why)
@@ -374,10 +429,22 @@ def run(settings: Settings, *, finishes: bool = False, supervised: bool = False)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, told)
-    worker.run()
+    try:
+        worker.run()
+    except FilmletError:
+        raise  # before it had begun: nothing runs yet
+    except BaseException:
+        log.exception("worker %s", worker.name)
+        worker.lost = True
     logging.shutdown()
     # DBOS must not see the job in hand end: unfinished, it goes on in another process.
-    os._exit(3 if worker.lost else 0)
+    os._exit(LOST if worker.lost else 0)
+
+
+def run_of(workflow: str | None) -> int | None:
+    """The run of the job whose workflow it is: `JOB.RUN`."""
+    _, _, run = (workflow or "").rpartition(".")
+    return int(run) if run.isdecimal() else None
 
 
 def _peak_bytes() -> int:
@@ -387,18 +454,38 @@ def _peak_bytes() -> int:
 
 
 def _outlive_nobody(worker: Worker) -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: an interpreter that ends meanwhile would abort over its lock.
+    while os.read(0, 4096):
+        pass
     worker.stop.set()
 
 
+@contextmanager
+def _opened(lock: Path) -> Iterator[IO[str]]:
+    """A file of the home folder. Raises OutputUnwritable where that may not be written."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
+    except OSError as error:
+        raise explain(error, lock) from error
+    with file:
+        yield file
+
+
 def _machine(home: Path) -> str:
-    """A name for this home folder, made once: two machines may share a host name."""
+    """A name for this home folder, made once: two machines may share a host name.
+
+    Raises OutputUnwritable.
+    """
     file = home / "machine"
-    if not file.exists():
-        part = file.with_name(f"machine.{os.getpid()}")
-        part.write_text(secrets.token_hex(8))
-        part.rename(file)
-    return file.read_text()
+    try:
+        if not file.exists():
+            part = file.with_name(f"machine.{os.getpid()}")
+            part.write_text(secrets.token_hex(8))
+            part.rename(file)
+        return file.read_text()
+    except OSError as error:
+        raise explain(error, file) from error
 
 
 def _wait_for_the_end() -> None:

@@ -12,6 +12,7 @@ from filmlet.media.footage import (
 )
 from filmlet.media.formats import Refused
 from filmlet.media.movie import (
+    PART,
     Movie,
     check_target,
     explain,
@@ -27,6 +28,7 @@ from filmlet.media.video import VIDEOS
 
 __all__ = [
     "BACKGROUND",
+    "PART",
     "VIDEOS",
     "Footage",
     "Movie",

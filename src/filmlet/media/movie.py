@@ -1,7 +1,9 @@
 """Writing a clip to a file: under a .part name while it grows, renamed when it is whole."""
 
 import errno
-from collections.abc import Iterator
+import re
+import secrets
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from filmlet.media.video import VideoFile, index_first
 from filmlet.request import FORMATS
 from filmlet.shape import Shape
 
+PART = re.compile(r"\.[0-9a-f]{8}\.part(?=\.\w+$|$)")  # in the name of a file that is not whole
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -55,8 +58,8 @@ def check_target(path: Path, force: bool) -> str:
 
 
 def part_of(path: Path) -> Path:
-    """The name a file has while it grows."""
-    return path.with_name(path.name + ".part")
+    """A name for a file while it grows; each call gives another: no two writers share one."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
 
 
 class Aside:
@@ -110,18 +113,23 @@ def growing(grown: Path, form: str, shape: Shape, tags: dict[str, str]) -> Itera
             raise
 
 
-def place(grown: Path, path: Path, tags: dict[str, str]) -> None:
+def place(
+    grown: Path, path: Path, tags: dict[str, str], confirm: Callable[[], None] = lambda: None
+) -> None:
     """Put a grown clip at `path`, whole or not at all; an MP4 gets its index in front.
 
-    `grown` stays where the index had to be moved. Raises DiskFull and OutputUnwritable.
+    `grown` stays where the index had to be moved. confirm: raises if the file may not have its
+    name any more. Raises DiskFull and OutputUnwritable.
     """
     if path.suffix.lower() != ".mp4":
+        confirm()
         grown.replace(path)
         return
-    whole = path.with_name(path.name + ".whole")
+    whole = part_of(path)
     with _refusals(path):
         try:
             index_first(grown, whole, tags)
+            confirm()
             whole.replace(path)
         finally:
             whole.unlink(missing_ok=True)
@@ -151,7 +159,7 @@ def _refusals(path: Path) -> Iterator[None]:
 
 def explain(error: Exception, path: Path) -> FilmletError:
     """The operating system's refusal to write `path`, as an error that says what to do."""
-    path = path.with_name(path.name.removesuffix(".part"))
+    path = path.with_name(PART.sub("", path.name))
     number = getattr(error, "errno", None)
     if number in NO_ROOM:
         return DiskFull(f"There is no room left to write {path}; free some and run again.")

@@ -1,6 +1,7 @@
 """Single pictures of a clip: its poster, its thumbnail, all of it on one sheet."""
 
 import io
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +26,7 @@ def save_still(path: Path, image: NDArray[np.uint8]) -> None:
     It takes the place of what was there at once. Raises DiskFull, OutputUnwritable; leaves
     nothing half-written.
     """
-    part = path.with_stem(f"{path.stem}.part")
+    part = path.with_stem(f"{path.stem}.{secrets.token_hex(4)}.part")
     try:
         Image.fromarray(image).save(part)
         part.replace(path)

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from filmlet import cpu
 
+# Kernels that a graph keeps for shapes it has met. OpenVINO's own 5000 were never reached: a worker
+# grew by 4 MB a shape. A clip has some 100, so the latest two or three shapes are quick to make.
+CACHED_KERNELS = 300
 ASK_MS = 50  # between two questions whether anybody still wants the clip
 Ask = Callable[[], None]
 KINDS = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
@@ -72,6 +75,7 @@ def options(dtype: str) -> dict[str, object]:
         "INFERENCE_PRECISION_HINT": KINDS[dtype],
         "INFERENCE_NUM_THREADS": threads(),
         "ENABLE_CPU_PINNING": False,  # cores are shared with others
+        "CPU_RUNTIME_CACHE_CAPACITY": CACHED_KERNELS,
     }
 
 

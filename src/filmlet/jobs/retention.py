@@ -1,0 +1,181 @@
+"""What is removed without being asked: old jobs, jobs over the disk limit, files without a job."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from filmlet.errors import JobConflict, TooManyJobs, UnknownJob
+from filmlet.events import Stage
+from filmlet.jobs.cost import LATEST
+from filmlet.jobs.database import Database, Row
+from filmlet.jobs.job import PREVIEW, Status
+from filmlet.jobs.rows import request_of
+from filmlet.jobs.storage import GROWING, Storage
+from filmlet.settings import Settings
+
+log = logging.getLogger("filmlet.retention")
+
+TRIM_AFTER_S = 600.0  # readers of a growing clip that are behind need it so long
+TRIMS = 200  # jobs a sweep
+ORPHAN_AFTER_S = 3600.0  # an upload, which comes before its job's row, takes less
+ORPHANS_EVERY_S = 3600.0
+OWNER_SHARE = 0.5  # of the disk limit, for files of one owner's unfinished jobs
+KEPT = {  # a stage's results, by which another attempt goes on
+    Stage.ENCODE: ("embeddings.safetensors",),
+    Stage.DENOISE: ("latents.safetensors",),
+    Stage.UPSAMPLE: ("upsampled.safetensors",),
+    Stage.REFINE: ("refined.safetensors",),
+    Stage.DECODE: (GROWING,),
+    Stage.MUX: ("clip.mp4",),
+}
+
+
+def useful(row: Row) -> set[str]:
+    """Files of a completed job that anybody may still ask for.
+
+    Files that were given are there for variations of it; embeddings and latents of a draft for the
+    job that finishes it.
+    """
+    request = request_of(row)
+    draft = (*KEPT[Stage.ENCODE], *KEPT[Stage.DENOISE]) if request.draft else ()
+    return {*KEPT[Stage.MUX], PREVIEW, *request.files, *draft}
+
+
+@dataclass(eq=False)
+class Retention:
+    """The sweeps of one database and its storage. delete: removes a job that is over."""
+
+    database: Database
+    storage: Storage
+    settings: Settings
+    delete: Callable[[str], None]
+    orphans_at: float | None = None  # monotonic, of the last look for orphans
+
+    def sweep(self) -> int:
+        """Delete what the settings do not allow any more; how many jobs went.
+
+        Raises DatabaseUnusable, StorageUnusable.
+        """
+        self._trim()
+        gone = self._delete_excess()
+        now = time.monotonic()
+        if self.orphans_at is None or now - self.orphans_at > ORPHANS_EVERY_S:
+            self.orphans_at = now
+            self.delete_orphans()
+        return gone
+
+    def make_room(self, owner: str) -> None:
+        """Before files of a new job are stored. Raises TooManyJobs where they have no room."""
+        allowed = self.settings.keep_gb * 1e9
+        with self.database.reading() as t:
+            taken = t.row(
+                "select coalesce(sum(bytes), 0) as in_all,"
+                " coalesce(sum(case when finished is null then bytes end), 0) as waiting,"
+                " coalesce(sum(case when finished is null and owner = :owner then bytes end), 0)"
+                " as own from filmlet_job",
+                owner=owner,
+            )
+        assert taken
+        if taken["own"] > allowed * OWNER_SHARE or taken["waiting"] > allowed:
+            raise TooManyJobs(
+                "Files of unfinished jobs take all the room there is for them; "
+                "try again when one is over.",
+                retry_after_s=60,
+            )
+        if taken["in_all"] > allowed:
+            self._delete_excess()
+
+    def _trim(self) -> None:
+        """Remove what only a running job needs, and note what each job that is over takes."""
+        with self.database.reading() as t:
+            rows = t.rows(
+                "select * from filmlet_job where trimmed = 0 and finished < {now} - :age"
+                " and status in ('completed', 'failed', 'cancelled') order by finished"
+                " limit :limit",
+                age=TRIM_AFTER_S, limit=TRIMS,
+            )  # fmt: skip
+        for row in rows:
+            if row["status"] == Status.COMPLETED:
+                self.storage.trim(row["id"], useful(row))
+            size = self.storage.size(row["id"])
+            with self.database.transaction() as t:
+                t.rows(
+                    "update filmlet_job set trimmed = 1, bytes = :bytes"
+                    " where id = :id and run = :run and status = :status",
+                    bytes=size, id=row["id"], run=row["run"], status=row["status"],
+                )  # fmt: skip
+
+    def _delete_excess(self) -> int:
+        """Delete jobs that are too old, then the oldest of whoever takes most of too much disk."""
+        with self.database.transaction() as t:
+            t.rows("delete from filmlet_use where at < {now} - 86400")
+            t.rows(
+                "delete from filmlet_cost where at < (select c.at from filmlet_cost c"
+                " where c.model = filmlet_cost.model and c.device = filmlet_cost.device"
+                " and c.stage = filmlet_cost.stage order by c.at desc limit 1 offset :latest)",
+                latest=LATEST,
+            )
+        with self.database.reading() as t:
+            old = t.rows(
+                "select id from filmlet_job where finished < {now} - :age order by finished",
+                age=self.settings.keep_days * 86400,
+            )
+            rows = t.rows(
+                "select id, owner, bytes, finished is null as is_open from filmlet_job"
+                " where (select sum(bytes) from filmlet_job) > :allowed"
+                " and (finished is null or finished >= {now} - :age)"
+                " order by finished, id",
+                allowed=self.settings.keep_gb * 1e9, age=self.settings.keep_days * 86400,
+            )  # fmt: skip
+        gone = 0
+        for row in (*old, *self._excess(rows)):
+            try:
+                self.delete(row["id"])
+            except (UnknownJob, JobConflict):
+                continue  # another sweep was here, or its owner retries it
+            gone += 1
+        return gone
+
+    def _excess(self, rows: list[Row]) -> Iterator[Row]:
+        """Jobs to delete until the rest is within the limit: nobody fills the disk of others."""
+        taken, allowed = Counter[str](), self.settings.keep_gb * 1e9
+        ended: dict[str, list[Row]] = {}  # by owner, the newest first
+        for row in rows:
+            taken[row["owner"]] += row["bytes"]
+            if not row["is_open"] and row["bytes"]:
+                ended.setdefault(row["owner"], []).insert(0, row)
+        while taken.total() > allowed and ended:
+            owner = max(ended, key=lambda one: taken[one])
+            row = ended[owner].pop()
+            taken[owner] -= row["bytes"]
+            if not ended[owner]:
+                del ended[owner]
+            yield row
+
+    def delete_orphans(self) -> int:
+        """Delete folders without a job, which killed processes have left; how many.
+
+        Only in a storage that belongs to this database, and only what nobody has written to for
+        an hour. Raises DatabaseUnusable, StorageUnusable.
+        """
+        if not self.storage.is_of(self.database.identity):
+            log.warning("the storage belongs to another database: nothing is cleared there")
+            return 0
+        gone = 0
+        for job in self._without_row(self.storage.jobs()):
+            if self.storage.idle_s(job) > ORPHAN_AFTER_S:
+                self.storage.delete(job)
+                gone += 1
+        if self.storage.is_remote:
+            for job in self._without_row(self.storage.local_jobs(), "finished is null"):
+                if self.storage.idle_s(job) > ORPHAN_AFTER_S:
+                    self.storage.clear_local(job)
+        return gone
+
+    def _without_row(self, jobs: set[str], condition: str = "1 = 1") -> list[str]:
+        """Those of the jobs that the database does not have, or not in this condition."""
+        with self.database.reading() as t:
+            rows = t.rows(f"select id from filmlet_job where {condition}")
+        return sorted(jobs - {row["id"] for row in rows})

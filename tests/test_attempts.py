@@ -1,0 +1,143 @@
+"""Attempts at one job: their files are their own, and only who holds the job gives them names."""
+
+import threading
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from filmlet import stages
+from filmlet.events import Event, Finished, Progress, Stage
+from filmlet.jobs import Priority, Queue, Status, held
+from filmlet.jobs.held import Held
+from filmlet.jobs.worker import Film, Worker, run_of
+from filmlet.media import PART
+from filmlet.plan import plan
+from filmlet.settings import Settings
+from filmlet.work import Work, fold, prepare
+from tests.queues import ask, without_queue
+
+
+class Paused:
+    """A film that stands still at one event until it is told to go on."""
+
+    def __init__(self, at: Callable[[Event], bool]) -> None:
+        self.at, self.reached, self.go = at, threading.Event(), threading.Event()
+
+    def __call__(self, work: Work, path: Path, force: bool) -> Generator[Event]:
+        for event in stages.film(work, path, force):
+            if self.at(event) and not self.reached.is_set():
+                self.reached.set()
+                assert self.go.wait(120)
+            yield event
+
+
+def decoding(event: Event) -> bool:
+    return isinstance(event, Progress) and event.stage == Stage.DECODE and event.done > 0
+
+
+def denoised(event: Event) -> bool:
+    return isinstance(event, Finished) and event.stage == Stage.DENOISE
+
+
+def in_thread(worker: Worker, job: str) -> threading.Thread:
+    thread = threading.Thread(target=worker.take, args=(job,))
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def workers(settings: Settings, queue: Queue) -> Callable[[str, Film], Worker]:
+    """Workers of other names over one queue, without a pulse."""
+
+    def make(name: str, film: Film) -> Worker:
+        worker = Worker(settings, film, queue)
+        worker.name = name
+        return worker
+
+    return make
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("at", [denoised, decoding])
+def test_a_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt(
+    tiny: Path, tmp_path: Path, queue: Queue, workers: Callable[[str, Film], Worker],
+    at: Callable[[Event], bool], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(held, "CONFIRMED_S", 0.0)
+    request = ask(tiny, frames=25)
+    job = queue.submit(request).id
+    asleep, second = Paused(at), Paused(decoding)
+    first = in_thread(workers("one", asleep), job)
+    assert asleep.reached.wait(120)
+    other = in_thread(workers("two", second), job)
+    assert second.reached.wait(120)
+    asleep.go.set()  # it wakes while the other one decodes
+    first.join(120)
+    second.go.set()
+    other.join(120)
+    over = queue.get(job)
+    assert over.status == Status.COMPLETED, over.failure
+    assert (over.worker, over.attempt) == ("two", 2)
+    folder = queue.storage.folder(job)
+    assert not [file for file in folder.iterdir() if PART.search(file.name)]
+    assert (folder / "clip.mp4").read_bytes() == without_queue(request, over, tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_what_a_dead_attempt_left_half_written_goes_with_the_next(
+    tiny: Path, queue: Queue, workers: Callable[[str, Film], Worker]
+) -> None:
+    job = queue.submit(ask(tiny)).id
+    folder = queue.storage.folder(job)
+    for name in ("decoded.mp4.01234567.part", "preview.89abcdef.part.png"):
+        (folder / name).write_bytes(b"half")
+    workers("one", stages.film).take(job)
+    assert queue.get(job).status == Status.COMPLETED
+    assert {file.name for file in folder.iterdir()} == {"clip.mp4", "decoded.mp4"}
+
+
+def test_a_decoded_clip_has_its_name_before_the_stage_is_said_to_be_finished(
+    tiny: Path, tmp_path: Path
+) -> None:
+    work = fold(prepare(plan(ask(tiny)), Settings()))
+    work.folder = tmp_path
+    there = [
+        (tmp_path / "decoded.mp4").exists()
+        for event in stages.film(work, tmp_path / "clip.mp4")
+        if isinstance(event, Finished) and event.stage == Stage.DECODE
+    ]
+    assert there == [True]
+
+
+def test_a_workflow_of_an_earlier_run_does_not_make_the_job(
+    settings: Settings, queue: Queue, tiny: Path
+) -> None:
+    job = queue.submit(ask(tiny)).id
+    queue.prioritise(job, Priority.HIGH)  # a worker may have taken the first workflow just before
+    assert Held.claim(queue.database, settings, job, "one", run_of(f"{job}.1")) is None
+    assert queue.get(job).status == Status.QUEUED
+    claimed = Held.claim(queue.database, settings, job, "two", run_of(f"{job}.2"))
+    assert claimed
+    queue.cancel(job)
+    assert Held.claim(queue.database, settings, job, "one", 1) is None
+    assert queue.get(job).status == Status.RUNNING  # "two" has not stopped yet
+    assert claimed.cancelled(7)
+    assert queue.get(job).status == Status.CANCELLED
+
+
+def test_an_attempt_of_before_a_retry_is_not_taken_for_the_one_after_it(
+    settings: Settings, queue: Queue, tiny: Path
+) -> None:
+    job = queue.submit(ask(tiny)).id
+    before = Held.claim(queue.database, settings, job, "one", 1)
+    assert before
+    assert before.fail("internal", "it broke", 5)
+    queue.retry(job)
+    after = Held.claim(queue.database, settings, job, "one", 2)
+    assert after
+    assert (before.attempt, after.attempt) == (1, 1)
+    assert not before.complete(9)
+    assert not before.cancelled(9)
+    assert queue.get(job).status == Status.RUNNING
+    assert after.complete(9)

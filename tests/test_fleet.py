@@ -1,0 +1,108 @@
+"""A web process here, a worker there, a storage between them: a clip is read while it is made."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from filmlet.api import create
+from filmlet.jobs import Queue, Status
+from filmlet.jobs.worker import Worker
+from filmlet.settings import Settings
+from tests.lender import standing
+from tests.queues import ask
+from tests.test_attempts import Paused, decoding, in_thread
+
+
+@pytest.fixture
+def settings(tmp_path: Path, remote: str) -> Settings:
+    """Of the worker's machine."""
+    database = f"sqlite:///{tmp_path}/queue.sqlite"
+    return Settings(home=tmp_path / "a", database_url=database, storage_url=remote, worker="one")
+
+
+@pytest.fixture
+def web(settings: Settings, tmp_path: Path) -> Iterator[httpx2.Client]:
+    """A client of another machine's web process."""
+    app = create(replace(settings, home=tmp_path / "web"))
+    with standing(app) as url, httpx2.Client(base_url=url, timeout=120) as client:
+        yield client
+
+
+class Reading:
+    """A reader of the growing clip; `data` is what came, `is_whole` once it ended regularly."""
+
+    def __init__(self, web: httpx2.Client, job: str) -> None:
+        self.data, self.is_whole, self.begun = b"", False, threading.Event()
+        self.thread = threading.Thread(target=self._read, args=(web, job))
+        self.thread.start()
+
+    def _read(self, web: httpx2.Client, job: str) -> None:
+        path = f"/v1/videos/{job}/content"
+        with (
+            suppress(httpx2.RemoteProtocolError),
+            web.stream("GET", path, params={"stream": "true"}) as answer,
+        ):
+            assert answer.status_code == 200
+            for piece in answer.iter_bytes():
+                self.data += piece
+                self.begun.set()
+            self.is_whole = True
+
+    def join(self) -> None:
+        self.thread.join(120)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def making(
+    settings: Settings, web: httpx2.Client, tiny: Path
+) -> Iterator[Callable[[], tuple[Paused, Worker, str, Reading, threading.Thread]]]:
+    """A clip in the middle of its decoding, and its reader."""
+    queue = Queue(settings)
+
+    def begin() -> tuple[Paused, Worker, str, Reading, threading.Thread]:
+        film = Paused(lambda event: decoding(event) and event.done > 20)  # type: ignore[union-attr]
+        worker, job = Worker(settings, film, queue), queue.submit(ask(tiny, frames=121)).id
+        thread = in_thread(worker, job)
+        assert film.reached.wait(120)
+        reading = Reading(web, job)
+        assert reading.begun.wait(120)
+        return film, worker, job, reading, thread
+
+    with ExitStack() as ending:
+        ending.callback(queue.close)
+        yield begin
+
+
+def test_a_reader_on_another_machine_gets_the_whole_growing_clip(
+    making: Callable[[], tuple[Paused, Worker, str, Reading, threading.Thread]],
+) -> None:
+    film, worker, job, reading, thread = making()
+    storage = worker.queue.storage
+    film.go.set()
+    thread.join(120)
+    reading.join()
+    assert worker.queue.get(job).status == Status.COMPLETED
+    assert reading.is_whole
+    assert reading.data == storage.read(job, "decoded.mp4")
+    assert storage.jobs() == {job}
+    assert not storage.local_jobs()
+
+
+def test_a_reader_of_a_clip_that_will_not_be_whole_is_cut_off(
+    making: Callable[[], tuple[Paused, Worker, str, Reading, threading.Thread]],
+) -> None:
+    film, worker, job, reading, thread = making()
+    worker.queue.cancel(job)
+    worker.held.stop() if worker.held else None
+    film.go.set()
+    thread.join(120)
+    reading.join()
+    assert worker.queue.get(job).status == Status.CANCELLED
+    assert reading.data
+    assert not reading.is_whole
