@@ -89,5 +89,5 @@ async def growing(house: House, job: Job) -> AsyncGenerator[bytes]:
             yield piece
     async for piece in gained():
         yield piece
-    if sent != await asyncio.to_thread(queue.storage.grown_length, job.id):
+    if sent != await house.run_at_storage(house.queue.storage.grown_length, job.id):
         raise StorageUnusable(f"{job.id} ended after {sent} bytes and is not whole.")

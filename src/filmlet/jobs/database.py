@@ -156,7 +156,7 @@ def _fourth(connection: Connection) -> None:
         connection.execute(sa.text(statement))
 
 
-def _sixth(connection: Connection) -> None:
+def _fifth(connection: Connection) -> None:
     """Which database a storage belongs to, and which jobs have only files left that are of use.
 
     identity: random, written into the storage too: only its own database may delete there.
@@ -171,7 +171,7 @@ def _sixth(connection: Connection) -> None:
 
 
 # A change of the schema is a new function at the end.
-MIGRATIONS = (_first, _second, _third, _fourth, _sixth)
+MIGRATIONS = (_first, _second, _third, _fourth, _fifth)
 
 
 class Database:
