@@ -283,12 +283,11 @@ def test_a_lora_that_overflows_when_merged_is_told_by_its_file(
 def test_a_lora_for_another_model_is_refused_before_anything_is_loaded(
     tiny: Path, tmp_path: Path
 ) -> None:
-    from filmlet.plan import plan
-    from filmlet.request import clip_request
+    import filmlet
 
     file = write_lora(tmp_path / "other.safetensors", np.ones((4, 64)), np.ones((64, 4)))
     with pytest.raises(FilmletError, match=r"other\.safetensors was made for another model"):
-        plan(clip_request("a", model=str(tiny), loras=[str(file)]))
+        filmlet.generate("a", model=str(tiny), loras=[str(file)])
 
 
 def test_odd_alphas_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,16 @@
-"""`python -m filmlet` is the command line."""
+"""`python -m filmlet` and `filmlet` are the command line."""
 
+import signal
 import sys
 
-from filmlet.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run it; until it listens itself, Ctrl-C ends the process without a trace."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from filmlet.cli import main as run  # noqa: PLC0415 - takes a while
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -54,12 +54,17 @@ class Interrupted(KeyboardInterrupt):
         self.status = 128 + (number if number == signal.SIGTERM else signal.SIGINT)
 
 
+heard: list[Interrupted] = []  # those that this command was told
+
+
 def _interrupt(number: int, _: object) -> None:
-    raise Interrupted(number)
+    heard.append(Interrupted(number))
+    raise heard[-1]
 
 
 def _listen() -> None:
     """Be interrupted wherever it is. Python drops what its own callbacks raise: then once more."""
+    heard.clear()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, _interrupt)
     tell = sys.unraisablehook
@@ -88,24 +93,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = COMMANDS[options.command](options)
         sys.stdout.flush()
         return status
-    except BrokenPipeError as error:
-        if not _is_unread():
-            return _refuse(explain_system_error(error), options)
-        drop_output(sys.stdout)
-        return UNREAD
-    except (FilmletError, Interrupted) as error:
-        return _refuse(error, options)
-    except OSError as error:
-        return _refuse(explain_system_error(error), options)
-    except MemoryError:
-        return _refuse(OutOfMemory("This machine has too little memory for that."), options)
-    except ImportError as error:
-        if isinstance(error.__cause__, Interrupted):  # C code, being imported, was told first
-            return _refuse(error.__cause__, options)
-        if options.command in ALONE or not isinstance(error, ModuleNotFoundError):
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            drop_output(sys.stdout)
+            return UNREAD
+        told = _explained(error, options)
+        if told is None:
             raise
-        needs = f"filmlet {options.command} takes {error.name}: pip install 'filmlet[server]'"
-        return _refuse(LibraryMissing(needs), options)
+        return _refuse(told, options)
+
+
+def _explained(
+    error: BaseException, options: argparse.Namespace
+) -> "FilmletError | Interrupted | None":
+    """What is said of an error, if it is none of ours; None is a mistake in the program."""
+    match error:
+        case FilmletError() | Interrupted():
+            return error
+        case Exception() if heard:  # a library made another error of the interruption
+            return heard[-1]
+        case OSError():
+            return explain_system_error(error)
+        case MemoryError():
+            return OutOfMemory("This machine has too little memory for that.")
+        case ModuleNotFoundError() if options.command not in ALONE:
+            needs = f"filmlet {options.command} takes {error.name}: pip install 'filmlet[server]'"
+            return LibraryMissing(needs)
+    return None
 
 
 def _is_unread() -> bool:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from filmlet.budget import Need, needs
 from filmlet.card import Components, Files, ModelCard
-from filmlet.engine.configs import check_loras
 from filmlet.errors import InvalidRequest, NotOffered
 from filmlet.given import Given, lengthened, read_clip, read_guides, settled
 from filmlet.lora import Adapter
@@ -95,13 +94,10 @@ def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
     if request.negative_prompt and guidance <= 1:
         reason = f"{card.name} runs without guidance, which a negative prompt needs"
         changes.append(Change("negative_prompt", request.negative_prompt, "", reason))
-    files, loras = locate(card), look_at_loras(request.loras, folder)
-    if files and loras:
-        check_loras(files, [one for one in loras if one and one.strength])
     return Plan(
         request=asked,
         card=card,
-        files=files,
+        files=locate(card),
         shape=shape,
         sigmas=sigmas,
         refine_sigmas=refine_sigmas,
@@ -109,7 +105,7 @@ def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
         changes=tuple(changes),
         guides=guides,
         clip=clip,
-        loras=loras,
+        loras=look_at_loras(request.loras, folder),
         windows=windows,
     )
 

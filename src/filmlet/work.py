@@ -16,7 +16,7 @@ from filmlet.denoising import Shelf
 from filmlet.effective import Effective
 from filmlet.engine import engines
 from filmlet.engine.arrays import Tensors
-from filmlet.engine.configs import check_vocabulary
+from filmlet.engine.configs import check_loras, check_vocabulary
 from filmlet.engine.engine import KILOBYTE, Engine, Recipe, kilobytes
 from filmlet.engine.placement import (
     TORCHS,
@@ -111,6 +111,8 @@ def prepare(
     files, loras = plan.files, tuple(adapter for adapter in plan.loras if adapter)
     if files is None or None in plan.loras:
         files, loras = yield from timed(Stage.FETCH, _fetched(plan, settings))
+    if used := [adapter for adapter in loras if adapter.strength]:
+        check_loras(files, used)
     tokenizer = _tokenizer(files.tokenizer)
     prompt = read(tokenizer, request.prompt, card.max_tokens)
     negative = None

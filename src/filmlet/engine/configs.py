@@ -66,7 +66,12 @@ def check_vocabulary(files: Files, highest: int) -> None:
 def _check_transformer(weights: Weights) -> None:
     config = weights.config
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    _check(weights, "proj_in", _shape(weights, "proj_in.weight"), (width, config["in_channels"]))
+    _check(
+        weights,
+        "shape of proj_in.weight",
+        _shape(weights, "proj_in.weight"),
+        (width, config["in_channels"]),
+    )
 
 
 def _check_vae(weights: Weights) -> None:
