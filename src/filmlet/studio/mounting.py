@@ -100,7 +100,7 @@ class Behind:
     """Puts the page's app, which `launch` wants to be the outer one, behind ours again."""
 
     def __init__(self, app: ASGIApp, front: FastAPI, gated: Callable[[ASGIApp], ASGIApp]) -> None:
-        self.front = front
+        self.app, self.front = app, front
 
         async def page(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "app": scope["page"]}, receive, send)
@@ -108,6 +108,9 @@ class Behind:
         front.mount("/", gated(page))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":  # Gradio's, which begins MCP, and ours within it
+            await self.app(scope, receive, send)
+            return
         await self.front({**scope, "page": scope["app"]}, receive, send)
 
 
