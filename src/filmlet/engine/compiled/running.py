@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from filmlet import cpu
 
-# Kernels that each graph keeps for shapes it has met, those used last. OpenVINO's own 5000 are never
+# Kernels that each graph keeps for shapes it has met, the latest. OpenVINO's own 5000 are never
 # reached: a worker grew by 4 MB a shape for good. Clips of one shape take as long with these.
 CACHED_KERNELS = 50
 ASK_MS = 50  # between two questions whether anybody still wants the clip
