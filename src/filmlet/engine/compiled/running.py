@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from filmlet import cpu
 
-# Kernels that a graph keeps for shapes it has met. OpenVINO's own 5000 were never reached: a worker
-# grew by 4 MB a shape. A clip has some 100, so the latest two or three shapes are quick to make.
-CACHED_KERNELS = 300
+# Kernels that each graph keeps for shapes it has met, the latest. OpenVINO's own 5000 are never
+# reached: a worker grew by 4 MB a shape for good. Clips of one shape take as long with these.
+CACHED_KERNELS = 50
 ASK_MS = 50  # between two questions whether anybody still wants the clip
 Ask = Callable[[], None]
 KINDS = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
