@@ -113,7 +113,7 @@ def drop_connections(queue: Queue) -> None:
 
 
 def run(settings: Settings, faults: Faults, steps: int = 2) -> Figures:
-    """Make the jobs under the faults, for as long as the limit; others then count as lost."""
+    """Make the jobs under the faults, for as long as the limit; what is not over then is named."""
     queue, figures, choice = Queue(settings), Figures(), random.Random(SEED)
     with queue.database.transaction() as t:
         for statement in AUDIT["sqlite" if queue.database.is_sqlite else "postgres"]:
@@ -166,16 +166,16 @@ def _count(queue: Queue, ids: list[str], figures: Figures) -> None:
 
 def row_of(name: str, faults: Faults, figures: Figures) -> str:
     over = sum(count for state, count in figures.states.items() if Status(state).is_over)
-    lost = faults.jobs - over
+    left = faults.jobs - over
     states = ", ".join(f"{count} {state}" for state, count in sorted(figures.states.items()))
     return (
         f"| {name} | {faults.jobs} | {figures.kills} | {figures.drops} | {figures.restarts} "
-        f"| {states} | {lost} | {figures.doubled} | {figures.other_bytes} | {figures.seconds:.0f} |"
+        f"| {states} | {left} | {figures.doubled} | {figures.other_bytes} | {figures.seconds:.0f} |"
     )
 
 
 HEAD = (
-    "| | jobs | kills | drops | restarts | states | lost | doubled | other bytes | seconds |\n"
+    "| | jobs | kills | drops | restarts | states | not over | doubled | other bytes | seconds |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 
