@@ -514,7 +514,7 @@ def test_a_visitor_without_a_cookie_is_known_by_random_names(space: Space) -> No
 
 
 def test_a_bearer_is_an_identity_of_a_visitor(space: Space) -> None:
-    with bearer(space.url, "one") as one, bearer(space.url, "two") as two:
+    with bearer(space.url, "one" * 8) as one, bearer(space.url, "two" * 8) as two:
         made = one.post("/v1/videos", json={"prompt": "a red ball"}).json()["id"]
         one.cookies.clear()
         assert one.get(f"/v1/videos/{made}").status_code == 200

@@ -248,8 +248,17 @@ def refuse(status: int, error: Refusal, headers: dict[str, str] | None = None) -
     return JSONResponse(ErrorEnvelope(error=error).model_dump(), status, headers)
 
 
+def public_text(error: FilmletError) -> str:
+    """Return what a client may read of an error: paths and addresses stay in the log."""
+    status = next(s for c, s, _ in STATUSES if isinstance(error, c))
+    if status < 500:
+        return str(error)
+    log.warning("refused with %d: %s", status, error)
+    return error.public_message or INTERNAL
+
+
 def answer_error(error: FilmletError) -> JSONResponse:
-    """An error of ours as clients read it; paths and addresses stay in the log."""
+    """Return an error as clients of OpenAI's API read it."""
     status, kind = next((s, k) for c, s, k in STATUSES if isinstance(error, c))
     headers = {}
     if isinstance(error, TooManyJobs):
@@ -258,12 +267,10 @@ def answer_error(error: FilmletError) -> JSONResponse:
         headers["www-authenticate"] = "Bearer"
     if status == 503:
         headers["retry-after"] = str(RETRY_AFTER_S)
-    text = str(error)
-    if status >= 500:
-        log.warning("refused with %d: %s", status, error)
-        text = error.public_message or INTERNAL
-    param = getattr(error, "param", None)
-    return refuse(status, Refusal(message=text, type=kind, param=param, code=error.code), headers)
+    told = Refusal(
+        message=public_text(error), type=kind, param=getattr(error, "param", None), code=error.code
+    )
+    return refuse(status, told, headers)
 
 
 def hold(app: FastAPI) -> None:

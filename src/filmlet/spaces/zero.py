@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from filmlet import api, studio
-from filmlet.api.doors import House, caller, refuse
+from filmlet.api.doors import House, caller, public_text, refuse
 from filmlet.api.videos import find
 from filmlet.api.visitors import Visitors
 from filmlet.api.words import Refusal
@@ -72,7 +72,7 @@ def bell(inline: Inline) -> Callable[[House], None]:
                 job = await run_in_threadpool(find, id, house, who)
                 await run_in_threadpool(inline.begin, job.id)
             except FilmletError as error:
-                raise gr.Error(str(error), print_exception=False) from error
+                raise gr.Error(public_text(error), print_exception=False) from error
             async for _ in house.hub.follow(job):
                 pass  # a call as long as the clip: ZeroGPU asks whether its visitor is still there
 

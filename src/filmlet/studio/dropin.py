@@ -4,6 +4,7 @@ Same parameters, same result: the video's path and the seed. What a call asks fo
 the queue like any other, so a caller that goes away loses nothing.
 """
 
+import math
 import secrets
 import shutil
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from gradio.data_classes import FileData
 from gradio.utils import get_upload_folder
 from pydantic import ValidationError, model_validator
 
-from filmlet.api.doors import House, caller
+from filmlet.api.doors import House, caller, public_text
 from filmlet.api.videos import submit
 from filmlet.api.words import VideoCreate
 from filmlet.card import ModelCard
-from filmlet.errors import FilmletError
+from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.guide import Guide
 from filmlet.jobs import Job, Status
 from filmlet.models import CARDS
@@ -130,18 +131,22 @@ def _function(house: House, mode: str) -> Callable[..., Any]:
                 "model": card.name,
                 "seconds": duration_ui,
                 "size": f"{width}x{height}",
-                "seed": None if randomize_seed else int(seed_ui),
+                "seed": None if randomize_seed else _whole_number(seed_ui, "seed"),
                 "guidance": None if ui_guidance_scale == 1 else ui_guidance_scale,
                 "negative_prompt": negative_prompt if card.guidance > 1 else "",
             }
             asked = VideoCreate.model_validate(fields)
-            most = max(1, int(ui_frames_to_use)) if name == "video" else None
-            guides = [Guide(given, frames=most)] if given else []
-            job = await run_in_threadpool(submit, house, asked, who.asking(), guides)
+            most = _whole_number(ui_frames_to_use, "frames") if name == "video" else 1
+            guides = [Guide(given, frames=max(1, most))] if given else []
+            arguments = (house, asked, who.asking(), guides)
+            if guides:  # which are decoded
+                job = await house.run_expensive(who, submit, *arguments)
+            else:
+                job = await run_in_threadpool(submit, *arguments)
             with house.making(job):
                 job = await _wait(house, job)
         except FilmletError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(public_text(error), print_exception=False) from error
         except ValidationError as error:
             first = error.errors()[0]
             text = f"{first['loc'][-1]}: {first['msg']}."
@@ -159,8 +164,19 @@ def _best() -> ModelCard:
     return max(here, key=lambda card: card.bytes or 0)
 
 
+def _whole_number(value: float | None, param: str) -> int:
+    """Return a number of a form as an integer. Raises InvalidRequest."""
+    if value is None or not math.isfinite(value):
+        raise InvalidRequest(f"{param} must be a number, got {value}.", param=param)
+    return int(value)
+
+
 def _within(card: ModelCard, width: float, height: float) -> tuple[int, int]:
-    """The size, made smaller where the model cannot make it; the ratio stays."""
+    """The size, made smaller where the model cannot make it; the ratio stays.
+
+    Raises InvalidRequest.
+    """
+    width, height = _whole_number(width, "width"), _whole_number(height, "height")
     scale = min(1.0, card.grid.max_side / max(width, height, 1))
     return round(width * scale), round(height * scale)
 

@@ -294,12 +294,12 @@ async def _look(house: House, form: Form, values: Values, request: gr.Request) -
         return "", paragraph("Say what should be seen; what will be done is told here.")
     reading = ""
     try:
-        await _who(house, request)
+        who = await _who(house, request)
         if len(prompt) <= LONGEST_PROMPT:
             card = CARDS[offered(values[form.model])]
             reading = reading_of(card, await run_in_threadpool(count, card, prompt))
         asked, guides = form.read(values), form.guides(values)
-        return reading, plan_of(await run_in_threadpool(foresee, house, asked, guides))
+        return reading, plan_of(await house.run_expensive(who, foresee, house, asked, guides))
     except (FilmletError, ValidationError) as error:
         return reading, refusal(error)
 
@@ -307,9 +307,9 @@ async def _look(house: House, form: Form, values: Values, request: gr.Request) -
 async def _ask(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
     try:
         who = await _who(house, request)
-        job = await run_in_threadpool(_queue, house, form, values, who)
+        job = await house.run_expensive(who, _queue, house, form, values, who)
         asked, guides = form.read(values), form.guides(values)
-        return job.id, plan_of(await run_in_threadpool(foresee, house, asked, guides))
+        return job.id, plan_of(await house.run_expensive(who, foresee, house, asked, guides))
     except (FilmletError, ValidationError) as error:
         return "", refusal(error)
 

@@ -5,6 +5,7 @@ from html import escape
 
 from pydantic import ValidationError
 
+from filmlet.api.doors import public_text
 from filmlet.api.words import VideoPlan
 from filmlet.card import ModelCard
 from filmlet.errors import FilmletError
@@ -75,7 +76,7 @@ def refusal(error: FilmletError | ValidationError) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return paragraph(escape(f"{first['loc'][-1]}: {first['msg']}."), "refused")
-    return paragraph(escape(str(error)), "refused")
+    return paragraph(escape(public_text(error)), "refused")
 
 
 def paragraph(text: str, kind: str = "") -> str:
