@@ -30,19 +30,19 @@ lint: $(ALL)
 
 bench: $(ALL)
 	@$(BIN)/python -m bench
-	@$(BIN)/python -m bench.growth
+	@$(BIN)/python -m bench.scaling
 
 pictures: $(ALL)
-	@$(BIN)/python -m tests.pictures build/pictures
+	@$(BIN)/python -m tests.helpers.screenshots build/pictures
 
 recipe: $(ALL)
 	@$(BIN)/python -m recipe
 
 sheets: $(ALL)
-	@$(BIN)/python -m recipe.sheets
+	@$(BIN)/python -m recipe.contact_sheets
 
 gallery: $(ALL)
-	@$(BIN)/python -m recipe.sheets --gallery docs/pocket.webp
+	@$(BIN)/python -m recipe.contact_sheets --gallery docs/pocket.webp
 
 clean:
 	rm -rf $(VENV) clips build

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from bench import levers, loading, near
-from filmlet.engine.compiled.running import has_bfloat16
+from bench import accuracy, model_loading, optimizations
+from filmlet.engine.openvino.runner import has_bfloat16
 
 # A clip takes stock many minutes where it emulates bfloat16.
 STOCK = ("float32", "bfloat16") if has_bfloat16() else ("float32",)
@@ -140,9 +140,9 @@ def report(runs: int, frames: int) -> str:
             "|---|---|",
             *(f"| {n} | {peak:.0f} |" for n, peak in flat.items()),
             "",
-            near.report(near.PROMPTS),
-            loading.report(loading.RUNS),
-            levers.report("small", "256x256x49", levers.RUNS),
+            accuracy.report(accuracy.PROMPTS),
+            model_loading.report(model_loading.RUNS),
+            optimizations.report("small", "256x256x49", optimizations.RUNS),
         ]
     )
 

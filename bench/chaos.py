@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filmlet.core.request import ClipRequest, clip_request
 from filmlet.jobs import Queue, Status
-from filmlet.request import ClipRequest, clip_request
 from filmlet.settings import Settings
 
 SEED, LEASE_S, NAMES = 1, 6.0, ("one", "two")

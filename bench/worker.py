@@ -25,12 +25,12 @@ Seen = list[tuple[float, bytes]]
 
 def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]:
     """filmlet as its command line runs it, on the engine that it chooses or on another one."""
-    from filmlet import stages
-    from filmlet.events import Frames
-    from filmlet.plan import plan
-    from filmlet.request import clip_request
+    from filmlet.core.events import Frames
+    from filmlet.core.request import clip_request
+    from filmlet.pipeline import stages
+    from filmlet.pipeline.plan import plan
+    from filmlet.pipeline.prepare import fold, prepare
     from filmlet.settings import Settings
-    from filmlet.work import fold, prepare
 
     settings = replace(Settings.from_environment(), engine=engine)
 
@@ -94,7 +94,7 @@ def stock_side(frames: int, dtype: str) -> Callable[[Path], Seconds]:
     import torch
     from diffusers import LTXPipeline
 
-    from filmlet.models.catalogue import POCKET
+    from filmlet.models.registry import POCKET
 
     pipe = LTXPipeline.from_pretrained(POCKET, torch_dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
@@ -131,11 +131,11 @@ def decode_peak(frames: int) -> float:
     """MB that filmlet's decoding adds at its peak, frames thrown away as they come."""
     import numpy as np
 
-    from filmlet import stages
-    from filmlet.plan import plan
-    from filmlet.request import clip_request
+    from filmlet.core.request import clip_request
+    from filmlet.pipeline import stages
+    from filmlet.pipeline.plan import plan
+    from filmlet.pipeline.prepare import fold, prepare
     from filmlet.settings import Settings
-    from filmlet.work import fold, prepare
 
     request = clip_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")
     work = fold(prepare(plan(request), Settings.from_environment()))

@@ -16,12 +16,12 @@ from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 from recipe import distil, evaluate, export, teacher, vae
-from recipe.corpus import Example
 from recipe.evaluate import Scores
-from recipe.making import Maker
-from recipe.run import Run
+from recipe.prompts import Example
+from recipe.renderer import render
+from recipe.sampling import Maker
 from recipe.teacher import SHAPES, Latents, Pair, Shape
-from recipe.world import render
+from recipe.trainer import Run
 
 GUIDANCE = 2.5  # of the teacher; more spoils what a subject looks like
 STAGES = ("vae", "teacher", "student", "export", "evaluate")

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from recipe import vae
-from recipe.run import Run, quick
 from recipe.teacher import (
     Latents,
     Pair,
@@ -35,6 +34,7 @@ from recipe.teacher import (
     sigmas,
     weighted_square,
 )
+from recipe.trainer import Run, quick
 
 STEPS = 4
 PARTS = 4  # guided teacher steps within one student step

@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from recipe.corpus import PAIRS, Example, examples
-from recipe.making import Maker
-from recipe.scenery import SCENES, scenery
-from recipe.world import (
+from recipe.prompts import PAIRS, Example, examples
+from recipe.renderer import (
     COLOURS,
     FPS,
     MOTIONS,
@@ -36,6 +34,8 @@ from recipe.world import (
     path,
     render,
 )
+from recipe.sampling import Maker
+from recipe.scenery import SCENES, scenery
 
 PATCH = 32
 MASK = 0.12  # difference from the scene that counts as subject, of 1

@@ -9,10 +9,10 @@ from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LT
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recipe.corpus import examples
+from recipe.prompts import examples
+from recipe.renderer import render
 from recipe.teacher import SHIFT, Latents, Pair
 from recipe.text import build_tokenizer
-from recipe.world import render
 
 
 @torch.inference_mode()

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
-from recipe.corpus import Example, describe, examples
-from recipe.run import Run, quick
+from recipe.prompts import Example, describe, examples
+from recipe.renderer import FPS, Scenario, render
 from recipe.text import build_encoder, build_tokenizer, tokenize
-from recipe.world import FPS, Scenario, render
+from recipe.trainer import Run, quick
 
 ROPE_SCALE = (8 / FPS, 32, 32)
 # All latents of a clip share its scene and motion, so these show through all but the strongest

@@ -13,7 +13,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from recipe.corpus import vocabulary
+from recipe.prompts import vocabulary
 
 MAX_TOKENS = 128  # what stock LTXPipeline pads a prompt to
 SPECIAL = ("<pad>", "</s>", "<unk>")

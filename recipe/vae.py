@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
-from recipe.corpus import draw, examples
-from recipe.run import Run, quick
-from recipe.world import FPS, Scenario, path, places, render, render_with_cover
+from recipe.prompts import draw, examples
+from recipe.renderer import FPS, Scenario, path, places, render, render_with_cover
+from recipe.trainer import Run, quick
 
 CROP = 128
 CANVASES = ((256, 256), (256, 256), (256, 384), (384, 256), (192, 320))  # height, width

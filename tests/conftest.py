@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.queues import postgres, queue, settings, start
-from tests.servers import client, home, serve, shared_server
+from tests.helpers.queues import postgres, queue, settings, start
+from tests.helpers.servers import client, home, serve, shared_server
 from tests.storages import folder_url, remote, s3, s3_url
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint with a plain decoder."""
-    from tests.tiny import make_checkpoint
+    from tests.helpers.tiny_checkpoint import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")
 
@@ -53,7 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint whose decoder takes a timestep."""
-    from tests.tiny import make_checkpoint
+    from tests.helpers.tiny_checkpoint import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("timed") / "timed", timed=True)
 
@@ -61,7 +61,7 @@ def tiny_timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint that draws noise anew before each call."""
-    from tests.tiny import make_checkpoint
+    from tests.helpers.tiny_checkpoint import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("noisy") / "noisy", stochastic=True)
 
@@ -69,7 +69,7 @@ def tiny_noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint with a second stage."""
-    from tests.tiny import make_checkpoint
+    from tests.helpers.tiny_checkpoint import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("two") / "two", timed=True, two_stages=True)
 
@@ -77,7 +77,7 @@ def tiny_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint for LTXConditionPipeline: guides anywhere."""
-    from tests.tiny import edit_json, make_checkpoint
+    from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
 
     folder = make_checkpoint(tmp_path_factory.mktemp("guided") / "guided", timed=True)
     edit_json(folder / "model_index.json", _class_name="LTXConditionPipeline")
@@ -87,7 +87,7 @@ def tiny_guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny twin of Lightricks' repository."""
-    from tests.twins import make_twin
+    from tests.helpers.tiny_ltx_files import make_twin
 
     return make_twin(tmp_path_factory.mktemp("lightricks") / "LTX-Video")
 

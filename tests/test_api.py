@@ -18,14 +18,14 @@ from fastapi.testclient import TestClient
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from filmlet.api.doors import House
-from filmlet.api.following import Hub
+from filmlet.api.dependencies import House
+from filmlet.api.fast_path import Quick
+from filmlet.api.job_watcher import Hub
 from filmlet.api.middleware import Identity
-from filmlet.api.quick import Quick
+from filmlet.core.request import clip_request
 from filmlet.jobs import Job, Keys, Queue
-from filmlet.request import clip_request
 from filmlet.settings import Settings
-from tests.servers import LONG, SMALL, Running, Serve, refusal, until
+from tests.helpers.servers import LONG, SMALL, Running, Serve, refusal, until
 
 
 def events(server: Running, job: str, **headers: str) -> Iterator[dict[str, str]]:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from filmlet import stages
-from filmlet.events import Event, Finished, Progress, Stage
-from filmlet.jobs import Priority, Queue, Status, held
-from filmlet.jobs.held import Held
+from filmlet.core.events import Event, Finished, Progress, Stage
+from filmlet.jobs import Priority, Queue, Status, claimed_job
+from filmlet.jobs.claimed_job import Held
 from filmlet.jobs.worker import Film, Worker, run_of
 from filmlet.media import PART
-from filmlet.plan import plan
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, fold, prepare
 from filmlet.settings import Settings
-from filmlet.work import Work, fold, prepare
-from tests.queues import ask, without_queue
+from tests.helpers.queues import ask, without_queue
 
 
 class Paused:
@@ -64,7 +64,7 @@ def test_a_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt
     tiny: Path, tmp_path: Path, queue: Queue, workers: Callable[[str, Film], Worker],
     at: Callable[[Event], bool], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(held, "CONFIRMED_S", 0.0)
+    monkeypatch.setattr(claimed_job, "CONFIRMED_S", 0.0)
     request = ask(tiny, frames=25)
     job = queue.submit(request).id
     asleep, second = Paused(at), Paused(decoding)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from bench.chaos import Faults, run
-from filmlet.events import Stage
+from filmlet.core.events import Stage
 from filmlet.jobs import Queue, Status
 from filmlet.settings import Settings
-from tests.queues import ask, environment, is_over, wait, without_queue
+from tests.helpers.queues import ask, environment, is_over, wait, without_queue
 
 pytestmark = pytest.mark.slow
 
@@ -67,12 +67,12 @@ def test_a_stopped_worker_that_wakes_while_another_decodes_breaks_nothing(
 GROWTH = """
 import sys
 from pathlib import Path
-from filmlet import stages
+from filmlet.pipeline import stages
 from filmlet.engine.placement import trim_heap
-from filmlet.plan import plan
-from filmlet.request import clip_request
+from filmlet.pipeline.plan import plan
+from filmlet.core.request import clip_request
 from filmlet.settings import Settings
-from filmlet.work import fold, prepare
+from filmlet.pipeline.prepare import fold, prepare
 
 sizes = [(w, h) for w in range(64, 320, 32) for h in range(64, 352, 32)]
 for number, (width, height) in enumerate(sizes[:65], start=1):

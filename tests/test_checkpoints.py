@@ -25,22 +25,22 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import filmlet
-from filmlet.card import ModelCard
-from filmlet.engine import engines
+from filmlet.core.model_card import ModelCard
+from filmlet.core.request import clip_request
+from filmlet.core.shape import fit
+from filmlet.engine import selection
 from filmlet.engine.arrays import pack, unpack
-from filmlet.engine.engine import Embeddings, Recipe, Start
-from filmlet.engine.lightricks import names
-from filmlet.engine.ltx import LtxEngine
+from filmlet.engine.base import Embeddings, Recipe, Start
+from filmlet.engine.ltx_key_mapping import names
 from filmlet.engine.placement import Placement
-from filmlet.engine.text import load_tokenizer, read
+from filmlet.engine.tokenizer import load_tokenizer, read
+from filmlet.engine.torch.engine import LtxEngine
 from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
 from filmlet.models import CARDS, fetch, find, locate
-from filmlet.request import clip_request
-from filmlet.shape import fit
-from filmlet.work import fold, loaded
-from tests.hub import COMMIT, serving
-from tests.tiny import make_vae
-from tests.twins import as_one, of_vae
+from filmlet.pipeline.prepare import fold, loaded
+from tests.helpers.fake_hub import COMMIT, serving
+from tests.helpers.tiny_checkpoint import make_vae
+from tests.helpers.tiny_ltx_files import as_one, of_vae
 
 FLOAT32 = Placement("cpu", "float32", "a test")
 ROWS = [name for name in CARDS if name != "pocket"]
@@ -66,7 +66,7 @@ def cached(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 def engine_of(card: ModelCard) -> LtxEngine:
     files = locate(card)
     assert files
-    return fold(engines.load(card, files, FLOAT32))
+    return fold(selection.load(card, files, FLOAT32))
 
 
 def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None:
@@ -96,7 +96,7 @@ def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None
 
 
 def test_the_shapes_of_a_file_tell_the_module_it_is_of(tmp_path: Path) -> None:
-    from filmlet.engine.weights import Weights
+    from filmlet.engine.state_dict import Weights
 
     vae = make_vae(timed=True)
     blocks = len(vae.encoder.down_blocks)
@@ -224,12 +224,12 @@ def test_however_a_model_is_held_the_clip_is_the_same(
 LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
-from filmlet import stages
-from filmlet.events import Frames
-from filmlet.plan import plan
-from filmlet.request import clip_request
+from filmlet.pipeline import stages
+from filmlet.core.events import Frames
+from filmlet.pipeline.plan import plan
+from filmlet.core.request import clip_request
 from filmlet.settings import Settings
-from filmlet.work import fold, prepare
+from filmlet.pipeline.prepare import fold, prepare
 model, limit = sys.argv[1], int(sys.argv[2])
 settings = {"model": model, "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
 work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings(hold="all"), "float32"))

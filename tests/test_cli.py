@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.servers import until
+from tests.helpers.servers import until
 
 FILMLET = [sys.executable, "-m", "filmlet"]
 QUICK = ("--size", "64x64", "--frames", "9", "--steps", "2", "--seed", "5")
@@ -32,7 +32,7 @@ def filmlet(*arguments: object, cwd: Path, **extra: str) -> subprocess.Completed
 def test_help_and_version_answer_without_heavy_imports(tmp_path: Path) -> None:
     for option in ("--help", "--version"):
         code = (
-            "import sys\nfrom filmlet.cli import main\n"
+            "import sys\nfrom filmlet.cli.main import main\n"
             f"try: main(['{option}'])\nexcept SystemExit: pass\n"
             "heavy = {'torch', 'diffusers', 'av', 'numpy', 'rich'} & set(sys.modules)\n"
             "sys.exit(f'imported {heavy}' if heavy else 0)"
@@ -152,7 +152,7 @@ def test_bad_input_gets_one_sentence_a_code_and_status_2(
     tmp_path: Path, arguments: list[str], code: str, says: str
 ) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", "import sys; from filmlet.cli import main; sys.exit(main())",
+        [sys.executable, "-c", "import sys; from filmlet.cli.main import main; sys.exit(main())",
          "generate", *arguments, "--json"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -207,7 +207,7 @@ def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> N
 def test_ctrl_c_is_heard_where_python_drops_what_is_raised() -> None:
     code = """
 import signal, sys, time, weakref
-from filmlet import cli
+from filmlet.cli import main as cli
 
 def deaf(_):
     thing = type("Thing", (), {})()

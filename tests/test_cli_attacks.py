@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from filmlet import cli
+from filmlet.cli import main
 from filmlet.settings import Settings
-from tests.servers import until
+from tests.helpers.servers import until
 
 FILMLET = [sys.executable, "-m", "filmlet"]
 DIGITS = "9" * 400
@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def status_of(*words: str) -> int:
     try:
-        return cli.main(list(words))
+        return main.main(list(words))
     except SystemExit as end:  # argparse's own
         return int(str(end.code))
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import filmlet
-from filmlet import stages
 from filmlet.clip import Clip
-from filmlet.plan import plan
-from filmlet.request import ClipSettings, clip_request
+from filmlet.core.request import ClipSettings, clip_request
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import fold, prepare
 from filmlet.settings import Settings
-from filmlet.work import fold, prepare
 
 SMALL: ClipSettings = {"size": "64x64", "frames": 9, "steps": 3, "seed": 2}
 

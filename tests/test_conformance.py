@@ -6,7 +6,7 @@ import pytest
 
 from conformance.checks import CHECKS, Server
 from conformance.javascript import javascript
-from tests.servers import Running
+from tests.helpers.servers import Running
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 

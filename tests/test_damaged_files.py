@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filmlet import cli
-from filmlet.checkpoint_files import MAX_JSON_BYTES, read_header, read_json
+from filmlet.cli import main
+from filmlet.core.checkpoint_headers import MAX_JSON_BYTES, read_header, read_json
+from filmlet.core.lora import Lora
 from filmlet.engine.configs import check_components
-from filmlet.engine.text import load_tokenizer
-from filmlet.engine.weights import Weights, projection
+from filmlet.engine.state_dict import Weights, projection
+from filmlet.engine.tokenizer import load_tokenizer
 from filmlet.errors import CheckpointDamaged, FilmletError, LoraDamaged
-from filmlet.lora import Lora
-from filmlet.models import CARDS, find, hub, locate, look_at_lora, parameters, vocabulary
+from filmlet.models import CARDS, find, hub_cache, locate, look_at_lora, parameters, vocabulary
 from tests import damage
 from tests.damage import Damage, join_weights, rewrite, split_weights
 
@@ -188,7 +188,7 @@ def test_the_command_line_says_one_sentence(
     out = str(tmp_path / "a.mp4")
     for words in (["generate", "a ball", "-o", out], ["plan"], ["models", "show"]):
         model = [str(folder)] if words[0] == "models" else ["--model", str(folder)]
-        status = cli.main([*words, *model])
+        status = main.main([*words, *model])
         told = capsys.readouterr()
         if words[0] == "models":
             assert status == 0
@@ -273,7 +273,7 @@ def test_a_lora_that_overflows_when_merged_is_told_by_its_file(
     file = write_lora(tmp_path / "loud.safetensors", np.full((4, 48), 3e38), np.full((48, 4), 3e38))
     words = ["generate", "a ball", "--model", str(tiny), "--lora", str(file), "--steps", "1"]
     assert (
-        cli.main([*words, "--size", "64x64", "--frames", "9", "-o", str(tmp_path / "a.mp4")]) == 2
+        main.main([*words, "--size", "64x64", "--frames", "9", "-o", str(tmp_path / "a.mp4")]) == 2
     )
     told = capsys.readouterr().err
     assert "loud.safetensors: merged into transformer_blocks.0.attn1.to_q" in told
@@ -310,13 +310,13 @@ def test_the_hubs_cache_is_not_left_by_what_it_says(
     refs.mkdir()
     for commit in (b"../../..", b"/", b"", b"\xff" * 40, b"..\n"):
         (refs / "main").write_bytes(commit)
-        assert hub.snapshot("owner/name", "main") is None, commit
+        assert hub_cache.snapshot("owner/name", "main") is None, commit
     (refs / "main").write_bytes(b"a" * 1000)
     with pytest.raises(CheckpointDamaged, match="main"):
-        hub.snapshot("owner/name", "main")
+        hub_cache.snapshot("owner/name", "main")
     (refs / "main").unlink()
     os.mkfifo(refs / "main")
-    assert hub.snapshot("owner/name", "main") is None
+    assert hub_cache.snapshot("owner/name", "main") is None
 
 
 def test_sizes_are_bounded(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 
 from filmlet.errors import DatabaseGone, DatabaseUnusable
 from filmlet.jobs import Priority, Queue, Status
-from filmlet.jobs.held import Held
+from filmlet.jobs.claimed_job import Held
 from filmlet.jobs.worker import LOST, Worker
 from filmlet.settings import Settings
-from tests.queues import Start, ask, environment, is_over, wait
-from tests.servers import until
+from tests.helpers.queues import Start, ask, environment, is_over, wait
+from tests.helpers.servers import until
 
 ON_POSTGRES = pytest.mark.parametrize("settings", ["postgres"], indirect=True)
 ON_SQLITE = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
@@ -134,8 +134,8 @@ def run_worker(settings: Settings, *lines: str, words: str = "") -> subprocess.P
     """A worker in a process of its own, after some lines of Python."""
     code = "\n".join(
         [
-            "import sys, filmlet.cli, filmlet.jobs.worker as worker", *lines,
-            f"sys.argv = ['filmlet', 'worker', *{words.split()}]", "sys.exit(filmlet.cli.main())",
+            "import sys, filmlet.cli.main, filmlet.jobs.worker as worker", *lines,
+            f"sys.argv = ['filmlet', 'worker', *{words.split()}]", "sys.exit(filmlet.cli.main.main())",
         ]
     )  # fmt: skip
     return subprocess.Popen(

@@ -14,8 +14,8 @@ from filmlet.jobs.worker import Worker
 from filmlet.media import Refused, frames_of, look, sandbox, stopping_decoders_on
 from filmlet.settings import Settings, bare_environment
 from tests.attack_files import jpeg_of_scans
-from tests.filming import footage, keep
-from tests.queues import ask
+from tests.helpers.clips import footage, keep
+from tests.helpers.queues import ask
 
 DECODER = Path(sandbox.__file__).with_name("decoder.py")
 A_MINUTE = 60  # what must come at once comes within it on any machine

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from filmlet.cli_options import parser
+from filmlet.cli.options import parser
 from filmlet.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_every_variable_is_a_setting(path: Path) -> None:
 
 
 def test_workers_are_scaled_by_metrics_that_there_are() -> None:
-    source = (ROOT / "src" / "filmlet" / "api" / "operations.py").read_text()
+    source = (ROOT / "src" / "filmlet" / "api" / "monitoring.py").read_text()
     (scaled,) = (one for one in MANIFEST if one["kind"] == "ScaledObject")
     for trigger in scaled["spec"]["triggers"]:
         name, status = re.fullmatch(

@@ -12,30 +12,31 @@ from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from filmlet import stages
-from filmlet.card import ModelCard
-from filmlet.engine import engines, streaming
+from filmlet.core.model_card import ModelCard
+from filmlet.core.request import clip_request
+from filmlet.core.shape import fit
+from filmlet.engine import selection
 from filmlet.engine.arrays import pack, unpack
-from filmlet.engine.denoise import euler
-from filmlet.engine.engine import Embeddings, Recipe
-from filmlet.engine.ltx import LtxEngine
+from filmlet.engine.base import Embeddings, Recipe
 from filmlet.engine.placement import Placement
-from filmlet.engine.probing import choose
-from filmlet.engine.text import load_tokenizer, read
+from filmlet.engine.sampler import euler
+from filmlet.engine.tokenizer import load_tokenizer, read
+from filmlet.engine.torch import vae_decoder
+from filmlet.engine.torch.dtype import choose
+from filmlet.engine.torch.engine import LtxEngine
 from filmlet.errors import CheckpointDamaged, NotFinite
 from filmlet.models import CARDS, find, locate
-from filmlet.plan import plan
-from filmlet.request import clip_request
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import fold, prepare
 from filmlet.settings import Settings
-from filmlet.shape import fit
-from filmlet.work import fold, prepare
-from tests.tiny import folder_of, make_vae
+from tests.helpers.tiny_checkpoint import folder_of, make_vae
 
 FLOAT32 = Placement("cpu", "float32", "a test")
 
 
 def load(card: ModelCard) -> LtxEngine:
-    return fold(engines.load(card, locate(card), FLOAT32))
+    return fold(selection.load(card, locate(card), FLOAT32))
 
 
 def recipe_for(card: ModelCard, *, guidance: float, steps: int, **settings: object) -> Recipe:
@@ -127,7 +128,7 @@ def test_decoding_in_chunks_equals_decoding_at_once(
         torch.manual_seed(3)
         whole = decoder(latents, timestep)
         torch.manual_seed(3)
-        parts = list(streaming.decode(decoder, latents.split(chunk, dim=2), timestep))
+        parts = list(vae_decoder.decode(decoder, latents.split(chunk, dim=2), timestep))
     joined = torch.cat(parts, dim=2)
     assert joined.shape == whole.shape == (1, 3, 8 * frames - 7, 64, 96)
     assert (joined - whole).abs().max() <= 1e-5
@@ -142,7 +143,7 @@ def test_frames_come_before_the_last_latent_is_asked_for() -> None:
             yield torch.zeros(1, 16, 1, 2, 2)
 
     with torch.inference_mode():
-        next(streaming.decode(decoder, chunks()))
+        next(vae_decoder.decode(decoder, chunks()))
     assert len(asked) < 12
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import filmlet
+from filmlet.core.events import Progress, Stage
+from filmlet.core.request import ClipSettings
 from filmlet.errors import InvalidRequest, NotOffered
-from filmlet.events import Progress, Stage
-from filmlet.request import ClipSettings
-from tests.filming import changes, distance, film, footage, frames_in, keep, work_for
+from tests.helpers.clips import changes, distance, film, footage, frames_in, keep, work_for
 
 
 @pytest.mark.parametrize("size", [(96, 64), (70, 64)])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from filmlet.files import open_regular_file
+from filmlet.core.files import open_regular_file
 
 
 def test_open_regular_file_reads_a_file_and_a_link_to_it(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from filmlet.api import create
 from filmlet.jobs import Queue, Status
 from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
-from tests.lender import standing
-from tests.queues import ask
+from tests.helpers.fake_zerogpu import standing
+from tests.helpers.queues import ask
 from tests.test_attempts import Paused, decoding, in_thread
 
 

@@ -20,17 +20,17 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.routing import Mount
 
-from filmlet import studio
+from filmlet import ui
 from filmlet.api import create
-from filmlet.api.visitors import Visitors
+from filmlet.api.anonymous_users import Visitors
 from filmlet.jobs import Keys
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
-from filmlet.studio import blocks, callers, files, gate
-from filmlet.studio.gate import GradioGate
-from filmlet.studio.routes import ROUTES, Access
-from tests.lender import standing
-from tests.servers import Running, serving, until
+from filmlet.ui import blocks, callers, files, gate
+from filmlet.ui.gate import GradioGate
+from filmlet.ui.routes import ROUTES, Access
+from tests.helpers.fake_zerogpu import standing
+from tests.helpers.servers import Running, serving, until
 
 # Gradio makes an event loop of its own where none runs, and leaves it open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -121,7 +121,7 @@ class Space(Server):
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     settings = Settings(home=tmp_path_factory.mktemp("space"), max_per_minute=1000)
     app = create(settings, visitors=Visitors())
-    studio.mount(app, app.state.house)
+    ui.mount(app, app.state.house)
     with (
         standing(app) as url,
         httpx2.Client(base_url=url, cookies={"filmlet_visitor": "a" * 32}, timeout=60) as ann,

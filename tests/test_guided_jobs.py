@@ -13,16 +13,16 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from filmlet.api import create
+from filmlet.core.guide import Guide
 from filmlet.errors import InvalidRequest, JobConflict
-from filmlet.guide import Guide
 from filmlet.jobs import Asking, Keys, Queue, Status
 from filmlet.jobs.database import Database
 from filmlet.jobs.queue import size_of
 from filmlet.media import look
-from filmlet.plan import plan
+from filmlet.pipeline.plan import plan
 from filmlet.settings import Settings
-from tests.queues import Start, ask, is_over, wait, without_queue
-from tests.servers import SMALL, Running
+from tests.helpers.queues import Start, ask, is_over, wait, without_queue
+from tests.helpers.servers import SMALL, Running
 
 sqlite = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 

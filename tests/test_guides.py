@@ -23,23 +23,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import filmlet
-from filmlet.card import GuideKind, ModelCard
+from filmlet.core.events import Pixels, Progress, Stage
+from filmlet.core.guide import Guide, parse_keyframe
+from filmlet.core.model_card import GuideKind, ModelCard
+from filmlet.core.request import ClipRequest, ClipSettings, clip_request
+from filmlet.core.shape import fit
 from filmlet.engine.arrays import pack, unpack
-from filmlet.engine.engine import Embeddings, Recipe, Start
-from filmlet.engine.guiding import Shown
-from filmlet.engine.ltx import LtxEngine
-from filmlet.engine.text import load_tokenizer, read
+from filmlet.engine.base import Embeddings, Recipe, Start
+from filmlet.engine.conditioning import Shown
+from filmlet.engine.tokenizer import load_tokenizer, read
+from filmlet.engine.torch.engine import LtxEngine
 from filmlet.errors import InvalidRequest
-from filmlet.events import Pixels, Progress, Stage
-from filmlet.guide import Guide, parse_keyframe
 from filmlet.media import covering, framed, look, read_picture, tags
 from filmlet.models import CARDS, find
-from filmlet.models.catalogue import POCKET
-from filmlet.request import ClipRequest, ClipSettings, clip_request
-from filmlet.shape import fit
-from tests.filming import changes, distance, film, footage, keep, work_for
+from filmlet.models.registry import POCKET
+from tests.helpers.clips import changes, distance, film, footage, keep, work_for
+from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
 from tests.test_engine import load as load_card
-from tests.tiny import edit_json, make_checkpoint
 
 PROMPT = "a red ball moving left"
 SIGMAS = (1.0, 0.9, 0.6, 0.25)
@@ -187,7 +187,7 @@ def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
 def test_a_guided_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_guided: Path, tmp_path: Path, until: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmlet.work.KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.prepare.KEEP_EVERY_S", -1.0)
     image, middle = (keep(tmp_path / f"{i}.png", footage(seed=i)) for i in (1, 2))
     settings = {"image": image, "guides": [Guide(middle, 16, 0.6)]}
     film(work_for(tiny_guided, **settings), tmp_path / "straight.mp4")

@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 from starlette.routing import Mount
 
 from filmlet.api import create
-from filmlet.api.visitors import MIN_TOKEN_CHARS, Visitors
+from filmlet.api.anonymous_users import MIN_TOKEN_CHARS, Visitors
 from filmlet.jobs import Granted, Keys
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
-from tests.servers import SMALL, Running, refusal, serving
+from tests.helpers.servers import SMALL, Running, refusal, serving
 
 PUBLIC = {"/health", "/ready", "/metrics", "/session", "/openapi.json"}
 ENDS_S = 30.0  # of a stream whose key is gone; it is looked at every few seconds

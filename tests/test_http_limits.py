@@ -16,7 +16,7 @@ from filmlet.api.middleware import BODY_LIMITS
 from filmlet.jobs.database import Database
 from filmlet.server.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, MAX_HEADERS
 from filmlet.settings import Settings
-from tests.servers import SMALL, Running, refusal, serving, until
+from tests.helpers.servers import SMALL, Running, refusal, serving, until
 
 PROMPTLY_S = 5.0
 

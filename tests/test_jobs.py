@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from filmlet.core.events import Stage
 from filmlet.errors import (
     DatabaseUnusable,
     InvalidRequest,
@@ -21,13 +22,12 @@ from filmlet.errors import (
     TooManyJobs,
     UnknownJob,
 )
-from filmlet.events import Stage
 from filmlet.jobs import Asking, Keys, Limits, Priority, Queue, Status
-from filmlet.jobs.cost import CostModel, Sample, Size
+from filmlet.jobs.cost_model import CostModel, Sample, Size
 from filmlet.jobs.database import Database
 from filmlet.jobs.storage import Storage
 from filmlet.settings import Settings
-from tests.queues import ask, environment
+from tests.helpers.queues import ask, environment
 
 
 def order(queue: Queue) -> list[str]:

@@ -20,26 +20,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import filmlet
-from filmlet import stages
-from filmlet.denoising import SEED_STEP
+from filmlet.core.events import Event, Finished, Frames, Progress, Stage
+from filmlet.core.guide import Guide
+from filmlet.core.request import ClipRequest, clip_request
+from filmlet.core.shape import Grid, fit
+from filmlet.core.windows import Window, split
 from filmlet.engine.arrays import unpack
-from filmlet.engine.engine import Embeddings
+from filmlet.engine.base import Embeddings
 from filmlet.errors import InvalidRequest
-from filmlet.events import Event, Finished, Frames, Progress, Stage
-from filmlet.guide import Guide
 from filmlet.jobs import Queue, Status
 from filmlet.jobs.queue import size_of
 from filmlet.models import CARDS
-from filmlet.plan import plan
-from filmlet.request import ClipRequest, clip_request
+from filmlet.pipeline import stages
+from filmlet.pipeline.denoise import SEED_STEP
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, fold, prepare
 from filmlet.settings import Settings
-from filmlet.shape import Grid, fit
-from filmlet.windows import Window, split
-from filmlet.work import Work, fold, prepare
-from tests.queues import Start, ask, is_over, wait, without_queue
-from tests.servers import refusal
+from tests.helpers.queues import Start, ask, is_over, wait, without_queue
+from tests.helpers.servers import refusal
+from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
 from tests.test_cli import filmlet as command
-from tests.tiny import edit_json, make_checkpoint
 
 GRID = Grid(overlap=32)
 TWO = {"frames": 73, "then": ["a white ball"]}  # the shortest clip of two parts that share 32
@@ -265,7 +265,7 @@ def test_a_long_clip_extends_another(tiny_guided: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filmlet.work.KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.prepare.KEEP_EVERY_S", -1.0)
 
 
 @pytest.mark.usefixtures("_every_step")
@@ -376,7 +376,7 @@ def test_a_job_whose_worker_was_killed_in_the_second_window_goes_on_from_the_fir
     request = ask(tiny, frames=41, steps=4, then=["a white ball", "the red ball"])
     job = queue.submit(request).id
     dying, told = ("denoise", "6", str(tmp_path / "marker")), {"FILMLET_STORAGE_URL": str(store)}
-    assert start(*dying, module="tests.dying", **told).wait(60) == -signal.SIGKILL
+    assert start(*dying, module="tests.helpers.crashing_worker", **told).wait(60) == -signal.SIGKILL
     assert {p.name for p in (store / job).glob("latents*")} == {"latents-1.safetensors"}
     shutil.rmtree(settings.home / "jobs" / job)  # as on another machine
     start(**told)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from filmlet.core.lora import Lora, parse_lora
+from filmlet.core.request import ClipRequest, clip_request
 from filmlet.errors import (
     CheckpointDamaged,
     CheckpointMissing,
@@ -15,9 +17,7 @@ from filmlet.errors import (
     InvalidRequest,
     NotOffered,
 )
-from filmlet.lora import Lora, parse_lora
-from filmlet.plan import plan
-from filmlet.request import ClipRequest, clip_request
+from filmlet.pipeline.plan import plan
 from tests.test_loras import adapters, diffusers, matrices, save, style
 
 __all__ = ["style"]

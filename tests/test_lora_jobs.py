@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from filmlet.errors import InvalidRequest
 from filmlet.jobs import Asking, Queue, Status
 from filmlet.settings import Settings
-from tests.queues import Start, ask, is_over, wait, without_queue
+from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.test_guided_jobs import folders, refusal
 from tests.test_lora_files import hub
 from tests.test_loras import LAYERS, diffusers, matrices, save, style

@@ -16,23 +16,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import filmlet
-from filmlet import stages
-from filmlet.engine.engine import Embeddings, Recipe
-from filmlet.engine.lora import Loras
-from filmlet.engine.ltx import LtxEngine
+from filmlet.core.events import Frames
+from filmlet.core.lora import Adapter, Lora, parse_lora
+from filmlet.core.request import clip_request
+from filmlet.engine.base import Embeddings, Recipe
 from filmlet.engine.placement import Placement
-from filmlet.engine.text import load_tokenizer, read
+from filmlet.engine.tokenizer import load_tokenizer, read
+from filmlet.engine.torch.engine import LtxEngine
+from filmlet.engine.torch.lora import Loras
 from filmlet.errors import (
     InvalidRequest,
 )
-from filmlet.events import Frames
-from filmlet.lora import Adapter, Lora, parse_lora
 from filmlet.media import tags
 from filmlet.models import find, look_at_lora
-from filmlet.plan import plan
-from filmlet.request import clip_request
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, fold, prepare
 from filmlet.settings import Settings
-from filmlet.work import Work, fold, prepare
 from tests.test_cli import filmlet as command
 from tests.test_engine import load as load_card
 from tests.test_engine import poison, recipe_for

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from filmlet.core.events import Pixels
+from filmlet.core.shape import Shape
 from filmlet.errors import InvalidRequest, OutputExists, OutputUnwritable
-from filmlet.events import Pixels
 from filmlet.media import check_target, growing, poster, writing
-from filmlet.media.video import VideoFile
-from filmlet.shape import Shape
+from filmlet.media.video_writer import VideoFile
 
 SHAPE = Shape(96, 64, 20, 24.0, 96, 64, 25)
 TAGS = {"title": "a red ball", "seed": "3", "provenance": "AI-generated", "comment": "AI-generated"}

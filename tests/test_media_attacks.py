@@ -14,14 +14,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image, ImageOps
 
+from filmlet.core.events import Pixels
+from filmlet.core.request import clip_request
+from filmlet.core.shape import Shape
 from filmlet.errors import InvalidRequest
-from filmlet.events import Pixels
-from filmlet.given import Given
 from filmlet.media import Refused, covering, frames_of, look, read_picture
-from filmlet.media.stills import spritesheet, thumbnail
-from filmlet.plan import plan
-from filmlet.request import clip_request
-from filmlet.shape import Shape
+from filmlet.media.images import spritesheet, thumbnail
+from filmlet.pipeline.media_inputs import Given
+from filmlet.pipeline.plan import plan
 from tests.attack_files import (
     jpeg_of_scans,
     packed_zeros,
@@ -32,8 +32,8 @@ from tests.attack_files import (
     webm_without_duration,
     webp_of_frames,
 )
-from tests.filming import footage, keep
-from tests.servers import Running, refusal
+from tests.helpers.clips import footage, keep
+from tests.helpers.servers import Running, refusal
 
 A_MINUTE = 60  # what must come at once comes within it on any machine
 

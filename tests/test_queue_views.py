@@ -11,16 +11,16 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from filmlet.api import create
-from filmlet.api.doors import COOKIE
-from filmlet.budget import Machine
+from filmlet.api.dependencies import COOKIE
+from filmlet.core.memory import Machine
+from filmlet.core.request import clip_request
 from filmlet.errors import JobConflict
 from filmlet.jobs import Keys, Priority, Queue
 from filmlet.jobs.database import Database
 from filmlet.models import CARDS, count, vocabulary
-from filmlet.request import clip_request
 from filmlet.settings import Settings
-from tests.queues import ask
-from tests.servers import SMALL, refusal
+from tests.helpers.queues import ask
+from tests.helpers.servers import SMALL, refusal
 
 
 def test_prompts_are_searched_in_any_case_and_for_what_they_contain(

@@ -14,9 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipe import distil, sheets
-from recipe import run as runs
-from recipe.corpus import (
+from recipe import contact_sheets, distil
+from recipe import trainer as runs
+from recipe.evaluate import evaluate, prove
+from recipe.muon import orthogonal
+from recipe.prompts import (
     PAIR_ORDERS,
     Example,
     combinations,
@@ -25,14 +27,7 @@ from recipe.corpus import (
     is_held_out,
     vocabulary,
 )
-from recipe.evaluate import evaluate, prove
-from recipe.making import Maker
-from recipe.muon import orthogonal
-from recipe.run import Run
-from recipe.scenery import LOOP, SCENES, scenery
-from recipe.teacher import CHANGE, SHAPES, TOKENS, Pair, weighted_square
-from recipe.text import build_tokenizer
-from recipe.world import (
+from recipe.renderer import (
     COLOURS,
     EMOJI,
     EMOJI_FONT,
@@ -45,7 +40,12 @@ from recipe.world import (
     path,
     render,
 )
-from recipe.world import SHAPES as OUTLINED
+from recipe.renderer import SHAPES as OUTLINED
+from recipe.sampling import Maker
+from recipe.scenery import LOOP, SCENES, scenery
+from recipe.teacher import CHANGE, SHAPES, TOKENS, Pair, weighted_square
+from recipe.text import build_tokenizer
+from recipe.trainer import Run
 
 ROOT = Path(__file__).parent.parent
 POCKET = ROOT / "src" / "filmlet" / "pocket"
@@ -263,7 +263,7 @@ def test_sheets_and_gallery_show_the_first_held_out_prompts(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    truth = {e.prompt: e.scenario for e in sheets.held_out(sheets.GALLERY)}
+    truth = {e.prompt: e.scenario for e in contact_sheets.held_out(contact_sheets.GALLERY)}
 
     def make(_: Maker, prompt: str) -> Tensor:
         asked.append(prompt)
@@ -271,14 +271,14 @@ def test_sheets_and_gallery_show_the_first_held_out_prompts(
 
     monkeypatch.setattr(Maker, "make", make)
     maker = Maker.of(tiny, steps=1)
-    (sheet,) = sheets.write_sheets(maker, 2, tmp_path / "sheets")
+    (sheet,) = contact_sheets.write_sheets(maker, 2, tmp_path / "sheets")
     with Image.open(sheet) as picture:
-        assert picture.width == sheets.CELL * len(sheets.FRAMES)
-    sheets.write_gallery(maker, tmp_path / "gallery.webp")
+        assert picture.width == contact_sheets.CELL * len(contact_sheets.FRAMES)
+    contact_sheets.write_gallery(maker, tmp_path / "gallery.webp")
     assert asked == [*list(truth)[:2], *truth]
     with Image.open(tmp_path / "gallery.webp") as picture:
         assert picture.n_frames == 25
-    assert (tmp_path / "gallery.webp").stat().st_size <= sheets.BYTES
+    assert (tmp_path / "gallery.webp").stat().st_size <= contact_sheets.BYTES
 
 
 @needs_font

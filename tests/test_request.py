@@ -3,13 +3,13 @@ from collections.abc import Callable
 
 import pytest
 
+from filmlet.core.guide import Guide, parse_keyframe
+from filmlet.core.lora import Lora, parse_lora
+from filmlet.core.request import ClipRequest, clip_request, parse_number, parse_size, parse_whole
+from filmlet.core.shape import Grid, fit
 from filmlet.errors import InvalidRequest
-from filmlet.guide import Guide, parse_keyframe
 from filmlet.jobs import Limits
-from filmlet.lora import Lora, parse_lora
 from filmlet.models import CARDS, MAX_UNKNOWN, count
-from filmlet.request import ClipRequest, clip_request, parse_number, parse_size, parse_whole
-from filmlet.shape import Grid, fit
 
 GRID = Grid(max_side=512)
 

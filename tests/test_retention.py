@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filmlet import stages
+from filmlet.core.guide import Guide
 from filmlet.errors import TooManyJobs
-from filmlet.guide import Guide
 from filmlet.jobs import Asking, Queue, Status, retention
-from filmlet.jobs.held import Held
+from filmlet.jobs.claimed_job import Held
 from filmlet.jobs.worker import Worker
+from filmlet.pipeline import stages
 from filmlet.settings import Settings
-from tests.queues import ask
+from tests.helpers.queues import ask
 
 KILOBYTES = 1e-6  # of a gigabyte
 

@@ -22,19 +22,19 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from filmlet.errors import FolderTaken, InvalidRequest, UnknownModel
-from filmlet.jobs.snapshot import kept
+from filmlet.jobs.backup import kept
 from filmlet.models import CARDS
-from filmlet.models.catalogue import POCKET
+from filmlet.models.registry import POCKET
 from filmlet.settings import Settings
-from filmlet.spaces.files import PINS, Making, files, requirements, write
+from filmlet.spaces.entrypoint import settled
 from filmlet.spaces.preload import preload
-from filmlet.spaces.running import settled
-from tests import hub_spaces as stand_in
-from tests import pins
-from tests.hub import COMMIT
-from tests.hub_spaces import TOKEN, Hub
-from tests.lender import free_port, standing
-from tests.servers import until
+from filmlet.spaces.space_files import PINS, Making, files, requirements, write
+from tests.helpers import fake_hub_spaces as stand_in
+from tests.helpers import space_requirements
+from tests.helpers.fake_hub import COMMIT
+from tests.helpers.fake_hub_spaces import TOKEN, Hub
+from tests.helpers.fake_zerogpu import free_port, standing
+from tests.helpers.servers import until
 from tests.test_checkpoints import cached
 
 __all__ = ["cached"]
@@ -58,7 +58,7 @@ def front_matter(making: Making) -> dict[str, Any]:
 def test_a_space_is_a_few_lines_the_pinned_set_and_the_package() -> None:
     made = files(Making())
     assert len(made["app.py"].splitlines()) < 8
-    assert {"app.py", "requirements.txt", "README.md", "filmlet/cli.py"} <= set(made)
+    assert {"app.py", "requirements.txt", "README.md", "filmlet/cli/main.py"} <= set(made)
     assert not any("__pycache__" in path for path in made)
     listed = requirements(Making()).splitlines()
     assert all(re.fullmatch(r"\S+==\S+|--extra-index-url \S+", line) for line in listed)
@@ -99,16 +99,20 @@ def test_a_bundled_model_needs_no_preload() -> None:
 
 
 def test_the_pins_are_the_tested_set_but_for_what_gradio_holds_back() -> None:
-    own = pins.pinned(PINS.read_text())
-    tested = pins.pinned((pins.ROOT / "constraints.txt").read_text())
+    own = space_requirements.pinned(PINS.read_text())
+    tested = space_requirements.pinned((space_requirements.ROOT / "constraints.txt").read_text())
     differ = {k for k, version in own.items() if tested.get(k, version) != version}
-    assert differ <= set(pins.HELD_BACK), "run `python -m tests.pins`"
+    assert differ <= set(space_requirements.HELD_BACK), (
+        "run `python -m tests.helpers.space_requirements`"
+    )
     by_name = {name.lower().replace("_", "-"): version for name, version in own.items()}
-    for line in pins.direct():
+    for line in space_requirements.direct():
         asked = Requirement(line)
         if asked.name != "torch":
             version = by_name[asked.name.lower().replace("_", "-")]
-            assert asked.specifier.contains(version), "run `python -m tests.pins`"
+            assert asked.specifier.contains(version), (
+                "run `python -m tests.helpers.space_requirements`"
+            )
 
 
 def test_a_folder_with_other_things_is_not_written_into(tmp_path: Path) -> None:
@@ -297,9 +301,9 @@ def test_without_a_bucket_the_page_says_so(tmp_path: Path) -> None:
 
 
 def test_a_copy_is_made_only_when_something_changed(tmp_path: Path) -> None:
+    from filmlet.core.request import clip_request
     from filmlet.jobs import Queue
-    from filmlet.jobs.snapshot import Snapshot
-    from filmlet.request import clip_request
+    from filmlet.jobs.backup import Snapshot
 
     settings = Settings(home=tmp_path / "home", storage_url=str(tmp_path / "bucket"))
     queue = Queue(settings)

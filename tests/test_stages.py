@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from filmlet import stages
-from filmlet.engine import loading
+from filmlet.core.events import Event, Finished, Frames, Progress, Stage
+from filmlet.core.request import ClipSettings, clip_request
+from filmlet.engine.torch import loader
 from filmlet.errors import Cancelled
-from filmlet.events import Event, Finished, Frames, Progress, Stage
-from filmlet.plan import plan
-from filmlet.request import ClipSettings, clip_request
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, fold, loaded, prepare
 from filmlet.settings import Settings
-from filmlet.work import Work, fold, loaded, prepare
 
 SMALL: ClipSettings = {"size": "64x64", "frames": 25, "steps": 4, "seed": 2}
 Stop = Callable[[Event], bool]
@@ -22,7 +22,7 @@ Stop = Callable[[Event], bool]
 
 @pytest.fixture(autouse=True)
 def _keep_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filmlet.work.KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.prepare.KEEP_EVERY_S", -1.0)
 
 
 def work_for(model: Path, folder: Path | None) -> Work:
@@ -113,7 +113,7 @@ def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) 
 def test_loading_tells_its_bytes_and_can_be_stopped_between_them(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "PIECE", 1000)
+    monkeypatch.setattr(loader, "PIECE", 1000)
     loaded.clear()
     events = stages.film(work_for(tiny, None), tmp_path / "clip.mp4")
     told = [next(events) for _ in range(4)]

@@ -8,18 +8,18 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines import LTXLatentUpsamplePipeline
 from torch import Tensor
 
-from filmlet import stages
+from filmlet.core.events import Finished, Frames, Progress, Stage
+from filmlet.core.request import clip_request
 from filmlet.engine.arrays import pack, unpack
-from filmlet.engine.engine import Embeddings, Recipe, tone_mapped
-from filmlet.engine.ltx import LtxEngine
+from filmlet.engine.base import Embeddings, Recipe, tone_mapped
+from filmlet.engine.torch.engine import LtxEngine
 from filmlet.errors import JobConflict, NotOffered
-from filmlet.events import Finished, Frames, Progress, Stage
 from filmlet.jobs import Asking, Queue, Status
-from filmlet.plan import plan
-from filmlet.request import clip_request
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, fold, prepare
 from filmlet.settings import Settings
-from filmlet.work import Work, fold, prepare
-from tests.queues import Start, ask, is_over, wait, without_queue
+from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 
 SMALL = {"size": "128x64", "frames": 17, "steps": 3, "seed": 5}
 
@@ -114,7 +114,7 @@ def test_sides_are_made_in_64_so_that_the_draft_is_exactly_half(tiny_two: Path) 
 def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_two: Path, tmp_path: Path, left: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmlet.work.KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.prepare.KEEP_EVERY_S", -1.0)
     for _ in stages.film(work_for(tiny_two), tmp_path / "straight.mp4"):
         pass
     first = work_for(tiny_two)

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from tests.servers import Running, refusal
+from tests.helpers.servers import Running, refusal
 
 
 def picture(form: str = "PNG", size: tuple[int, int] = (64, 64)) -> bytes:

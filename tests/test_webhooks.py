@@ -10,11 +10,11 @@ from pathlib import Path
 import openai
 import pytest
 
+from filmlet.core.request import clip_request
 from filmlet.jobs import Asking, Keys, Queue, webhooks
 from filmlet.jobs.webhooks import Hook, post
-from filmlet.request import clip_request
 from filmlet.settings import Settings
-from tests.servers import Serve, until
+from tests.helpers.servers import Serve, until
 
 SECRET = "whsec_" + "c2VjcmV0IG9mIHRoZSB0ZXN0cw=="
 

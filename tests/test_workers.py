@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from filmlet.core.events import Stage
 from filmlet.errors import WorkerTaken
-from filmlet.events import Stage
 from filmlet.jobs import Queue, Status
 from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
-from tests.queues import Start, ask, is_over, wait, without_queue
-from tests.servers import until
+from tests.helpers.queues import Start, ask, is_over, wait, without_queue
+from tests.helpers.servers import until
 
 LONG = {"frames": 97, "steps": 100, "size": "256x256"}  # some seconds, even on a fast machine
 
@@ -42,9 +42,9 @@ def test_a_worker_killed_in_any_stage_goes_on_from_the_last_finished_one(
     request = ask(tiny, frames=25, steps=6)
     job = queue.submit(request).id
     dying = (stage, str(done), str(tmp_path / "marker"))
-    assert start(*dying, module="tests.dying").wait(60) == -signal.SIGKILL
+    assert start(*dying, module="tests.helpers.crashing_worker").wait(60) == -signal.SIGKILL
     assert queue.get(job).status == Status.RUNNING
-    start(*dying, module="tests.dying")
+    start(*dying, module="tests.helpers.crashing_worker")
     after = wait(queue, job, is_over)
     assert after.status == Status.COMPLETED, after.failure
     assert {r.stage.value for r in after.stages if r.attempt == 2 and r.reused} == reused
@@ -85,7 +85,7 @@ def test_a_job_that_kills_its_worker_each_time_fails_with_the_reason(
     healthy = queue.submit(ask(tiny, prompt="a ball")).id
     for attempt in range(3):
         marker = tmp_path / str(attempt)
-        dying = start("decode", "1", str(marker), module="tests.dying")
+        dying = start("decode", "1", str(marker), module="tests.helpers.crashing_worker")
         assert dying.wait(60) == -signal.SIGKILL
     start()
     over = wait(queue, poison, is_over)
@@ -104,7 +104,9 @@ def test_a_dead_workers_job_goes_on_elsewhere_within_the_lease(
     request = ask(tiny, frames=25, steps=6)
     job = queue.submit(request).id
     told = {"FILMLET_LEASE_S": "3"}
-    dying = start("denoise", "4", str(tmp_path / "marker"), module="tests.dying", **told)
+    dying = start(
+        "denoise", "4", str(tmp_path / "marker"), module="tests.helpers.crashing_worker", **told
+    )
     assert dying.wait(60) == -signal.SIGKILL
     start(FILMLET_WORKER="two", **told)
     over = wait(queue, job, is_over)

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from filmlet.clip import Clip, generate, stream
-    from filmlet.effective import Effective
+    from filmlet.core.effective import Effective
+    from filmlet.core.events import Finished, Frames, Preview, Progress, Stage
+    from filmlet.core.guide import Guide
+    from filmlet.core.lora import Lora
+    from filmlet.core.request import ClipRequest
+    from filmlet.core.shape import Change
     from filmlet.errors import FilmletError, InvalidRequest
-    from filmlet.events import Finished, Frames, Preview, Progress, Stage
-    from filmlet.guide import Guide
-    from filmlet.lora import Lora
-    from filmlet.request import ClipRequest
-    from filmlet.shape import Change
 
 __version__ = "0.1.0"
 
@@ -19,16 +19,16 @@ _HOME = {
     "Clip": "filmlet.clip",
     "generate": "filmlet.clip",
     "stream": "filmlet.clip",
-    "ClipRequest": "filmlet.request",
-    "Effective": "filmlet.effective",
-    "Change": "filmlet.shape",
-    "Progress": "filmlet.events",
-    "Preview": "filmlet.events",
-    "Finished": "filmlet.events",
-    "Frames": "filmlet.events",
-    "Stage": "filmlet.events",
-    "Guide": "filmlet.guide",
-    "Lora": "filmlet.lora",
+    "ClipRequest": "filmlet.core.request",
+    "Effective": "filmlet.core.effective",
+    "Change": "filmlet.core.shape",
+    "Progress": "filmlet.core.events",
+    "Preview": "filmlet.core.events",
+    "Finished": "filmlet.core.events",
+    "Frames": "filmlet.core.events",
+    "Stage": "filmlet.core.events",
+    "Guide": "filmlet.core.guide",
+    "Lora": "filmlet.core.lora",
     "FilmletError": "filmlet.errors",
     "InvalidRequest": "filmlet.errors",
 }

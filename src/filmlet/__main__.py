@@ -7,7 +7,7 @@ import sys
 def main() -> int:
     """Run it; until it listens itself, Ctrl-C ends the process without a trace."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from filmlet.cli import main as run  # noqa: PLC0415 - takes a while
+    from filmlet.cli.main import main as run  # noqa: PLC0415 - takes a while
 
     return run()
 

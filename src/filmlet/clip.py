@@ -10,14 +10,14 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from filmlet import stages
-from filmlet.effective import Effective
-from filmlet.events import Event, Finished, Frames, Pixels
+from filmlet.core.effective import Effective
+from filmlet.core.events import Event, Finished, Frames, Pixels
+from filmlet.core.request import ClipRequest, ClipSettings, clip_request
 from filmlet.media import poster, tags, writing
-from filmlet.plan import plan
-from filmlet.request import ClipRequest, ClipSettings, clip_request
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, fold, prepare
 from filmlet.settings import Settings
-from filmlet.work import Work, fold, prepare
 
 
 @dataclass(frozen=True, eq=False)

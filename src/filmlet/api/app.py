@@ -9,12 +9,12 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from filmlet import __version__
-from filmlet.api import operations, session, videos
-from filmlet.api.doors import House, hold
-from filmlet.api.following import Hub
+from filmlet.api import monitoring, session, videos
+from filmlet.api.anonymous_users import Introduced, Visitors
+from filmlet.api.dependencies import House, hold
+from filmlet.api.fast_path import Quick
+from filmlet.api.job_watcher import Hub
 from filmlet.api.middleware import BodyLimit, Identity, SameOrigin
-from filmlet.api.quick import Quick
-from filmlet.api.visitors import Introduced, Visitors
 from filmlet.jobs import Keys, Queue
 from filmlet.settings import Settings
 
@@ -61,7 +61,7 @@ def create(
         is_local=is_local,
     )
     app.include_router(videos.router)
-    app.include_router(operations.router)
+    app.include_router(monitoring.router)
     app.include_router(session.router)
     hold(app)
     app.add_middleware(BodyLimit)  # the innermost

@@ -6,9 +6,9 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from filmlet.api.doors import CALLER, House, answer_error, identify, refuse
+from filmlet.api.dependencies import CALLER, House, answer_error, identify, refuse
+from filmlet.api.schemas import Refusal
 from filmlet.api.uploads import TEXT_BYTES, VIDEO_BYTES
-from filmlet.api.words import Refusal
 from filmlet.errors import FilmletError
 
 MIB = 1024 * 1024

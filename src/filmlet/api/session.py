@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from filmlet.api.doors import COOKIE, Caller, Shared, caller
-from filmlet.api.words import Sent
+from filmlet.api.dependencies import COOKIE, Caller, Shared, caller
+from filmlet.api.schemas import Sent
 from filmlet.errors import UnknownKey
 
 router = APIRouter(prefix="/session", tags=["session"])

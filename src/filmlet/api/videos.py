@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 
-from filmlet.api import content, uploads
-from filmlet.api.doors import Admin, Caller, Entered, From, House, Shared
-from filmlet.api.following import mark, while_allowed
-from filmlet.api.words import (
+from filmlet.api import uploads, video_responses
+from filmlet.api.dependencies import Admin, Caller, Entered, From, House, Shared
+from filmlet.api.job_watcher import mark, while_allowed
+from filmlet.api.schemas import (
     ErrorEnvelope,
     Sent,
     Video,
@@ -33,6 +33,7 @@ from filmlet.api.words import (
     VideoRemix,
     poll_after_ms,
 )
+from filmlet.core.guide import Guide
 from filmlet.errors import (
     InvalidRequest,
     NotOffered,
@@ -41,7 +42,6 @@ from filmlet.errors import (
     UnknownKey,
     UnknownModel,
 )
-from filmlet.guide import Guide
 from filmlet.jobs import PREVIEW, Asking, Job, Priority, Status
 from filmlet.media import spritesheet, thumbnail
 from filmlet.models import CARDS, count
@@ -372,8 +372,8 @@ async def download(
 ) -> Response:
     """The clip, in ranges if wanted; `stream=true` sends it while it is still being made."""
     if stream and variant == "video" and not job.status.is_over:
-        grown = while_allowed(content.growing(shared, job), access.is_current)
-        return content.GrowingResponse(grown, media_type="video/mp4")
+        grown = while_allowed(video_responses.growing(shared, job), access.is_current)
+        return video_responses.GrowingResponse(grown, media_type="video/mp4")
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
     storage = shared.queue.storage
@@ -381,7 +381,7 @@ async def download(
         return await shared.run_expensive(access.who, _picture, shared, job, *PICTURES[variant])
     file = await shared.run_at_storage(storage.open, job.id, job.clip)
     size = await shared.run_at_storage(storage.length, job.id, job.clip)
-    return content.ranged(shared, file, size, range, f"{job.id}.mp4")
+    return video_responses.ranged(shared, file, size, range, f"{job.id}.mp4")
 
 
 def _picture(shared: House, job: Job, draw: Callable[[BinaryIO], bytes], kind: str) -> Response:

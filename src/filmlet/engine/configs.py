@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filmlet.card import Files
+from filmlet.core.lora import Adapter
+from filmlet.core.model_card import Files
 from filmlet.engine.placement import is_out_of_memory
-from filmlet.engine.weights import Weights
+from filmlet.engine.state_dict import Weights
 from filmlet.errors import CheckpointDamaged, FilmletError, InvalidRequest
-from filmlet.lora import Adapter
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a text encoder
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from filmlet.budget import Hold
+from filmlet.core.memory import Hold
 from filmlet.errors import InvalidRequest
 
 CGROUP = Path("/sys/fs/cgroup")

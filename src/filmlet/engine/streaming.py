@@ -1,240 +1,63 @@
-"""Exact decoding in temporal chunks: the VAE decoder of diffusers, run frame by frame.
+"""Frames through the modules of a decoder, a few at a time; for arrays of every library."""
 
-The decoder sees one frame ahead at each convolution, so no prefix of the latents can simply be cut
-off and decoded. Here each convolution keeps the last frames it has seen, each residual waits for
-the convolutions beside it, and the end is flushed with the last frame repeated, as the whole
-decoder pads it. The result equals the one-shot decode; memory does not grow with the clip.
-"""
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
-from collections.abc import Callable, Iterable, Iterator
+from filmlet.engine.arrays import Array
 
-import torch
-from diffusers.models.autoencoders.autoencoder_kl_ltx import (
-    LTXVideoCausalConv3d,
-    LTXVideoDecoder3d,
-    LTXVideoMidBlock3d,
-    LTXVideoResnetBlock3d,
-    LTXVideoUpBlock3d,
-    LTXVideoUpsampler3d,
-)
-from torch import Tensor, nn
-
-from filmlet.engine.flowing import Stream, flow
-
-Embed = Callable[[Tensor], Tensor]
+PIECE = 8  # frames
 
 
-class ConvStream:
-    """A convolution over time that remembers the frames its next output needs."""
+class Take(NamedTuple):
+    """How a stream is fed: about so many frames at a time. lag: as many more come at the end."""
 
-    def __init__(self, module: LTXVideoCausalConv3d) -> None:
-        self.conv = module.conv
-        kernel = module.kernel_size[0]
-        self.before = kernel - 1 if module.is_causal else (kernel - 1) // 2
-        self.after = 0 if module.is_causal else (kernel - 1) // 2
-        self.kernel = kernel
-        self.kept: Tensor | None = None
-
-    def push(self, x: Tensor, last: bool) -> Tensor:
-        if not x.shape[2] and not last:
-            return _no_frames(x, self.conv.out_channels)
-        if self.kept is None:
-            x = torch.cat([x[:, :, :1]] * self.before + [x], dim=2)
-        else:
-            x = torch.cat([self.kept, x], dim=2)
-        if last:
-            x = torch.cat([x] + [x[:, :, -1:]] * self.after, dim=2)
-        self.kept = x[:, :, max(0, x.shape[2] - self.kernel + 1) :]
-        if x.shape[2] < self.kernel:
-            return _no_frames(x, self.conv.out_channels)
-        return _convolve(self.conv, x)
+    frames: int = PIECE
+    lag: int = 0
 
 
-class ResnetStream:
-    """Two convolutions and a residual that waits for them."""
+class Stream(Protocol):
+    """A piece of the decoder: frames in, as many frames out as can be known yet.
 
-    def __init__(
-        self, module: LTXVideoResnetBlock3d, temb: Tensor | None, generator: torch.Generator | None
-    ) -> None:
-        self.module = module
-        self.first, self.second = ConvStream(module.conv1), ConvStream(module.conv2)
-        self.waiting: Tensor | None = None
-        self.noises: dict[int, Tensor] = {}
-        self.generator = generator
-        self.modulation: tuple[Tensor, ...] | None = None
-        if module.scale_shift_table is not None and temb is not None:
-            table = module.scale_shift_table[None, ..., None, None, None]
-            self.modulation = (temb.unflatten(1, (4, -1)) + table).unbind(dim=1)
-
-    def push(self, x: Tensor, last: bool) -> Tensor:
-        self.waiting = x if self.waiting is None else torch.cat([self.waiting, x], dim=2)
-        module = self.module
-        y = self.first.push(self._prepare(module.norm1, x, 0), last)
-        y = self._disturb(y, module.per_channel_scale1, 0)
-        y = self.second.push(self._prepare(module.norm2, y, 1), last)
-        y = self._disturb(y, module.per_channel_scale2, 1)
-        ready = y.shape[2]
-        residual, self.waiting = self.waiting[:, :, :ready], self.waiting[:, :, ready:]
-        if not ready:
-            return y
-        if module.norm3 is not None:
-            residual = _channels_last(module.norm3, residual)
-        if module.conv_shortcut is not None:
-            residual = module.conv_shortcut(residual)
-        return y + residual
-
-    def _prepare(self, norm: Embed, x: Tensor, which: int) -> Tensor:
-        x = _channels_last(norm, x)
-        if self.modulation is not None:
-            shift, scale = self.modulation[2 * which : 2 * which + 2]
-            x = x * (1 + scale) + shift
-        return self.module.nonlinearity(x)
-
-    def _disturb(self, x: Tensor, scale: Tensor | None, which: int) -> Tensor:
-        """Noise of the decoders that add some: one picture of it, the same for every frame."""
-        if scale is None:
-            return x
-        if which not in self.noises:
-            self.noises[which] = torch.randn(x.shape[-2:], generator=self.generator).to(x)
-        return x + (self.noises[which][None] * scale)[None, :, None]
-
-
-class UpsampleStream:
-    """A convolution whose channels become frames, rows and columns; drops the first frames."""
-
-    def __init__(self, module: LTXVideoUpsampler3d) -> None:
-        self.module = module
-        self.conv = ConvStream(module.conv)
-        self.waiting: Tensor | None = None
-        self.surplus = module.stride[0] - 1
-
-    def push(self, x: Tensor, last: bool) -> Tensor:
-        self.waiting = x if self.waiting is None else torch.cat([self.waiting, x], dim=2)
-        y = self.conv.push(x, last)
-        ready = y.shape[2]
-        residual, self.waiting = self.waiting[:, :, :ready], self.waiting[:, :, ready:]
-        y = self._unfold(y)
-        if self.module.residual:
-            repeats = y.shape[1] * _volume(self.module.stride) // residual.shape[1]
-            y = y + self._unfold(residual).repeat(1, repeats, 1, 1, 1)
-        dropped = min(self.surplus, y.shape[2])
-        self.surplus -= dropped
-        return y[:, :, dropped:]
-
-    def _unfold(self, x: Tensor) -> Tensor:
-        batch, channels, frames, height, width = x.shape
-        time, rows, columns = self.module.stride
-        channels //= _volume(self.module.stride)
-        x = x.reshape(batch, channels, time, rows, columns, frames, height, width)
-        x = x.permute(0, 1, 5, 2, 6, 3, 7, 4)
-        return x.reshape(batch, channels, frames * time, height * rows, width * columns)
-
-
-class HeadStream:
-    """The decoder's end: norm, modulation, activation, convolution, patches back to pixels."""
-
-    def __init__(self, decoder: LTXVideoDecoder3d, temb: Tensor | None) -> None:
-        self.decoder = decoder
-        self.conv = ConvStream(decoder.conv_out)
-        self.modulation: tuple[Tensor, ...] | None = None
-        if decoder.time_embedder is not None and temb is not None:
-            embedded = _embed(decoder.time_embedder, temb).unflatten(1, (2, -1))
-            table = decoder.scale_shift_table[None, ..., None, None, None]
-            self.modulation = (embedded + table).unbind(dim=1)
-
-    def push(self, x: Tensor, last: bool) -> Tensor:
-        x = _channels_last(self.decoder.norm_out, x)
-        if self.modulation is not None:
-            shift, scale = self.modulation
-            x = x * (1 + scale) + shift
-        x = self.conv.push(self.decoder.conv_act(x), last)
-        return _unpatched(x, self.decoder.patch_size_t, self.decoder.patch_size)
-
-
-def _unpatched(x: Tensor, time: int, side: int) -> Tensor:
-    """Channels become frames, rows and columns, as the decoder's end has them."""
-    batch, channels, frames, height, width = x.shape
-    channels //= time * side * side
-    x = x.reshape(batch, channels, time, side, side, frames, height, width)
-    x = x.permute(0, 1, 5, 2, 6, 4, 7, 3)
-    return x.reshape(batch, channels, frames * time, height * side, width * side)
-
-
-def decode(
-    decoder: LTXVideoDecoder3d,
-    chunks: Iterable[Tensor],
-    timestep: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """Yield pixels (batch, 3, frames, height, width) in [-1, 1] as soon as they are known.
-
-    chunks: latents (batch, channels, frames, height, width), in order. timestep: (batch,), for
-    decoders that take one; generator: of the noise that some decoders add. Joined, the pixels
-    equal `decoder(torch.cat(chunks), timestep)`.
+    All arrays are (batch, channels, frames, ...).
     """
-    yield from flow(list(streams(decoder, timestep, generator)), chunks)
+
+    def push(self, x: Array, last: bool) -> Array: ...
 
 
-def streams(
-    decoder: LTXVideoDecoder3d, timestep: Tensor | None, generator: torch.Generator | None
-) -> Iterator[Stream]:
-    """The decoder's modules in the order its forward() runs them."""
-    if decoder.timestep_scale_multiplier is not None and timestep is not None:
-        timestep = timestep * decoder.timestep_scale_multiplier
-    yield ConvStream(decoder.conv_in)
-    for block in (decoder.mid_block, *decoder.up_blocks):
-        yield from _block(block, timestep, generator)
-    yield HeadStream(decoder, timestep)
+def flow(
+    streams: Sequence[Stream], chunks: Iterable[Array], takes: Sequence[Take] = ()
+) -> Iterator[Array]:
+    """Frames through the streams, one after the other.
+
+    takes: of each stream but the first, which takes chunks.
+    """
+    takes = (*(takes or [Take()] * (len(streams) - 1)), Take())
+    held: Array | None = None
+    for chunk in chunks:
+        if held is not None:
+            yield from _through(streams, takes, held, last=False)
+        held = chunk
+    if held is not None:
+        yield from _through(streams, takes, held, last=True)
 
 
-def _block(
-    block: LTXVideoMidBlock3d | LTXVideoUpBlock3d,
-    timestep: Tensor | None,
-    generator: torch.Generator | None,
-) -> Iterator[Stream]:
-    if getattr(block, "conv_in", None) is not None:
-        yield ResnetStream(block.conv_in, timestep, generator)
-    temb = timestep
-    if block.time_embedder is not None and timestep is not None:
-        temb = _embed(block.time_embedder, timestep)
-    for upsampler in getattr(block, "upsamplers", None) or ():
-        yield UpsampleStream(upsampler)
-    for resnet in block.resnets:
-        yield ResnetStream(resnet, temb, generator)
+def _through(
+    streams: Sequence[Stream], takes: Sequence[Take], x: Array, last: bool
+) -> Iterator[Array]:
+    """Push frames through the streams in pieces: the flush at the end stays small, too."""
+    if not streams and x.shape[2]:
+        yield x
+    if not streams or not (x.shape[2] or last):
+        return
+    y = streams[0].push(x, last)
+    for start, stop in _pieces(y.shape[2], takes[0], last):
+        is_end = last and stop == y.shape[2]
+        yield from _through(streams[1:], takes[1:], y[:, :, start:stop], is_end)
 
 
-def _embed(embedder: torch.nn.Module, timestep: Tensor) -> Tensor:
-    """(batch,) -> (batch, channels, 1, 1, 1)."""
-    embedded = embedder(
-        timestep=timestep.flatten(),
-        resolution=None,
-        aspect_ratio=None,
-        batch_size=timestep.shape[0],
-        hidden_dtype=timestep.dtype,
-    )
-    return embedded.view(timestep.shape[0], -1, 1, 1, 1)
-
-
-def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """The convolution by oneDNN where there is one: left to itself, torch goes slower on pieces."""
-    plain = x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if not plain or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
-        result: Tensor = conv(x)
-        return result
-    return torch.mkldnn_convolution(
-        x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
-    )
-
-
-def _channels_last(norm: Embed, x: Tensor) -> Tensor:
-    return norm(x.movedim(1, -1)).movedim(-1, 1)
-
-
-def _volume(stride: tuple[int, int, int]) -> int:
-    time, rows, columns = stride
-    return time * rows * columns
-
-
-def _no_frames(x: Tensor, channels: int) -> Tensor:
-    batch, _, _, height, width = x.shape
-    return x.new_zeros(batch, channels, 0, height, width)
+def _pieces(count: int, take: Take, last: bool) -> Iterator[tuple[int, int]]:
+    """Where they begin and end, so that each gives about as many: no frame is left over."""
+    number, whole = max(1, round(count / take.frames)), count + take.lag * last
+    inner = (min(whole * i // number, count - number + i) for i in range(1, number))
+    return pairwise([0, *inner, count])

@@ -1,5 +1,6 @@
 """Jobs that survive: a durable queue over DBOS, workers with leases, learned ETA."""
 
+from filmlet.jobs.api_keys import Granted, Key, Keys
 from filmlet.jobs.job import (
     PREVIEW,
     Census,
@@ -12,9 +13,8 @@ from filmlet.jobs.job import (
     StageRecord,
     Status,
 )
-from filmlet.jobs.keys import Granted, Key, Keys
-from filmlet.jobs.limits import Limits
 from filmlet.jobs.queue import Asking, Queue
+from filmlet.jobs.rate_limits import Limits
 
 __all__ = [
     "PREVIEW",

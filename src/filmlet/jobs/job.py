@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from filmlet.budget import Machine, Need, choose
-from filmlet.events import Stage
-from filmlet.plan import Plan
-from filmlet.shape import Shape
+from filmlet.core.events import Stage
+from filmlet.core.memory import Machine, Need, choose
+from filmlet.core.shape import Shape
+from filmlet.pipeline.plan import Plan
 
 PREVIEW = "preview.png"  # of a job's files, the latest rough picture
 

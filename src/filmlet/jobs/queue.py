@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass, replace
 
 from dbos import WorkflowSerializationFormat
 
-from filmlet.effective import Effective
-from filmlet.engine.engines import at_most, torchs
+from filmlet.core.effective import Effective
+from filmlet.core.events import Stage
+from filmlet.core.lora import Adapter, Lora
+from filmlet.core.prompts import check_text
+from filmlet.core.request import ClipRequest
+from filmlet.engine.selection import at_most, torchs
 from filmlet.errors import DatabaseUnusable, IdempotencyKeyReused, JobConflict, UnknownJob
-from filmlet.events import Stage
-from filmlet.jobs.cost import Size
+from filmlet.jobs.cost_model import Size
 from filmlet.jobs.database import Database, Reader, Row, Transaction, tally
 from filmlet.jobs.job import (
     Census,
@@ -25,17 +28,14 @@ from filmlet.jobs.job import (
     Status,
     Tally,
 )
-from filmlet.jobs.limits import Limits, used
-from filmlet.jobs.outlook import Outlooks
+from filmlet.jobs.queue_eta import Outlooks
+from filmlet.jobs.rate_limits import Limits, used
 from filmlet.jobs.retention import Retention
-from filmlet.jobs.rows import job_of, request_of
+from filmlet.jobs.serialization import job_of, request_of
 from filmlet.jobs.storage import Storage
 from filmlet.jobs.webhooks import announce
-from filmlet.lora import Adapter, Lora
 from filmlet.models import size as disk_use
-from filmlet.plan import Plan, plan
-from filmlet.prompts import check_text
-from filmlet.request import ClipRequest
+from filmlet.pipeline.plan import Plan, plan
 from filmlet.settings import Settings
 
 QUEUE, WORKFLOW = "filmlet_clips", "filmlet_clip"

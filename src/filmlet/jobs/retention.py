@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from filmlet.core.events import Stage
 from filmlet.errors import JobConflict, TooManyJobs, UnknownJob
-from filmlet.events import Stage
-from filmlet.jobs.cost import LATEST
+from filmlet.jobs.cost_model import LATEST
 from filmlet.jobs.database import Database, Row
 from filmlet.jobs.job import PREVIEW, Status
-from filmlet.jobs.rows import request_of
+from filmlet.jobs.serialization import request_of
 from filmlet.jobs.storage import GROWING, Storage
 from filmlet.settings import Settings
 

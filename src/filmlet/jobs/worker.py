@@ -22,10 +22,9 @@ from typing import IO, TypeVar, cast
 
 from dbos import DBOS, WorkflowSerializationFormat
 
-from filmlet import stages
-from filmlet.denoising import last_window
-from filmlet.engine.engines import machine
+from filmlet.core.events import Event, Finished, Preview, Progress, Stage
 from filmlet.engine.placement import trim_heap
+from filmlet.engine.selection import machine
 from filmlet.errors import (
     Cancelled,
     DatabaseGone,
@@ -35,19 +34,20 @@ from filmlet.errors import (
     StorageUnusable,
     WorkerTaken,
 )
-from filmlet.events import Event, Finished, Preview, Progress, Stage
-from filmlet.jobs import cost, webhooks
+from filmlet.jobs import cost_model, webhooks
+from filmlet.jobs.claimed_job import Held
 from filmlet.jobs.database import Row
-from filmlet.jobs.held import Held
 from filmlet.jobs.job import PREVIEW
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
 from filmlet.jobs.retention import KEPT, useful
-from filmlet.jobs.rows import request_of
+from filmlet.jobs.serialization import request_of
 from filmlet.jobs.storage import GROWING
 from filmlet.media import explain, save_still, stopping_decoders_on
-from filmlet.plan import plan
+from filmlet.pipeline import stages
+from filmlet.pipeline.denoise import last_window
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, prepare
 from filmlet.settings import Settings
-from filmlet.work import Work, prepare
 
 Value = TypeVar("Value")
 log = logging.getLogger("filmlet.worker")
@@ -134,7 +134,7 @@ class Worker:
                 " where filmlet_worker.dead = 1 or filmlet_worker.home = excluded.home"
                 " or filmlet_worker.beat < {now} - :lease returning id",
                 id=self.name, token=self.token, home=home, device=self.machine.device,
-                speed=self.speed or cost.probe(), machine=json.dumps(asdict(self.machine)),
+                speed=self.speed or cost_model.probe(), machine=json.dumps(asdict(self.machine)),
                 lease=self.settings.lease_s,
             )  # fmt: skip
         if taken is None:

@@ -1,6 +1,9 @@
 """Files a person can watch: video while it grows, animations, posters, and what made them."""
 
-from filmlet.media.footage import (
+from filmlet.media.formats import Refused
+from filmlet.media.images import poster, save_still, spritesheet, thumbnail
+from filmlet.media.metadata import tags
+from filmlet.media.reader import (
     BACKGROUND,
     Footage,
     covering,
@@ -10,8 +13,9 @@ from filmlet.media.footage import (
     read_picture,
     read_video,
 )
-from filmlet.media.formats import Refused
-from filmlet.media.movie import (
+from filmlet.media.sandbox import stopping_decoders_on
+from filmlet.media.video_writer import VIDEOS
+from filmlet.media.writer import (
     PART,
     Movie,
     check_target,
@@ -21,10 +25,6 @@ from filmlet.media.movie import (
     place,
     writing,
 )
-from filmlet.media.provenance import tags
-from filmlet.media.sandbox import stopping_decoders_on
-from filmlet.media.stills import poster, save_still, spritesheet, thumbnail
-from filmlet.media.video import VIDEOS
 
 __all__ = [
     "BACKGROUND",

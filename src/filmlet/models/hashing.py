@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from filmlet.checkpoint_files import Header
+from filmlet.core.checkpoint_headers import Header
+from filmlet.core.files import open_regular_file
 from filmlet.errors import CheckpointDamaged
-from filmlet.files import open_regular_file
 
 BLOCK_BYTES = 2**22
 # Unsigned type and mask by dtype: values with all bits of the mask are infinite or no number.

@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from filmlet.api.doors import is_proxy_header
+from filmlet.api.dependencies import is_proxy_header
 
 
 class ForwardedHeaders:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
-from filmlet import api, studio
-from filmlet.api.visitors import Visitors
+from filmlet import api, ui
+from filmlet.api.anonymous_users import Visitors
 from filmlet.errors import AddressUnusable, NeedsKey
 from filmlet.jobs import Keys
 from filmlet.jobs.database import Database
@@ -84,7 +84,7 @@ def serve(settings: Settings, serving: Serving) -> None:
         visitors=serving.visitors,
         is_local=serving.is_local and not serving.is_open,
     )
-    studio.mount(app, app.state.house)
+    ui.mount(app, app.state.house)
     with _listening(serving.host, serving.port) as listener:
         host, port = listener.getsockname()[:2]
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from filmlet.spaces.running import run
+    from filmlet.spaces.entrypoint import run
 
 __all__ = ["run"]
 
@@ -13,4 +13,4 @@ def __getattr__(name: str) -> object:
     """`run` imports the server when it is asked for: who only writes a Space's files needs none."""
     if name != "run":
         raise AttributeError(f"module 'filmlet.spaces' has no attribute {name!r}")
-    return import_module("filmlet.spaces.running").run
+    return import_module("filmlet.spaces.entrypoint").run

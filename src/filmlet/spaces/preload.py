@@ -1,7 +1,7 @@
 """Which weights the platform puts into a Space's cache before it starts."""
 
-from filmlet.card import ModelCard
-from filmlet.models.fetching import listed
+from filmlet.core.model_card import ModelCard
+from filmlet.models.download_process import listed
 
 GIGABYTES_A_MINUTE = 3.0  # that the platform fetches, a careful guess
 

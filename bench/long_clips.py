@@ -1,0 +1,209 @@
+"""Long clips, by what is between their windows: `python -m bench.long_clips` writes LONG.md."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from bench.worker import SIDE, memory_mb
+from filmlet.core.events import Finished, Frames, Pixels
+from filmlet.core.request import ClipRequest, clip_request
+from filmlet.core.shape import Grid
+from filmlet.models.registry import CARDS
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.settings import Settings
+
+PROMPTS = (
+    "a red circle moving left on a white background",
+    "a cat bouncing on green grass",
+    "a blue star spinning in a starry night",
+    "a yellow triangle moving up at sunset",
+)
+SECONDS = 12
+LENGTHS = (12, 60)  # seconds of clips whose memory is looked at
+HELD_OUT, JUDGED = 100, 97  # prompts, and frames of a clip that is judged
+SEEN = ("subject", "motion", "scene")
+NEAR = 4  # frames on either side of a border
+POCKET = CARDS["pocket"]
+GRIDS = {
+    f"windows of {window}, {shared} shared": replace(
+        POCKET.grid, max_frames=window, window=window, overlap=shared
+    )
+    for window, shared in ((49, 8), (49, 16), (49, 24), (97, 8))
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """seam: the largest change near borders of windows by that near other latents; 1 is none.
+
+    motion: mean change between neighbouring frames, of 255. sharpness: mean difference of
+    neighbouring pixels in the last second by that in the first; below 1 it blurs.
+    """
+
+    seam: float
+    motion: float
+    sharpness: float
+
+
+@contextmanager
+def made_in(grid: Grid) -> Iterator[None]:
+    """Have pocket make its clips in other windows."""
+    CARDS[POCKET.name] = replace(POCKET, grid=grid)
+    try:
+        yield
+    finally:
+        CARDS[POCKET.name] = POCKET
+
+
+def asked(prompt: str, seconds: int) -> ClipRequest:
+    return clip_request(prompt, seed=1, seconds=seconds, size=f"{SIDE}x{SIDE}")
+
+
+def ready(request: ClipRequest) -> Work:
+    return fold(prepare(plan(request), Settings.from_environment()))
+
+
+def frames_of(work: Work) -> Pixels:
+    return np.concatenate([e.pixels for e in stages.run(work) if isinstance(e, Frames)])
+
+
+def judged(grid: Grid) -> list[str]:
+    """What the recipe's judge sees in clips of JUDGED frames with one subject, %."""
+    import torch
+    from torch import Tensor
+
+    from recipe.evaluate import evaluate
+    from recipe.prompts import Example
+
+    def make(example: Example) -> Tensor:
+        request = clip_request(example.prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")
+        return torch.tensor(frames_of(ready(request))).permute(3, 0, 1, 2) / 127.5 - 1
+
+    with made_in(grid):
+        right = evaluate(make, HELD_OUT, pairs=0.0)
+    return [f"{right[row]:.0f}" for row in SEEN]
+
+
+def scored(prompt: str, grid: Grid) -> Scores:
+    with made_in(grid):
+        work = ready(asked(prompt, SECONDS))
+        frames = frames_of(work)
+    borders = {w.first + w.shared for w in work.effective.windows[1:]}
+    return scores(frames, borders, POCKET.grid.time, round(work.effective.shape.fps))
+
+
+def scores(frames: Pixels, borders: set[int], time: int, second: int) -> Scores:
+    """borders: frames that are the first new ones of a window; time: frames of a latent."""
+    changes = np.array([change(*frames[i : i + 2]) for i in range(len(frames) - 1)])
+
+    def largest(border: int) -> float:
+        return float(changes[max(0, border - NEAR) : border + NEAR].max())
+
+    at = [largest(border) for border in borders]
+    inside = [largest(one) for one in range(1 + time, len(frames), time) if one not in borders]
+    return Scores(
+        seam=float(np.mean(at) / np.mean(inside)),
+        motion=float(changes.mean()),
+        sharpness=gradient(frames[-second:]) / gradient(frames[:second]),
+    )
+
+
+def change(one: Pixels, other: Pixels) -> float:
+    return float(np.abs(one.astype(np.int16) - other).mean())
+
+
+def gradient(frames: Pixels) -> float:
+    return float(np.mean([np.abs(np.diff(f.astype(np.int16), axis=1)).mean() for f in frames]))
+
+
+def film(seconds: int) -> dict[str, float]:
+    """One long clip as the command line makes it: windows, seconds, MB at the peak so far."""
+    began, peaks = time.perf_counter(), {}
+    work = ready(asked(PROMPTS[0], seconds))
+    for event in stages.film(work, Path("long.mp4"), force=True):
+        if isinstance(event, Finished):
+            peaks[event.stage.value] = memory_mb("VmHWM")
+    Path("long.mp4").unlink()
+    took = time.perf_counter() - began
+    return {"windows": len(work.effective.windows), "seconds": took, **peaks}
+
+
+def filmed(seconds: int) -> dict[str, float]:
+    """`film` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.long_clips", "--film", str(seconds)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def report() -> str:
+    from bench.__main__ import processor  # brings torch, whose memory a film has no part in
+
+    rows = []
+    for name, grid in GRIDS.items():
+        made = [scored(prompt, grid) for prompt in PROMPTS]
+        columns = ([getattr(one, field) for one in made] for field in Scores.__annotations__)
+        cells = (f"{' '.join(f'{v:.2f}' for v in c)} | {median(c):.2f}" for c in columns)
+        mark = "**" if grid == POCKET.grid else ""
+        rows.append(f"| {mark}{name}{mark} | {' | '.join([*cells, *judged(grid)])} |")
+    films = {seconds: filmed(seconds) for seconds in LENGTHS}
+    lines = [
+        f"| {seconds} s | {f['windows']} | {f['seconds']:.1f} | {f['denoise']:.0f} "
+        f"| {f['decode']:.0f} |"
+        for seconds, f in films.items()
+    ]
+    return f"""# Long clips
+
+{datetime.now(UTC):%Y-%m-%d}, {processor()}; `python -m bench.long_clips`: pocket, {SIDE}x{SIDE},
+24 frames a second, its four steps, seed 1. {SECONDS} seconds each of:
+{"; ".join(PROMPTS)}.
+Clips are made in windows, each of which sees the last frames of the one before; pocket's own are
+in bold.
+
+**Seam**: the largest change between two frames within {NEAR} of the border of two windows, by
+that at the borders of latents inside windows; 1 is no seam. **Motion**: mean change between two
+frames, of 255. **Sharpness**: mean difference of neighbouring pixels in the last second by that in
+the first; below 1 it blurs. Each by prompt, and in the middle. **Right**: what the recipe's judge
+sees in {HELD_OUT} clips of {JUDGED} frames, held-out prompts with one subject, in %.
+
+| made in | seam | | motion | | sharpness | | right: {" | ".join(SEEN)} |
+|---|---|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+One clip in a process of its own, to MP4; MB at the peak of the process after each stage:
+
+| clip | windows | seconds | denoising | decoding |
+|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="bench.long_clips", description=__doc__)
+    options.add_argument("--film", type=int, metavar="SECONDS", help="one clip alone")
+    options.add_argument("--output", type=Path, default=Path(__file__).parent / "LONG.md")
+    chosen = options.parse_args()
+    if chosen.film:
+        print(json.dumps(film(chosen.film)))
+        return
+    text = report()
+    chosen.output.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

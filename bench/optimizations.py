@@ -1,0 +1,300 @@
+"""What each lever of the torch engine gains, on random weights: `python -m bench.optimizations`.
+
+One call of the transformer and one decode, each beside the plain one of diffusers, in turns; on a
+GPU with `--size 2b --shape 768x512x121` and `--size 13b`. The limit is what matrix products reach
+in the same process.
+"""
+
+import argparse
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import mkdtemp
+from typing import TypeVar
+
+import torch
+from diffusers.models import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from filmlet.engine.base import Call
+from filmlet.engine.placement import Lever, Placement, best_device, processor
+from filmlet.engine.torch import vae_decoder
+from filmlet.engine.torch.attention import Attending, Size, measured
+from filmlet.engine.torch.block_offload import lend
+from filmlet.engine.torch.dtype import choose, dtype_of
+from filmlet.engine.torch.fp8 import round_off
+from filmlet.engine.torch.transformer import Stepping
+
+SIZES = {  # heads, channels of each, layers, channels of a caption
+    "small": (8, 64, 8, 512),
+    "2b": (32, 64, 28, 4096),
+    "13b": (32, 128, 48, 4096),
+}
+LATENT = 128  # channels
+PADDED, WORDS = 128, 16  # tokens of a prompt, with its padding and without
+RUNS = 5
+SIDES = 6  # that compute with a transformer of their own
+Side = Callable[[], Tensor]
+Build = Callable[[LTXVideoTransformer3DModel], Stepping]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def random(module: Module, placement: Placement) -> Module:
+    """A module from the meta device, with weights that keep values small."""
+    module.to(dtype_of(placement)).to_empty(device=placement.device)
+    for weight in module.state_dict().values():
+        weight.normal_(0, 0.02)
+    return module.eval().requires_grad_(False)
+
+
+def transformers(size: str, placement: Placement) -> list[LTXVideoTransformer3DModel]:
+    """Several over the same weights: each lever changes how its own computes."""
+    heads, head, layers, captions = SIZES[size]
+    with torch.device("meta"):
+        models = [
+            LTXVideoTransformer3DModel(
+                num_attention_heads=heads, attention_head_dim=head, num_layers=layers,
+                cross_attention_dim=heads * head, caption_channels=captions,
+            )
+            for _ in range(SIDES)
+        ]  # fmt: skip
+    first = random(models[0], placement)
+    for model in models[1:]:
+        model.load_state_dict(first.state_dict(), assign=True)
+        model.eval().requires_grad_(False)
+    return models
+
+
+def call(size: str, latent: Sequence[int], placement: Placement, is_guided: bool) -> Call:
+    """is_guided: the first frame is given, so tokens have levels of their own."""
+    dtype, device = dtype_of(placement), placement.device
+    axes = (torch.arange(n) * step for n, step in zip(latent, (1 / 3, 32.0, 32.0), strict=True))
+    places = torch.stack([a.flatten() for a in torch.meshgrid(*axes, indexing="ij")])[None]
+    tokens = places.shape[-1]
+    levels = torch.tensor([0.9])
+    if is_guided:
+        levels = torch.where(torch.arange(tokens) < tokens // latent[0], 0.0, 0.9)[None]
+    return Call(
+        torch.randn(1, tokens, LATENT).to(device),
+        torch.randn(1, WORDS, SIZES[size][3]).to(device, dtype),
+        levels.to(device),
+        places.to(device),
+        (),
+    )
+
+
+def plain(model: LTXVideoTransformer3DModel, asked: Call, dtype: torch.dtype) -> Tensor:
+    """As diffusers' pipeline calls it: the prompt padded, and masked."""
+    padding = asked.text.new_zeros(1, PADDED - WORDS, asked.text.shape[-1])
+    mask = (torch.arange(PADDED, device=padding.device) < WORDS)[None].to(dtype)
+    return model(
+        hidden_states=asked.latents.to(dtype),
+        encoder_hidden_states=torch.cat([asked.text, padding], 1),
+        timestep=asked.levels.expand(1, -1) * 1000,
+        encoder_attention_mask=mask,
+        video_coords=asked.places,
+        return_dict=False,
+    )[0]
+
+
+def cut(model: LTXVideoTransformer3DModel, asked: Call, dtype: torch.dtype) -> Tensor:
+    """The same with the padding cut off instead of masked."""
+    return model(
+        hidden_states=asked.latents.to(dtype),
+        encoder_hidden_states=asked.text,
+        timestep=asked.levels.expand(1, -1) * 1000,
+        encoder_attention_mask=None,
+        video_coords=asked.places,
+        return_dict=False,
+    )[0]
+
+
+def seconds(side: Side, device: str) -> float:
+    started = time.perf_counter()
+    side()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def in_turns(sides: Mapping[str, Side], runs: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each, and of its first call before the others."""
+    figures = {name: [seconds(side, device)] for name, side in sides.items()}
+    for _ in range(runs):
+        for name, side in sides.items():
+            figures[name].append(seconds(side, device))
+    return figures
+
+
+def reach(placement: Placement) -> float:
+    """FLOP a second of matrix products."""
+    side = 8192 if placement.device.startswith("cuda") else 1024
+    a, b = (torch.randn(side, side).to(placement.device, dtype_of(placement)) for _ in range(2))
+    times = in_turns({"product": lambda: a @ b}, 10, placement.device)["product"]
+    return 2.0 * side**3 / min(times[1:])
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of a side in the middle, and of its first call; gain: over the first side."""
+
+    name: str
+    took: float
+    gain: float
+    began: float
+    flop: float  # of the first side
+
+    def line(self, limit: float) -> str:
+        share = self.flop / self.took / limit
+        cells = f"{1000 * self.took:.1f} | {self.gain:.2f} | {share:.0%} | {self.began:.1f}"
+        return f"| {self.name} | {cells} |"
+
+
+Rows = list[Row]
+
+
+def rows(sides: Mapping[str, Side], runs: int, device: str) -> Rows:
+    """The gain is taken run by run."""
+    with FlopCounterMode(display=False) as counter:
+        next(iter(sides.values()))()
+    figures = in_turns(sides, runs, device)
+    _, *first = next(iter(figures.values()))
+    flop = float(counter.get_total_flops())
+    return [
+        Row(
+            name,
+            median(times),
+            median(a / b for a, b in zip(first, times, strict=True)),
+            began,
+            flop,
+        )
+        for name, (began, *times) in figures.items()
+    ]
+
+
+def steps(size: str, latent: Sequence[int], placement: Placement, runs: int) -> Iterator[Rows]:
+    """Of one call of the transformer: all tokens at one level, and the first frame given."""
+    dtype = dtype_of(placement)
+    stock, *others = transformers(size, placement)
+    made = {
+        name: build(model) for (name, build), model in zip(ways_of(placement), others, strict=False)
+    }
+    for is_guided, name in ((False, ""), (True, ", first frame given")):
+        asked = call(size, latent, placement, is_guided)
+        sides: dict[str, Side] = {
+            f"diffusers{name}": partial(plain, stock, asked, dtype),
+            f"text cut, not masked{name}": partial(cut, stock, asked, dtype),
+        }
+        sides |= {f"{way}{name}": partial(one.flow, asked) for way, one in made.items()}
+        yield rows(sides, runs, placement.device)
+
+
+def ways_of(placement: Placement) -> list[tuple[str, Build]]:
+    """In which filmlet computes a step here."""
+    dtype, device = dtype_of(placement), torch.device(placement.device)
+    is_cuda = device.type == "cuda"
+    attention = Attending(Path(mkdtemp()) / "attention.json", device, dtype) if is_cuda else None
+
+    def lent(model: LTXVideoTransformer3DModel) -> Stepping:
+        """As where a device has no room for it: on a GPU, the blocks stay in main memory."""
+        lend(model.transformer_blocks.cpu(), placement, is_ahead=is_cuda)
+        return Stepping(model, dtype, is_lent=True, attending=attention)
+
+    def in_eight_bits(model: LTXVideoTransformer3DModel) -> Stepping:
+        round_off(model.transformer_blocks)
+        return Stepping(model, dtype, attending=attention)
+
+    def pulled(*levers: Lever) -> Build:
+        return lambda model: Stepping(model, dtype, frozenset(levers), attending=attention)
+
+    ways = [
+        ("what stays computed once", pulled()),
+        ("and blocks compiled", pulled(Lever.COMPILE)),
+        ("layers lent", lent),
+        ("products in 8 bits, lossy", in_eight_bits),
+    ]
+    return ways + [("as one graph", pulled(Lever.GRAPHS))] * is_cuda
+
+
+def kernels(size: str, latent: Sequence[int], placement: Placement) -> str:
+    """Of attention, each at this size."""
+    heads, head, _, _ = SIZES[size]
+    one = Size(heads, head, math.prod(latent))
+    times = measured(one, torch.device(placement.device), dtype_of(placement))
+    lines = [f"| {kernel.name} | {1000 * took:.2f} |" for kernel, took in times.items()]
+    return "\n".join(["| | ms |", "|---|---|", *lines])
+
+
+def decodes(latent: Sequence[int], placement: Placement, runs: int) -> Rows:
+    """Of one decode: at once as diffusers does it, and in a stream with channels last."""
+    with torch.device("meta"):
+        vae = AutoencoderKLLTXVideo()
+    plain = random(vae, placement).decoder
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d)
+    clip = torch.randn(1, LATENT, *latent).to(placement.device, dtype_of(placement))
+
+    def streamed() -> Tensor:
+        *_, frames = vae_decoder.decode(last, clip.split(1, dim=2), None, None)
+        return frames
+
+    sides: dict[str, Side] = {
+        "diffusers": partial(plain, clip, None),
+        "in a stream, channels last": streamed,
+    }
+    return rows(sides, runs, placement.device)
+
+
+def table(found: Iterable[Rows], limit: float) -> str:
+    lines = ["| | ms | gain | of the limit | first call, s |", "|---|---|---|---|---|"]
+    for one in found:
+        lines += [row.line(limit) for row in one]
+    return "\n".join(lines)
+
+
+@torch.inference_mode()
+def report(size: str, shape: str, runs: int, device: str | None = None) -> str:
+    """A table of one call of the transformer, and one of a decode."""
+    placement = choose(best_device(device))
+    width, height, frames = map(int, shape.split("x"))
+    latent = ((frames + 7) // 8, height // 32, width // 32)
+    limit = reach(placement)
+    step = table(steps(size, latent, placement, runs), limit)
+    decode = table([decodes(latent, placement, runs)], limit)
+    about = f"{processor(placement.device)}, {placement.dtype}: {placement.reason}"
+    return f"""The levers of the torch engine on random weights, medians of {runs} in turns
+(`python -m bench.optimizations --size {size} --shape {shape}`).
+{about}.
+The limit is what matrix products reach, {limit / 1e12:.2f} TFLOP/s, with the work that diffusers
+does. One call of the transformer, {math.prod(latent)} tokens:
+
+{step}
+
+Attention of one layer, by each of torch's kernels that computes it here; the plain one only where
+there is no other:
+
+{kernels(size, latent, placement)}
+
+One decode with the VAE of LTX-Video 0.9:
+
+{decode}
+"""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="bench.optimizations", description=__doc__)
+    options.add_argument("--size", choices=SIZES, default="small")
+    options.add_argument("--shape", default="256x256x49", help="width x height x frames")
+    options.add_argument("--runs", type=int, default=RUNS)
+    options.add_argument("--device")
+    chosen = options.parse_args()
+    print(report(chosen.size, chosen.shape, chosen.runs, chosen.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""Who comes in, and how a refusal sounds: keys and OpenAI's error envelope."""
+
+import errno
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope
+
+from filmlet.api.anonymous_users import VISITOR, Visitors, bearer_of
+from filmlet.api.job_watcher import Hub
+from filmlet.api.schemas import ErrorEnvelope, Refusal
+from filmlet.errors import (
+    DatabaseUnusable,
+    DiskFull,
+    FilmletError,
+    InvalidRequest,
+    JobConflict,
+    PermissionDenied,
+    StorageUnusable,
+    TooManyJobs,
+    TooManyRequests,
+    UnknownJob,
+    UnknownKey,
+)
+from filmlet.jobs import Asking, Job, Key, Keys, Limits, Priority, Queue
+from filmlet.settings import Settings
+
+log = logging.getLogger("filmlet.api")
+
+T = TypeVar("T")
+COOKIE = "filmlet_key"
+CALLER = "filmlet.caller"  # in a request's scope, once who asks is known
+REMEMBER_S = 2.0  # a key that was removed opens nothing after this
+RETRY_AFTER_S = 5  # where the database or the storage cannot be used
+STORAGE_THREADS = 8  # that wait for slow storage: those at the database do not wait behind them
+EXPENSIVE_THREADS = 2  # that compute: plans with files, checks of what is sent, pictures of clips
+MAX_EXPENSIVE_REQUESTS = 16  # of one caller at once, waiting ones included
+PROXY_HEADERS = (b"forwarded", b"via", b"x-real-ip")
+MAX_PARAM_CHARS = 200  # that a refusal repeats of a name which a client made up
+INTERNAL = "The server made a mistake; its log says which."
+STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (
+    (UnknownKey, 401, "authentication_error"),
+    (PermissionDenied, 403, "permission_error"),
+    (UnknownJob, 404, "invalid_request_error"),
+    (TooManyJobs, 429, "rate_limit_error"),
+    (InvalidRequest, 400, "invalid_request_error"),
+    # Not 409: OpenAI's clients would try that again by themselves.
+    (JobConflict, 400, "invalid_request_error"),
+    (DatabaseUnusable, 503, "server_error"),
+    (StorageUnusable, 503, "server_error"),
+    (DiskFull, 503, "server_error"),
+    (FilmletError, 500, "server_error"),
+)
+
+
+@dataclass
+class House:
+    """What the routes share.
+
+    visitors: strangers come, each browser is a user of its own. making: what surrounds the wait for
+    a job that a call of the page's API has submitted; where no worker is, it makes the job.
+    is_local: without keys only who is at this machine may ask, and not through a proxy.
+    """
+
+    settings: Settings
+    queue: Queue
+    keys: Keys
+    hub: Hub
+    visitors: Visitors | None = None
+    making: Callable[[Job], AbstractContextManager[object]] = nullcontext
+    demands_keys: bool = False  # whether or not there is one: the last may be removed meanwhile
+    is_local: bool = False
+    known: dict[str, tuple[float, Key | None]] = field(default_factory=dict)
+    counted: tuple[float, bool] = (0.0, False)
+    storage_threads: CapacityLimiter = field(
+        default_factory=lambda: CapacityLimiter(STORAGE_THREADS)
+    )
+    expensive_threads: CapacityLimiter = field(
+        default_factory=lambda: CapacityLimiter(EXPENSIVE_THREADS)
+    )
+    expensive_requests: dict[str, int] = field(default_factory=dict)  # in hand, by owner
+
+    async def needs_key(self) -> bool:
+        """Whether who asks must show a key."""
+        if self.demands_keys:
+            return True
+        now = time.monotonic()
+        if now - self.counted[0] > REMEMBER_S:
+            self.counted = now, bool(await run_in_threadpool(self.keys.all))
+        return self.counted[1]
+
+    async def key(self, secret: str) -> Key | None:
+        """Whose secret this is; asked of the database every two seconds at most."""
+        now = time.monotonic()
+        asked, key = self.known.get(secret, (-REMEMBER_S, None))
+        if now - asked > REMEMBER_S:
+            key = await run_in_threadpool(self.keys.find, secret)
+            if len(self.known) > 1000:
+                self.known.clear()  # somebody is guessing
+            self.known[secret] = now, key
+        return key
+
+    async def run_at_storage(self, do: Callable[..., T], *given: object) -> T:
+        """Call what waits for the storage of clips, in a thread."""
+        return await to_thread.run_sync(do, *given, limiter=self.storage_threads)
+
+    async def run_expensive(self, who: "Caller", do: Callable[..., T], *given: object) -> T:
+        """Call what computes for long, in a thread. Raises TooManyRequests."""
+        async with self._count_expensive(who.owner):
+            return await to_thread.run_sync(do, *given, limiter=self.expensive_threads)
+
+    @asynccontextmanager
+    async def _count_expensive(self, owner: str) -> AsyncIterator[None]:
+        count = self.expensive_requests.get(owner, 0)
+        if count >= MAX_EXPENSIVE_REQUESTS:
+            raise TooManyRequests(
+                f"You have {count} requests in hand that take long; wait for one to be answered.",
+                retry_after_s=1,
+            )
+        self.expensive_requests[owner] = count + 1
+        try:
+            yield
+        finally:
+            self.expensive_requests[owner] -= 1
+            if not self.expensive_requests[owner]:
+                del self.expensive_requests[owner]
+
+
+# The dependencies are coroutines: a plain function would cost each request a thread of its own.
+async def house(request: Request) -> House:
+    """What the routes share, of this app."""
+    shared: House = request.app.state.house
+    return shared
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. sees: the owner whose jobs are shown, None for everybody's."""
+
+    owner: str
+    sees: str | None
+    limits: Limits | None
+
+    def asking(self, priority: Priority = Priority.NORMAL, key: str | None = None) -> Asking:
+        return Asking(self.owner, priority, key, self.limits, is_admin=self.sees is None)
+
+
+async def caller(request: Request, shared: Annotated[House, Depends(house)]) -> Caller:
+    """Who asks, as it was found out before the body was read. Raises UnknownKey."""
+    known: Caller | None = request.scope.get(CALLER)
+    return known or await identify(request.scope, shared)
+
+
+async def identify(scope: Scope, shared: House) -> Caller:
+    """The owner of the key that was sent; without keys everybody is the one local user.
+
+    A program sends it as a bearer, the page as a cookie: a video element cannot send a header.
+    Raises UnknownKey.
+    """
+    request = Request(scope)
+    if shared.visitors:
+        secret = bearer_of(request.headers)
+        # A program that keeps no cookie is known by what it sends instead of a key.
+        known = hashlib.sha256(secret.encode()).hexdigest()[:32] if secret else None
+        name = f"visitor:{known or request.cookies[VISITOR]}"
+        return Caller(name, name, None)
+    if not await shared.needs_key():
+        if shared.is_local and came_through_proxy(scope):
+            raise UnknownKey(
+                "This server has no keys, so only who is at its machine may ask, and this came "
+                "through a proxy. Make a key with `filmlet keys add NAME`."
+            )
+        return Caller("local", None, None)
+    secret = bearer_of(request.headers) or request.cookies.get(COOKIE, "").strip()
+    key = await shared.key(secret) if secret else None
+    if key is None:
+        raise UnknownKey("This server needs a key: send Authorization: Bearer sk-...")
+    return Caller(key.id, None if key.admin else key.id, key.limits)
+
+
+def is_proxy_header(name: bytes) -> bool:
+    """Whether proxies add a header of this name, in lower case."""
+    return name.startswith(b"x-forwarded-") or name in PROXY_HEADERS
+
+
+def came_through_proxy(scope: Scope) -> bool:
+    """Whether a proxy has left its marks. nginx of old left none but the version."""
+    if scope["http_version"] == "1.0":
+        return True
+    for name, _ in scope["headers"]:  # noqa: SIM110 - each poll passes here, and any() is slower
+        if is_proxy_header(name):
+            return True
+    return False
+
+
+async def admin(who: Annotated[Caller, Depends(caller)]) -> Caller:
+    """Who may see and move everybody's jobs: an admin, or the one local user."""
+    if who.sees is not None:
+        raise PermissionDenied("Only an admin's key may do this.", param="key")
+    return who
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who asks, and how that was found out: who listens for long is asked again."""
+
+    who: Caller
+    scope: Scope
+    shared: House
+
+    async def is_current(self) -> bool:
+        """Whether the same would be found now: a key may be removed, or lose its rights."""
+        try:
+            return await identify(self.scope, self.shared) == self.who
+        except FilmletError:
+            return False
+
+
+async def access(
+    request: Request,
+    shared: Annotated[House, Depends(house)],
+    who: Annotated[Caller, Depends(caller)],
+) -> Access:
+    """Who asks, for what goes on for long."""
+    return Access(who, request.scope, shared)
+
+
+Shared = Annotated[House, Depends(house)]
+Entered = Annotated[Access, Depends(access)]
+From = Annotated[Caller, Depends(caller)]
+Admin = Annotated[Caller, Depends(admin)]
+
+
+def refuse(status: int, error: Refusal, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The envelope that OpenAI's clients read."""
+    return JSONResponse(ErrorEnvelope(error=error).model_dump(), status, headers)
+
+
+def public_text(error: FilmletError) -> str:
+    """Return what a client may read of an error: paths and addresses stay in the log."""
+    status = next(s for c, s, _ in STATUSES if isinstance(error, c))
+    if status < 500:
+        return str(error)
+    log.warning("refused with %d: %s", status, error)
+    return error.public_message or INTERNAL
+
+
+def answer_error(error: FilmletError) -> JSONResponse:
+    """Return an error as clients of OpenAI's API read it."""
+    status, kind = next((s, k) for c, s, k in STATUSES if isinstance(error, c))
+    headers = {}
+    if isinstance(error, TooManyJobs):
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if status == 503:
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    told = Refusal(
+        message=public_text(error), type=kind, param=getattr(error, "param", None), code=error.code
+    )
+    return refuse(status, told, headers)
+
+
+def hold(app: FastAPI) -> None:
+    """Answer every error in the envelope; nobody sees a trace."""
+
+    @app.exception_handler(FilmletError)
+    def refused(_: Request, error: FilmletError) -> JSONResponse:
+        return answer_error(error)
+
+    @app.exception_handler(ClientDisconnect)
+    def left(_: Request, error: ClientDisconnect) -> Response:
+        del error  # nobody reads the answer, and nothing is wrong
+        return Response(status_code=400)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = ".".join(str(p) for p in first["loc"][1:]) or None
+        unknown = first["type"] == "extra_forbidden"
+        code = "unknown_parameter" if unknown else "invalid_value"
+        param = param and param[:MAX_PARAM_CHARS]
+        text = f"There is no parameter {param!r}." if unknown else f"{param}: {first['msg']}."
+        kind = "invalid_request_error"
+        return refuse(400, Refusal(message=text, type=kind, param=param, code=code))
+
+    @app.exception_handler(HTTPException)
+    def plain(_: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 503: "too_busy"}
+        code = codes.get(error.status_code, "error")
+        kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+        told = Refusal(message=str(error.detail), type=kind, param=None, code=code)
+        return refuse(error.status_code, told, dict(error.headers or {}))
+
+    @app.exception_handler(OSError)
+    def failed(request: Request, error: OSError) -> Response:
+        if isinstance(error, ConnectionError):
+            return left(request, ClientDisconnect())
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return answer_error(DiskFull(str(error)))
+        return broken(request, error)
+
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+        told = Refusal(message=INTERNAL, type="server_error", param=None, code="internal")
+        return refuse(500, told)

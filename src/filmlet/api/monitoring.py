@@ -1,0 +1,206 @@
+"""For who runs the server: is it alive, can it work, what has it done; and which models it has."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import date
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from pydantic import BaseModel
+
+from filmlet import __version__
+from filmlet.api.dependencies import Admin, From, Shared, admin, caller
+from filmlet.api.schemas import Model, ModelList, Video
+from filmlet.errors import FilmletError, UnknownModel
+from filmlet.jobs import Census, Queue
+from filmlet.models import CARDS, locate
+
+router = APIRouter()
+SINCE = int(time.mktime(date(2026, 11, 22).timetuple()))
+
+
+class Health(BaseModel):
+    """The web process answers."""
+
+    status: str
+    version: str
+
+
+class Ready(BaseModel):
+    """Whether clips can be made now: living workers, and the models that they hold in memory."""
+
+    ready: bool
+    workers: int
+    loaded: list[str]
+    queued: int
+    running: int
+
+
+@router.get("/health", tags=["operations"])
+async def health() -> Health:
+    """Alive: this needs no database, no worker and no thread, which others may be waiting in."""
+    return Health(status="ok", version=__version__)
+
+
+@router.get("/ready", tags=["operations"], responses={503: {"model": Ready}})
+def ready(shared: Shared, response: Response) -> Ready:
+    """200 if a worker is alive, else 503."""
+    now = shared.queue.census()
+    if not now.workers:
+        response.status_code = 503
+    return Ready(
+        ready=bool(now.workers),
+        workers=len(now.workers),
+        loaded=sorted({worker.model for worker in now.workers} - {""}),
+        queued=now.jobs.get("queued", 0),
+        running=now.jobs.get("running", 0),
+    )
+
+
+class QueueWorker(BaseModel):
+    """A worker that is alive, and the model that it holds in memory."""
+
+    id: str
+    device: str
+    model: str
+    peak_bytes: int
+
+
+class QueueJob(BaseModel):
+    """An unfinished video, and the name of the key that asked for it."""
+
+    owner: str
+    video: Video
+
+
+class QueueNow(BaseModel):
+    """The whole queue, the next first."""
+
+    object: Literal["queue"] = "queue"
+    workers: list[QueueWorker]
+    jobs: list[QueueJob]
+
+
+@router.get("/v1/queue", tags=["operations"])
+def queue(shared: Shared, who: Admin) -> QueueNow:
+    """Everybody's unfinished videos and the workers; for admins."""
+    del who
+    names = {key.id: key.name for key in shared.keys.all()}
+    jobs, days = shared.queue.unfinished(), shared.settings.keep_days
+    return QueueNow(
+        workers=[QueueWorker(**asdict(worker)) for worker in shared.queue.census().workers],
+        jobs=[
+            QueueJob(owner=names.get(job.owner, job.owner), video=Video.of(job, days))
+            for job in jobs
+        ],
+    )
+
+
+async def allow_metrics(request: Request, shared: Shared) -> None:
+    """Whoever the settings allow to read them. Raises UnknownKey, PermissionDenied."""
+    match shared.settings.metrics:
+        case "off":
+            raise HTTPException(404, "This server shows no metrics.")
+        case "key":
+            await admin(await caller(request, shared))
+
+
+@router.get(
+    "/metrics", tags=["operations"], response_class=Response, dependencies=[Depends(allow_metrics)]
+)
+def metrics(shared: Shared) -> Response:
+    """Prometheus: the queue's figures are the database's, alike from every web process."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(QueueCollector(shared.queue))
+    return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+
+class QueueCollector:
+    """The database's counts as Prometheus' families."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.now: Census = queue.census()
+
+    def collect(self) -> Iterator[Metric]:
+        now = self.now
+        depth = GaugeMetricFamily("filmlet_jobs", "Unfinished jobs.", labels=["status"])
+        for status in ("queued", "running"):
+            depth.add_metric([status], now.jobs.get(status, 0))
+        yield depth
+        yield GaugeMetricFamily("filmlet_workers", "Living workers.", value=len(now.workers))
+        memory = GaugeMetricFamily(
+            "filmlet_worker_peak_memory_bytes", "The most a worker has had.", labels=["worker"]
+        )
+        for worker in now.workers:
+            memory.add_metric([worker.id], worker.peak_bytes)
+        yield memory
+        oldest = "Age of the oldest job that waits."
+        yield GaugeMetricFamily("filmlet_oldest_wait_seconds", oldest, value=now.oldest_wait_s)
+        for name, label, text in (
+            ("jobs", "status", "Jobs that ended"),
+            ("failure", "code", "Failures"),
+            ("stage", "stage", "Stages that were computed"),
+            ("wait", "", "Jobs that left the queue"),
+            ("cancel", "", "Cancels of running jobs"),
+        ):
+            counts = [t for t in now.tallies if t.name == name]
+            labels = [label] if label else []
+            total = CounterMetricFamily(f"filmlet_{name}", f"{text}.", labels=labels)
+            for one in counts:
+                total.add_metric([one.label] if label else [], one.count)
+            yield total
+            if name in ("stage", "wait", "cancel"):
+                taken = CounterMetricFamily(
+                    f"filmlet_{name}_seconds", f"{text}: seconds taken.", labels=labels
+                )
+                for one in counts:
+                    taken.add_metric([one.label] if label else [], one.seconds)
+                yield taken
+
+
+@router.get("/v1/models", tags=["models"])
+def models(who: From) -> ModelList:
+    """Every model of the catalogue."""
+    del who
+    return ModelList(data=[_model(name) for name in CARDS])
+
+
+def known(id: str) -> str:
+    if id not in CARDS:
+        raise UnknownModel(f"There is no model {id!r}; there are {', '.join(CARDS)}.")
+    return id
+
+
+@router.get("/v1/models/{id}", tags=["models"])
+def model(id: Annotated[str, Depends(known)], who: From) -> Model:
+    """One model."""
+    del who
+    return _model(id)
+
+
+def _model(name: str) -> Model:
+    card = CARDS[name]
+    try:
+        available = locate(card) is not None
+    except FilmletError:
+        available = False
+    return Model(
+        id=name,
+        created=SINCE,
+        owned_by=card.sources.transformer.repo.partition("/")[0] or "filmlet",
+        summary=card.summary,
+        licence=card.licence,
+        available=available,
+        bytes=card.bytes,
+        default_size=f"{card.grid.width}x{card.grid.height}",
+        default_seconds=round(card.grid.frames / card.grid.fps, 4),
+        max_side=card.grid.max_side,
+        max_frames=card.grid.max_frames,
+        max_seconds=round(card.grid.longest(card.grid.fps) / card.grid.fps, 4),
+        has_draft=card.refine is not None,
+        guides=card.guides,
+    )

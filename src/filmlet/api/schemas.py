@@ -1,0 +1,388 @@
+"""OpenAI's words for a job: what a client may send, what it is answered.
+
+Source: the `openai` package, resources/videos.py and types/video*.py; fields of our own come after
+the standard ones, each with None or a value, never left out.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from filmlet.core.guide import Guide
+from filmlet.core.request import ClipRequest, clip_request
+from filmlet.errors import InvalidRequest
+from filmlet.jobs import Forecast, Job, Priority, Status
+from filmlet.models import MAX_UNKNOWN, Words
+
+SOON_MS, LATE_MS = 250, 5000  # bounds of when to ask again
+Word = Literal["queued", "in_progress", "completed", "failed"]
+STATUSES: dict[Status, Word] = {
+    Status.QUEUED: "queued",
+    Status.RUNNING: "in_progress",
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "failed",  # typed clients know four; `error.code` tells the two apart
+}
+LONGEST_PROMPT = 32_000  # characters, as OpenAI takes; of all prompts together
+MAX_FURTHER, MAX_LORAS = 31, 8
+Name = Annotated[str, Field(max_length=300)]  # of a model, or of a LoRA
+Further = Annotated[
+    list[Annotated[str, Field(max_length=LONGEST_PROMPT)]],
+    BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
+    Field(
+        max_length=MAX_FURTHER,
+        description="Prompts after the first; each has an equal share of the clip. All together "
+        f"have at most {LONGEST_PROMPT} characters.",
+    ),
+]
+Number = float | None
+
+
+class Sent(BaseModel):
+    """A body; what it has no field for is refused, for it would be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class VideoLora(Sent):
+    """A LoRA of the Hub, owner/name or owner/name/file.safetensors, and how much of it."""
+
+    source: Name
+    strength: float = 1.0
+
+
+# A form has one or several fields of this name.
+Loras = Annotated[
+    list[VideoLora | Name],
+    BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
+    Field(max_length=MAX_LORAS),
+]
+
+
+class VideoCreate(Sent):
+    """A clip to make. Only the prompt is needed; the rest is the model's own."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"prompt": "a red star bouncing at sunset", "seconds": "1", "seed": 7}]
+        },
+    )
+
+    prompt: str = Field(max_length=LONGEST_PROMPT)
+    model: Name = "pocket"
+    seconds: Number = Field(None, description="Length of the clip; text or a number.")
+    size: str | None = Field(
+        None, max_length=40, description="WIDTHxHEIGHT in pixels.", examples=["256x256"]
+    )
+    seed: int | None = None
+    frames: int | None = Field(None, description="Length in frames, instead of seconds.")
+    fps: Number = None
+    steps: int | None = None
+    negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
+    guidance: Number = None
+    priority: Priority = Priority.NORMAL
+    draft: bool = Field(False, description="The first of two stages alone; `refine` finishes it.")
+    loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
+    then: Further = []
+
+    def request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
+        """The same in filmlet's words. Raises InvalidRequest."""
+        _check_length(self.prompt, *self.then)
+        given = self.model_dump(exclude={"prompt", "priority"}, exclude_none=True)
+        return _from_the_hub(clip_request(self.prompt, guides=guides, **given))
+
+
+class VideoExtend(Sent):
+    """A video to go on from; size and frame rate are its own, its model if it was made here."""
+
+    prompt: str = Field(max_length=LONGEST_PROMPT)
+    model: Name | None = None
+    seconds: Number = Field(None, description="Of what is added; text or a number.")
+    seed: int | None = None
+    frames: int | None = Field(None, description="That are added, instead of seconds.")
+    steps: int | None = None
+    negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
+    guidance: Number = None
+    priority: Priority = Priority.NORMAL
+    loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
+    then: Further = []
+    backward: bool = Field(False, description="What is made comes before the video.")
+
+    def request(self, model: str, clip: str | None = None) -> ClipRequest:
+        """The same in filmlet's words. Raises InvalidRequest."""
+        _check_length(self.prompt, *self.then)
+        given = self.model_dump(exclude={"prompt", "priority", "model"}, exclude_none=True)
+        given |= {"model": model, "extend": clip}
+        return _from_the_hub(clip_request(self.prompt, **given))
+
+
+def _check_length(*prompts: str) -> None:
+    """Reading text takes time, and no model reads much of it."""
+    total = sum(map(len, prompts))
+    if total > LONGEST_PROMPT:
+        raise InvalidRequest(
+            f"All prompts together may have {LONGEST_PROMPT} characters, got {total}.", param="then"
+        )
+
+
+def _from_the_hub(request: ClipRequest) -> ClipRequest:
+    """A file of this machine is for who is at it, as a model's folder is."""
+    for lora in request.loras:
+        if not lora.is_on_hub:
+            raise InvalidRequest(
+                f"A LoRA is owner/name or owner/name/file.safetensors here, got {lora.source!r}.",
+                param="loras",
+            )
+    return request
+
+
+class VideoRemix(Sent):
+    """The same settings with another prompt."""
+
+    prompt: str = Field(max_length=LONGEST_PROMPT)
+
+
+class VideoPriority(Sent):
+    """Another class for a video that waits."""
+
+    priority: Priority
+
+
+class VideoError(BaseModel):
+    """Why there is no clip: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+class Eta(BaseModel):
+    """Seconds until the clip is done, and the range that four of five end in."""
+
+    seconds: float
+    low: float
+    high: float
+
+
+class StageTime(BaseModel):
+    """One stage of one attempt; `reused` where its result was there already."""
+
+    stage: str
+    attempt: int
+    seconds: float
+    reused: bool
+
+
+class Video(BaseModel):
+    """One job as OpenAI's clients know it, and more."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Word
+    progress: int = Field(ge=0, le=100)
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    prompt: str
+    seconds: str
+    size: str
+    remixed_from_video_id: str | None
+    error: VideoError | None
+    seed: int
+    priority: Priority
+    position: int | None = Field(description="Place in the queue, 1 is next.")
+    eta: Eta | None
+    stage: str | None
+    step: int
+    steps: int
+    preview_url: str | None
+    requested: dict[str, Any]
+    effective: dict[str, Any] | None
+    draft: bool
+    stages: list[StageTime]
+    attempt: int
+    idle_seconds: float | None = Field(description="From the wish to cancel to a free worker.")
+
+    @classmethod
+    def of(cls, job: Job, keep_days: float) -> "Video":
+        shape, failure = job.shape, job.failure
+        error = VideoError(code=failure.code, message=failure.message) if failure else None
+        if job.status == Status.CANCELLED:
+            error = VideoError(code="cancelled", message="The clip was cancelled.")
+        is_done = job.status == Status.COMPLETED and job.finished is not None
+        has_preview = job.preview is not None and not job.status.is_over
+        return cls(
+            id=job.id,
+            model=job.model,
+            status=STATUSES[job.status],
+            progress=math.floor(job.progress * 100),
+            created_at=int(job.created),
+            completed_at=int(job.finished) if is_done and job.finished else None,
+            expires_at=int(job.finished + keep_days * 86400) if job.finished else None,
+            prompt=job.requested["prompt"],
+            seconds=f"{shape.frames / shape.fps:.4f}".rstrip("0").rstrip(".") if shape else "",
+            size=f"{shape.width}x{shape.height}" if shape else "",
+            remixed_from_video_id=job.source,
+            error=error,
+            seed=job.seed,
+            priority=job.priority,
+            position=job.position,
+            eta=Eta(**asdict(job.eta)) if job.eta else None,
+            stage=job.stage,
+            step=job.done,
+            steps=job.total,
+            preview_url=f"/v1/videos/{job.id}/preview" if has_preview else None,
+            requested=job.requested,
+            effective=job.effective,
+            draft=bool(job.requested.get("draft")),
+            stages=[StageTime(**asdict(record)) for record in job.stages],
+            attempt=job.attempt,
+            idle_seconds=job.idle_s,
+        )
+
+
+class Difference(BaseModel):
+    """One thing that will not be done as asked, and the reason."""
+
+    field: str
+    requested: Any
+    effective: Any
+    reason: str
+
+
+class VideoPlan(BaseModel):
+    """What a request would come to if it were sent now; nothing is queued.
+
+    tokens: of the prompt. unknown_words: of all prompts the first few, each with the nearest known
+    ones; both None while the model's tokenizer is not here. windows: that it is made in, one after
+    the other, each with so many steps. ahead: unfinished videos before it. fetch_bytes: of weights
+    that come first, their time is not in `eta`. device to memory_bytes: how a worker would hold the
+    model and what that takes, None while none is alive or where it has no room.
+    """
+
+    object: Literal["video.plan"] = "video.plan"
+    model: str
+    size: str
+    made_size: str
+    frames: int
+    made_frames: int
+    fps: float
+    seconds: float
+    steps: int
+    refine_steps: int
+    windows: int
+    guidance: float
+    tokens: int | None
+    max_tokens: int
+    unknown_words: dict[str, list[str]] | None
+    changes: list[Difference]
+    eta: Eta
+    ahead: int
+    fetch_bytes: int
+    device: str | None
+    dtype: str | None
+    hold: str | None
+    memory_bytes: int | None
+
+    @classmethod
+    def of(cls, forecast: Forecast, read: Sequence[Words | None]) -> "VideoPlan":
+        """read: of each prompt."""
+        plan, shape, words = forecast.plan, forecast.plan.shape, read[0]
+        machine, need = forecast.machine, forecast.need
+        unknown = {w: list(near) for one in read if one for w, near in one.unknown.items()}
+        unknown = dict(islice(unknown.items(), MAX_UNKNOWN))
+        return cls(
+            model=plan.card.name,
+            size=f"{shape.width}x{shape.height}",
+            made_size=f"{shape.made_width}x{shape.made_height}",
+            frames=shape.frames,
+            made_frames=shape.made_frames,
+            fps=shape.fps,
+            seconds=round(shape.frames / shape.fps, 4),
+            steps=len(plan.sigmas),
+            refine_steps=len(plan.refine_sigmas),
+            windows=len(plan.windows),
+            guidance=plan.guidance,
+            tokens=words.tokens if words else None,
+            max_tokens=plan.card.max_tokens,
+            unknown_words=unknown if words else None,
+            changes=[Difference(**asdict(change)) for change in plan.changes],
+            eta=Eta(**asdict(forecast.eta)),
+            ahead=forecast.ahead,
+            fetch_bytes=forecast.fetch,
+            device=machine.device if machine else None,
+            dtype=machine.dtype if machine else None,
+            hold=need.hold if need else None,
+            memory_bytes=need.bytes if need else None,
+        )
+
+
+class VideoList(BaseModel):
+    """A page of jobs; `last_id` is the next page's `after`."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    """What a delete came to. worker_idle: nothing works on the clip any more."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool
+    worker_idle: bool
+
+
+class Model(BaseModel):
+    """One model of the catalogue; `available` if its files are here, else they are fetched first.
+
+    bytes: of all its files, 0 for what comes with filmlet.
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    summary: str
+    licence: str
+    available: bool
+    bytes: int
+    default_size: str
+    default_seconds: float
+    max_side: int
+    max_frames: int
+    max_seconds: float = Field(description="Of a clip at the usual frame rate.")
+    has_draft: bool
+    guides: str = Field(description="Pictures it takes: first_frame, or any_frame and videos too.")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Refusal(BaseModel):
+    """What was wrong: a sentence, its kind, the parameter at fault, a stable code."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorEnvelope(BaseModel):
+    error: Refusal
+
+
+def poll_after_ms(job: Job) -> int:
+    """When asking again is worth it: a fifth of the time that is left, within bounds."""
+    left = job.eta.seconds if job.eta else 0.0
+    return max(SOON_MS, min(LATE_MS, round(left * 200)))

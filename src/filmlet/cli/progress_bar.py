@@ -1,0 +1,81 @@
+"""The progress bar of the command line: one line a stage, on stderr."""
+
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Lines
+
+from filmlet.core.events import Event, Progress, Stage
+from filmlet.models import Fetched
+
+
+class TerminalBar:
+    """A context in which events become bars."""
+
+    def __init__(self) -> None:
+        self.lines = Lines(
+            TextColumn("{task.description:8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self.tasks: dict[Stage, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.lines.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lines.stop()
+
+    def show(self, event: Event) -> None:
+        """Move the bar of the stage that the event tells of."""
+        if not isinstance(event, Progress):
+            return
+        if event.stage not in self.tasks:
+            self.tasks[event.stage] = self.lines.add_task(event.stage.value, total=event.total)
+        self.lines.update(self.tasks[event.stage], completed=event.done)
+
+
+class FetchBar:
+    """A context in which a download becomes a bar a file, and one of all."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.lines = Lines(
+            TextColumn("{task.description:40.40}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True, quiet=quiet),
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.lines.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lines.stop()
+
+    def show(self, so_far: Fetched) -> None:
+        """Move the bars of the file and of all."""
+        if not so_far.file:
+            return  # nothing has come yet
+        for name, done, total in (
+            ("all", so_far.all_done, so_far.all_size),
+            (so_far.file, so_far.done, so_far.size),
+        ):
+            if name not in self.tasks:
+                self.tasks[name] = self.lines.add_task(name, total=total)
+            self.lines.update(self.tasks[name], completed=done)

@@ -1,0 +1,101 @@
+"""The command line's words for Spaces: create, files."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from filmlet.errors import InvalidRequest
+
+
+def options(commands: "argparse._SubParsersAction[Any]") -> None:
+    """`space create` and `space files`."""
+    space = commands.add_parser("space", help="put the page on Hugging Face Spaces")
+    actions = space.add_subparsers(dest="action", required=True, metavar="ACTION")
+    make = actions.add_parser("create", help="create a Space, or bring it up to date")
+    make.add_argument("space", metavar="OWNER/NAME")
+    _making(make)
+    make.add_argument("--private", action="store_true", default=None, help="only you see it")
+    make.add_argument("--bucket", metavar="OWNER/NAME", help="storage bucket that keeps the clips")
+    make.add_argument(
+        "--secret", metavar="NAME", action="append", default=[],
+        help="secret variable, its value taken from the environment; may be said again",
+    )  # fmt: skip
+    make.add_argument(
+        "--variable", metavar="NAME=VALUE", action="append", default=[],
+        help="such as FILMLET_MAX_ACTIVE=2; may be said again",
+    )  # fmt: skip
+    make.add_argument("--dry-run", action="store_true", help="show what would change")
+    make.add_argument("--json", action="store_true", help="print JSON")
+    write = actions.add_parser("files", help="write the same files into a folder")
+    write.add_argument("folder", type=Path, metavar="DIR")
+    _making(write)
+    write.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _making(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="that the page begins with (a new one: pocket)")
+    command.add_argument(
+        "--hardware", help="zero-a10g, cpu-basic, l4x1, ... (a new one: cpu-basic)"
+    )
+    command.add_argument("--source", metavar="REQUIREMENT", help="where pip takes filmlet from")
+
+
+def space(options: argparse.Namespace) -> int:
+    """Create a Space, or write its files."""
+    if options.action == "files":
+        return _files(options)
+    return _create(options)
+
+
+def _files(options: argparse.Namespace) -> int:
+    from filmlet.spaces.space_files import Making, write
+
+    making = Making(
+        model=options.model or Making.model,
+        hardware=options.hardware or Making.hardware,
+        source=options.source,
+    )
+    written = write(making, options.folder)
+    if options.json:
+        print(json.dumps([str(path) for path in written], indent=2))
+        return 0
+    print(f"{len(written)} files in {options.folder}; to see it: python app.py there")
+    return 0
+
+
+def _create(options: argparse.Namespace) -> int:
+    from filmlet.settings import value_of
+    from filmlet.spaces import deploy
+
+    owner, _, name = options.space.partition("/")
+    if not owner or not name or "/" in name:
+        raise InvalidRequest(f"A Space is called OWNER/NAME, not {options.space!r}.", param="space")
+    wish = deploy.Wish(
+        options.space,
+        model=options.model,
+        hardware=options.hardware,
+        source=options.source,
+        private=options.private,
+        bucket=options.bucket,
+        secrets={name: value_of(name) for name in options.secret},
+        variables=dict(_pair(text) for text in options.variable),
+    )
+    done = []
+    for text in deploy.bring(wish, only_look=options.dry_run):
+        done.append(text)
+        if not options.json:
+            print(f"would {text}" if options.dry_run else text)
+    url = deploy.address(options.space)
+    if options.json:
+        print(json.dumps({"url": url, "dry_run": options.dry_run, "steps": done}, indent=2))
+    else:
+        print(url if done else f"nothing to change: {url}")
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise InvalidRequest(f"A variable is NAME=VALUE, not {text!r}.", param="variable")
+    return name, value

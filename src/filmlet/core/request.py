@@ -1,0 +1,184 @@
+"""What is asked: ClipRequest, and the words it is asked in."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict, Unpack
+
+from filmlet.core.guide import Guide, read_guides
+from filmlet.core.lora import Lora, read_loras
+from filmlet.core.prompts import check_text, read_then
+from filmlet.errors import InvalidRequest, abbreviate
+
+MAX_SEED = 2**32 - 1
+MAX_NUMBER = 10**9  # of any other setting, whatever the model
+FORMATS = ("mp4", "webm", "gif", "webp")
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip as the user asks for it; None leaves a setting to the model.
+
+    width, height: pixels; seconds or frames: length, not both; fps: frames a second;
+    steps: model calls; guidance: classifier-free guidance scale, 1 means none. draft: of a model
+    with two stages the first alone, at half the size. guides: pictures and videos that the clip
+    shows. extend: a clip that this one goes on from; it comes first, seconds or frames are added;
+    backward: it comes last, and they lead to it.
+    loras: what changes the model for this clip; several add up.
+    then: further prompts; they share the clip's length with the first, one after the other.
+    Raises InvalidRequest for anything that no model could mean.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    model: str = "pocket"
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    seconds: float | None = None
+    frames: int | None = None
+    fps: float | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    force_guidance: bool = False
+    draft: bool = False
+    guides: tuple[Guide, ...] = ()
+    extend: str | None = None
+    backward: bool = False
+    loras: tuple[Lora, ...] = ()
+    then: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("prompt", "negative_prompt", "model"):
+            check_text(field, getattr(self, field))
+        if not self.prompt.strip():
+            raise InvalidRequest(
+                'The prompt is empty; say what to show, such as "a cat moving left on white".',
+                param="prompt",
+            )
+        if self.seconds is not None and self.frames is not None:
+            raise InvalidRequest("Give seconds or frames, not both.", param="frames")
+        for name in ("seed", "width", "height", "frames", "steps"):
+            _check_number(name, getattr(self, name), int)
+        for name in ("seconds", "fps", "guidance"):
+            _check_number(name, getattr(self, name), float)
+        object.__setattr__(self, "guides", read_guides(self.guides))
+        object.__setattr__(self, "loras", read_loras(self.loras))
+        object.__setattr__(self, "then", read_then(self.then))
+        if self.extend is not None and (not isinstance(self.extend, str) or not self.extend):
+            raise InvalidRequest(f"extend must name a file, got {self.extend!r}.", param="extend")
+
+    def asked(self) -> dict[str, object]:
+        """The settings that were given as plain values, defaults left out."""
+        table = asdict(self)
+        return {f.name: table[f.name] for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All of them, in order."""
+        return (self.prompt, *self.then)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it names."""
+        named = [guide.file for guide in self.guides]
+        named += [self.extend] if self.extend else []
+        named += [lora.source for lora in self.loras if not lora.is_on_hub]
+        return tuple(dict.fromkeys(named))
+
+
+def _check_number(name: str, value: object, kind: type[int] | type[float]) -> None:
+    """None, or a number above 0 of the kind, within bounds; a seed may be 0."""
+    if value is None:
+        return
+    param = "size" if name in ("width", "height") else name
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        noun = "a whole number" if kind is int else "a number"
+        raise InvalidRequest(f"{name} must be {noun}, got {abbreviate(value)}.", param=param)
+    if name == "seed":
+        if not 0 <= value <= MAX_SEED:
+            raise InvalidRequest(
+                f"seed must be 0 to {MAX_SEED}, got {abbreviate(value)}.", param=param
+            )
+    elif not value > 0:  # NaN is neither
+        raise InvalidRequest(
+            f"{name} must be a number above 0, got {abbreviate(value)}.", param=param
+        )
+    elif value > MAX_NUMBER:
+        raise InvalidRequest(f"{name} is too large: {abbreviate(value)}.", param=param)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`256x384` -> (width 256, height 384)."""
+    width, by, height = text.lower().replace("×", "x").partition("x")
+    sides = [side.strip() for side in (width, height)]
+    if not by or not all(side.isdecimal() and len(side) < 10 for side in sides):
+        raise InvalidRequest(
+            f"size must be WIDTHxHEIGHT in pixels, such as 256x256, got {abbreviate(text)}.",
+            param="size",
+        )
+    return int(width), int(height)
+
+
+def parse_number(text: str, param: str) -> float:
+    """A number from the command line, or InvalidRequest that names its setting."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{param} must be a number, got {abbreviate(text)}.", param=param
+        ) from None
+
+
+def parse_whole(text: str, param: str) -> int:
+    """A whole number from the command line, or InvalidRequest that names its setting."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{param} must be a whole number, got {abbreviate(text)}.", param=param
+        ) from None
+
+
+class ClipSettings(TypedDict, total=False):
+    """The settings of a clip in the command line's words; ClipRequest says what they mean."""
+
+    negative_prompt: str
+    model: str
+    seed: int
+    size: str  # "WIDTHxHEIGHT"
+    seconds: float
+    frames: int
+    fps: float
+    steps: int
+    guidance: float
+    force_guidance: bool
+    draft: bool
+    image: str | os.PathLike[str]  # the clip's first frame
+    last_image: str | os.PathLike[str]  # its last
+    guides: Sequence[Guide]  # anywhere
+    extend: str | os.PathLike[str]
+    backward: bool
+    loras: Sequence[Lora | str | os.PathLike[str]]  # text as the command line takes it
+    then: Sequence[str]  # further prompts, one after the other
+
+
+def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:
+    """A request in the command line's words; a setting that is None counts as not given."""
+    unknown = settings.keys() - ClipSettings.__annotations__.keys()
+    if unknown:
+        raise InvalidRequest(
+            f"There is no setting {min(unknown)!r}; there are "
+            f"{', '.join(ClipSettings.__annotations__)}.",
+            param="settings",
+        )
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    size = given.pop("size", None)
+    if size is not None:
+        given["width"], given["height"] = parse_size(size)
+    ends = {name: frame for name, frame in (("image", 0), ("last_image", -1)) if name in given}
+    guides = [Guide(os.fspath(given.pop(name)), frame) for name, frame in ends.items()]
+    given["guides"] = (*guides, *given.get("guides", ()))
+    if "extend" in given:
+        given["extend"] = os.fspath(given["extend"])
+    return ClipRequest(prompt, **given)

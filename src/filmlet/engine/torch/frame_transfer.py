@@ -1,0 +1,57 @@
+"""Decoded frames on their way out: laid out where they were made, then copied to main memory."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filmlet.core.events import Pixels, Planes
+from filmlet.errors import NotFinite
+
+# ITU-R BT.709-6, section 3: what red, green and blue add to the light; the range of television.
+LIGHT = (0.2126, 0.7152, 0.0722)
+BLACK, BRIGHTEST = 16.0, 219.0
+GREY, COLOURFUL = 128.0, 112.0
+BYTE = 255.0
+
+
+class Leaving:
+    """Frames on their way to main memory: (3, frames, height, width) in [-1, 1]."""
+
+    def __init__(self, frames: Tensor, lay_out: Callable[[Tensor], Tensor]) -> None:
+        is_finite, is_cuda = torch.isfinite(frames).all(), frames.is_cuda  # Metal would not wait
+        self.frames, self.is_finite = (
+            tensor.to("cpu", non_blocking=is_cuda) for tensor in (lay_out(frames), is_finite)
+        )
+        self.event = torch.cuda.current_stream(frames.device).record_event() if is_cuda else None
+
+    def arrived(self) -> Pixels | Planes:
+        """As they were laid out. Raises NotFinite."""
+        if self.event:
+            self.event.synchronize()
+        if not self.is_finite:
+            raise NotFinite("The VAE decoder gave values that are not numbers.")
+        return self.frames.numpy()
+
+
+def as_pixels(frames: Tensor) -> Tensor:
+    """(3, frames, height, width) in [-1, 1] as Pixels."""
+    return _bytes(frames.float().add(1).mul_(BYTE / 2)).permute(1, 2, 3, 0).contiguous()
+
+
+def as_planes(frames: Tensor) -> Tensor:
+    """(3, frames, height, width) in [-1, 1], of even sides, as Planes: half the bytes of pixels."""
+    red, green, blue = _bytes(frames.float().add(1).mul_(BYTE / 2)).float().div_(BYTE)
+    light = LIGHT[0] * red + LIGHT[1] * green + LIGHT[2] * blue
+    bluish, reddish = (
+        (one - light) / (1 - share) for one, share in ((blue, LIGHT[2]), (red, LIGHT[0]))
+    )
+    colour = F.avg_pool2d(torch.stack([bluish, reddish], 1), 2) * COLOURFUL + GREY
+    count, _, width = light.shape
+    planes = [_bytes(light * BRIGHTEST + BLACK), _bytes(colour).reshape(count, -1, width)]
+    return torch.cat(planes, 1)
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return values.round_().clamp_(0, BYTE).to(torch.uint8)

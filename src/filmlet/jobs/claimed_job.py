@@ -1,0 +1,268 @@
+"""The job in a worker's hands, and every statement that the worker makes about it.
+
+Each names worker and attempt: whoever has lost the job changes nothing, and hears it.
+"""
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Self
+
+from filmlet.core.events import Finished, Progress, Stage
+from filmlet.errors import JobLost
+from filmlet.jobs.cost_model import Size
+from filmlet.jobs.database import Database, Row, Transaction, tally
+from filmlet.jobs.job import Status
+from filmlet.jobs.webhooks import announce
+from filmlet.pipeline.prepare import Work
+from filmlet.settings import Settings
+
+CONFIRMED_S = 1.0  # a job is not given to another worker sooner than this after a report
+LISTEN_S = 0.35  # between two questions for a cancel while nothing else is to be told
+
+
+@dataclass(eq=False)
+class Held:
+    """One job in hand. `told` is what was last reported of `latest`; `work` is there once known."""
+
+    database: Database
+    settings: Settings
+    row: Row
+    work: Work | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
+    latest: Progress | None = None
+    previews: int = 0  # so many were made; each takes the place of the one before
+    told: tuple[Progress | None, int] = (None, 0)
+    told_at: float = 0.0
+    confirmed_at: float = field(default_factory=time.monotonic)  # that the job was still ours
+    begun: Progress | None = None  # of the stage in hand
+    records: list[dict[str, object]] = field(default_factory=list)
+
+    @classmethod
+    def claim(
+        cls, database: Database, settings: Settings, job: str, worker: str, run: int | None = None
+    ) -> Self | None:
+        """Begin the next attempt; None where the job was deleted or cancelled meanwhile.
+
+        run: of the workflow that claims it, None is any. A job that was moved or retried has a
+        new workflow: one that was taken out of the queue just before must not make it as well.
+        """
+        with database.transaction() as t:
+            row = t.row(
+                "update filmlet_job set status = 'running', worker = :worker,"
+                " attempt = attempt + 1, started = coalesce(started, {now}), beat = {now},"
+                " seq = seq + 1 where id = :id and run = coalesce(:run, run) and cancel is null"
+                " and status in ('queued', 'running') returning *",
+                id=job, worker=worker, run=run,
+            )  # fmt: skip
+            if row is None:
+                gone = t.row(
+                    "update filmlet_job set status = 'cancelled', finished = {now},"
+                    " idle_s = {now} - cancel, seq = seq + 1"
+                    " where id = :id and run = coalesce(:run, run)"
+                    " and cancel is not null and status in ('queued', 'running') returning id",
+                    id=job, run=run,
+                )  # fmt: skip
+                if gone:
+                    tally(t, "jobs", Status.CANCELLED)
+                    announce(t, database, settings, job)
+        return cls(database, settings, row, records=json.loads(row["stages"])) if row else None
+
+    @property
+    def id(self) -> str:
+        return str(self.row["id"])
+
+    @property
+    def attempt(self) -> int:
+        return int(self.row["attempt"])
+
+    def seen(self, progress: Progress) -> None:
+        """Remember how far the work is; `report` tells it."""
+        if self.begun is None or self.begun.stage != progress.stage:
+            self.begun = progress
+        self.latest = progress
+
+    def stop(self) -> None:
+        """End the work, inside a model call if need be."""
+        self.stopped.set()
+
+    def report(self) -> None:
+        """Progress, sign of life and the wish to cancel in one statement."""
+        latest, now = (self.latest, self.previews), time.monotonic()
+        if latest == self.told and now - self.told_at < LISTEN_S:
+            return
+        progress = self.latest or Progress(Stage.LOAD, 0, 1)
+        with self.database.transaction() as t:
+            row = t.row(
+                "update filmlet_job set stage = :stage, done = :done, total = :total,"
+                " preview = :preview, seq = seq + :changed, beat = {now}"
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+                " and status = 'running' returning cancel",
+                stage=progress.stage.value, done=progress.done, total=progress.total,
+                preview=str(self.previews) if self.previews else None,
+                changed=int(latest != self.told), **self._mine,
+            )  # fmt: skip
+        self.told, self.told_at = latest, now
+        if row is None or row["cancel"] is not None:
+            self.stop()
+        if row:
+            self.confirmed_at = now
+
+    def confirm(self) -> None:
+        """Ask whether the job is still ours, before a file gets its name. Raises JobLost if not.
+
+        A process that was stopped for longer than its lease goes on in the middle of a line.
+        """
+        if time.monotonic() - self.confirmed_at < CONFIRMED_S:
+            return
+        now = time.monotonic()
+        with self.database.reading() as t:
+            row = t.row(
+                "select id from filmlet_job where id = :id and worker = :worker"
+                " and attempt = :attempt and run = :run and status = 'running'",
+                **self._mine,
+            )
+        if row is None:
+            self.stop()
+            raise JobLost(f"{self.id} was given to another worker or deleted.")
+        self.confirmed_at = now
+
+    def note_effective(self) -> None:
+        """Record what will really be done."""
+        with self.database.transaction() as t:
+            t.rows(
+                "update filmlet_job set effective = :effective, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run",
+                effective=self._effective, **self._mine,
+            )  # fmt: skip
+
+    def record(self, event: Finished) -> None:
+        """Add the stage to the job's record, and what it took to what is known of costs."""
+        self.records.append(
+            {
+                "stage": event.stage.value,
+                "attempt": self.attempt,
+                "seconds": round(event.seconds, 4),
+                "reused": event.reused,
+            }
+        )
+        sample = None if event.reused else self._sample(event)
+        with self.database.transaction() as t:
+            t.rows(
+                "update filmlet_job set stages = :stages,"
+                " effective = coalesce(:effective, effective), seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run",
+                stages=json.dumps(self.records), effective=self._effective, **self._mine,
+            )  # fmt: skip
+            if not event.reused:
+                tally(t, "stage", event.stage.value, event.seconds)
+            if sample:
+                units, seconds = sample
+                t.rows(
+                    "insert into filmlet_cost values"
+                    " (:model, :device, :stage, :units, :seconds, {now})",
+                    model=self.row["model"], device=self._device,
+                    stage=event.stage.value, units=units, seconds=seconds,
+                )  # fmt: skip
+            t.rows(
+                "update filmlet_worker set model = :model where id = :id",
+                model=self.row["model"], id=self.row["worker"],
+            )  # fmt: skip
+
+    def complete(self, size: int) -> bool:
+        """The clip is in its place; size: bytes of everything that is kept of the job.
+
+        Whether the job was still ours.
+        """
+        with self.database.transaction() as t:
+            ended = t.row(
+                "update filmlet_job set status = 'completed', clip = 'clip.mp4', bytes = :bytes,"
+                " stage = 'mux', done = 1, total = 1,"
+                " effective = :effective, finished = {now}, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+                " and status = 'running' returning started - queued as waited",
+                bytes=size, effective=self._effective, **self._mine,
+            )  # fmt: skip
+            if ended:
+                tally(t, "jobs", Status.COMPLETED)
+                tally(t, "wait", "", max(0.0, ended["waited"]))
+                announce(t, self.database, self.settings, self.id)
+        return ended is not None
+
+    def fail(self, code: str, message: str, size: int) -> bool:
+        """The job has no clip, and this is why; size: bytes of what is kept of it.
+
+        Whether the job was still ours.
+        """
+        with self.database.transaction() as t:
+            ended = t.row(
+                "update filmlet_job set status = 'failed', failure_code = :code,"
+                " failure = :message, bytes = :bytes, finished = {now}, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+                " and status = 'running' returning id",
+                code=code, message=message, bytes=size, **self._mine,
+            )  # fmt: skip
+            if ended:
+                tally(t, "jobs", Status.FAILED)
+                tally(t, "failure", code)
+                announce(t, self.database, self.settings, self.id)
+        return ended is not None
+
+    def cancelled(self, size: int) -> bool:
+        """The worker has stopped and is free again; size: bytes of what is kept of the job.
+
+        Whether the job was still ours.
+        """
+        with self.database.transaction() as t:
+            ended = t.row(
+                "update filmlet_job set status = 'cancelled', bytes = :bytes, finished = {now},"
+                " idle_s = {now} - cancel, seq = seq + 1"
+                " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+                " and status = 'running' and cancel is not null returning idle_s",
+                bytes=size, **self._mine,
+            )  # fmt: skip
+            if ended:
+                tally(t, "jobs", Status.CANCELLED)
+                tally(t, "cancel", "", ended["idle_s"])
+                announce(t, self.database, self.settings, self.id)
+        return ended is not None
+
+    def give_back(self, t: Transaction) -> None:
+        """The attempt does not count: the worker was told to stop."""
+        t.rows(
+            "update filmlet_job set attempt = attempt - 1"
+            " where id = :id and worker = :worker and attempt = :attempt and run = :run"
+            " and status = 'running'",
+            **self._mine,
+        )
+
+    @property
+    def _mine(self) -> dict[str, object]:
+        return {
+            "id": self.id, "worker": self.row["worker"], "attempt": self.attempt,
+            "run": self.row["run"],
+        }  # fmt: skip
+
+    @property
+    def _device(self) -> str:
+        assert self.work
+        return self.work.placement.device
+
+    @property
+    def _effective(self) -> str | None:
+        return json.dumps(self.work.effective.as_json()) if self.work else None
+
+    def _sample(self, event: Finished) -> tuple[float, float] | None:
+        """Units and seconds of a stage for the cost model; a load that was none costs nothing."""
+        size = Size(**json.loads(self.row["work"]))
+        if event.stage == Stage.FETCH or (event.stage == Stage.LOAD and event.seconds < 0.05):
+            return None
+        seconds = event.seconds
+        if event.stage in (Stage.DENOISE, Stage.REFINE):
+            begun = self.begun
+            left = 1 - begun.done / begun.total if begun and begun.stage == event.stage else 1.0
+            if not left:  # every window was there
+                return None
+            seconds /= size.calls_of(event.stage) * left
+        return size.units(event.stage), seconds

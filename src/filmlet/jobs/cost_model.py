@@ -1,0 +1,206 @@
+"""What a clip costs in seconds, learned from the clips before it, with an error band.
+
+A clip is load + encode + calls x f(tokens) + decode x pixels. Each part is a small model with
+non-negative coefficients, fitted by least squares of relative errors to the latest measurements of
+one model on one device; the band comes from the errors it makes on measurements left out.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from filmlet.core.events import Stage
+from filmlet.jobs.job import Estimate
+from filmlet.pipeline.plan import Plan
+
+Floats = NDArray[np.float64]
+LATEST = 64  # measurements that count
+HALF_LIFE = 16  # measurements after which one counts half
+WINDOW = 24  # latest errors that make the band
+PACE = 5  # latest errors whose median says how fast the machine is now
+BAND = 0.85  # of clips should end inside
+FEW_ERROR = 0.7  # logarithm; what an error may be, besides those seen
+# Before anything was measured: what a machine must compute, in operations, and how wrong that may
+# be. The factors were fitted on one machine; the error says so.
+GUESS_ERROR = 1.3
+OVERHEAD_S = 2.0
+PIXEL_OPERATIONS = 60_000.0
+ONCE = (Stage.LOAD, Stage.ENCODE)
+FLAT = ((0,),)  # powers of units
+GROWING = ((1,), (0,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2))  # attention: a call has the square
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One finished stage. units: see `units`; seconds: of one unit's call, or of the stage."""
+
+    stage: Stage
+    units: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a clip's cost depends on. parameters: of the transformer; refine_*: second stage."""
+
+    tokens: int
+    calls: int
+    pixels: int
+    parameters: float
+    refine_tokens: int = 0
+    refine_calls: int = 0
+
+    @classmethod
+    def of(cls, plan: Plan, parameters: float) -> "Size":
+        shape, grid = plan.shape, plan.card.grid
+        area = (shape.made_width // grid.side) * (shape.made_height // grid.side)
+        times = (2 if plan.guidance > 1 else 1) * len(plan.windows)
+        calls, refine_calls = times * len(plan.sigmas), times * len(plan.refine_sigmas)
+        pixels = shape.made_width * shape.made_height * shape.made_frames
+        tokens = plan.call_latents * area
+        first = tokens // grid.scale**2 if refine_calls else tokens
+        refined = tokens if refine_calls else 0
+        return cls(first, calls, pixels, parameters, refined, refine_calls)
+
+    def units(self, stage: Stage) -> float:
+        """What a stage's seconds grow with: tokens of one call, pixels, or nothing."""
+        match stage:
+            case Stage.DENOISE:
+                return float(self.tokens)
+            case Stage.REFINE:
+                return float(self.refine_tokens)
+            case Stage.UPSAMPLE | Stage.DECODE | Stage.MUX:
+                return float(self.pixels)
+            case _:
+                return 1.0
+
+    def calls_of(self, stage: Stage) -> int:
+        """Model calls of a stage; 1 for a stage that is one, 0 for one that this clip has not."""
+        match stage:
+            case Stage.DENOISE:
+                return self.calls
+            case Stage.REFINE:
+                return self.refine_calls
+            case Stage.UPSAMPLE:
+                return min(1, self.refine_calls)
+            case _:
+                return 1
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Seconds of one stage; errors: logarithms of true by predicted of the latest, newest first."""
+
+    seconds: float
+    errors: Floats  # (WINDOW,)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Seconds of one stage's call, by powers 0 to 2 of its units; errors: as a Part's."""
+
+    coefficients: Floats
+    errors: Floats
+
+    def at(self, units: float) -> float:
+        return max(float(self.coefficients @ (1.0, units, units**2)), 1e-4)
+
+
+class CostModel:
+    """Predicts clips of one model on one device from the samples of earlier ones."""
+
+    def __init__(self, samples: Sequence[Sample], speed: float) -> None:
+        """samples: latest last; speed: of the device, operations a second."""
+        self.speed = speed
+        self.curves: dict[Stage, Curve] = {}
+        for stage in Stage:
+            if known := [s for s in samples if s.stage == stage][-LATEST:]:
+                units = np.array([s.units for s in known])
+                seconds = np.array([max(s.seconds, 1e-4) for s in known])
+                self.curves[stage] = _fitted(units, seconds, FLAT if stage in ONCE else GROWING)
+
+    def part(self, stage: Stage, size: Size) -> Part:
+        """What one stage will take."""
+        calls = size.calls_of(stage)
+        if curve := self.curves.get(stage):
+            return Part(calls * curve.at(size.units(stage)), curve.errors)
+        return Part(calls * self._guess(stage, size), np.full(WINDOW, GUESS_ERROR))
+
+    def estimate(self, size: Size, stages: Sequence[Stage] = tuple(Stage)) -> Estimate:
+        """Seconds for these stages, and the band."""
+        return total([self.part(stage, size) for stage in stages])
+
+    def _guess(self, stage: Stage, size: Size) -> float:
+        match stage:
+            case Stage.LOAD:
+                return OVERHEAD_S + size.parameters / 5e8
+            case Stage.DENOISE | Stage.REFINE:
+                return 4 * size.parameters * size.units(stage) / self.speed
+            case Stage.DECODE:
+                return PIXEL_OPERATIONS * size.pixels / self.speed
+            case _:
+                return 0.1
+
+
+def total(parts: Sequence[Part]) -> Estimate:
+    """The sum of parts, with a conformal band: how wrong it would have been about the latest clips.
+
+    The errors of one clip's stages stay together: a busy machine makes all of them late.
+    """
+    seconds = sum(part.seconds for part in parts)
+    if seconds <= 0:
+        return Estimate(0.0, 0.0, 0.0)
+    true = sum(part.seconds * np.exp(part.errors) for part in parts)
+    errors = np.sort(np.abs(np.log(true / seconds)))
+    factor = math.exp(errors[math.ceil(BAND * (WINDOW + 1)) - 1])
+    return Estimate(seconds, seconds / factor, seconds * factor)
+
+
+def _fitted(units: Floats, seconds: Floats, choices: Sequence[Sequence[int]]) -> Curve:
+    """Weighted least squares of relative errors, coefficients at least 0; powers from `choices`.
+
+    One size seen: the first choice, until another size says otherwise.
+    """
+    scale = units.max()
+    table = (units[:, None] / scale) ** np.arange(3) / seconds[:, None]  # (samples, powers)
+    root = np.sqrt(0.5 ** (np.arange(len(units))[::-1] / HALF_LIFE))
+    coefficients, errors, least = np.zeros(3), np.zeros(0), math.inf
+    for chosen in choices[: 1 if (units == units[0]).all() else None]:
+        columns = table[:, chosen] * root[:, None]
+        found, _, rank, _ = np.linalg.lstsq(columns, root, rcond=None)
+        error = float(((columns @ found - root) ** 2).sum()) * (1 + 0.05 * len(chosen))
+        if rank == len(chosen) and (found >= 0).all() and error < least:
+            coefficients, least = np.zeros(3), error
+            coefficients[list(chosen)] = found
+            errors = _left_out(columns, found, root)
+    pace = float(np.median(errors[:PACE])) if len(errors) >= PACE else 0.0
+    # Few errors are repeated to fill the window, and a large one with them.
+    errors = np.resize([*(errors - pace), FEW_ERROR][:WINDOW], WINDOW)
+    return Curve(coefficients * math.exp(pace) / scale ** np.arange(3), errors)
+
+
+def _left_out(columns: Floats, found: Floats, root: Floats) -> Floats:
+    """Errors about each sample if it were left out of the fit, in closed form, newest first."""
+    leverage = (columns * np.linalg.pinv(columns).T).sum(1)
+    others = leverage < 0.999  # a sample that nothing else is like says nothing about errors
+    wrong = (1 - columns @ found / root)[others] / (1 - leverage[others])
+    bound = math.exp(FEW_ERROR)
+    errors: Floats = -np.log(np.clip(1 - wrong, 1 / bound, bound))[::-1]
+    return errors
+
+
+@cache
+def probe(budget_s: float = 0.1) -> float:
+    """Operations a second of a matrix product on this machine's CPU."""
+    matrix = np.ones((384, 384), dtype=np.float32)
+    matrix @ matrix
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < budget_s:
+        matrix @ matrix
+        count += 1
+    return 2 * 384**3 * count / (time.perf_counter() - started)

@@ -1,0 +1,55 @@
+"""GIF and animated WebP, written at the end: both need all frames at once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from filmlet.core.events import Pixels
+from filmlet.core.shape import Shape
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+    'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:description="{}"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+class AnimationFile:
+    """Frames kept until the end, then written in one go."""
+
+    def __init__(self, path: Path, form: str, shape: Shape, tags: dict[str, str]) -> None:
+        self.path, self.form, self.shape, self.tags = path, form, shape, tags
+        self.frames: list[Image.Image] = []
+
+    def add(self, pixels: Pixels) -> None:
+        """Keep the next frames: (frames, height, width, 3) RGB."""
+        self.frames.extend(Image.fromarray(picture) for picture in pixels)
+
+    def close(self) -> None:
+        """Write the file."""
+        first, *rest = self.frames
+        note = json.dumps(self.tags, ensure_ascii=True, sort_keys=True)
+        if self.form == "gif":
+            options = {"comment": note.encode(), "duration": self._durations(10), "optimize": False}
+        else:
+            xmp = XMP.format(note.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;"))
+            options = {
+                "duration": self._durations(1),
+                "quality": 85,
+                "method": 4,
+                "xmp": xmp.encode(),
+            }
+        with self.path.open("wb") as file:
+            first.save(file, self.form, save_all=True, append_images=rest, loop=0, **options)
+
+    def abandon(self) -> None:
+        """Forget the frames."""
+        self.frames.clear()
+
+    def _durations(self, unit_ms: int) -> list[int]:
+        """Milliseconds each frame stands, in whole units, without drift over the clip."""
+        ends = np.arange(1, len(self.frames) + 1) * 1000 / self.shape.fps
+        whole = np.round(ends / unit_ms).astype(int) * unit_ms
+        return np.diff(whole, prepend=0).tolist()

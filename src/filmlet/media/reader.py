@@ -1,0 +1,157 @@
+"""Pictures and videos that a clip is guided by or goes on from: what they are, and their pixels.
+
+Every byte of them is decoded by another process (`sandbox`), whoever sends them.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+from PIL import Image
+
+from filmlet.core.events import Pixels
+from filmlet.core.files import open_regular_file
+from filmlet.media.formats import (
+    IMAGE_BYTES,
+    VIDEO_BYTES,
+    VIDEO_FRAMES,
+    Format,
+    Refused,
+    detect_format,
+)
+from filmlet.media.sandbox import look_into, run_decoder
+
+BACKGROUND = "white"  # of pictures that one can see through
+GREYS = {"I": "=i4", "I;16": "<u2", "I;16B": ">u2"}  # 16 bits, by Pillow's names
+REMEMBERED = 256  # files that are not decoded again to say what they are
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A file that was looked at. name: by its content alone; fps: None is a picture, upright."""
+
+    name: str
+    width: int
+    height: int
+    frames: int = 1
+    fps: float | None = None
+    is_see_through: bool = False
+
+
+_remembered: dict[str, Footage] = {}
+_remembering = threading.Lock()
+
+
+def look(path: Path) -> Footage:
+    """What the picture or the video at `path` is. Raises Refused, Cancelled, TooManyJobs.
+
+    The same content is decoded once: a page asks at each letter that is typed beside it.
+    """
+    file, form = _open(path)
+    with file:
+        file.seek(0)
+        digest = hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
+        footage = _remembered.get(digest)
+        if footage is None:
+            name = f"given-{digest[:16]}.{form.suffix}"
+            footage = Footage(name, **look_into(file, form))
+            _remember(digest, footage)
+    return footage
+
+
+def _remember(digest: str, footage: Footage) -> None:
+    with _remembering:
+        _remembered[digest] = footage
+        for oldest in list(_remembered)[:-REMEMBERED]:
+            del _remembered[oldest]
+
+
+def _open(path: Path) -> tuple[BinaryIO, Format]:
+    """A file that is small enough, and its format. Raises Refused."""
+    try:
+        file = open_regular_file(path)
+        try:
+            form, size = detect_format(file), os.fstat(file.fileno()).st_size
+            most = VIDEO_BYTES if form.is_video else IMAGE_BYTES
+            if size > most:
+                raise Refused(f"{size >> 20} MiB are too many; at most {most >> 20}.")
+        except BaseException:
+            file.close()
+            raise
+    except OSError as error:
+        raise Refused(f"it cannot be read: {error.strerror or error}.") from error
+    return file, form
+
+
+def read_picture(path: Path) -> Pixels:
+    """A picture as one frame, (1, height, width, 3): upright, opaque, in RGB. Raises Refused."""
+    strips = []
+    file, form = _open(path)
+    with file, closing(run_decoder(file, form, "read")) as answers:
+        for size, pixels in answers:
+            shape = size["height"], size["width"], -1
+            if kind := GREYS.get(size["mode"]):
+                grey = (np.frombuffer(pixels, kind).astype(np.uint32) >> 8).astype(np.uint8)
+                strips.append(np.repeat(grey.reshape(shape), 3, axis=2))
+            else:
+                strips.append(np.frombuffer(pixels, np.uint8).reshape(shape))
+    return np.concatenate(strips)[None]
+
+
+def frames_of(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Generator[Pixels]:
+    """Frames of a video from `first` on, (height, width, 3), upright; at most `count`.
+
+    Raises Refused, Cancelled.
+    """
+    file, form = _open(path)
+    with file, closing(run_decoder(file, form, "read", first, count)) as answers:
+        for size, pixels in answers:
+            if not pixels:  # it stands before the first
+                continue
+            rows = np.frombuffer(pixels, np.uint8).reshape(size["height"], size["stride"])
+            frame = rows[:, : size["width"] * 3].reshape(size["height"], size["width"], 3)
+            yield np.ascontiguousarray(np.rot90(frame, size["turns"]))
+
+
+def read_video(path: Path, first: int, count: int) -> Generator[Pixels]:
+    """So many frames of a video from `first` on, (height, width, 3). Raises Refused, Cancelled."""
+    found = 0
+    with closing(frames_of(path, first, count)) as frames:
+        for frame in frames:
+            found += 1
+            yield frame
+    if found < count:
+        raise Refused("this video has fewer frames than it says.")
+
+
+def covering(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Frames resized to cover width x height, and their middle."""
+    tall, wide = pixels.shape[1:3]
+    if (wide, tall) == (width, height):
+        return pixels
+    scale = max(width / wide, height / tall)
+    left, top = (wide - width / scale) / 2, (tall - height / scale) / 2
+    box = left, top, wide - left, tall - top
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box)
+            )
+            for frame in pixels
+        ]
+    )
+
+
+def framed(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Frames as they are in the middle of larger ones; their edges go on to the border."""
+    tall, wide = pixels.shape[1:3]
+    top, left = (height - tall) // 2, (width - wide) // 2
+    sides = ((0, 0), (top, height - tall - top), (left, width - wide - left), (0, 0))
+    return np.pad(pixels, sides, mode="edge")

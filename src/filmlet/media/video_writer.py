@@ -1,0 +1,112 @@
+"""MP4 and WebM, encoded frame by frame while the clip is still being made."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from filmlet.core import cpu
+from filmlet.core.events import Pixels, Planes
+from filmlet.core.shape import Shape
+
+THREADS = 2  # fixed: the encoder's bytes depend on it
+BT709 = 1
+PLANAR = 2  # axes of a picture in planes
+# x264's AVX-512 code for its macroblock tree reads what was in memory before: of small clips one
+# in some hundreds came out as another file. Its AVX2 code makes the same one every time, as fast.
+WITHOUT_AVX512 = {"x264-params": "asm=avx2,fma3,bmi1,bmi2,lzcnt"}
+VIDEOS = {
+    "mp4": ("libx264", {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "4"}),
+    "webm": ("libvpx-vp9", {"crf": "24", "b": "0", "cpu-used": "6", "deadline": "good"}),
+}
+# A fragment a frame, flushed at once: a player can follow the growing file frame by frame.
+GROWING = {
+    "movflags": "frag_every_frame+empty_moov+default_base_moof+use_metadata_tags",
+    "flush_packets": "1",
+    "fflags": "+bitexact",
+}
+FINISHED = {"movflags": "faststart+use_metadata_tags", "fflags": "+bitexact"}
+PLAIN = {"fflags": "+bitexact", "flush_packets": "1"}
+
+
+class VideoFile:
+    """One video in a file that can be played while it grows."""
+
+    def __init__(self, path: Path, form: str, shape: Shape, tags: dict[str, str]) -> None:
+        options = GROWING if form == "mp4" else PLAIN
+        self.container: OutputContainer = av.open(str(path), "w", format=form, options=options)
+        self.container.metadata.update(tags)
+        self.tick = 1 / Fraction(shape.fps).limit_denominator(1001)
+        self.stream = self._stream(form, shape)
+        self.converter = VideoReformatter()  # one for all frames: a new one takes milliseconds
+        self.written = 0
+
+    def _stream(self, form: str, shape: Shape) -> VideoStream:
+        codec, options = VIDEOS[form]
+        if codec == "libx264" and "avx512f" in cpu.instructions():
+            options = options | WITHOUT_AVX512
+        stream = self.container.add_stream(codec, rate=1 / self.tick, options=dict(options))
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
+        context = stream.codec_context
+        context.time_base = self.tick
+        context.thread_count = THREADS
+        context.color_range = ColorRange.MPEG
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        return stream
+
+    def add(self, pixels: Pixels | Planes) -> None:
+        """Encode the next frames, in RGB or as the encoder takes them."""
+        for picture in pixels:
+            frame = self._in_planes(picture)
+            frame.pts, frame.time_base = self.written, self.tick
+            self.container.mux(self.stream.encode(frame))
+            self.written += 1
+
+    def _in_planes(self, picture: NDArray[np.uint8]) -> av.VideoFrame:
+        """(height, width, 3), or (height * 3 / 2, width) that is in planes already."""
+        if picture.ndim == PLANAR:
+            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
+            frame.color_range, frame.colorspace = ColorRange.MPEG, Colorspace.ITU709
+            return frame
+        return self.converter.reformat(
+            av.VideoFrame.from_ndarray(picture, format="rgb24"),
+            format="yuv420p",
+            threads=1,
+            src_color_range=ColorRange.JPEG,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
+
+    def close(self) -> None:
+        """Flush the encoder; the file is whole."""
+        self.container.mux(self.stream.encode())
+        self.container.close()
+
+    def abandon(self) -> None:
+        """Close what is open, whatever state it is in; the caller removes the file."""
+        try:
+            self.container.close()
+        except (av.FFmpegError, OSError):
+            return  # it is being thrown away: the first error is the one to tell
+
+
+def index_first(grown: Path, whole: Path, tags: dict[str, str]) -> None:
+    """Copy the packets of a grown MP4 into one whose index stands in front, for the web."""
+    with (
+        av.open(str(grown)) as source,
+        av.open(str(whole), "w", format="mp4", options=FINISHED) as target,
+    ):
+        target.metadata.update(tags)
+        pictures = source.streams.video[0]
+        copied = target.add_stream_from_template(pictures)
+        for packet in source.demux(pictures):
+            if packet.dts is None:
+                continue
+            packet.stream = copied
+            target.mux(packet)

@@ -1,0 +1,96 @@
+"""The Hub's cache on this machine, shared with every other tool: what is there, what it takes."""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from filmlet.core.checkpoint_headers import read_bounded
+from filmlet.core.model_card import Source
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REF_BYTES = 64
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_name(text: str) -> bool:
+    """Whether it could name a repository: OWNER/NAME."""
+    return bool(NAME.fullmatch(text))
+
+
+def cache() -> Path:
+    """The folder of the cache, where HF_HOME or HF_HUB_CACHE say."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def snapshot(repo: str, revision: str) -> Path | None:
+    """The folder of a repository at a commit, or at what a branch was when it was last asked."""
+    folder = _repository(repo)
+    ref = folder / "refs" / revision
+    commit = read_bounded(ref, REF_BYTES).decode("ascii", "replace") if ref.is_file() else revision
+    if not COMMIT.fullmatch(commit):
+        return None
+    found = folder / "snapshots" / commit
+    return found if found.is_dir() else None
+
+
+def place(source: Source) -> Path | None:
+    """Where a component is, or would be; None while nothing of its repository is here."""
+    root = source.root or snapshot(source.repo, source.revision)
+    return root / source.path if root else None
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the one in which it would be made."""
+    return next(one for one in (folder, *folder.parents) if one.exists())
+
+
+def files(place: Path) -> list[Path]:
+    """Every file of a component."""
+    return [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+
+
+def drop(file: Path) -> int:
+    """Take one file out of the cache; bytes that this freed. Others may still use what it was."""
+    blob = file.resolve()
+    file.unlink()
+    with suppress(OSError):
+        file.parent.rmdir()
+    if blob == file or not blob.is_file():
+        return 0
+    others = blob.parent.parent.glob("snapshots/**/*")
+    if any(other.is_symlink() and other.resolve() == blob for other in others):
+        return 0
+    freed = blob.stat().st_size
+    blob.unlink()
+    return freed
+
+
+def sweep(repo: str | None = None) -> int:
+    """Delete partial files that no download is writing, of one repository or of all; bytes freed.
+
+    A download that was killed leaves one behind, and nobody can go on from it.
+    """
+    locking = import_module("huggingface_hub.utils._fixes").WeakFileLock
+    freed = 0
+    for part in _partial(_repository(repo) if repo else None):
+        lock = cache() / ".locks" / part.parent.parent.name / f"{part.name.partition('.')[0]}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError), locking(lock, timeout=0.01):
+            freed += part.stat().st_size
+            part.unlink()
+    return freed
+
+
+def _partial(folder: Path | None) -> Iterator[Path]:
+    where = f"{folder.name}/blobs/*.incomplete" if folder else "models--*/blobs/*.incomplete"
+    yield from cache().glob(where)
+
+
+def _repository(repo: str) -> Path:
+    client = import_module("huggingface_hub.file_download")  # slow, and bundled models have none
+    name: str = client.repo_folder_name(repo_id=repo, repo_type="model")
+    return cache() / name

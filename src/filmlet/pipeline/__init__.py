@@ -1,0 +1,1 @@
+"""One clip, from a request to a file."""

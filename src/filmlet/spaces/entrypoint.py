@@ -1,0 +1,53 @@
+"""What a Space's app.py calls: the same page, on hardware of its own or on a GPU that is lent."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from filmlet import server
+from filmlet.api.anonymous_users import Visitors
+from filmlet.core import logs
+from filmlet.jobs.backup import kept
+from filmlet.settings import Hosting, Settings
+
+BUCKET = Path("/data")  # where a Space has its bucket, if one is attached
+FRAMED_BY = ("https://huggingface.co", "https://*.hf.space")
+MOST_ACTIVE = 4  # unfinished clips of one visitor
+
+
+def run(model: str = "pocket") -> None:
+    """Serve until the platform stops us. model: that the page begins with."""
+    hosting = Hosting.from_environment()
+    settings = settled(Settings.from_environment(), model)
+    visitors = Visitors(keeps=settings.storage_url is not None, framed_by=FRAMED_BY)
+    logs.begin("lines")
+    with kept(settings):
+        if hosting.lends_gpu:
+            from filmlet.spaces import zerogpu_app  # noqa: PLC0415 - loads the model before the page
+
+            zerogpu_app.serve(settings, hosting, visitors)
+            return
+        serving = server.Serving(
+            host=hosting.host, port=hosting.port, is_open=True, visitors=visitors
+        )
+        server.serve(settings, serving)
+
+
+def settled(settings: Settings, model: str, bucket: Path = BUCKET) -> Settings:
+    """What the environment says, and else what suits a Space.
+
+    Clips go into the bucket; the queue stays on the Space's own disk, for SQLite must.
+    """
+    usual = Settings()
+    has_bucket = bucket.is_dir() and os.access(bucket, os.W_OK)
+    return replace(
+        settings,
+        model=model if settings.model == usual.model else settings.model,
+        storage_url=settings.storage_url or (str(bucket / "filmlet") if has_bucket else None),
+        # One name for every container of this Space: the next takes up what the last one left.
+        worker="space" if settings.worker == usual.worker else settings.worker,
+        max_active=min(settings.max_active, MOST_ACTIVE),
+        # Only the platform's proxy reaches a Space, and strangers come through it.
+        forwarded_allow_ips="*",
+        metrics="off" if settings.metrics == usual.metrics else settings.metrics,
+    )

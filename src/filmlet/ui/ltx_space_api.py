@@ -1,0 +1,203 @@
+"""The API names of the LTX distilled Space: programs written for it run unchanged, MCP clients too.
+
+Same parameters, same result: the video's path and the seed. What a call asks for becomes a job of
+the queue like any other, so a caller that goes away loses nothing.
+"""
+
+import math
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi.concurrency import run_in_threadpool
+from gradio.data_classes import FileData
+from gradio.utils import get_upload_folder
+from pydantic import ValidationError, model_validator
+
+from filmlet.api.dependencies import House, caller, public_text
+from filmlet.api.schemas import VideoCreate
+from filmlet.api.videos import submit
+from filmlet.core.guide import Guide
+from filmlet.core.model_card import ModelCard
+from filmlet.errors import FilmletError, InvalidRequest
+from filmlet.jobs import Job, Status
+from filmlet.models import CARDS
+from filmlet.ui.page import is_here
+from filmlet.ui.tool_calls import ToolProgress
+
+Made = tuple[str, int]
+Arguments = dict[str, Any]
+
+
+class Sent(FileData):
+    """A video as clients send it: plain, or as those of Gradio 5 do, in a table with subtitles."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unwrapped(cls, sent: Any) -> Any:
+        return sent["video"] if isinstance(sent, dict) and "video" in sent else sent
+
+
+def offer(house: House) -> None:
+    """Add the three names to the page that is being built; nothing of them can be seen."""
+    for mode in ("text", "image", "video"):
+        _endpoint(house, mode)
+
+
+def _endpoint(house: House, mode: str) -> None:
+    picture = gr.Image(type="filepath", visible=False) if mode == "image" else _hidden("")
+    video = _footage() if mode == "video" else _hidden("")
+    inputs = [
+        _hidden(""), _hidden("worst quality, inconsistent motion, blurry, jittery, distorted"),
+        picture, video, _number(512), _number(704), _hidden(f"{mode}-to-video"), _number(2.0),
+        _number(9), _number(42), gr.Checkbox(True, visible=False), _number(1.0),
+        gr.Checkbox(True, visible=False),
+    ]  # fmt: skip
+    outputs = [gr.Video(visible=False), _number(0)]
+    gr.Button(visible=False).click(
+        _function(house, mode), inputs, outputs, api_name=f"{mode}_to_video",
+        concurrency_limit=None,  # the durable queue says whose turn it is
+        api_description=DESCRIPTIONS[mode],
+    )  # fmt: skip
+
+
+DESCRIPTIONS = {
+    "text": "Make a short video from a sentence. Returns the MP4's path and the seed.",
+    "image": "Make a short video that begins with a picture, moved by a sentence.",
+    "video": "Make a short video that goes on from the beginning of another one.",
+}
+
+
+def _footage() -> gr.Video:
+    """A video input that older clients can fill as well. (Gradio writes a file for a subclass.)"""
+    video = gr.Video(visible=False)
+    video.data_model = Sent
+    return video
+
+
+def _hidden(value: str) -> gr.Textbox:
+    return gr.Textbox(value, visible=False)
+
+
+def _number(value: float) -> gr.Number:
+    return gr.Number(value, visible=False)
+
+
+def _function(house: House, mode: str) -> Callable[..., Any]:
+    async def make(
+        prompt: str,
+        negative_prompt: str,
+        input_image_filepath: str | None,
+        input_video_filepath: str | None,
+        height_ui: float,
+        width_ui: float,
+        mode: str,
+        duration_ui: float,
+        ui_frames_to_use: float,
+        seed_ui: float,
+        randomize_seed: bool,
+        ui_guidance_scale: float,
+        improve_texture_flag: bool,
+        request: gr.Request,
+    ) -> Made:
+        """Make a short video.
+
+        Args:
+            prompt: What should be seen.
+            negative_prompt: What should not; only models with guidance read it.
+            input_image_filepath: The first picture, for image_to_video.
+            input_video_filepath: The video to start from, for video_to_video.
+            height_ui: Height in pixels; what is too large for the model is made smaller.
+            width_ui: Width in pixels.
+            mode: Unused; the name of the endpoint says it.
+            duration_ui: Seconds.
+            ui_frames_to_use: How many frames of the video to start from, 8k + 1.
+            seed_ui: The seed, unless it is random.
+            randomize_seed: Take another seed.
+            ui_guidance_scale: Guidance; distilled models take 1 only.
+            improve_texture_flag: Unused; a model with two stages runs both.
+        """
+        del mode, improve_texture_flag
+        card = _best()
+        given = {"image": input_image_filepath, "video": input_video_filepath}.get(name)
+        try:
+            who = await caller(request.request, house)
+            width, height = _within(card, width_ui, height_ui)
+            fields: dict[str, Any] = {
+                "prompt": prompt,
+                "model": card.name,
+                "seconds": duration_ui,
+                "size": f"{width}x{height}",
+                "seed": None if randomize_seed else _whole_number(seed_ui, "seed"),
+                "guidance": None if ui_guidance_scale == 1 else ui_guidance_scale,
+                "negative_prompt": negative_prompt if card.guidance > 1 else "",
+            }
+            asked = VideoCreate.model_validate(fields)
+            most = _whole_number(ui_frames_to_use, "frames") if name == "video" else 1
+            guides = [Guide(given, frames=max(1, most))] if given else []
+            arguments = (house, asked, who.asking(), guides)
+            if guides:  # which are decoded
+                job = await house.run_expensive(who, submit, *arguments)
+            else:
+                job = await run_in_threadpool(submit, *arguments)
+            with house.making(job):
+                job = await _wait(house, job)
+        except FilmletError as error:
+            raise gr.Error(public_text(error), print_exception=False) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            text = f"{first['loc'][-1]}: {first['msg']}."
+            raise gr.Error(text, print_exception=False) from error
+        return await run_in_threadpool(_file, house, job), job.seed
+
+    name = mode
+    make.__name__ = f"{mode}_to_video"  # MCP's tools are called by it
+    return make
+
+
+def _best() -> ModelCard:
+    """The largest model whose weights are here."""
+    here = [card for card in CARDS.values() if is_here(card)]
+    return max(here, key=lambda card: card.bytes or 0)
+
+
+def _whole_number(value: float | None, param: str) -> int:
+    """Return a number of a form as an integer. Raises InvalidRequest."""
+    if value is None or not math.isfinite(value):
+        raise InvalidRequest(f"{param} must be a number, got {value}.", param=param)
+    return int(value)
+
+
+def _within(card: ModelCard, width: float, height: float) -> tuple[int, int]:
+    """The size, made smaller where the model cannot make it; the ratio stays.
+
+    Raises InvalidRequest.
+    """
+    width, height = _whole_number(width, "width"), _whole_number(height, "height")
+    scale = min(1.0, card.grid.max_side / max(width, height, 1))
+    return round(width * scale), round(height * scale)
+
+
+async def _wait(house: House, job: Job) -> Job:
+    """Until the job is over; raises gr.Error where there is no clip."""
+    progress = ToolProgress()
+    async for now in house.hub.follow(job):
+        job = now
+        await progress.send(job)
+    if job.status != Status.COMPLETED or job.clip is None:
+        reason = job.failure.message if job.failure else f"The clip was {job.status}."
+        raise gr.Error(reason, print_exception=False)
+    return job
+
+
+def _file(house: House, job: Job) -> str:
+    """A file that Gradio may send; it is removed with the caller's other files."""
+    path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{job.id}.mp4"
+    path.parent.mkdir(parents=True)
+    assert job.clip
+    with house.queue.storage.open(job.id, job.clip) as clip, path.open("wb") as file:
+        shutil.copyfileobj(clip, file)
+    return str(path)

@@ -1,0 +1,66 @@
+"""Clips made for tests: footage to begin with, the work, and what came of it."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from filmlet.core.events import Event, Pixels, Progress, Stage
+from filmlet.core.request import clip_request
+from filmlet.core.shape import Change, Shape
+from filmlet.media import frames_of, writing
+from filmlet.pipeline import stages
+from filmlet.pipeline.plan import plan
+from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.settings import Settings
+
+
+def footage(frames: int = 1, seed: int = 0, size: tuple[int, int] = (96, 64)) -> Pixels:
+    """Smooth random frames: (frames, height, width, 3)."""
+    width, height = size
+    rough = np.random.default_rng(seed).integers(0, 256, (frames, 4, 6, 3), dtype=np.uint8)
+    return np.stack(
+        [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in rough]
+    ).reshape(frames, height, width, 3)
+
+
+def keep(path: Path, pixels: Pixels) -> str:
+    """A picture, or a clip at 12 frames a second, in a file."""
+    if len(pixels) == 1:
+        Image.fromarray(pixels[0]).save(path)
+    else:
+        _, height, width, _ = pixels.shape
+        shape = Shape(width, height, len(pixels), 12.0, width, height, len(pixels))
+        with writing(path, shape, {}) as movie:
+            movie.add(pixels)
+    return str(path)
+
+
+def work_for(model: Path | str, **settings: object) -> Work:
+    small = {"size": "96x64", "frames": 25, "steps": 3, "seed": 2, "model": str(model)}
+    request = clip_request("a red ball", **(small | settings))
+    return fold(prepare(plan(request), Settings(device="cpu"), "float32"))
+
+
+def film(work: Work, path: Path, until: Stage | None = None) -> list[Event]:
+    """The events of a clip, up to the first thing that a stage has done."""
+    told = []
+    with closing(stages.film(work, path, force=True)) as events:
+        for event in events:
+            told.append(event)
+            if isinstance(event, Progress) and event.stage == until and event.done:
+                break
+    return told
+
+
+def frames_in(path: Path) -> Pixels:
+    return np.stack(list(frames_of(path)))
+
+
+def changes(work: Work) -> dict[str, Change]:
+    return {change.field: change for change in work.effective.changes}
+
+
+def distance(one: Pixels, other: Pixels) -> float:
+    return float(np.abs(one.astype(float) - other).mean())

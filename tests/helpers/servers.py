@@ -1,0 +1,142 @@
+"""Servers for the tests: `filmlet serve` in a process of its own, and the app without one."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from filmlet.api import create
+from filmlet.settings import Settings
+from tests.helpers.forked_workers import ROOT
+from tests.helpers.queues import environment
+
+SMALL = {"prompt": "a red ball", "size": "64x64", "frames": 9, "steps": 2, "seed": 3}
+LONG = {"prompt": "a red ball", "size": "256x256", "frames": 481}  # seconds, even on a fast CPU
+
+
+@dataclass
+class Running:
+    """A server, what it has said so far, and a client of it."""
+
+    process: subprocess.Popen[str]
+    home: Path
+    url: str = ""
+    said: list[str] = field(default_factory=list)
+    listener: threading.Thread | None = None
+
+    @cached_property
+    def client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=60)
+
+    def close(self) -> None:
+        """End it politely, or else."""
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.client.close()
+        if self.listener:
+            self.listener.join()
+        assert self.process.stderr
+        self.process.stderr.close()
+
+    def wait_ready(self, seconds: float = 120) -> None:
+        until(lambda: self.client.get("/ready").status_code == 200, seconds)
+
+    def job(self, **fields: object) -> str:
+        """Create a clip and return its id."""
+        answer = self.client.post("/v1/videos", json=SMALL | fields)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def wait_over(self, job: str, seconds: float = 120) -> dict[str, object]:
+        until(lambda: self.video(job)["status"] in ("completed", "failed"), seconds)
+        return self.video(job)
+
+    def video(self, job: str) -> dict[str, object]:
+        return dict(self.client.get(f"/v1/videos/{job}").json())
+
+
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.05)
+
+
+Serve = Callable[..., Running]
+
+
+def serving() -> Iterator[Serve]:
+    """Starts servers, which end with the fixture."""
+    servers: list[Running] = []
+
+    def run(settings: Settings, *arguments: str, **extra: str) -> Running:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "filmlet", "serve", "--port", "0", *arguments],
+            cwd=ROOT, env=environment(settings) | extra, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        server = Running(process, settings.home)
+        servers.append(server)
+        server.listener = threading.Thread(target=_listen, args=(server,), daemon=True)
+        server.listener.start()
+        until(lambda: bool(server.url) or process.poll() is not None, 300)
+        assert server.url, server.said
+        return server
+
+    yield run
+    for server in servers:
+        server.close()
+
+
+def _listen(server: Running) -> None:
+    assert server.process.stderr
+    for line in server.process.stderr:
+        server.said.append(line)
+        if found := re.search(r"listens on (http://\S+?)[\"\s]", line):
+            server.url = found[1]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    yield from serving()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server with a worker, for every test that only asks."""
+    starts = serving()
+    home: Path = tmp_path_factory.mktemp("server")
+    server = next(starts)(Settings(home=home, worker="shared", max_per_minute=10_000))
+    server.wait_ready()
+    yield server
+    next(starts, None)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", worker="own", max_per_minute=10_000)
+
+
+@pytest.fixture
+def client(home: Settings) -> Iterator[TestClient]:
+    """The app without a worker."""
+    with TestClient(create(home), raise_server_exceptions=False) as client:
+        yield client
+
+
+def refusal(answer: httpx2.Response) -> dict[str, str]:
+    """The error in an answer, which holds nothing else."""
+    assert set(answer.json()) == {"error"}
+    return dict(answer.json()["error"])

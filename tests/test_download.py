@@ -1,0 +1,331 @@
+"""Weights come from the Hub when they are needed, once, whole, and can be stopped."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from filmlet.core.events import Progress, Stage
+from filmlet.errors import (
+    CheckpointDamaged,
+    CheckpointMissing,
+    FilmletError,
+    HubRefused,
+    HubUnreachable,
+)
+from filmlet.models import CARDS, fetch, find, hub_cache, locate, repository, size
+from tests.helpers.fake_hub import COMMIT, Hub, serving
+
+LTX = "Lightricks/LTX-Video"
+CARD = CARDS["ltxv-2b-0.9.8-distilled"]
+WEIGHTS = "ltxv-2b-0.9.8-distilled.safetensors"
+NEEDED = {
+    WEIGHTS,
+    "ltxv-spatial-upscaler-0.9.8.safetensors",
+    "text_encoder/config.json",
+    *(f"text_encoder/model-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)),
+    "text_encoder/model.safetensors.index.json",
+    "tokenizer/spiece.model",
+    "tokenizer/tokenizer_config.json",
+}
+FETCH = "from filmlet.models import CARDS, fetch; list(fetch(CARDS['ltxv-2b-0.9.8-distilled']))"
+
+
+@pytest.fixture
+def online(
+    twin: Path, tiny_guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Hub]:
+    """A Hub that can be reached, and an empty cache."""
+    with serving({LTX: twin, "acme/tiny": tiny_guided}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        yield server
+
+
+def partial() -> list[Path]:
+    return list(hub_cache.cache().glob("**/*.incomplete"))
+
+
+def refusal() -> FilmletError:
+    with pytest.raises(FilmletError) as caught:
+        list(fetch(CARD))
+    assert locate(CARD) is None
+    assert partial() == []
+    return caught.value
+
+
+def test_exactly_the_files_that_are_needed_come_once_and_then_no_request_is_made(
+    online: Hub,
+) -> None:
+    assert locate(CARD) is None
+    told = list(fetch(CARD))
+    assert sorted(online.given()) == sorted(NEEDED)
+    assert locate(CARD) is not None
+    online.asked.clear()
+    assert list(fetch(CARD)) == []
+    assert online.asked == []
+    assert told[-1].all_done == told[-1].all_size == size(CARD)
+    for now, later in pairwise(told):
+        assert later.all_done >= now.all_done
+        assert later.done <= later.size
+
+
+def test_another_model_fetches_only_what_it_does_not_share(online: Hub) -> None:
+    list(fetch(CARD))
+    online.asked.clear()
+    list(fetch(CARDS["ltxv-13b-0.9.8-distilled"]))
+    assert online.given() == ["ltxv-13b-0.9.8-distilled.safetensors"]
+
+
+@pytest.mark.usefixtures("online")
+def test_what_another_tool_has_fetched_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "from huggingface_hub import snapshot_download as get; "
+    words += (
+        f"get({LTX!r}, revision={COMMIT!r}, allow_patterns=['*.json', '*.model', '*.safetensors'])"
+    )
+    subprocess.run([sys.executable, "-c", words], check=True, capture_output=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert locate(CARD) is not None
+    assert list(fetch(CARD)) == []
+
+
+def test_a_transfer_that_breaks_goes_on_from_where_it_was(online: Hub) -> None:
+    online.faults.dropped[WEIGHTS] = 2
+    list(fetch(CARD))
+    assert online.given().count(WEIGHTS) == 3
+    assert locate(CARD) is not None
+
+
+def test_wrong_bytes_are_noticed_deleted_and_told(online: Hub) -> None:
+    online.faults.wrong.add(WEIGHTS)
+    error = refusal()
+    assert isinstance(error, CheckpointDamaged)
+    assert WEIGHTS in str(error)
+    online.faults.wrong.clear()
+    online.asked.clear()
+    list(fetch(CARD))
+    assert WEIGHTS in online.given()
+    assert "tokenizer/spiece.model" not in online.given(), "what was whole is kept"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (401, "GatedRepo", "accept its licence"),
+        (403, "GatedRepo", "accept its licence"),
+        (401, "RepoNotFound", "HF_TOKEN"),
+        (404, "RepoNotFound", "HF_TOKEN"),
+        (403, "", "HF_TOKEN"),
+    ],
+)
+def test_a_refusal_says_what_to_do(online: Hub, status: int, code: str, says: str) -> None:
+    online.faults.status[LTX] = status, code
+    error = refusal()
+    assert isinstance(error, HubRefused)
+    assert says in str(error)
+    assert str(error).count("\n") == 0
+
+
+def test_a_token_opens_what_is_gated(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    online.faults.token = "hf_of_a_test"
+    assert isinstance(refusal(), HubRefused)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    list(fetch(CARD))
+    assert locate(CARD) is not None
+
+
+def test_a_missing_revision_or_file_is_named(online: Hub, tmp_path: Path) -> None:
+    online.faults.status[LTX] = 404, "RevisionNotFound"
+    assert isinstance(refusal(), CheckpointMissing)
+    online.faults.status.clear()
+    online.repositories[LTX] = tmp_path
+    error = refusal()
+    assert isinstance(error, CheckpointMissing)
+    assert WEIGHTS in str(error)
+
+
+@pytest.mark.usefixtures("online")
+def test_no_network_and_offline_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    error = refusal()
+    assert isinstance(error, HubUnreachable)
+    assert "http://127.0.0.1:9" in str(error)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    error = refusal()
+    assert isinstance(error, HubUnreachable)
+    assert "HF_HUB_OFFLINE" in str(error)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_fetched(
+    online: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filmlet.models import download_process
+
+    monkeypatch.setattr(download_process, "SPARE", 10**18)
+    sources = list(dict.fromkeys(source for _, source in CARD.sources.there()))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", online.url)
+    with pytest.raises(FilmletError, match=r"\d GB left; make room"):
+        download_process.fetch(sources, 10**18)
+    assert online.given() == []
+
+
+def test_closing_the_download_stops_it_and_leaves_nothing_half(online: Hub) -> None:
+    online.faults.slow[WEIGHTS] = 0.2
+    events = fetch(CARD)
+    for so_far in events:
+        if so_far.file == WEIGHTS:
+            break
+    started = time.monotonic()
+    events.close()
+    assert time.monotonic() - started < 1.0
+    assert partial() == []
+    assert locate(CARD) is None
+
+
+def test_a_killed_download_ends_and_its_rest_is_swept_by_the_next(online: Hub) -> None:
+    online.faults.slow[WEIGHTS] = 0.2
+    parent = subprocess.Popen([sys.executable, "-c", FETCH])
+    while WEIGHTS not in online.given() or not partial():
+        time.sleep(0.05)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    for lock in (hub_cache.cache() / ".locks").rglob("*.lock"):
+        with lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)  # waits until nobody writes
+    assert len(partial()) == 1, "a killed process cannot tidy up"
+    online.faults.slow.clear()
+    list(fetch(CARD))
+    assert partial() == []
+    assert locate(CARD) is not None
+
+
+def test_two_at_once_fetch_each_file_once(online: Hub) -> None:
+    threads = [threading.Thread(target=lambda: list(fetch(CARD))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert locate(CARD) is not None
+    assert online.given().count(WEIGHTS) == 1
+
+
+@pytest.mark.usefixtures("online")
+def test_a_repository_of_ones_own_is_fetched_by_its_name() -> None:
+    with pytest.raises(CheckpointMissing, match="filmlet models pull acme/tiny"):
+        find("acme/tiny")
+    list(repository("acme/tiny"))
+    card = find("acme/tiny")
+    assert card.name == "acme/tiny"
+    assert card.revision == COMMIT[:12]
+    assert locate(card) is not None
+
+
+def test_a_file_that_two_models_use_stays_until_both_are_gone(online: Hub, twin: Path) -> None:
+    from filmlet.models import drop
+
+    other = CARDS["ltxv-13b-0.9.8-distilled"]
+    list(fetch(CARD))
+    list(fetch(other))
+    whole = size(other)
+    assert drop(CARD) == (twin / WEIGHTS).stat().st_size
+    assert online.given().count(WEIGHTS) == 1
+    assert locate(CARD) is None
+    assert size(other) == whole
+    assert drop(other) == whole
+    assert list(hub_cache.cache().glob("models--*/blobs/*")) == []
+
+
+@pytest.mark.usefixtures("online")
+def test_a_bundled_model_is_not_dropped() -> None:
+    from filmlet.models import drop
+
+    assert drop(CARDS["pocket"]) == 0
+    assert locate(CARDS["pocket"]) is not None
+
+
+def cli(*words: str) -> "subprocess.CompletedProcess[str]":
+    run = "import sys; from filmlet.cli.main import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", run, *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.usefixtures("online")
+def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
+    done = cli("models", "pull", CARD.name, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bytes_on_disk"] == size(CARD)
+    listed = {row["name"]: row for row in json.loads(cli("models", "list", "--json").stdout)}
+    assert listed.keys() == CARDS.keys()
+    assert listed[CARD.name]["is_here"]
+    assert not listed["ltxv-13b-0.9.8-distilled"]["is_here"]
+    assert CARD.name in cli("models").stdout
+    shown = cli("models", "show", CARD.name).stdout
+    assert "LTX-Video Open Weights License" in shown
+    assert WEIGHTS in shown
+    freed = cli("models", "prune", CARD.name, "--json")
+    assert json.loads(freed.stdout)["bytes_freed"] > 4_000_000
+    assert locate(CARD) is None
+    refused = cli("models", "pull", "ltxv-3b")
+    assert (refused.returncode, "did you mean" in refused.stderr) == (2, True)
+
+
+def test_pocket_shows_the_words_that_it_knows() -> None:
+    told, words = cli("models", "show", "pocket").stdout.split("knows these words:")
+    assert "bundled" in told
+    assert {"sunset", "kitten", "bouncing"} <= set(words.split())
+
+
+def test_a_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
+    online: Hub, tmp_path: Path, tiny: Path
+) -> None:
+    import filmlet
+    from tests.test_loras import diffusers, matrices, save
+
+    repo = tmp_path / "style"
+    repo.mkdir()
+    save(repo / "style.safetensors", diffusers(matrices()))
+    (repo / "preview.png").write_bytes(b"not needed")
+    online.repositories["acme/style"] = repo
+    settings = {"model": str(tiny), "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
+    stages = [
+        event.stage
+        for event in filmlet.stream("a red ball", loras=["acme/style:0.5"], **settings)
+        if isinstance(event, Progress)
+    ]
+    assert stages[0] == Stage.FETCH
+    assert online.given() == ["style.safetensors"]
+    online.asked.clear()
+    clip = filmlet.generate("a red ball", loras=["acme/style:0.5"], **settings)
+    assert clip.effective.loras[0].file == "acme/style/style.safetensors"
+    assert online.asked == []
+    with pytest.raises(HubRefused, match="HF_TOKEN"):
+        filmlet.generate("a red ball", loras=["acme/none"], **settings)
+
+
+def test_a_space_preloads_exactly_these_files_at_this_commit(online: Hub) -> None:
+    from filmlet.spaces.preload import preload
+
+    words = "from filmlet.models import CARDS; from filmlet.spaces.preload import preload as p; "
+    words += f"print(p(CARDS[{CARD.name!r}])[0])"
+    told = subprocess.run(
+        [sys.executable, "-c", words], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert (told[0], set(told[1].split(",")), told[2]) == (LTX, NEEDED, COMMIT)
+    list(fetch(CARD))
+    online.asked.clear()
+    assert set(preload(CARD)[0].split()[1].split(",")) == NEEDED
+    assert online.asked == []
