@@ -16,16 +16,16 @@ JUDGED = 25  # frames of a clip that is judged
 
 def pixels(prompt: str, engine: str, dtype: str | None) -> Pixels:
     """The frames of a clip long enough to be judged."""
-    from filmlet.core.request import clip_request
+    from filmlet.core.request import build_request
     from filmlet.pipeline import stages
-    from filmlet.pipeline.plan import plan
-    from filmlet.pipeline.prepare import fold, prepare
+    from filmlet.pipeline.plan import make_plan
+    from filmlet.pipeline.prepare import drain, prepare
     from filmlet.settings import Settings
 
-    request = clip_request(prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")
+    request = build_request(prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")
     settings = replace(Settings.from_environment(), engine=engine)
-    work = fold(prepare(plan(request), settings, dtype))
-    return np.concatenate([e.pixels for e in stages.run(work) if isinstance(e, Frames)])
+    work = drain(prepare(make_plan(request), settings, dtype))
+    return np.concatenate([e.pixels for e in stages.generate_frames(work) if isinstance(e, Frames)])
 
 
 def report(prompts: int) -> str:

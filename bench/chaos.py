@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filmlet.core.request import ClipRequest, clip_request
+from filmlet.core.request import ClipRequest, build_request
 from filmlet.jobs import Queue, Status
 from filmlet.settings import Settings
 
@@ -63,7 +63,7 @@ class Figures:
 
 
 def request_of(number: int, steps: int) -> ClipRequest:
-    return clip_request("a red ball", size="64x64", frames=9, steps=steps, seed=number % KINDS)
+    return build_request("a red ball", size="64x64", frames=9, steps=steps, seed=number % KINDS)
 
 
 class Workers:
@@ -74,7 +74,7 @@ class Workers:
         self.running = {name: self._start(name) for name in NAMES}
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
-        environment = replace(self.settings, worker=name).for_a_child()
+        environment = replace(self.settings, worker=name).to_environ()
         command = [sys.executable, "-m", "filmlet", "worker", "--quiet"]
         return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
@@ -97,7 +97,7 @@ class Workers:
 
 
 def ended_jobs(queue: Queue) -> int:
-    with queue.database.reading() as t:
+    with queue.database.read() as t:
         row = t.row("select count(*) as ended from filmlet_job where finished > 0")
     assert row
     return int(row["ended"])
@@ -151,12 +151,12 @@ def _times(choice: random.Random, faults: Faults) -> list[tuple[int, bool]]:
 
 
 def _count(queue: Queue, ids: list[str], figures: Figures) -> None:
-    with queue.database.reading() as t:
+    with queue.database.read() as t:
         completed = Counter(row["id"] for row in t.rows("select id from audit"))
     figures.doubled = sum(count - 1 for count in completed.values())
     seen: dict[int, Counter[str]] = {}
     for number, id in enumerate(ids):
-        job = queue.get(id)
+        job = queue.get_job(id)
         figures.states[job.status.value] += 1
         if job.status == Status.COMPLETED:
             digest = hashlib.sha256(queue.storage.read(id, "clip.mp4")).hexdigest()
@@ -165,7 +165,7 @@ def _count(queue: Queue, ids: list[str], figures: Figures) -> None:
 
 
 def row_of(name: str, faults: Faults, figures: Figures) -> str:
-    over = sum(count for state, count in figures.states.items() if Status(state).is_over)
+    over = sum(count for state, count in figures.states.items() if Status(state).is_final)
     left = faults.jobs - over
     states = ", ".join(f"{count} {state}" for state, count in sorted(figures.states.items()))
     return (

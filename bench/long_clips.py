@@ -15,13 +15,13 @@ from statistics import median
 import numpy as np
 
 from bench.worker import SIDE, memory_mb
-from filmlet.core.events import Finished, Frames, Pixels
-from filmlet.core.request import ClipRequest, clip_request
-from filmlet.core.shape import Grid
-from filmlet.models.registry import CARDS
+from filmlet.core.events import Frames, Pixels, StageFinished
+from filmlet.core.request import ClipRequest, build_request
+from filmlet.core.shape import ShapeConstraints
+from filmlet.models.registry import REGISTRY
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
 
 PROMPTS = (
@@ -35,10 +35,10 @@ LENGTHS = (12, 60)  # seconds of clips whose memory is looked at
 HELD_OUT, JUDGED = 100, 97  # prompts, and frames of a clip that is judged
 SEEN = ("subject", "motion", "scene")
 NEAR = 4  # frames on either side of a border
-POCKET = CARDS["pocket"]
+POCKET = REGISTRY["pocket"]
 GRIDS = {
     f"windows of {window}, {shared} shared": replace(
-        POCKET.grid, max_frames=window, window=window, overlap=shared
+        POCKET.grid, max_frames=window, window_frames=window, overlap_frames=shared
     )
     for window, shared in ((49, 8), (49, 16), (49, 24), (97, 8))
 }
@@ -58,28 +58,28 @@ class Scores:
 
 
 @contextmanager
-def made_in(grid: Grid) -> Iterator[None]:
+def made_in(grid: ShapeConstraints) -> Iterator[None]:
     """Have pocket make its clips in other windows."""
-    CARDS[POCKET.name] = replace(POCKET, grid=grid)
+    REGISTRY[POCKET.name] = replace(POCKET, grid=grid)
     try:
         yield
     finally:
-        CARDS[POCKET.name] = POCKET
+        REGISTRY[POCKET.name] = POCKET
 
 
-def asked(prompt: str, seconds: int) -> ClipRequest:
-    return clip_request(prompt, seed=1, seconds=seconds, size=f"{SIDE}x{SIDE}")
+def bench_request(prompt: str, seconds: int) -> ClipRequest:
+    return build_request(prompt, seed=1, seconds=seconds, size=f"{SIDE}x{SIDE}")
 
 
-def ready(request: ClipRequest) -> Work:
-    return fold(prepare(plan(request), Settings.from_environment()))
+def ready(request: ClipRequest) -> GenerationState:
+    return drain(prepare(make_plan(request), Settings.from_environment()))
 
 
-def frames_of(work: Work) -> Pixels:
-    return np.concatenate([e.pixels for e in stages.run(work) if isinstance(e, Frames)])
+def frames_of(work: GenerationState) -> Pixels:
+    return np.concatenate([e.pixels for e in stages.generate_frames(work) if isinstance(e, Frames)])
 
 
-def judged(grid: Grid) -> list[str]:
+def judge_clip(grid: ShapeConstraints) -> list[str]:
     """What the recipe's judge sees in clips of JUDGED frames with one subject, %."""
     import torch
     from torch import Tensor
@@ -88,7 +88,7 @@ def judged(grid: Grid) -> list[str]:
     from recipe.prompts import Example
 
     def make(example: Example) -> Tensor:
-        request = clip_request(example.prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")
+        request = build_request(example.prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")
         return torch.tensor(frames_of(ready(request))).permute(3, 0, 1, 2) / 127.5 - 1
 
     with made_in(grid):
@@ -96,12 +96,14 @@ def judged(grid: Grid) -> list[str]:
     return [f"{right[row]:.0f}" for row in SEEN]
 
 
-def scored(prompt: str, grid: Grid) -> Scores:
+def score_windows(prompt: str, grid: ShapeConstraints) -> Scores:
     with made_in(grid):
-        work = ready(asked(prompt, SECONDS))
+        work = ready(bench_request(prompt, SECONDS))
         frames = frames_of(work)
-    borders = {w.first + w.shared for w in work.effective.windows[1:]}
-    return scores(frames, borders, POCKET.grid.time, round(work.effective.shape.fps))
+    borders = {w.start_frame + w.overlap_frames for w in work.effective.windows[1:]}
+    return scores(
+        frames, borders, POCKET.grid.temporal_compression, round(work.effective.shape.fps)
+    )
 
 
 def scores(frames: Pixels, borders: set[int], time: int, second: int) -> Scores:
@@ -131,16 +133,16 @@ def gradient(frames: Pixels) -> float:
 def film(seconds: int) -> dict[str, float]:
     """One long clip as the command line makes it: windows, seconds, MB at the peak so far."""
     began, peaks = time.perf_counter(), {}
-    work = ready(asked(PROMPTS[0], seconds))
-    for event in stages.film(work, Path("long.mp4"), force=True):
-        if isinstance(event, Finished):
+    work = ready(bench_request(PROMPTS[0], seconds))
+    for event in stages.write_clip(work, Path("long.mp4"), force=True):
+        if isinstance(event, StageFinished):
             peaks[event.stage.value] = memory_mb("VmHWM")
     Path("long.mp4").unlink()
     took = time.perf_counter() - began
     return {"windows": len(work.effective.windows), "seconds": took, **peaks}
 
 
-def filmed(seconds: int) -> dict[str, float]:
+def film_clip(seconds: int) -> dict[str, float]:
     """`film` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.long_clips", "--film", str(seconds)],
@@ -155,12 +157,12 @@ def report() -> str:
 
     rows = []
     for name, grid in GRIDS.items():
-        made = [scored(prompt, grid) for prompt in PROMPTS]
+        made = [score_windows(prompt, grid) for prompt in PROMPTS]
         columns = ([getattr(one, field) for one in made] for field in Scores.__annotations__)
         cells = (f"{' '.join(f'{v:.2f}' for v in c)} | {median(c):.2f}" for c in columns)
         mark = "**" if grid == POCKET.grid else ""
-        rows.append(f"| {mark}{name}{mark} | {' | '.join([*cells, *judged(grid)])} |")
-    films = {seconds: filmed(seconds) for seconds in LENGTHS}
+        rows.append(f"| {mark}{name}{mark} | {' | '.join([*cells, *judge_clip(grid)])} |")
+    films = {seconds: film_clip(seconds) for seconds in LENGTHS}
     lines = [
         f"| {seconds} s | {f['windows']} | {f['seconds']:.1f} | {f['denoise']:.0f} "
         f"| {f['decode']:.0f} |"

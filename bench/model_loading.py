@@ -59,14 +59,14 @@ def load(side: str, folder: Path, dtype: str) -> None:
         ):
             touch(module)
     else:
-        from filmlet.core.memory import Hold
+        from filmlet.core.memory import OffloadMode
         from filmlet.core.model_card import Components
         from filmlet.engine.placement import Placement
-        from filmlet.engine.torch.components import Parts
+        from filmlet.engine.torch.components import ModelComponents
 
         files = Components(**{name: folder / name for name in PARTS}, tokenizer=folder)
-        hold = Hold.TURNS if side == "turns" else Hold.ALL
-        parts = Parts(files, Placement("cpu", dtype, "a benchmark", hold=hold))
+        hold = OffloadMode.MODEL if side == "turns" else OffloadMode.NONE
+        parts = ModelComponents(files, Placement("cpu", dtype, "a benchmark", offload=hold))
         before, start = memory_mb("VmRSS"), time.perf_counter()
         for name in PARTS:
             touch(parts.get(name))

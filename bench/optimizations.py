@@ -22,14 +22,18 @@ from diffusers.models import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from filmlet.engine.base import Call
-from filmlet.engine.placement import Lever, Placement, best_device, processor
+from filmlet.engine.base import TransformerInputs
+from filmlet.engine.placement import Optimization, Placement, best_device, device_name
 from filmlet.engine.torch import vae_decoder
-from filmlet.engine.torch.attention import Attending, Size, measured
-from filmlet.engine.torch.block_offload import lend
-from filmlet.engine.torch.dtype import choose, dtype_of
-from filmlet.engine.torch.fp8 import round_off
-from filmlet.engine.torch.transformer import Stepping
+from filmlet.engine.torch.attention import (
+    AttentionBackendSelector,
+    AttentionShape,
+    benchmark_backends,
+)
+from filmlet.engine.torch.block_offload import offload_blocks
+from filmlet.engine.torch.dtype import choose_dtype, torch_dtype
+from filmlet.engine.torch.fp8 import quantize_linears
+from filmlet.engine.torch.transformer import CachedTransformer
 
 SIZES = {  # heads, channels of each, layers, channels of a caption
     "small": (8, 64, 8, 512),
@@ -41,13 +45,13 @@ PADDED, WORDS = 128, 16  # tokens of a prompt, with its padding and without
 RUNS = 5
 SIDES = 6  # that compute with a transformer of their own
 Side = Callable[[], Tensor]
-Build = Callable[[LTXVideoTransformer3DModel], Stepping]
+Build = Callable[[LTXVideoTransformer3DModel], CachedTransformer]
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def random(module: Module, placement: Placement) -> Module:
     """A module from the meta device, with weights that keep values small."""
-    module.to(dtype_of(placement)).to_empty(device=placement.device)
+    module.to(torch_dtype(placement)).to_empty(device=placement.device)
     for weight in module.state_dict().values():
         weight.normal_(0, 0.02)
     return module.eval().requires_grad_(False)
@@ -71,16 +75,18 @@ def transformers(size: str, placement: Placement) -> list[LTXVideoTransformer3DM
     return models
 
 
-def call(size: str, latent: Sequence[int], placement: Placement, is_guided: bool) -> Call:
+def call(
+    size: str, latent: Sequence[int], placement: Placement, is_guided: bool
+) -> TransformerInputs:
     """is_guided: the first frame is given, so tokens have levels of their own."""
-    dtype, device = dtype_of(placement), placement.device
+    dtype, device = torch_dtype(placement), placement.device
     axes = (torch.arange(n) * step for n, step in zip(latent, (1 / 3, 32.0, 32.0), strict=True))
     places = torch.stack([a.flatten() for a in torch.meshgrid(*axes, indexing="ij")])[None]
     tokens = places.shape[-1]
     levels = torch.tensor([0.9])
     if is_guided:
         levels = torch.where(torch.arange(tokens) < tokens // latent[0], 0.0, 0.9)[None]
-    return Call(
+    return TransformerInputs(
         torch.randn(1, tokens, LATENT).to(device),
         torch.randn(1, WORDS, SIZES[size][3]).to(device, dtype),
         levels.to(device),
@@ -89,28 +95,32 @@ def call(size: str, latent: Sequence[int], placement: Placement, is_guided: bool
     )
 
 
-def plain(model: LTXVideoTransformer3DModel, asked: Call, dtype: torch.dtype) -> Tensor:
+def diffusers_call(
+    model: LTXVideoTransformer3DModel, asked: TransformerInputs, dtype: torch.dtype
+) -> Tensor:
     """As diffusers' pipeline calls it: the prompt padded, and masked."""
-    padding = asked.text.new_zeros(1, PADDED - WORDS, asked.text.shape[-1])
+    padding = asked.prompt_embeds.new_zeros(1, PADDED - WORDS, asked.prompt_embeds.shape[-1])
     mask = (torch.arange(PADDED, device=padding.device) < WORDS)[None].to(dtype)
     return model(
         hidden_states=asked.latents.to(dtype),
-        encoder_hidden_states=torch.cat([asked.text, padding], 1),
-        timestep=asked.levels.expand(1, -1) * 1000,
+        encoder_hidden_states=torch.cat([asked.prompt_embeds, padding], 1),
+        timestep=asked.timesteps.expand(1, -1) * 1000,
         encoder_attention_mask=mask,
-        video_coords=asked.places,
+        video_coords=asked.video_coords,
         return_dict=False,
     )[0]
 
 
-def cut(model: LTXVideoTransformer3DModel, asked: Call, dtype: torch.dtype) -> Tensor:
+def unmasked_call(
+    model: LTXVideoTransformer3DModel, asked: TransformerInputs, dtype: torch.dtype
+) -> Tensor:
     """The same with the padding cut off instead of masked."""
     return model(
         hidden_states=asked.latents.to(dtype),
-        encoder_hidden_states=asked.text,
-        timestep=asked.levels.expand(1, -1) * 1000,
+        encoder_hidden_states=asked.prompt_embeds,
+        timestep=asked.timesteps.expand(1, -1) * 1000,
         encoder_attention_mask=None,
-        video_coords=asked.places,
+        video_coords=asked.video_coords,
         return_dict=False,
     )[0]
 
@@ -132,10 +142,10 @@ def in_turns(sides: Mapping[str, Side], runs: int, device: str) -> dict[str, lis
     return figures
 
 
-def reach(placement: Placement) -> float:
+def peak_flops(placement: Placement) -> float:
     """FLOP a second of matrix products."""
     side = 8192 if placement.device.startswith("cuda") else 1024
-    a, b = (torch.randn(side, side).to(placement.device, dtype_of(placement)) for _ in range(2))
+    a, b = (torch.randn(side, side).to(placement.device, torch_dtype(placement)) for _ in range(2))
     times = in_turns({"product": lambda: a @ b}, 10, placement.device)["product"]
     return 2.0 * side**3 / min(times[1:])
 
@@ -180,53 +190,58 @@ def rows(sides: Mapping[str, Side], runs: int, device: str) -> Rows:
 
 def steps(size: str, latent: Sequence[int], placement: Placement, runs: int) -> Iterator[Rows]:
     """Of one call of the transformer: all tokens at one level, and the first frame given."""
-    dtype = dtype_of(placement)
+    dtype = torch_dtype(placement)
     stock, *others = transformers(size, placement)
     made = {
-        name: build(model) for (name, build), model in zip(ways_of(placement), others, strict=False)
+        name: build(model)
+        for (name, build), model in zip(variants(placement), others, strict=False)
     }
     for is_guided, name in ((False, ""), (True, ", first frame given")):
         asked = call(size, latent, placement, is_guided)
         sides: dict[str, Side] = {
-            f"diffusers{name}": partial(plain, stock, asked, dtype),
-            f"text cut, not masked{name}": partial(cut, stock, asked, dtype),
+            f"diffusers{name}": partial(diffusers_call, stock, asked, dtype),
+            f"text cut, not masked{name}": partial(unmasked_call, stock, asked, dtype),
         }
-        sides |= {f"{way}{name}": partial(one.flow, asked) for way, one in made.items()}
+        sides |= {f"{way}{name}": partial(one.predict_velocity, asked) for way, one in made.items()}
         yield rows(sides, runs, placement.device)
 
 
-def ways_of(placement: Placement) -> list[tuple[str, Build]]:
+def variants(placement: Placement) -> list[tuple[str, Build]]:
     """In which filmlet computes a step here."""
-    dtype, device = dtype_of(placement), torch.device(placement.device)
+    dtype, device = torch_dtype(placement), torch.device(placement.device)
     is_cuda = device.type == "cuda"
-    attention = Attending(Path(mkdtemp()) / "attention.json", device, dtype) if is_cuda else None
+    attention = (
+        AttentionBackendSelector(Path(mkdtemp()) / "attention.json", device, dtype)
+        if is_cuda
+        else None
+    )
 
-    def lent(model: LTXVideoTransformer3DModel) -> Stepping:
+    def offloaded_variant(model: LTXVideoTransformer3DModel) -> CachedTransformer:
         """As where a device has no room for it: on a GPU, the blocks stay in main memory."""
-        lend(model.transformer_blocks.cpu(), placement, is_ahead=is_cuda)
-        return Stepping(model, dtype, is_lent=True, attending=attention)
+        offload_blocks(model.transformer_blocks.cpu(), placement, is_ahead=is_cuda)
+        return CachedTransformer(model, dtype, is_lent=True, attending=attention)
 
-    def in_eight_bits(model: LTXVideoTransformer3DModel) -> Stepping:
-        round_off(model.transformer_blocks)
-        return Stepping(model, dtype, attending=attention)
+    def in_eight_bits(model: LTXVideoTransformer3DModel) -> CachedTransformer:
+        quantize_linears(model.transformer_blocks)
+        return CachedTransformer(model, dtype, attending=attention)
 
-    def pulled(*levers: Lever) -> Build:
-        return lambda model: Stepping(model, dtype, frozenset(levers), attending=attention)
+    def synchronous_variant(*levers: Optimization) -> Build:
+        return lambda model: CachedTransformer(model, dtype, frozenset(levers), attending=attention)
 
     ways = [
-        ("what stays computed once", pulled()),
-        ("and blocks compiled", pulled(Lever.COMPILE)),
-        ("layers lent", lent),
+        ("what stays computed once", synchronous_variant()),
+        ("and blocks compiled", synchronous_variant(Optimization.COMPILE)),
+        ("layers lent", offloaded_variant),
         ("products in 8 bits, lossy", in_eight_bits),
     ]
-    return ways + [("as one graph", pulled(Lever.GRAPHS))] * is_cuda
+    return ways + [("as one graph", synchronous_variant(Optimization.CUDA_GRAPHS))] * is_cuda
 
 
 def kernels(size: str, latent: Sequence[int], placement: Placement) -> str:
     """Of attention, each at this size."""
     heads, head, _, _ = SIZES[size]
-    one = Size(heads, head, math.prod(latent))
-    times = measured(one, torch.device(placement.device), dtype_of(placement))
+    one = AttentionShape(heads, head, math.prod(latent))
+    times = benchmark_backends(one, torch.device(placement.device), torch_dtype(placement))
     lines = [f"| {kernel.name} | {1000 * took:.2f} |" for kernel, took in times.items()]
     return "\n".join(["| | ms |", "|---|---|", *lines])
 
@@ -237,15 +252,15 @@ def decodes(latent: Sequence[int], placement: Placement, runs: int) -> Rows:
         vae = AutoencoderKLLTXVideo()
     plain = random(vae, placement).decoder
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d)
-    clip = torch.randn(1, LATENT, *latent).to(placement.device, dtype_of(placement))
+    clip = torch.randn(1, LATENT, *latent).to(placement.device, torch_dtype(placement))
 
-    def streamed() -> Tensor:
+    def streamed_decode() -> Tensor:
         *_, frames = vae_decoder.decode(last, clip.split(1, dim=2), None, None)
         return frames
 
     sides: dict[str, Side] = {
         "diffusers": partial(plain, clip, None),
-        "in a stream, channels last": streamed,
+        "in a stream, channels last": streamed_decode,
     }
     return rows(sides, runs, placement.device)
 
@@ -260,13 +275,13 @@ def table(found: Iterable[Rows], limit: float) -> str:
 @torch.inference_mode()
 def report(size: str, shape: str, runs: int, device: str | None = None) -> str:
     """A table of one call of the transformer, and one of a decode."""
-    placement = choose(best_device(device))
+    placement = choose_dtype(best_device(device))
     width, height, frames = map(int, shape.split("x"))
     latent = ((frames + 7) // 8, height // 32, width // 32)
-    limit = reach(placement)
+    limit = peak_flops(placement)
     step = table(steps(size, latent, placement, runs), limit)
     decode = table([decodes(latent, placement, runs)], limit)
-    about = f"{processor(placement.device)}, {placement.dtype}: {placement.reason}"
+    about = f"{device_name(placement.device)}, {placement.dtype}: {placement.reason}"
     return f"""The levers of the torch engine on random weights, medians of {runs} in turns
 (`python -m bench.optimizations --size {size} --shape {shape}`).
 {about}.

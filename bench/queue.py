@@ -16,7 +16,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from bench.__main__ import processor
-from filmlet.core.request import clip_request
+from filmlet.core.request import build_request
 from filmlet.jobs import Job, Queue, Status
 from filmlet.settings import Settings
 
@@ -39,18 +39,18 @@ def worker(settings: Settings) -> Iterator[int]:
 
 def wait(queue: Queue, job: str, until: Callable[[Job], bool]) -> Job:
     while True:
-        now = queue.get(job)
+        now = queue.get_job(job)
         if until(now):
             return now
         time.sleep(0.01)
 
 
 def is_over(job: Job) -> bool:
-    return job.status.is_over
+    return job.status.is_final
 
 
 def small(queue: Queue) -> Job:
-    return queue.submit(clip_request(PROMPT, size="64x64", frames=1, steps=1))
+    return queue.submit(build_request(PROMPT, size="64x64", frames=1, steps=1))
 
 
 def submit_to_start(queue: Queue, runs: int) -> list[float]:
@@ -75,7 +75,7 @@ def throughput(queue: Queue, count: int) -> tuple[float, float]:
 
 def report_ms(queue: Queue, count: int) -> float:
     """Milliseconds of the statement that reports progress, beats and asks for a cancel."""
-    job = queue.jobs(limit=1)[0]
+    job = queue.list_jobs(limit=1)[0]
     times = []
     for i in range(count):
         began = time.perf_counter()
@@ -102,7 +102,7 @@ def idle_share(pid: int, seconds: float) -> float:
 
 
 @dataclass(frozen=True)
-class Guess:
+class EtaSample:
     """An estimate at submission, and what came of it."""
 
     low: float
@@ -111,18 +111,18 @@ class Guess:
     was: float
 
 
-def estimates(queue: Queue, count: int, choice: random.Random) -> list[Guess]:
+def estimates(queue: Queue, count: int, choice: random.Random) -> list[EtaSample]:
     """Clips of mixed shapes, one after the other, each with what was told when it was submitted."""
     guesses = []
     for _ in range(count):
         width, height = choice.choice(SIZES)
         frames, steps = choice.choice((9, 25, 49, 97)), choice.choice((4, 8, 12))
-        request = clip_request(PROMPT, size=f"{width}x{height}", frames=frames, steps=steps)
+        request = build_request(PROMPT, size=f"{width}x{height}", frames=frames, steps=steps)
         job = queue.submit(request)
         assert job.eta
         done = wait(queue, job.id, is_over)
         was = (done.finished or 0.0) - done.created
-        guesses.append(Guess(job.eta.low, job.eta.seconds, job.eta.high, was))
+        guesses.append(EtaSample(job.eta.low, job.eta.seconds, job.eta.high, was))
     return guesses
 
 
@@ -130,14 +130,14 @@ def cancels(queue: Queue, count: int, choice: random.Random) -> list[float]:
     """Seconds from the wish to cancel to the worker's being free, at random moments of a clip."""
     idle: list[float] = []
     while len(idle) < count:
-        job = queue.submit(clip_request(PROMPT, size="384x256", frames=97, steps=12)).id
+        job = queue.submit(build_request(PROMPT, size="384x256", frames=97, steps=12)).id
         wait(queue, job, lambda j: j.status == Status.RUNNING)
         time.sleep(choice.uniform(0, 6))
         queue.cancel(job)
         over = wait(queue, job, is_over)
         if over.status == Status.CANCELLED:
-            assert over.idle_s is not None
-            idle.append(over.idle_s)
+            assert over.cancel_latency_s is not None
+            idle.append(over.cancel_latency_s)
     return idle
 
 

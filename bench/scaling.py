@@ -54,17 +54,17 @@ class Curve:
 
 def clip(frames: int, side: int) -> dict[str, float]:
     """Seconds of each stage of a warm clip, and what making it added to the process, MB."""
-    from filmlet.core.events import Finished
-    from filmlet.core.request import clip_request
+    from filmlet.core.events import StageFinished
+    from filmlet.core.request import build_request
     from filmlet.pipeline import stages
-    from filmlet.pipeline.plan import plan
-    from filmlet.pipeline.prepare import fold, prepare
+    from filmlet.pipeline.plan import make_plan
+    from filmlet.pipeline.prepare import drain, prepare
     from filmlet.settings import Settings
 
     def make(frames: int, side: int, path: Path) -> dict[str, float]:
-        request = clip_request(PROMPT, seed=SEED, frames=frames, size=f"{side}x{side}")
-        work = fold(prepare(plan(request), Settings.from_environment()))
-        done = [e for e in stages.film(work, path) if isinstance(e, Finished)]
+        request = build_request(PROMPT, seed=SEED, frames=frames, size=f"{side}x{side}")
+        work = drain(prepare(make_plan(request), Settings.from_environment()))
+        done = [e for e in stages.write_clip(work, path) if isinstance(e, StageFinished)]
         return {event.stage.value: event.seconds for event in done}
 
     with TemporaryDirectory() as folder:
@@ -98,22 +98,22 @@ def clips(runs: int, along: str, values: Sequence[int]) -> list[Curve]:
 
 def queue() -> list[Curve]:
     """Milliseconds of the queue's answers, SQLite, while so many jobs wait."""
-    from filmlet.core.request import clip_request
-    from filmlet.jobs import Asking, Limits, Queue
+    from filmlet.core.request import build_request
+    from filmlet.jobs import Limits, Queue, SubmitOptions
     from filmlet.settings import Settings
 
     names = ("submit", "look", "list of 20")
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    asking = Asking("bench", limits=Limits(10**6, 10**6, 0.0))
-    request = clip_request("a ball", size="64x64", frames=1, steps=1)
+    asking = SubmitOptions("bench", limits=Limits(10**6, 10**6, 0.0))
+    request = build_request("a ball", size="64x64", frames=1, steps=1)
     with TemporaryDirectory() as home:
         queue, there = Queue(Settings(home=Path(home), max_queued=10_000)), count(1)
         for jobs in JOBS:
             while next(there) < jobs:
                 last = queue.submit(request, asking)
             asks: dict[str, Callable[[], object]] = {
-                "look": lambda job=last.id: queue.get(job),  # type: ignore[misc]
-                "list of 20": lambda: queue.jobs(limit=20),
+                "look": lambda job=last.id: queue.get_job(job),  # type: ignore[misc]
+                "list of 20": lambda: queue.list_jobs(limit=20),
                 "submit": lambda: queue.submit(request, asking),
             }
             for name, ask in asks.items():

@@ -33,7 +33,7 @@ SMALL = {"prompt": "a ball", "size": "64x64", "frames": 1, "steps": 1, "priority
 
 
 @dataclass
-class Seen:
+class LatencyLog:
     """Milliseconds of each kind of request, and what went wrong."""
 
     poll: list[float] = field(default_factory=list)
@@ -106,7 +106,7 @@ def header(head: str, name: str, default: str = "") -> str:
     return found[1] if found else default
 
 
-async def visit(url: str, number: int, until: float, seen: Seen) -> None:
+async def run_client(url: str, number: int, until: float, seen: LatencyLog) -> None:
     """One client: creates a clip, polls it, looks at the list now and then."""
     await asyncio.sleep(number / 100)
     host, port = url.removeprefix("http://").split(":")
@@ -126,9 +126,9 @@ async def visit(url: str, number: int, until: float, seen: Seen) -> None:
         seen.errors.append(repr(error))
 
 
-async def crowd(url: str, count: int, seconds: float) -> Seen:
-    seen, until = Seen(), time.monotonic() + seconds
-    await asyncio.gather(*(visit(url, i, until, seen) for i in range(count)))
+async def run_clients(url: str, count: int, seconds: float) -> LatencyLog:
+    seen, until = LatencyLog(), time.monotonic() + seconds
+    await asyncio.gather(*(run_client(url, i, until, seen) for i in range(count)))
     return seen
 
 
@@ -153,7 +153,7 @@ def main() -> None:
         job = long_clip(client)
         os.nice(19)  # clients belong on other machines: what they compute is not the server's
         before = web.cpu_times()
-        seen = asyncio.run(crowd(url, chosen.clients, chosen.seconds))
+        seen = asyncio.run(run_clients(url, chosen.clients, chosen.seconds))
         after = web.cpu_times()
         busy = wait(client, job)
         after_it = wait(client, long_clip(client))

@@ -26,21 +26,23 @@ Seen = list[tuple[float, bytes]]
 def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]:
     """filmlet as its command line runs it, on the engine that it chooses or on another one."""
     from filmlet.core.events import Frames
-    from filmlet.core.request import clip_request
+    from filmlet.core.request import build_request
     from filmlet.pipeline import stages
-    from filmlet.pipeline.plan import plan
-    from filmlet.pipeline.prepare import fold, prepare
+    from filmlet.pipeline.plan import make_plan
+    from filmlet.pipeline.prepare import drain, prepare
     from filmlet.settings import Settings
 
     settings = replace(Settings.from_environment(), engine=engine)
 
     def make(path: Path) -> Seconds:
         start = time.perf_counter()
-        request = clip_request(PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}")
+        request = build_request(
+            PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}"
+        )
         first = None
         with watching(path, start) as seen:
-            work = fold(prepare(plan(request), settings))
-            for event in stages.film(work, path):
+            work = drain(prepare(make_plan(request), settings))
+            for event in stages.write_clip(work, path):
                 if first is None and isinstance(event, Frames):
                     first = time.perf_counter() - start
             clip = time.perf_counter() - start
@@ -131,21 +133,21 @@ def decode_peak(frames: int) -> float:
     """MB that filmlet's decoding adds at its peak, frames thrown away as they come."""
     import numpy as np
 
-    from filmlet.core.request import clip_request
+    from filmlet.core.request import build_request
     from filmlet.pipeline import stages
-    from filmlet.pipeline.plan import plan
-    from filmlet.pipeline.prepare import fold, prepare
+    from filmlet.pipeline.plan import make_plan
+    from filmlet.pipeline.prepare import drain, prepare
     from filmlet.settings import Settings
 
-    request = clip_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")
-    work = fold(prepare(plan(request), Settings.from_environment()))
+    request = build_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")
+    work = drain(prepare(make_plan(request), Settings.from_environment()))
     engine = stages.load_engine(work)
     times, height, width = engine.latent_shape(work.effective.shape)
     before = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     size = 1, times * height * width, engine.channels
     latents = np.random.default_rng(0).normal(size=size).astype(np.float32)
-    for _ in engine.decode(engine.take({"latents": latents})["latents"], work.recipe):
+    for _ in engine.decode(engine.to_device({"latents": latents})["latents"], work.denoise_params):
         pass
     return memory_mb("VmHWM") - before
 

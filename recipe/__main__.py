@@ -19,9 +19,9 @@ from recipe import distil, evaluate, export, teacher, vae
 from recipe.evaluate import Scores
 from recipe.prompts import Example
 from recipe.renderer import render
-from recipe.sampling import Maker
-from recipe.teacher import SHAPES, Latents, Pair, Shape
-from recipe.trainer import Run
+from recipe.sampling import Sampler
+from recipe.teacher import SHAPES, LatentDataset, Shape, TextToVideoModel
+from recipe.trainer import TrainingRun
 
 GUIDANCE = 2.5  # of the teacher; more spoils what a subject looks like
 STAGES = ("vae", "teacher", "student", "export", "evaluate")
@@ -38,13 +38,13 @@ class Steps:
     whole: int = 11000
     student: int = 1200
 
-    def scaled(self, compute: float) -> "Steps":
+    def scale_steps(self, compute: float) -> "Steps":
         """Every length times `compute`, at least 1."""
         return Steps(**{name: max(1, round(n * compute)) for name, n in vars(self).items()})
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingPipeline:
     """Where the stages keep their work, and how long they train."""
 
     folder: Path
@@ -55,8 +55,8 @@ class Recipe:
     start: Path | None = None
     method: str = distil.BEST
 
-    def run(self, name: str) -> Run:
-        return Run(self.folder, name, self.device)
+    def run(self, name: str) -> TrainingRun:
+        return TrainingRun(self.folder, name, self.device)
 
     @cached_property
     def vae(self) -> AutoencoderKLLTXVideo:
@@ -72,14 +72,14 @@ class Recipe:
         return model.eval()
 
     @cached_property
-    def data(self) -> Latents:
+    def data(self) -> LatentDataset:
         return teacher.encode(self.vae, self.steps.clips, self.folder / "latents")
 
     @cached_property
-    def teacher(self) -> Pair:
+    def teacher(self) -> TextToVideoModel:
         """The trained teacher; trains what is missing."""
         torch.manual_seed(0)
-        pair = Pair.fresh(vae.VaeSize().latent_channels).to(self.device)
+        pair = TextToVideoModel.untrained(vae.VaeSize().latent_channels).to(self.device)
         if self.start:
             pair.start_from(self.start)
         run, steps = self.run("teacher"), self.steps
@@ -87,10 +87,10 @@ class Recipe:
         return pair.eval()
 
     @cached_property
-    def student(self) -> Pair:
+    def student(self) -> TextToVideoModel:
         """The distilled student; trains what is missing."""
         pair = copy.deepcopy(self.teacher).requires_grad_(True)
-        way = distil.Way(self.method, distil.STEPS, GUIDANCE)
+        way = distil.DistillConfig(self.method, distil.STEPS, GUIDANCE)
         distil.train(self.run("student"), pair, self.teacher, self.data, way, self.steps.student)
         return pair.eval()
 
@@ -105,13 +105,13 @@ class Recipe:
         figures = vae.psnr(self.vae, max(1, self.prompts // 4))
         student = self._maker(self.student, distil.STEPS, 1.0)
         table = {
-            "ground truth": evaluate.prove(self.prompts),
+            "ground truth": evaluate.score_ground_truth(self.prompts),
             "vae": {"psnr": round(sum(figures) / len(figures), 2), "worst": round(min(figures), 2)},
             f"teacher, 30 steps, guidance {GUIDANCE:g}": self._scores(
                 self._maker(self.teacher, 30, GUIDANCE)
             ),
             f"student, {distil.STEPS} steps": self._scores(student),
-            "student, from a first picture": self._pictured(student),
+            "student, from a first picture": self._render_prompts(student),
         }
         for name, shape in SHAPES.items():
             if shape.frames >= evaluate.SECOND and name != "clip":
@@ -119,22 +119,22 @@ class Recipe:
         print(json.dumps(table, indent=2))
         export.write_scores(self.folder / "results.json", table)
 
-    def _maker(self, pair: Pair, steps: int, guidance: float) -> Maker:
-        return Maker(pair, self.vae, self.data.mean, self.data.std, steps, guidance)
+    def _maker(self, pair: TextToVideoModel, steps: int, guidance: float) -> Sampler:
+        return Sampler(pair, self.vae, self.data.mean, self.data.std, steps, guidance)
 
-    def _scores(self, maker: Maker, shape: Shape | None = None) -> Scores:
+    def _scores(self, maker: Sampler, shape: Shape | None = None) -> Scores:
         count = max(1, self.prompts // 4) if shape else self.prompts
         latent = (shape or SHAPES["clip"]).latent
         return evaluate.evaluate(lambda example: maker.make(example.prompt, latent), count)
 
-    def _pictured(self, maker: Maker) -> Scores:
+    def _render_prompts(self, maker: Sampler) -> Scores:
         """The student given the first picture; psnr: of that picture in the clip, dB."""
         kept: list[float] = []
 
         def make(example: Example) -> Tensor:
             picture = render(example.scenario, 1)
             clip = maker.make(example.prompt, picture=picture)
-            kept.append(vae.decibels(clip[:, :1], picture))
+            kept.append(vae.psnr_db(clip[:, :1], picture))
             return clip
 
         scores = evaluate.evaluate(make, max(1, self.prompts // 2))
@@ -153,10 +153,10 @@ def main() -> None:
     chosen = options.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = Recipe(
+    recipe = TrainingPipeline(
         chosen.folder,
         chosen.target,
-        Steps().scaled(chosen.compute),
+        Steps().scale_steps(chosen.compute),
         device,
         chosen.prompts,
         chosen.start,

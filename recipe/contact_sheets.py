@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from recipe.evaluate import judge
+from recipe.evaluate import classify_clip
 from recipe.prompts import Example, examples
 from recipe.renderer import FPS
-from recipe.sampling import Maker
+from recipe.sampling import Sampler
 
 SEED = 6  # of the prompts; the judge's are another's
 ROWS = 10  # of a sheet
@@ -34,7 +34,7 @@ def held_out(count: int) -> list[Example]:
     return list(islice(examples(SEED, held_out=True), count))
 
 
-def write_sheets(maker: Maker, count: int, folder: Path) -> Iterator[Path]:
+def write_sheets(maker: Sampler, count: int, folder: Path) -> Iterator[Path]:
     """A row a prompt, ROWS to a sheet; what the judge sees otherwise is said in red."""
     folder.mkdir(parents=True, exist_ok=True)
     told = held_out(count)
@@ -55,7 +55,7 @@ def write_sheets(maker: Maker, count: int, folder: Path) -> Iterator[Path]:
         yield path
 
 
-def write_gallery(maker: Maker, path: Path) -> None:
+def write_gallery(maker: Sampler, path: Path) -> None:
     """Eight clips side by side over their prompts, as one animated WebP of at most BYTES."""
     told = held_out(GALLERY)
     clips = [maker.make(example.prompt) for example in told]
@@ -103,7 +103,7 @@ def _caption(page: Image.Image, place: tuple[int, int], width: int, text: str) -
 def _wrong(example: Example, clip: Tensor) -> str:
     """What the judge sees otherwise than it was asked, empty where all is right."""
     asked = example.scenario
-    verdict = judge(clip, len(asked.actors))
+    verdict = classify_clip(clip, len(asked.actors))
     pairs = [("scene", verdict.scene, asked.scene)]
     for seen, actor in zip(verdict.actors, asked.actors, strict=True):
         pairs += [
@@ -122,7 +122,7 @@ def main() -> None:
     options.add_argument("--folder", type=Path, default=Path("build/sheets"))
     options.add_argument("--gallery", type=Path, help="write this WebP instead of sheets")
     chosen = options.parse_args()
-    maker = Maker.of(chosen.checkpoint, chosen.steps, chosen.guidance)
+    maker = Sampler.of(chosen.checkpoint, chosen.steps, chosen.guidance)
     if chosen.gallery:
         write_gallery(maker, chosen.gallery)
         print(f"{chosen.gallery}: {chosen.gallery.stat().st_size / 1e6:.2f} MB")

@@ -24,24 +24,24 @@ from torch import Tensor
 
 from recipe import vae
 from recipe.teacher import (
-    Latents,
-    Pair,
+    LatentDataset,
+    TextToVideoModel,
+    add_noise,
     encode,
-    free,
-    given,
-    noised,
+    mask_given_frames,
+    sample_given_frames,
     shape_at,
     sigmas,
     weighted_square,
 )
-from recipe.trainer import Run, quick
+from recipe.trainer import TrainingRun, autocast
 
 STEPS = 4
 PARTS = 4  # guided teacher steps within one student step
 
 
 @dataclass(frozen=True)
-class Way:
+class DistillConfig:
     """How to distil: the student's steps, and the teacher's guidance."""
 
     method: str
@@ -51,64 +51,77 @@ class Way:
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
+class TrajectoryBatch:
     """A batch somewhere on its way to the end of a step."""
 
     latents: Tensor
     now: Tensor  # levels, (batch,) each
     end: Tensor
     part: Tensor  # how far one teacher step goes
-    held: Tensor  # given frames, (batch, frames)
+    given_frames: Tensor  # given frames, (batch, frames)
     prompts: list[str]
 
     @property
     def sigma(self) -> Tensor:
         """The level of each frame: (batch, frames)."""
-        return self.now[:, None].masked_fill(self.held, 0.0)
+        return self.now[:, None].masked_fill(self.given_frames, 0.0)
 
-    def ahead(self, pair: Pair, to: Tensor, guidance: float = 1.0) -> "Draw":
+    def euler_step(
+        self, pair: TextToVideoModel, to: Tensor, guidance: float = 1.0
+    ) -> "TrajectoryBatch":
         """One step of `pair` to the levels `to`."""
         if guidance > 1:
-            flow = pair.guided(self.latents, self.sigma, self.prompts, guidance)
+            flow = pair.guided_velocity(self.latents, self.sigma, self.prompts, guidance)
         else:
-            flow = pair.velocity(self.latents, self.sigma, pair.read(self.prompts))
-        moved = self.latents + _wide(to - self.now) * free(flow.float(), self.held)
+            flow = pair.velocity(self.latents, self.sigma, pair.encode_prompts(self.prompts))
+        moved = self.latents + _wide(to - self.now) * mask_given_frames(
+            flow.float(), self.given_frames
+        )
         return replace(self, latents=moved, now=to)
 
-    def taught(self, teacher: Pair, guidance: float) -> "Draw":
+    def teacher_step(self, teacher: TextToVideoModel, guidance: float) -> "TrajectoryBatch":
         """One step of the teacher; rounding must not lead past the end."""
-        return self.ahead(teacher, torch.maximum(self.now - self.part, self.end), guidance)
+        return self.euler_step(teacher, torch.maximum(self.now - self.part, self.end), guidance)
 
 
 def _wide(levels: Tensor) -> Tensor:
     return levels.view(-1, 1, 1, 1, 1)
 
 
-def train(run: Run, student: Pair, teacher: Pair, data: Latents, way: Way, steps: int) -> None:
+def train(
+    run: TrainingRun,
+    student: TextToVideoModel,
+    teacher: TextToVideoModel,
+    data: LatentDataset,
+    way: DistillConfig,
+    steps: int,
+) -> None:
     """Train the student, which starts as a copy of the teacher, on the sampler's own levels."""
     target = METHODS[way.method]
     teacher.requires_grad_(False)
 
     def loss(step: int) -> Tensor:
         choice = random.Random(f"student/{step}")
-        clean, weight, prompts = data.draw(shape_at(step, 0, choice), choice)
+        clean, weight, prompts = data.sample_batch(shape_at(step, 0, choice), choice)
         half = max(1, len(clean) // 2)  # each clip costs several passes here
         clean, weight, prompts = clean[:half].to(run.device), weight[:half], prompts[:half]
-        held = given(len(clean), clean.shape[2]).to(run.device)
-        now, end, part = (levels.to(run.device) for levels in levels_of(way, len(clean)))
-        draw = Draw(clean, now, end, part, held, prompts)
-        draw = replace(draw, latents=noised(clean, torch.randn_like(clean), draw.sigma))
-        with quick(run.device):
+        held = sample_given_frames(len(clean), clean.shape[2]).to(run.device)
+        now, end, part = (levels.to(run.device) for levels in sample_levels(way, len(clean)))
+        draw = TrajectoryBatch(clean, now, end, part, held, prompts)
+        draw = replace(draw, latents=add_noise(clean, torch.randn_like(clean), draw.sigma))
+        with autocast(run.device):
             with torch.no_grad():
                 landed = target(student, teacher, draw, way)
-            flow = student.velocity(draw.latents, draw.sigma, student.read(prompts)).float()
+            flow = student.velocity(
+                draw.latents, draw.sigma, student.encode_prompts(prompts)
+            ).float()
         wanted = (landed.latents - draw.latents) / _wide(end - now)
-        return weighted_square(free(flow - wanted, held), weight.to(run.device))
+        return weighted_square(mask_given_frames(flow - wanted, held), weight.to(run.device))
 
     run.fit(student, loss, steps=steps, matrix_rate=0.003, rate=3e-4, average=0.98)
 
 
-def levels_of(way: Way, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def sample_levels(way: DistillConfig, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where each clip of a batch is, where its step ends, and a part of the step: (count,) each."""
     levels = sigmas(way.steps)
     start = torch.randint(0, way.steps, (count,))
@@ -118,33 +131,45 @@ def levels_of(way: Way, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return levels[start] - gone * part, end, part
 
 
-def progressive(_: Pair, teacher: Pair, draw: Draw, way: Way) -> Draw:
+def progressive(
+    _: TextToVideoModel, teacher: TextToVideoModel, draw: TrajectoryBatch, way: DistillConfig
+) -> TrajectoryBatch:
     """Where the teacher lands at the end of the step."""
     for _part in range(way.parts):
-        draw = draw.taught(teacher, way.guidance)
+        draw = draw.teacher_step(teacher, way.guidance)
     return draw
 
 
-def consistency(student: Pair, teacher: Pair, draw: Draw, way: Way) -> Draw:
+def consistency(
+    student: TextToVideoModel, teacher: TextToVideoModel, draw: TrajectoryBatch, way: DistillConfig
+) -> TrajectoryBatch:
     """Where the student lands after the teacher has gone one part of the step."""
-    return draw.taught(teacher, way.guidance).ahead(student, draw.end)
+    return draw.teacher_step(teacher, way.guidance).euler_step(student, draw.end)
 
 
-METHODS: dict[str, Callable[[Pair, Pair, Draw, Way], Draw]] = {
+METHODS: dict[
+    str,
+    Callable[[TextToVideoModel, TextToVideoModel, TrajectoryBatch, DistillConfig], TrajectoryBatch],
+] = {
     "progressive": progressive,
     "consistency": consistency,
 }
 BEST = "progressive"
 
 
-def distil(folder: Path, checkpoint: Path, target: Path, way: Way, steps: int, clips: int) -> None:
+def distil(
+    folder: Path, checkpoint: Path, target: Path, way: DistillConfig, steps: int, clips: int
+) -> None:
     """Distil a checkpoint on clips of pocket's world; the target gets all else from the teacher."""
     folder.mkdir(parents=True, exist_ok=True)
-    coder, teacher = vae.load(checkpoint / "vae").eval(), Pair.of(checkpoint).eval()
+    coder, teacher = (
+        vae.load(checkpoint / "vae").eval(),
+        TextToVideoModel.from_pretrained(checkpoint).eval(),
+    )
     data = encode(coder, clips, folder / "latents", is_normal=True)
     student = copy.deepcopy(teacher)
     student.text.requires_grad_(False)  # another model's is large, and knows its words
-    run = Run(folder, way.method, torch.device("cpu"))
+    run = TrainingRun(folder, way.method, torch.device("cpu"))
     train(run, student, teacher, data, way, steps)
     shutil.copytree(checkpoint, target, dirs_exist_ok=True)
     shutil.rmtree(target / "transformer")
@@ -163,7 +188,7 @@ def main() -> None:
     options.add_argument("--clips", type=int, default=2000, help="training clips")
     options.add_argument("--folder", type=Path, default=Path("build/distil"))
     chosen = options.parse_args()
-    way = Way(chosen.method, chosen.steps, chosen.guidance, chosen.parts)
+    way = DistillConfig(chosen.method, chosen.steps, chosen.guidance, chosen.parts)
     distil(chosen.folder, chosen.teacher, chosen.target, way, chosen.train, chosen.clips)
 
 

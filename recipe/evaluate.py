@@ -22,19 +22,19 @@ from recipe.renderer import (
     COLOURS,
     FPS,
     MOTIONS,
-    PACED,
-    PAIRED,
+    MOTIONS_WITH_SPEED,
+    PAIR_SCALE,
     SIDE,
     SIZES,
     SPEEDS,
     SQUARE,
     SUBJECTS,
     Actor,
+    actor_trajectory,
     atlas,
-    path,
     render,
 )
-from recipe.sampling import Maker
+from recipe.sampling import Sampler
 from recipe.scenery import SCENES, scenery
 
 PATCH = 32
@@ -49,7 +49,7 @@ IN_PLACE = ("still", "shaking", "spinning")
 
 
 @dataclass(frozen=True)
-class Seen:
+class DetectedActor:
     """What one actor is and does, as far as pixels tell."""
 
     subject: str
@@ -60,14 +60,14 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClipLabels:
     """What a clip shows."""
 
     scene: str
-    actors: tuple[Seen, ...]
+    actors: tuple[DetectedActor, ...]
 
 
-def judge(clip: Tensor, count: int = 1) -> Verdict:
+def classify_clip(clip: Tensor, count: int = 1) -> ClipLabels:
     """clip: (3, frames, height, width) in [-1, 1], at least 25 frames.
 
     count: of subjects to look for, side by side.
@@ -79,17 +79,17 @@ def judge(clip: Tensor, count: int = 1) -> Verdict:
     loop = scenery(scene, height, width)
     back = loop[:, torch.arange(frames) % loop.shape[1]]
     differs = (clip - back).abs().amax(0)  # (frames, height, width)
-    masks = _opened(differs > MASK)
+    masks = _open(differs > MASK)
     sides = [width * k // count for k in range(count + 1)]
     parts = [slice(a, b) for a, b in pairwise(sides)]
-    return Verdict(
+    return ClipLabels(
         scene,
         tuple(
             _look(
-                Part(
+                ActorCrop(
                     clip[..., p],
                     back[..., p],
-                    _one(masks[..., p], differs[..., p]),
+                    _largest_difference(masks[..., p], differs[..., p]),
                     (height, width),
                     count,
                 )
@@ -100,7 +100,7 @@ def judge(clip: Tensor, count: int = 1) -> Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ActorCrop:
     """The part of a clip that one actor has: pixels and scene in [0, 1], where they differ."""
 
     clip: Tensor
@@ -110,19 +110,19 @@ class Part:
     count: int
 
     @property
-    def shrunk(self) -> float:
-        return PAIRED if self.count > 1 else 1.0
+    def eroded_mask(self) -> float:
+        return PAIR_SCALE if self.count > 1 else 1.0
 
 
-def _look(part: Part) -> Seen:
+def _look(part: ActorCrop) -> DetectedActor:
     boxes = [_box(mask) for mask in part.masks]
     # A quick subject may begin half outside; then it is seen best as it crosses the centre.
     edge = part.masks[0].clone()
     edge[1:-1, 1:-1] = False
     subject, scale = _subject(part, 12 if edge.any() else 0, boxes)
     motion, speed = _motion(part, boxes)
-    size = min(SIZES, key=lambda name: abs(math.log(scale / part.shrunk / SIZES[name])))
-    return Seen(subject, _colour(part), motion, size, speed)
+    size = min(SIZES, key=lambda name: abs(math.log(scale / part.eroded_mask / SIZES[name])))
+    return DetectedActor(subject, _colour(part), motion, size, speed)
 
 
 def _scene(clip: Tensor) -> str:
@@ -135,7 +135,7 @@ def _scene(clip: Tensor) -> str:
     return min(errors, key=errors.__getitem__)
 
 
-def _grown(masks: Tensor, speck: int) -> Tensor:
+def _dilate(masks: Tensor, speck: int) -> Tensor:
     """True within a square of `speck` pixels around what is true: (count, height, width)."""
     half = speck // 2
     for dim, pad in ((2, (half, half)), (1, (0, 0, half, half))):
@@ -144,21 +144,21 @@ def _grown(masks: Tensor, speck: int) -> Tensor:
     return masks
 
 
-def _shrunk(masks: Tensor, speck: int) -> Tensor:
-    return ~_grown(~masks, speck)
+def _erode(masks: Tensor, speck: int) -> Tensor:
+    return ~_dilate(~masks, speck)
 
 
-def _opened(masks: Tensor, speck: int = SPECK) -> Tensor:
+def _open(masks: Tensor, speck: int = SPECK) -> Tensor:
     """Without specks: shrunk, then grown back (a morphological opening)."""
-    return _grown(_shrunk(masks, speck), speck)
+    return _dilate(_erode(masks, speck), speck)
 
 
-def _one(masks: Tensor, differs: Tensor, gap: int = GAP) -> Tensor:
+def _largest_difference(masks: Tensor, differs: Tensor, gap: int = GAP) -> Tensor:
     """Of what differs from the scene in each frame, the one thing that differs most.
 
     The rest is scenery that came out a little different: a star, a bubble, the sun.
     """
-    joined = _grown(masks, gap)  # the parts of one thing lie close together
+    joined = _dilate(masks, gap)  # the parts of one thing lie close together
     kept = []
     for mask, whole, differ in zip(masks, joined, differs, strict=True):
         labels, count = ndimage.label(whole.numpy())
@@ -216,12 +216,12 @@ def _templates(colour: Tensor) -> tuple[Tensor, Tensor]:
     sprites = _small_atlas()
     over = sprites[:, :3] + colour.view(3, 1, 1) * (1 - sprites[:, 3:])
     differs = (over - colour.view(3, 1, 1)).abs().amax(1) > MASK
-    boxes = [_box(mask) for mask in _opened(differs, speck=3)]
+    boxes = [_box(mask) for mask in _open(differs, speck=3)]
     cut = [_patch(sprite, box) for sprite, box in zip(sprites, boxes, strict=True)]
     return torch.stack(cut), torch.tensor([2 * box[2] / sprites.shape[-1] for box in boxes])
 
 
-def _subject(part: Part, frame: int, boxes: list[Box]) -> tuple[str, float]:
+def _subject(part: ActorCrop, frame: int, boxes: list[Box]) -> tuple[str, float]:
     """The subject that, put into the scene there, looks most like the frame; and its scale."""
     x, y, half = boxes[frame]
     behind = _patch(part.back[:, frame], boxes[frame])
@@ -239,18 +239,18 @@ def _subject(part: Part, frame: int, boxes: list[Box]) -> tuple[str, float]:
     return best[1:]
 
 
-def _colour(part: Part) -> str:
+def _colour(part: ActorCrop) -> str:
     """The named colour nearest to the subject's inside, away from its blurred edge."""
     every = slice(0, SECOND, 4)  # it does not change
     clip, masks = part.clip[:, every], part.masks[every]
-    deep = _shrunk(masks, 9)
+    deep = _erode(masks, 9)
     inside = (deep if deep.sum() > 50 else masks).float()
     seen = (clip * inside).sum((1, 2, 3)) / inside.sum().clamp_min(1)
     table = {name: torch.tensor(rgb) / 255 for name, rgb in COLOURS.items()}
     return min(table, key=lambda name: (table[name] - seen).norm().item())
 
 
-def _motion(part: Part, boxes: list[Box]) -> tuple[str, str]:
+def _motion(part: ActorCrop, boxes: list[Box]) -> tuple[str, str]:
     """The motion and speed whose path is nearest to the one that was seen."""
     seconds = torch.arange(len(boxes)) / FPS
     seen_size = part.masks.float().sum((1, 2)).clamp_min(1).sqrt().log2()
@@ -260,14 +260,14 @@ def _motion(part: Part, boxes: list[Box]) -> tuple[str, str]:
 
     def distance(kind: tuple[str, str]) -> float:
         motion, speed = kind
-        x, y, size, _ = path(Actor("", motion, speed=speed), seconds, part.canvas)
-        apart = places - part.shrunk * torch.stack([x, y])
+        x, y, size, _ = actor_trajectory(Actor("", motion, speed=speed), seconds, part.canvas)
+        apart = places - part.eroded_mask * torch.stack([x, y])
         off = (apart - apart.median(-1, keepdim=True).values).abs().clamp_max(FAR).sum(1)
         grown = seen_size - size.log2()
         wrong = DOUBLING * (grown - grown.median()).abs().mean()
         return (off.mean(-1).min() + wrong).item()
 
-    kinds = [(m, s) for m in MOTIONS for s in SPEEDS if not s or m in PACED]
+    kinds = [(m, s) for m in MOTIONS for s in SPEEDS if not s or m in MOTIONS_WITH_SPEED]
     motion, speed = min(kinds, key=distance)
     # What wobbles as it turns may go a few pixels any way; what goes anywhere goes further.
     stays = min(distance((place, "")) for place in IN_PLACE) < WOBBLE
@@ -282,7 +282,7 @@ def _centroids(masks: Tensor) -> tuple[Tensor, Tensor]:
     return (cover.sum(1) * x).sum(1) / total, (cover.sum(2) * y).sum(1) / total
 
 
-def _in_place(part: Part, boxes: list[Box]) -> tuple[str, str]:
+def _in_place(part: ActorCrop, boxes: list[Box]) -> tuple[str, str]:
     """Of the motions that stay in place, the one that leaves no motion when it is undone."""
     x, y, _ = (sum(values) / len(boxes) for values in zip(*boxes, strict=True))
     half = max(box[2] for box in boxes)
@@ -292,9 +292,11 @@ def _in_place(part: Part, boxes: list[Box]) -> tuple[str, str]:
 
     def left(kind: tuple[str, str]) -> float:
         motion, speed = kind
-        right, down, _, angle = path(Actor("", motion, speed=speed), frames / FPS)
+        right, down, _, angle = actor_trajectory(Actor("", motion, speed=speed), frames / FPS)
         undone = [
-            _patch(on_grey[:, k], (x + part.shrunk * dx, y + part.shrunk * dy, half), degrees)
+            _patch(
+                on_grey[:, k], (x + part.eroded_mask * dx, y + part.eroded_mask * dy, half), degrees
+            )
             for k, (dx, dy, degrees) in enumerate(
                 zip(right.tolist(), down.tolist(), angle.rad2deg().tolist(), strict=True)
             )
@@ -302,14 +304,16 @@ def _in_place(part: Part, boxes: list[Box]) -> tuple[str, str]:
         cuts = torch.stack(undone)
         return (cuts - cuts.mean(0)).abs().mean().item()
 
-    return min(((m, s) for m in IN_PLACE for s in SPEEDS if not s or m in PACED), key=left)
+    return min(
+        ((m, s) for m in IN_PLACE for s in SPEEDS if not s or m in MOTIONS_WITH_SPEED), key=left
+    )
 
 
 Scores = dict[str, float]
 ROWS = ("colour", "motion", "scene", "subject", "size", "speed", "pair")
 
 
-def score(pairs: Iterable[tuple[Example, Verdict]]) -> Scores:
+def score(pairs: Iterable[tuple[Example, ClipLabels]]) -> Scores:
     """Share of clips that are right, in percent: a row each.
 
     Colour is asked of shapes only, size and speed where they are said; a clip with two subjects
@@ -341,10 +345,10 @@ def evaluate(
     """Score clips made for `count` held-out combinations in held-out words."""
     stream = examples(seed, held_out=True, pairs=pairs)
     corpus = [next(stream) for _ in range(count)]
-    return score((e, judge(make(e), len(e.scenario.actors))) for e in corpus)
+    return score((e, classify_clip(make(e), len(e.scenario.actors))) for e in corpus)
 
 
-def prove(count: int, frames: int = 25, canvas: tuple[int, int] = SQUARE) -> Scores:
+def score_ground_truth(count: int, frames: int = 25, canvas: tuple[int, int] = SQUARE) -> Scores:
     """The judge on rendered ground truth: what it cannot see it cannot measure."""
     return evaluate(lambda example: render(example.scenario, frames, canvas), count)
 
@@ -356,7 +360,7 @@ def main() -> None:
     options.add_argument("--guidance", type=float, default=1.0, help="1 is none")
     options.add_argument("--prompts", type=int, default=300)
     chosen = options.parse_args()
-    maker = Maker.of(chosen.checkpoint, chosen.steps, chosen.guidance)
+    maker = Sampler.of(chosen.checkpoint, chosen.steps, chosen.guidance)
     print(json.dumps(evaluate(lambda example: maker.make(example.prompt), chosen.prompts)))
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from recipe.prompts import examples
 from recipe.renderer import render
-from recipe.teacher import SHIFT, Latents, Pair
+from recipe.teacher import SHIFT, LatentDataset, TextToVideoModel
 from recipe.text import build_tokenizer
 
 
 @torch.inference_mode()
-def latent_to_rgb(vae: AutoencoderKLLTXVideo, data: Latents, clips: int) -> Tensor:
+def latent_to_rgb(vae: AutoencoderKLLTXVideo, data: LatentDataset, clips: int) -> Tensor:
     """Least squares from a normalised latent to the mean colour of its last frame's 32 x 32 pixels.
 
     Returns (channels + 1, 3) for colours in [0, 1]; the last row is added.
@@ -36,9 +36,11 @@ def latent_to_rgb(vae: AutoencoderKLLTXVideo, data: Latents, clips: int) -> Tens
     return torch.linalg.lstsq(rows, torch.cat(targets)).solution
 
 
-def export(folder: Path, vae: AutoencoderKLLTXVideo, pair: Pair, data: Latents) -> int:
+def export(
+    folder: Path, vae: AutoencoderKLLTXVideo, pair: TextToVideoModel, data: LatentDataset
+) -> int:
     """Write the checkpoint to `folder`, replacing what is there; returns its size in bytes."""
-    projection = latent_to_rgb(vae, data, clips=min(64, len(data.shelves["clip"].corpus)))
+    projection = latent_to_rgb(vae, data, clips=min(64, len(data.clips_by_shape["clip"].corpus)))
     vae.latents_mean.copy_(data.mean.flatten())
     vae.latents_std.copy_(data.std.flatten())
     pipe = LTXPipeline(

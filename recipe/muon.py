@@ -69,7 +69,7 @@ class Muon:
         root = (second / (1 - BETAS[1] ** self.steps)).sqrt_().add_(1e-8)
         weight.addcdiv_(first, root, value=-self.rate * share / (1 - BETAS[0] ** self.steps))
 
-    def averaged(self) -> dict[str, Tensor]:
+    def averaged_weights(self) -> dict[str, Tensor]:
         """The averaged weights under their parameter names."""
         return {n: self.state[f"{n}|average"] for n in self.parameters}
 

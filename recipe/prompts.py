@@ -11,9 +11,9 @@ from recipe.renderer import (
     COLOURS,
     EMOJI,
     MOTIONS,
-    PACED,
+    MOTIONS_WITH_SIZE,
+    MOTIONS_WITH_SPEED,
     SHAPES,
-    SIZED,
     SIZES,
     SPEEDS,
     SUBJECTS,
@@ -23,10 +23,12 @@ from recipe.renderer import (
 from recipe.scenery import SCENES
 
 HELD_OUT = 8  # one combination of subject, motion and scene in this many is never trained on
-OFTEN = {"spinning": 2}  # how often a motion is drawn in training, 1 by default: it blurs most
+MOTION_WEIGHTS = {
+    "spinning": 2
+}  # how often a motion is drawn in training, 1 by default: it blurs most
 PAIRS = 0.25  # share of clips with two subjects
 SIZED_SHARE, PACED_SHARE = 0.25, 0.3  # of single subjects, where their motion allows it
-UNSAID = 0.08  # share of sentences that leave the scene open
+NO_SCENE_SHARE = 0.08  # share of sentences that leave the scene open
 
 # A subject is also called these; its own name comes first.
 SYNONYMS: dict[str, Sequence[str]] = {
@@ -116,7 +118,7 @@ SIZE_WORDS = {"small": ("small", "little", "tiny"), "": ("",), "big": ("big", "l
 SPEED_WORDS = {"slowly": ("slowly",), "": ("",), "quickly": ("quickly", "fast", "rapidly")}
 ARTICLES = ("a", "the", "one")
 # Sentences: one side to train with, the other only to be judged with.
-ORDERS = {
+TEMPLATES = {
     False: (
         "{who} {motion} {scene}",
         "{who} {motion}, {scene}",
@@ -184,7 +186,7 @@ def draw(choice: random.Random, held_out: bool = False, pairs: float = PAIRS) ->
     else:
         scenario = choice.choice(_singles(held_out)[choice.random() < 2 / 3])
         (actor,) = scenario.actors
-        scenario = replace(scenario, actors=(_with_accidents(_qualified(actor, choice), choice),))
+        scenario = replace(scenario, actors=(_jitter(_with_size_or_speed(actor, choice), choice),))
     return Example(scenario, describe(scenario, choice, held_out))
 
 
@@ -192,7 +194,7 @@ def draw(choice: random.Random, held_out: bool = False, pairs: float = PAIRS) ->
 def _singles(held_out: bool) -> tuple[list[Scenario], list[Scenario]]:
     """The combinations of shapes and those of emoji, as often as they are drawn."""
     often = [
-        s for s in combinations(held_out) for _ in range(OFTEN.get(s.actors[0].motion, 1))
+        s for s in combinations(held_out) for _ in range(MOTION_WEIGHTS.get(s.actors[0].motion, 1))
     ]  # fmt: skip
     is_emoji = [s.actors[0].subject in EMOJI for s in often]
     return (
@@ -209,20 +211,20 @@ def _pair(choice: random.Random, held_out: bool) -> Scenario:
         scenario = Scenario((left, right), choice.choice(SCENES))
         is_right = left.is_visible and right.is_visible and left.subject != right.subject
         if is_right and is_held_out(scenario) == held_out:
-            actors = tuple(_with_accidents(a, choice) for a in scenario.actors)
+            actors = tuple(_jitter(a, choice) for a in scenario.actors)
             return replace(scenario, actors=actors)
 
 
-def _qualified(actor: Actor, choice: random.Random) -> Actor:
+def _with_size_or_speed(actor: Actor, choice: random.Random) -> Actor:
     """Some get a size or a speed."""
-    if actor.motion in SIZED and choice.random() < SIZED_SHARE:
+    if actor.motion in MOTIONS_WITH_SIZE and choice.random() < SIZED_SHARE:
         return replace(actor, size=choice.choice([size for size in SIZES if size]))
-    if actor.motion in PACED and choice.random() < PACED_SHARE:
+    if actor.motion in MOTIONS_WITH_SPEED and choice.random() < PACED_SHARE:
         return replace(actor, speed=choice.choice([speed for speed in SPEEDS if speed]))
     return actor
 
 
-def _with_accidents(actor: Actor, choice: random.Random) -> Actor:
+def _jitter(actor: Actor, choice: random.Random) -> Actor:
     shift = (choice.uniform(-8, 8), choice.uniform(-8, 8))
     return replace(actor, shift=shift, scale=choice.uniform(0.9, 1.1))
 
@@ -230,7 +232,7 @@ def _with_accidents(actor: Actor, choice: random.Random) -> Actor:
 def describe(scenario: Scenario, choice: random.Random, held_out: bool = False) -> str:
     """One of the many ways to say what happens; held_out: one that training never uses."""
     scene = choice.choice(SCENE_WORDS[scenario.scene])
-    if not held_out and choice.random() < UNSAID:
+    if not held_out and choice.random() < NO_SCENE_SHARE:
         scene = ""
     if len(scenario.actors) == 2:
         clauses = (choice.choice(CLAUSES).format_map(_words(a, choice)) for a in scenario.actors)
@@ -238,7 +240,7 @@ def describe(scenario: Scenario, choice: random.Random, held_out: bool = False) 
         text = order.format(**dict(zip(("first", "second"), clauses, strict=True)), scene=scene)
     else:
         (actor,) = scenario.actors
-        order = choice.choice(ORDERS[held_out])
+        order = choice.choice(TEMPLATES[held_out])
         if actor.motion == "still" and not held_out and choice.random() < 0.3:
             order = "{who} {scene}"  # a still subject may go without a verb
         text = order.format_map(_words(actor, choice) | {"scene": scene})

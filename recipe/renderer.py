@@ -24,7 +24,7 @@ SPRITE = 144  # atlas cell, pixels
 SIDE = 96.0  # a sprite's width on the canvas, pixels
 FPS = 24.0
 SPEED = 80.0  # pixels a second
-PAIRED = 0.6  # two sprites are drawn, and move, so much smaller
+PAIR_SCALE = 0.6  # two sprites are drawn, and move, so much smaller
 SQUARE = (256, 256)  # height and width of the default canvas
 
 EMOJI = {
@@ -88,8 +88,13 @@ CURVES: dict[str, Curve] = {
     "circling": lambda t, o: (-40 * _wave(0.6 * t + 0.25), -40 * _wave(0.6 * t), o + 1, o),
 }
 MOTIONS = (*STRAIGHT, *CURVES)
-PACED = (*STRAIGHT, "spinning", "bouncing", "circling")  # what slowly and quickly can be said of
-SIZED = tuple(m for m in MOTIONS if m not in ("growing", "shrinking"))
+MOTIONS_WITH_SPEED = (
+    *STRAIGHT,
+    "spinning",
+    "bouncing",
+    "circling",
+)  # what slowly and quickly can be said of
+MOTIONS_WITH_SIZE = tuple(m for m in MOTIONS if m not in ("growing", "shrinking"))
 
 
 def _wave(turns: Tensor) -> Tensor:
@@ -121,7 +126,7 @@ class Scenario:
     scene: str
 
 
-def alone(subject: str, motion: str, scene: str) -> Scenario:
+def single_actor(subject: str, motion: str, scene: str) -> Scenario:
     """A clip of one subject without accidents."""
     return Scenario((Actor(subject, motion),), scene)
 
@@ -193,7 +198,7 @@ def _cell(drawing: Image.Image) -> Tensor:
     return F.pad(pixels, (2, 2, 2, 2))
 
 
-def path(actor: Actor, seconds: Tensor, canvas: tuple[int, int] = SQUARE) -> Pose:
+def actor_trajectory(actor: Actor, seconds: Tensor, canvas: tuple[int, int] = SQUARE) -> Pose:
     """Offset from the centre (x, y: pixels), size factor and angle (radians) at each time.
 
     A straight path crosses the centre half a second in and comes in again where it went out of the
@@ -246,7 +251,7 @@ def render_with_cover(
     picture = back[:, times % back.shape[1]]
     cover = torch.zeros_like(picture[:1])
     for centre_x, centre_y, actor, shrunk in places(scenario, canvas):
-        x, y, size, angle = path(actor, times / FPS, canvas)
+        x, y, size, angle = actor_trajectory(actor, times / FPS, canvas)
         place = (centre_x + shrunk * x - left, centre_y + shrunk * y - top)
         layer = _layer(actor.subject, place, shrunk * size, angle, (height, width))
         picture = layer[:3] + picture * (1 - layer[3:])
@@ -258,7 +263,7 @@ def places(scenario: Scenario, canvas: tuple[int, int]) -> list[tuple[float, flo
     """Where each actor's path has its centre (x, y), and how much smaller it is."""
     height, width = canvas
     count = len(scenario.actors)
-    shrunk = PAIRED if count > 1 else 1.0
+    shrunk = PAIR_SCALE if count > 1 else 1.0
     return [
         (width * (k + 0.5) / count, height / 2, actor, shrunk)
         for k, actor in enumerate(scenario.actors)

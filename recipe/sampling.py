@@ -9,16 +9,16 @@ from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 from recipe import vae
-from recipe.teacher import Pair, sample
+from recipe.teacher import TextToVideoModel, sample
 
 LATENT = (4, 8, 8)  # frames, height and width of the default clip: 25 frames of 256x256
 
 
 @dataclass(frozen=True, eq=False)
-class Maker:
+class Sampler:
     """What makes a clip; mean and std are those of the VAE's latents, of each channel."""
 
-    pair: Pair
+    pair: TextToVideoModel
     vae: AutoencoderKLLTXVideo
     mean: Tensor
     std: Tensor
@@ -26,10 +26,10 @@ class Maker:
     guidance: float = 1.0
 
     @classmethod
-    def of(cls, checkpoint: Path, steps: int, guidance: float = 1.0) -> "Maker":
+    def of(cls, checkpoint: Path, steps: int, guidance: float = 1.0) -> "Sampler":
         """That of a checkpoint in diffusers' layout."""
         coder = vae.load(checkpoint / "vae").eval()
-        pair = Pair.of(checkpoint).eval()
+        pair = TextToVideoModel.from_pretrained(checkpoint).eval()
         return cls(pair, coder, coder.latents_mean, coder.latents_std, steps, guidance)
 
     @torch.inference_mode()

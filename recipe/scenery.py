@@ -112,7 +112,7 @@ def _desert(x: Tensor, y: Tensor) -> Tensor:
     return _over(picture, dune, (222, 172, 96))
 
 
-PAINTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+PAINTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "white": _plain(1.0),
     "black": _plain(0.0),
     "sky": _sky,
@@ -126,7 +126,7 @@ PAINTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "snow": _snow,
     "desert": _desert,
 }
-SCENES = tuple(PAINTED)
+SCENES = tuple(PAINTERS)
 
 
 @cache
@@ -134,5 +134,5 @@ def scenery(scene: str, height: int, width: int) -> Tensor:
     """The background alone: (3, 1 or LOOP frames, height, width) in [0, 1]."""
     y = torch.linspace(0, 1, height)[:, None].expand(height, width)
     x = torch.linspace(0, 1, width)[None].expand(height, width)
-    picture = PAINTED[scene](x, y)
+    picture = PAINTERS[scene](x, y)
     return picture if picture.ndim == 4 else picture[:, None]

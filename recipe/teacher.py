@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 from recipe.prompts import Example, describe, examples
 from recipe.renderer import FPS, Scenario, render
 from recipe.text import build_encoder, build_tokenizer, tokenize
-from recipe.trainer import Run, quick
+from recipe.trainer import TrainingRun, autocast
 
 ROPE_SCALE = (8 / FPS, 32, 32)
 # All latents of a clip share its scene and motion, so these show through all but the strongest
@@ -33,7 +33,9 @@ NEAR_ONE = 0.3  # share of training levels drawn from the last 4 % below 1
 SCENERY = 0.25  # weight of a token that no subject touches; the mean weight is 1
 CHANGE = 4.0  # weight of what changes in time against what stays
 DROP_PROMPT = 0.1  # share of empty prompts, for guidance
-GIVEN = 0.25  # share of clips whose first picture is given: its latents stay clean, at level 0
+FIRST_FRAME_SHARE = (
+    0.25  # share of clips whose first picture is given: its latents stay clean, at level 0
+)
 TOKENS = 4096  # a step, of whatever shape its clips are
 
 
@@ -72,7 +74,7 @@ SHAPES = {
 SHARD = 250  # clips in a file: encoding that is stopped goes on after the last whole one
 
 
-class Pair(nn.Module):
+class TextToVideoModel(nn.Module):
     """Text encoder and transformer as one thing to train."""
 
     def __init__(
@@ -85,7 +87,9 @@ class Pair(nn.Module):
         self.tokenizer, self.text, self.transformer = tokenizer, text, transformer
 
     @classmethod
-    def fresh(cls, latent_channels: int, width: int = 256, layers: int = 6) -> "Pair":
+    def untrained(
+        cls, latent_channels: int, width: int = 256, layers: int = 6
+    ) -> "TextToVideoModel":
         """An untrained one of pocket's size."""
         tokenizer = build_tokenizer()
         text = build_encoder(len(tokenizer))
@@ -105,7 +109,7 @@ class Pair(nn.Module):
         return cls(tokenizer, text, transformer)
 
     @classmethod
-    def of(cls, checkpoint: Path) -> "Pair":
+    def from_pretrained(cls, checkpoint: Path) -> "TextToVideoModel":
         """Those of any LTX checkpoint in diffusers' layout, in float32."""
         return cls(
             AutoTokenizer.from_pretrained(checkpoint / "tokenizer"),
@@ -128,7 +132,7 @@ class Pair(nn.Module):
             table = load_file(next((checkpoint / "text_encoder").glob("*.safetensors")))
             self.text.shared.weight[list(rows)] = table["shared.weight"].float()[[*rows.values()]]
 
-    def read(
+    def encode_prompts(
         self, prompts: Sequence[str], choice: random.Random | None = None
     ) -> tuple[Tensor, Tensor]:
         """Embeddings (batch, longest, width) and their mask (batch, longest)."""
@@ -156,18 +160,18 @@ class Pair(nn.Module):
         )[0]
         return flow.transpose(1, 2).unflatten(2, (frames, height, width))
 
-    def guided(
+    def guided_velocity(
         self, latents: Tensor, sigma: Tensor, prompts: Sequence[str], scale: float
     ) -> Tensor:
         """Classifier-free guidance: away from the empty prompt."""
-        text = self.read([*prompts, *[""] * len(prompts)])
+        text = self.encode_prompts([*prompts, *[""] * len(prompts)])
         both = self.velocity(torch.cat([latents] * 2), torch.cat([sigma] * 2), text)
         flow, away = both.chunk(2)
         return away + scale * (flow - away)
 
 
 @dataclass(frozen=True, eq=False)
-class Shelf:
+class EncodedClips:
     """Encoded clips of one shape, not normalised: (clips, channels, frames, height, width)."""
 
     clips: Tensor  # float16
@@ -176,10 +180,10 @@ class Shelf:
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
+class LatentDataset:
     """The training data: encoded clips of every shape, and what normalises them."""
 
-    shelves: dict[str, Shelf]
+    clips_by_shape: dict[str, EncodedClips]
     normal: tuple[Tensor, Tensor] | None = None  # mean and spread, where they are not measured
 
     @cached_property
@@ -187,21 +191,21 @@ class Latents:
         """Of each channel of the default shape: (1, channels, 1, 1, 1)."""
         if self.normal:
             return self.normal[0].view(1, -1, 1, 1, 1)
-        return self.shelves["clip"].clips.float().mean((0, 2, 3, 4), keepdim=True)
+        return self.clips_by_shape["clip"].clips.float().mean((0, 2, 3, 4), keepdim=True)
 
     @cached_property
     def std(self) -> Tensor:
         if self.normal:
             return self.normal[1].view(1, -1, 1, 1, 1)
-        clips = self.shelves["clip"].clips.float()
+        clips = self.clips_by_shape["clip"].clips.float()
         return clips.std((0, 2, 3, 4), keepdim=True).clamp_min(1e-4)
 
-    def draw(self, shape: str, choice: random.Random) -> tuple[Tensor, Tensor, list[str]]:
+    def sample_batch(self, shape: str, choice: random.Random) -> tuple[Tensor, Tensor, list[str]]:
         """A batch: normalised clips, the weight of each token, and a fresh wording for each clip.
 
         Some prompts are empty.
         """
-        shelf = self.shelves[shape]
+        shelf = self.clips_by_shape[shape]
         rows = choice.choices(range(len(shelf.corpus)), k=SHAPES[shape].batch)
         scenarios = [shelf.corpus[r].scenario for r in rows]
         prompts = [
@@ -217,7 +221,7 @@ class Latents:
 @torch.inference_mode()
 def encode(
     vae: AutoencoderKLLTXVideo, count: int, folder: Path, is_normal: bool = False
-) -> Latents:
+) -> LatentDataset:
     """Draw `count` training clips of the default shape, and of the others their share; encode them.
 
     What is in the folder already is not encoded again; is_normal: the VAE knows its own mean and
@@ -231,9 +235,9 @@ def encode(
         scenes = sorted({e.scenario.scene for e in corpus})
         empty = _shards(vae, shape, [Scenario((), s) for s in scenes], folder / f"{name}-scenes")
         clips = _shards(vae, shape, [e.scenario for e in corpus], folder / name)
-        shelves[name] = Shelf(clips, corpus, dict(zip(scenes, empty, strict=True)))
+        shelves[name] = EncodedClips(clips, corpus, dict(zip(scenes, empty, strict=True)))
     normal = (vae.latents_mean.cpu(), vae.latents_std.cpu()) if is_normal else None
-    return Latents(shelves, normal)
+    return LatentDataset(shelves, normal)
 
 
 def _shards(
@@ -244,7 +248,7 @@ def _shards(
     for start in range(0, len(scenarios), SHARD):
         file = path.with_name(f"{path.name}-{start}.safetensors")
         if not file.exists():
-            some = [_encoded(vae, shape, s) for s in scenarios[start : start + SHARD]]
+            some = [_encode_shard(vae, shape, s) for s in scenarios[start : start + SHARD]]
             save_file({"clips": torch.cat(some)}, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
             print(f"encoded {file.stem}")
@@ -252,9 +256,9 @@ def _shards(
     return torch.cat(parts)
 
 
-def _encoded(vae: AutoencoderKLLTXVideo, shape: Shape, scenario: Scenario) -> Tensor:
+def _encode_shard(vae: AutoencoderKLLTXVideo, shape: Shape, scenario: Scenario) -> Tensor:
     pixels = render(scenario, shape.frames, (shape.height, shape.width))[None].to(vae.device)
-    with quick(vae.device):
+    with autocast(vae.device):
         latents: Tensor = vae.encode(pixels).latent_dist.mode()
     return latents.cpu().half().contiguous()
 
@@ -276,20 +280,20 @@ def random_sigma(count: int) -> Tensor:
     return torch.where(torch.rand(count) < NEAR_ONE, near_one, shifted)
 
 
-def noised(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """The point at `sigma`, (batch,) or (batch, frames), on the line from clean to noise."""
     return torch.lerp(clean, noise, sigma.view(len(sigma), 1, -1, 1, 1))
 
 
-def given(count: int, frames: int) -> Tensor:
+def sample_given_frames(count: int, frames: int) -> Tensor:
     """Which latent frames are given and stay clean: the first of some clips, (count, frames)."""
     held = torch.zeros(count, frames, dtype=torch.bool)
     if frames > 1:
-        held[:, 0] = torch.rand(count) < GIVEN
+        held[:, 0] = torch.rand(count) < FIRST_FRAME_SHARE
     return held
 
 
-def free(error: Tensor, held: Tensor) -> Tensor:
+def mask_given_frames(error: Tensor, held: Tensor) -> Tensor:
     """The error without that of given frames: there is nothing to learn from them."""
     return error.masked_fill(held[:, None, :, None, None], 0.0)
 
@@ -301,20 +305,29 @@ def shape_at(step: int, stills: int, choice: random.Random) -> str:
     return choice.choices(list(SHAPES), [shape.often for shape in SHAPES.values()])[0]
 
 
-def train(run: Run, pair: Pair, data: Latents, stills: int, clips: int, is_new: bool) -> None:
+def train(
+    run: TrainingRun,
+    pair: TextToVideoModel,
+    data: LatentDataset,
+    stills: int,
+    clips: int,
+    is_new: bool,
+) -> None:
     """Flow matching: `stills` steps on single latent frames, then `clips` steps on every shape."""
 
     def loss(step: int) -> Tensor:
         choice = random.Random(f"teacher/{step}")
-        clean, weight, prompts = data.draw(shape_at(step, stills, choice), choice)
+        clean, weight, prompts = data.sample_batch(shape_at(step, stills, choice), choice)
         clean = clean.to(run.device)
         noise = torch.randn_like(clean)
-        held = given(len(clean), clean.shape[2]).to(run.device)
+        held = sample_given_frames(len(clean), clean.shape[2]).to(run.device)
         sigma = random_sigma(len(clean)).to(run.device)[:, None].masked_fill(held, 0.0)
-        with quick(run.device):
-            text = pair.read(prompts, choice)
-            flow = pair.velocity(noised(clean, noise, sigma), sigma, text).float()
-        return weighted_square(free(flow - (noise - clean), held), weight.to(run.device))
+        with autocast(run.device):
+            text = pair.encode_prompts(prompts, choice)
+            flow = pair.velocity(add_noise(clean, noise, sigma), sigma, text).float()
+        return weighted_square(
+            mask_given_frames(flow - (noise - clean), held), weight.to(run.device)
+        )
 
     matrix_rate = 0.008 if is_new else 0.006  # a trained one must not be shaken
     run.fit(pair, loss, steps=stills + clips, matrix_rate=matrix_rate, rate=5e-4, average=0.995)
@@ -328,7 +341,7 @@ def sigmas(steps: int) -> Tensor:
 
 @torch.inference_mode()
 def sample(
-    pair: Pair,
+    pair: TextToVideoModel,
     noise: Tensor,
     prompts: Sequence[str],
     steps: int,
@@ -340,7 +353,7 @@ def sample(
     first: the latents of a given first picture, (batch, channels, 1, height, width).
     """  # fmt: skip
     levels = sigmas(steps).tolist()
-    text = pair.read(prompts)
+    text = pair.encode_prompts(prompts)
     held = torch.zeros(len(noise), noise.shape[2], dtype=torch.bool, device=noise.device)
     latents = noise
     if first is not None:
@@ -349,8 +362,8 @@ def sample(
     for now, following in pairwise(levels):
         sigma = torch.full(held.shape, now, device=noise.device).masked_fill(held, 0.0)
         if guidance > 1:
-            flow = pair.guided(latents, sigma, prompts, guidance)
+            flow = pair.guided_velocity(latents, sigma, prompts, guidance)
         else:
             flow = pair.velocity(latents, sigma, text)
-        latents = latents + (following - now) * free(flow, held)
+        latents = latents + (following - now) * mask_given_frames(flow, held)
     return latents

@@ -14,14 +14,14 @@ from recipe.muon import Muon, warm_then_linear
 SAVE_EVERY_S = 120.0
 
 
-def quick(device: torch.device) -> torch.autocast:
+def autocast(device: torch.device) -> torch.autocast:
     """Half the time in bfloat16, where the processor has it."""
     has_it = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=has_it)
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """Where a training run keeps its state, and on what it computes."""
 
     folder: Path
@@ -66,7 +66,7 @@ class Run:
             if time.monotonic() - saved > SAVE_EVERY_S or step + 1 == steps:
                 muon.save(self.path)
                 saved = time.monotonic()
-        module.load_state_dict(muon.averaged(), strict=False)
+        module.load_state_dict(muon.averaged_weights(), strict=False)
 
 
 def steps_done(path: Path) -> int:

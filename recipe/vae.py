@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 from recipe.prompts import draw, examples
-from recipe.renderer import FPS, Scenario, path, places, render, render_with_cover
-from recipe.trainer import Run, quick
+from recipe.renderer import FPS, Scenario, actor_trajectory, places, render, render_with_cover
+from recipe.trainer import TrainingRun, autocast
 
 CROP = 128
 CANVASES = ((256, 256), (256, 256), (256, 384), (384, 256), (192, 320))  # height, width
@@ -55,10 +55,10 @@ def load(folder: Path) -> AutoencoderKLLTXVideo:
     return vae.to(memory_format=torch.channels_last_3d)
 
 
-Drawn = tuple[Tensor, Tensor]  # pixels (3, frames, height, width), subject's cover (1, ...)
+RenderedClip = tuple[Tensor, Tensor]  # pixels (3, frames, height, width), subject's cover (1, ...)
 
 
-def crop(scenario: Scenario, frames: int, choice: random.Random) -> Drawn:
+def crop(scenario: Scenario, frames: int, choice: random.Random) -> RenderedClip:
     """A window of CROP pixels that holds most of a subject, at some time of the clip.
 
     It lies on the grid of the latents, as every whole clip does.
@@ -66,7 +66,7 @@ def crop(scenario: Scenario, frames: int, choice: random.Random) -> Drawn:
     canvas = choice.choice(CANVASES)
     start = 8 * choice.choice((0, 0, 1, 2, 3, 6, 10))
     x, y, actor, shrunk = choice.choice(places(scenario, canvas))
-    dx, dy, _, _ = path(actor, torch.tensor([(start + frames / 2) / FPS]), canvas)
+    dx, dy, _, _ = actor_trajectory(actor, torch.tensor([(start + frames / 2) / FPS]), canvas)
     centre = (y + shrunk * dy.item(), x + shrunk * dx.item())
     top, left = (
         min(max(round((c - CROP / 2 + choice.uniform(-40, 40)) / 32) * 32, 0), side - CROP)
@@ -75,7 +75,7 @@ def crop(scenario: Scenario, frames: int, choice: random.Random) -> Drawn:
     return render_with_cover(scenario, frames, canvas, (top, left, CROP, CROP), start)
 
 
-def batch(kind: str, choice: random.Random) -> Drawn:
+def batch(kind: str, choice: random.Random) -> RenderedClip:
     """Draw one training batch: pixels (batch, 3, frames, height, width) and the subjects' cover."""
     scenarios = [draw(choice).scenario for _ in range(SIZES[kind])]
     match kind:
@@ -110,7 +110,7 @@ def reconstruct(vae: AutoencoderKLLTXVideo, pixels: Tensor, noise: float) -> Ten
     return vae.decode(latents).sample
 
 
-def mistake(error: Tensor, cover: Tensor) -> Tensor:
+def reconstruction_loss(error: Tensor, cover: Tensor) -> Tensor:
     """What training minimises: absolute and square error, most of it around the subject."""
     near = F.max_pool3d(cover, (9, 5, 5), stride=1, padding=(4, 2, 2))
     weight = 1 + SUBJECT * near
@@ -119,16 +119,16 @@ def mistake(error: Tensor, cover: Tensor) -> Tensor:
     return (weight * (error.abs() + 2 * error.square())).mean() + EDGES * slopes
 
 
-def train(run: Run, vae: AutoencoderKLLTXVideo, images: int, videos: int) -> None:
+def train(run: TrainingRun, vae: AutoencoderKLLTXVideo, images: int, videos: int) -> None:
     """Reach about 20 dB on images, then learn motion; every number of steps scales with compute."""
 
     def loss(step: int) -> Tensor:
         pixels, cover = batch(kind_at(step, images), random.Random(f"vae/{step}"))
         pixels = pixels.to(run.device)
         noise = LATENT_NOISE if step >= images // 2 else 0.0
-        with quick(run.device):
+        with autocast(run.device):
             made = reconstruct(vae, pixels, noise).float()
-        return mistake(made - pixels, cover.to(run.device))
+        return reconstruction_loss(made - pixels, cover.to(run.device))
 
     matrix_rate = 0.01 if images else 0.006  # a trained one must not be shaken
     run.fit(vae, loss, steps=images + videos, matrix_rate=matrix_rate, rate=3e-4, average=0.998)
@@ -141,11 +141,11 @@ def psnr(vae: AutoencoderKLLTXVideo, count: int, frames: int = 25) -> list[float
     figures = []
     for _ in range(count):
         pixels = render(next(corpus).scenario, frames)[None].to(vae.device)
-        figures.append(decibels(reconstruct(vae, pixels, 0.0), pixels))
+        figures.append(psnr_db(reconstruct(vae, pixels, 0.0), pixels))
     return figures
 
 
-def decibels(made: Tensor, truth: Tensor) -> float:
+def psnr_db(made: Tensor, truth: Tensor) -> float:
     """Peak signal to noise of pixels in [-1, 1], dB."""
     error = (made.clamp(-1, 1) - truth).square().mean().item()
     return 10 * math.log10(4 / max(error, 1e-10))

@@ -18,12 +18,12 @@ from fastapi.testclient import TestClient
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from filmlet.api.dependencies import House
-from filmlet.api.fast_path import Quick
-from filmlet.api.job_watcher import Hub
+from filmlet.api.dependencies import AppState
+from filmlet.api.fast_path import FastPathMiddleware
+from filmlet.api.job_watcher import JobWatcher
 from filmlet.api.middleware import Identity
-from filmlet.core.request import clip_request
-from filmlet.jobs import Job, Keys, Queue
+from filmlet.core.request import build_request
+from filmlet.jobs import ApiKeyStore, Job, Queue
 from filmlet.settings import Settings
 from tests.helpers.servers import LONG, SMALL, Running, Serve, refusal, until
 
@@ -96,23 +96,23 @@ class Counting(Queue):
 
     asked = 0
 
-    def get(self, job: str, owner: str | None = None) -> Job:
+    def get_job(self, job: str, owner: str | None = None) -> Job:
         self.asked += 1
-        return super().get(job, owner)
+        return super().get_job(job, owner)
 
 
 def test_a_hundred_readers_of_one_job_cost_one_poll(home: Settings) -> None:
     queue = Counting(home)
-    job = queue.submit(clip_request("a ball"))
+    job = queue.submit(build_request("a ball"))
 
-    async def read(hub: Hub) -> int:
+    async def read(hub: JobWatcher) -> int:
         seen = 0
         async for _ in hub.follow(job):
             seen += 1
         return seen
 
     async def together() -> list[int]:
-        hub = Hub(queue)
+        hub = JobWatcher(queue)
         readers = [asyncio.create_task(read(hub)) for _ in range(100)]
         await asyncio.sleep(1.0)
         await asyncio.to_thread(queue.cancel, job.id)
@@ -178,12 +178,12 @@ def test_the_description_has_examples_and_its_page_asks_no_outside_host(
 def test_what_is_answered_ahead_of_the_router_is_what_the_router_would_say(
     client: TestClient, home: Settings, monkeypatch: pytest.MonkeyPatch, is_near: bool
 ) -> None:
-    monkeypatch.setattr(Queue, "is_near", is_near)
+    monkeypatch.setattr(Queue, "is_local", is_near)
     made = [client.post("/v1/videos", json=SMALL | {"seed": n}).json()["id"] for n in range(3)]
     client.post(f"/v1/videos/{made[0]}/cancel")
     queue = Queue(home)
-    house = House(home, queue, Keys(queue.database, home), Hub(queue))
-    alone = TestClient(Identity(Quick(nothing_behind, house), house))
+    house = AppState(home, queue, ApiKeyStore(queue.database, home), JobWatcher(queue))
+    alone = TestClient(Identity(FastPathMiddleware(nothing_behind, house), house))
     for quick, plain in (
         *((f"/v1/videos/{id}", f"/v1/videos/{id}?plain") for id in made),
         ("/v1/videos", "/v1/videos?order=desc"),
@@ -308,7 +308,7 @@ def test_a_stopped_server_finishes_its_clip_or_puts_it_back(
     server.process.terminate()
     assert server.process.wait(60) == 0
     queue = Queue(home)
-    left = queue.get(job)
+    left = queue.get_job(job)
     queue.close()
     assert left.status == ("completed" if finish else "running")
     if not finish:

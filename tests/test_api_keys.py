@@ -8,8 +8,8 @@ import sys
 import httpx2
 from fastapi.testclient import TestClient
 
-from filmlet.api import create
-from filmlet.jobs import Keys, Limits
+from filmlet.api import create_app
+from filmlet.jobs import ApiKeyStore, Limits
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from tests.helpers.queues import environment
@@ -18,13 +18,13 @@ from tests.helpers.servers import SMALL, Serve, refusal, until
 
 def test_jobs_belong_to_their_key(home: Settings) -> None:
     database = Database(home)
-    keys = Keys(database, home)
+    keys = ApiKeyStore(database, home)
     ann, bob, root = keys.add("ann"), keys.add("bob"), keys.add("root", admin=True)
     assert ann.secret not in str(database.url)
-    with database.reading() as t:
+    with database.read() as t:
         stored = t.rows("select hash from filmlet_key where name = 'ann'")[0]["hash"]
     assert stored == hashlib.sha256(ann.secret.encode()).hexdigest()
-    with TestClient(create(home)) as client:
+    with TestClient(create_app(home)) as client:
 
         def ask(method: str, path: str, secret: str | None, **rest: object) -> httpx2.Response:
             headers = {"authorization": f"Bearer {secret}"} if secret else {}
@@ -57,7 +57,7 @@ def test_jobs_belong_to_their_key(home: Settings) -> None:
 def test_removing_the_last_key_does_not_open_a_server_that_others_can_reach(
     home: Settings,
 ) -> None:
-    with TestClient(create(home, demands_keys=True)) as client:
+    with TestClient(create_app(home, demands_keys=True)) as client:
         assert client.get("/v1/videos").status_code == 401
         assert client.post("/v1/videos", json=SMALL).status_code == 401
         assert client.get("/health").status_code == 200
@@ -65,13 +65,13 @@ def test_removing_the_last_key_does_not_open_a_server_that_others_can_reach(
 
 def test_limits_of_a_key_answer_429_and_say_when_to_come_back(home: Settings) -> None:
     database = Database(home)
-    keys = Keys(database, home)
+    keys = ApiKeyStore(database, home)
     granted = {
         "active": keys.add("active", limits=Limits(1, 100, 0)),
         "minute": keys.add("minute", limits=Limits(100, 2, 0)),
         "day": keys.add("day", limits=Limits(100, 100, 1.0)),
     }
-    with TestClient(create(home)) as client:
+    with TestClient(create_app(home)) as client:
 
         def ask(name: str) -> httpx2.Response:
             headers = {"authorization": f"Bearer {granted[name].secret}"}

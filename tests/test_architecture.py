@@ -132,9 +132,9 @@ def test_nothing_loads_pickles() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert sorted(filmlet.__all__) == [
-        "Change", "Clip", "ClipRequest", "Effective", "FilmletError", "Finished",
+        "Change", "Clip", "ClipRequest", "EffectiveSettings", "FilmletError",
         "Frames", "Guide", "InvalidRequest", "Lora",
-        "Preview", "Progress", "Stage", "__version__", "generate", "stream",
+        "Preview", "Progress", "Stage", "StageFinished", "__version__", "generate", "stream",
     ]  # fmt: skip
     for name in filmlet.__all__:
         assert getattr(filmlet, name)
@@ -166,12 +166,12 @@ def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
     import shlex
 
     from filmlet.cli.main import COMMANDS
-    from filmlet.cli.options import parser
+    from filmlet.cli.options import build_parser
 
     asked = [line for line in commands("sh") if line.startswith("filmlet ")]
     assert len(asked) >= 3
     for line in asked:
-        options = parser().parse_args(shlex.split(line, comments=True)[1:])
+        options = build_parser().parse_args(shlex.split(line, comments=True)[1:])
         assert options.command in COMMANDS
 
 

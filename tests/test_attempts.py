@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from filmlet.core.events import Event, Finished, Progress, Stage
+from filmlet.core.events import Event, Progress, Stage, StageFinished
 from filmlet.jobs import Priority, Queue, Status, claimed_job
-from filmlet.jobs.claimed_job import Held
-from filmlet.jobs.worker import Film, Worker, run_of
+from filmlet.jobs.claimed_job import ClaimedJob
+from filmlet.jobs.worker import ClipWriter, Worker, run_of
 from filmlet.media import PART
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
 from tests.helpers.queues import ask, without_queue
 
@@ -24,8 +24,8 @@ class Paused:
     def __init__(self, at: Callable[[Event], bool]) -> None:
         self.at, self.reached, self.go = at, threading.Event(), threading.Event()
 
-    def __call__(self, work: Work, path: Path, force: bool) -> Generator[Event]:
-        for event in stages.film(work, path, force):
+    def __call__(self, work: GenerationState, path: Path, force: bool) -> Generator[Event]:
+        for event in stages.write_clip(work, path, force):
             if self.at(event) and not self.reached.is_set():
                 self.reached.set()
                 assert self.go.wait(120)
@@ -37,20 +37,20 @@ def decoding(event: Event) -> bool:
 
 
 def denoised(event: Event) -> bool:
-    return isinstance(event, Finished) and event.stage == Stage.DENOISE
+    return isinstance(event, StageFinished) and event.stage == Stage.DENOISE
 
 
 def in_thread(worker: Worker, job: str) -> threading.Thread:
-    thread = threading.Thread(target=worker.take, args=(job,))
+    thread = threading.Thread(target=worker.run_job, args=(job,))
     thread.start()
     return thread
 
 
 @pytest.fixture
-def workers(settings: Settings, queue: Queue) -> Callable[[str, Film], Worker]:
+def workers(settings: Settings, queue: Queue) -> Callable[[str, ClipWriter], Worker]:
     """Workers of other names over one queue, without a pulse."""
 
-    def make(name: str, film: Film) -> Worker:
+    def make(name: str, film: ClipWriter) -> Worker:
         worker = Worker(settings, film, queue)
         worker.name = name
         return worker
@@ -61,7 +61,7 @@ def workers(settings: Settings, queue: Queue) -> Callable[[str, Film], Worker]:
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("at", [denoised, decoding])
 def test_a_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt(
-    tiny: Path, tmp_path: Path, queue: Queue, workers: Callable[[str, Film], Worker],
+    tiny: Path, tmp_path: Path, queue: Queue, workers: Callable[[str, ClipWriter], Worker],
     at: Callable[[Event], bool], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(claimed_job, "CONFIRMED_S", 0.0)
@@ -76,7 +76,7 @@ def test_a_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt
     first.join(120)
     second.go.set()
     other.join(120)
-    over = queue.get(job)
+    over = queue.get_job(job)
     assert over.status == Status.COMPLETED, over.failure
     assert (over.worker, over.attempt) == ("two", 2)
     folder = queue.storage.folder(job)
@@ -86,26 +86,26 @@ def test_a_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_what_a_dead_attempt_left_half_written_goes_with_the_next(
-    tiny: Path, queue: Queue, workers: Callable[[str, Film], Worker]
+    tiny: Path, queue: Queue, workers: Callable[[str, ClipWriter], Worker]
 ) -> None:
     job = queue.submit(ask(tiny)).id
     folder = queue.storage.folder(job)
     for name in ("decoded.mp4.01234567.part", "preview.89abcdef.part.png"):
         (folder / name).write_bytes(b"half")
-    workers("one", stages.film).take(job)
-    assert queue.get(job).status == Status.COMPLETED
+    workers("one", stages.write_clip).run_job(job)
+    assert queue.get_job(job).status == Status.COMPLETED
     assert {file.name for file in folder.iterdir()} == {"clip.mp4", "decoded.mp4"}
 
 
 def test_a_decoded_clip_has_its_name_before_the_stage_is_said_to_be_finished(
     tiny: Path, tmp_path: Path
 ) -> None:
-    work = fold(prepare(plan(ask(tiny)), Settings()))
+    work = drain(prepare(make_plan(ask(tiny)), Settings()))
     work.folder = tmp_path
     there = [
         (tmp_path / "decoded.mp4").exists()
-        for event in stages.film(work, tmp_path / "clip.mp4")
-        if isinstance(event, Finished) and event.stage == Stage.DECODE
+        for event in stages.write_clip(work, tmp_path / "clip.mp4")
+        if isinstance(event, StageFinished) and event.stage == Stage.DECODE
     ]
     assert there == [True]
 
@@ -114,30 +114,30 @@ def test_a_workflow_of_an_earlier_run_does_not_make_the_job(
     settings: Settings, queue: Queue, tiny: Path
 ) -> None:
     job = queue.submit(ask(tiny)).id
-    queue.prioritise(job, Priority.HIGH)  # a worker may have taken the first workflow just before
-    assert Held.claim(queue.database, settings, job, "one", run_of(f"{job}.1")) is None
-    assert queue.get(job).status == Status.QUEUED
-    claimed = Held.claim(queue.database, settings, job, "two", run_of(f"{job}.2"))
+    queue.set_priority(job, Priority.HIGH)  # a worker may have taken the first workflow just before
+    assert ClaimedJob.claim(queue.database, settings, job, "one", run_of(f"{job}.1")) is None
+    assert queue.get_job(job).status == Status.QUEUED
+    claimed = ClaimedJob.claim(queue.database, settings, job, "two", run_of(f"{job}.2"))
     assert claimed
     queue.cancel(job)
-    assert Held.claim(queue.database, settings, job, "one", 1) is None
-    assert queue.get(job).status == Status.RUNNING  # "two" has not stopped yet
-    assert claimed.cancelled(7)
-    assert queue.get(job).status == Status.CANCELLED
+    assert ClaimedJob.claim(queue.database, settings, job, "one", 1) is None
+    assert queue.get_job(job).status == Status.RUNNING  # "two" has not stopped yet
+    assert claimed.mark_cancelled(7)
+    assert queue.get_job(job).status == Status.CANCELLED
 
 
 def test_an_attempt_of_before_a_retry_is_not_taken_for_the_one_after_it(
     settings: Settings, queue: Queue, tiny: Path
 ) -> None:
     job = queue.submit(ask(tiny)).id
-    before = Held.claim(queue.database, settings, job, "one", 1)
+    before = ClaimedJob.claim(queue.database, settings, job, "one", 1)
     assert before
     assert before.fail("internal", "it broke", 5)
     queue.retry(job)
-    after = Held.claim(queue.database, settings, job, "one", 2)
+    after = ClaimedJob.claim(queue.database, settings, job, "one", 2)
     assert after
     assert (before.attempt, after.attempt) == (1, 1)
     assert not before.complete(9)
-    assert not before.cancelled(9)
-    assert queue.get(job).status == Status.RUNNING
+    assert not before.mark_cancelled(9)
+    assert queue.get_job(job).status == Status.RUNNING
     assert after.complete(9)

@@ -8,12 +8,12 @@ import pytest
 
 from filmlet.core import cpu
 from filmlet.core.events import Frames
-from filmlet.core.request import clip_request
+from filmlet.core.request import build_request
 from filmlet.engine import selection
-from filmlet.engine.arrays import as_numpy
+from filmlet.engine.arrays import to_numpy
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import drain, prepare
 from filmlet.settings import Settings
 from tests.helpers.tiny_checkpoint import make_checkpoint, make_vae
 
@@ -24,16 +24,16 @@ from tests.helpers.openvino_fixtures import POCKET, frames, load, needs_bfloat16
 
 @needs_bfloat16
 def test_it_is_used_by_itself_and_told(cache: Path, tmp_path: Path) -> None:
-    request = clip_request("a red ball", size="64x64", frames=9, seed=1)
-    work = fold(prepare(plan(request), Settings(engine="auto", cache=cache)))
+    request = build_request("a red ball", size="64x64", frames=9, seed=1)
+    work = drain(prepare(make_plan(request), Settings(engine="auto", cache=cache)))
     assert (work.effective.engine, work.effective.dtype) == ("openvino", "bfloat16")
-    list(stages.film(work, tmp_path / "clip.mp4"))
-    again = fold(prepare(plan(request), Settings(cache=cache), "bfloat16", "openvino"))
-    list(stages.film(again, tmp_path / "again.mp4"))
+    list(stages.write_clip(work, tmp_path / "clip.mp4"))
+    again = drain(prepare(make_plan(request), Settings(cache=cache), "bfloat16", "openvino"))
+    list(stages.write_clip(again, tmp_path / "again.mp4"))
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
-    begun = fold(prepare(plan(request), Settings(cache=cache), "float32", "torch"))
+    begun = drain(prepare(make_plan(request), Settings(cache=cache), "float32", "torch"))
     assert (begun.effective.engine, begun.effective.dtype) == ("torch", "float32")
-    exact = fold(prepare(plan(request), Settings(cache=cache), "float32", "openvino"))
+    exact = drain(prepare(make_plan(request), Settings(cache=cache), "float32", "openvino"))
     assert (exact.effective.engine, exact.effective.dtype) == ("openvino", "float32")
 
 
@@ -42,16 +42,18 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
 ) -> None:
     def engine(model: Path, **settings: object) -> tuple[str, str]:
         chosen = Settings(cache=cache, **({"engine": "auto"} | settings))
-        work = fold(prepare(plan(clip_request("a ball", model=str(model), size="64x64")), chosen))
+        work = drain(
+            prepare(make_plan(build_request("a ball", model=str(model), size="64x64")), chosen)
+        )
         told = [change.reason for change in work.effective.changes if change.field == "engine"]
         return work.effective.engine, " ".join(told)
 
     assert engine(tiny) == ("torch", "")  # too small to be compiled, and nobody asked for it
     assert engine(tiny, engine="openvino") == ("openvino", "")
     assert engine(tiny, engine="torch") == ("torch", "")
-    chosen, told = engine(tiny, engine="openvino", hold="layers")
+    chosen, told = engine(tiny, engine="openvino", offload="sequential")
     assert chosen == "torch"
-    assert "layers" in told
+    assert "sequential" in told
     chosen, told = engine(tiny_two, engine="openvino")
     assert chosen == "torch"
     assert "upsampler" in told
@@ -66,7 +68,7 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
     chosen, told = engine(patched, engine="openvino")
     assert chosen == "torch"
     assert "patches in time" in told
-    monkeypatch.setattr(selection, "LARGEST", 10_000)
+    monkeypatch.setattr(selection, "OPENVINO_MAX_BYTES", 10_000)
     chosen, told = engine(tiny, engine="openvino")
     assert chosen == "torch"
     assert "too much memory" in told
@@ -78,33 +80,33 @@ def test_where_memory_runs_out_torch_goes_on_from_what_openvino_has_made(
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(components.Decoder, "__call__", full)
-    request = clip_request("a red ball", size="64x64", frames=9, seed=1)
-    settings = Settings(engine="openvino", cache=cache, hold="turns")
-    work = fold(prepare(plan(request), settings, "float32", "openvino"))
-    pixels = [event.pixels for event in stages.run(work) if isinstance(event, Frames)]
-    assert (work.effective.engine, work.effective.hold) == ("torch", "stored")
-    assert {"hold", "engine"} <= {change.field for change in work.effective.changes}
-    latents = as_numpy(work.made["latents"]["latents"])
-    expected = frames(load(POCKET, dtype=work.effective.dtype), latents, work.recipe)
+    monkeypatch.setattr(components.VaeDecoder, "__call__", full)
+    request = build_request("a red ball", size="64x64", frames=9, seed=1)
+    settings = Settings(engine="openvino", cache=cache, offload="model")
+    work = drain(prepare(make_plan(request), settings, "float32", "openvino"))
+    pixels = [event.pixels for event in stages.generate_frames(work) if isinstance(event, Frames)]
+    assert (work.effective.engine, work.effective.offload) == ("torch", "layerwise_casting")
+    assert {"offload", "engine"} <= {change.field for change in work.effective.changes}
+    latents = to_numpy(work.results["latents"]["latents"])
+    expected = frames(load(POCKET, dtype=work.effective.dtype), latents, work.denoise_params)
     assert np.array_equal(np.concatenate(pixels), expected)
 
 
 def test_eight_bits_are_used_where_the_cpu_has_them_unless_they_are_not_wanted(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = clip_request("a red ball", size="64x64", frames=9, seed=1)
+    request = build_request("a red ball", size="64x64", frames=9, seed=1)
     avx = {"avx2"}
     for has, wanted, levers in ((avx, 1, ("int8",)), (avx, 0, ()), (set(), 1, ())):
-        monkeypatch.setattr(cpu, "instructions", lambda has=has: has)
+        monkeypatch.setattr(cpu, "cpu_flags", lambda has=has: has)
         settings = Settings(engine="openvino", cache=cache, int8=wanted)
-        assert fold(prepare(plan(request), settings)).effective.levers == levers
+        assert drain(prepare(make_plan(request), settings)).effective.optimizations == levers
 
 
 def test_eight_bits_are_left_to_cpus_whose_bfloat16_is_slower(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpu, "instructions", lambda: {"avx2", "amx_bf16"})
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: {"avx2", "amx_bf16"})
     assert runner.prefers_int8("float32")
     assert not runner.prefers_int8("bfloat16")
 
@@ -112,30 +114,30 @@ def test_eight_bits_are_left_to_cpus_whose_bfloat16_is_slower(
 def test_eight_bits_that_are_off_are_given_up_once_and_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "instructions", lambda: {"avx2", "avx512_vnni"})
-    monkeypatch.setattr(components, "LEAST_DB", 99.0)
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: {"avx2", "avx512_vnni"})
+    monkeypatch.setattr(components, "MIN_PSNR_DB", 99.0)
     settings = Settings(engine="openvino", cache=tmp_path / "cache")
-    request = clip_request("a ball", size="64x64", frames=9, seed=1)
-    work = fold(prepare(plan(request), settings))
-    assert work.effective.levers == ("int8",)
-    assert list(stages.run(work))
-    assert (work.effective.dtype, work.effective.levers) == ("float32", ())
+    request = build_request("a ball", size="64x64", frames=9, seed=1)
+    work = drain(prepare(make_plan(request), settings))
+    assert work.effective.optimizations == ("int8",)
+    assert list(stages.generate_frames(work))
+    assert (work.effective.dtype, work.effective.optimizations) == ("float32", ())
     (told,) = [change for change in work.effective.changes if change.field == "int8"]
     assert "dB in the decoder" in told.reason
-    assert fold(prepare(plan(request), settings)).effective.levers == ()
+    assert drain(prepare(make_plan(request), settings)).effective.optimizations == ()
 
 
 @needs_bfloat16
 def test_bfloat16_that_is_off_is_given_up_once_and_for_all(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(components, "BOUND", 1e-5)
+    monkeypatch.setattr(components, "MAX_BF16_ERROR", 1e-5)
     settings = Settings(engine="openvino", cache=tmp_path / "cache")
-    request = clip_request("a ball", model=str(tiny), size="64x64", frames=9)
-    work = fold(prepare(plan(request), settings))
+    request = build_request("a ball", model=str(tiny), size="64x64", frames=9)
+    work = drain(prepare(make_plan(request), settings))
     assert work.effective.dtype == "bfloat16"
-    assert list(stages.run(work))
+    assert list(stages.generate_frames(work))
     assert (work.effective.engine, work.effective.dtype) == ("openvino", "float32")
     assert "dtype" in {change.field for change in work.effective.changes}
-    following = fold(prepare(plan(request), settings)).effective
+    following = drain(prepare(make_plan(request), settings)).effective
     assert (following.engine, following.dtype) == ("openvino", "float32")

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from filmlet.cli import main
 from filmlet.core import cpu
 from filmlet.core.events import Pixels
-from filmlet.engine.placement import Lever
-from filmlet.models import locate
+from filmlet.engine.placement import Optimization
+from filmlet.models import local_files
 
 pytest.importorskip("openvino")
 from filmlet.engine.openvino import compile as building
-from filmlet.engine.openvino.blob_cache import Store, fingerprint
+from filmlet.engine.openvino.blob_cache import BlobCache, fingerprint
 from tests.helpers.openvino_fixtures import POCKET, frames, last, load, recipe_for, text_for
 
 
@@ -41,14 +41,14 @@ def test_a_kept_graph_gives_the_same_bytes_and_a_damaged_one_is_made_anew(tmp_pa
     for latents, pixels in (second, third):
         assert np.array_equal(latents, first[0])
         assert np.array_equal(pixels, first[1])
-    assert all(Store(tmp_path).load(file.stem) for file in blobs)
+    assert all(BlobCache(tmp_path).load(file.stem) for file in blobs)
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmlet.engine.openvino.blob_cache.ROOM", 250)
-    store = Store(tmp_path / "cache")
+    monkeypatch.setattr("filmlet.engine.openvino.blob_cache.MAX_CACHE_BYTES", 250)
+    store = BlobCache(tmp_path / "cache")
     for name in ("a", "b"):
         store.save(name, bytes(60))
         time.sleep(0.01)
@@ -58,7 +58,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest(
     kept = store.load("a")
     assert kept is not None
     assert kept.blob.tobytes() == bytes(60)
-    kept.put_away()
+    kept.release_pages()
     assert kept.blob.tobytes() == bytes(60)
     assert store.load("b") is None
     assert not list((tmp_path / "cache").glob("*.part"))
@@ -79,8 +79,12 @@ def test_graphs_of_another_cpu_of_the_same_name_are_not_taken(
     """A home folder may be shared, and virtual machines call quite different CPUs "AMD EPYC"."""
     keys = set()
     for has in ({"avx2"}, {"avx2", "avx512_vnni"}, {"avx2", "sse"}):
-        monkeypatch.setattr(cpu, "instructions", lambda has=has: has)
-        keys.add(building.Build("decoder", POCKET, locate(POCKET), "float32", tmp_path).key)
+        monkeypatch.setattr(cpu, "cpu_flags", lambda has=has: has)
+        keys.add(
+            building.ComponentBuild(
+                "decoder", POCKET, local_files(POCKET), "float32", tmp_path
+            ).cache_key
+        )
     assert len(keys) == 2
 
 
@@ -96,8 +100,8 @@ def test_an_exported_model_is_compiled_once_and_for_every_clip(
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(building, "compile_all", refuse)
-    engine = load(POCKET, tmp_path, told["dtype"], *map(Lever, told["levers"]))
-    engine.see(np.zeros((1, 64, 64, 3), np.uint8))
+    engine = load(POCKET, tmp_path, told["dtype"], *map(Optimization, told["optimizations"]))
+    engine.encode_frames(np.zeros((1, 64, 64, 3), np.uint8))
     assert main.main(["models", "export", "pocket"]) == 0
     assert sorted(tmp_path.iterdir()) == kept
 
@@ -112,7 +116,7 @@ def test_what_is_torchs_is_not_exported_and_says_why(
 
 
 def test_a_blob_that_somebody_else_may_have_written_is_not_read(tmp_path: Path) -> None:
-    store = Store(tmp_path / "cache")
+    store = BlobCache(tmp_path / "cache")
     store.save("a", b"graph")
     file = store.folder / "a.blob"
     assert file.stat().st_mode & 0o777 == 0o600
@@ -138,10 +142,10 @@ def test_no_cache_is_no_reason_to_stop(tmp_path: Path) -> None:
     (tmp_path / "folders").mkdir()
     (tmp_path / "folders" / "a.blob").mkdir()
     for folder in ("file", "pipes", "folders"):
-        store = Store(tmp_path / folder)
+        store = BlobCache(tmp_path / folder)
         assert store.load("a") is None
         store.save("a", b"graph")
-    store = Store(Path("/proc/filmlet"))
+    store = BlobCache(Path("/proc/filmlet"))
     store.save("a", b"graph")
     assert store.load("a") is None
 
@@ -150,8 +154,8 @@ WRITES = """
 import sys
 from pathlib import Path
 from filmlet.engine.openvino import blob_cache as store
-store.ROOM = 3_000
-kept = store.Store(Path(sys.argv[1]))
+store.MAX_CACHE_BYTES = 3_000
+kept = store.BlobCache(Path(sys.argv[1]))
 for i in range(300):
     name, content = f"{i % 5}", bytes([i % 5]) * 1000
     kept.save(name, content)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from filmlet.engine.placement import Placement
-from filmlet.engine.torch.block_offload import Lender, lend
+from filmlet.engine.torch.block_offload import BlockOffloader, offload_blocks
 
 IN_FLOAT32 = Placement("cpu", "float32", "a test")
 COUNT = 4
@@ -37,13 +37,13 @@ def blocks() -> Blocks:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The numbers of blocks that were fetched."""
     numbers: list[int] = []
-    fetch = Lender._fetch
+    fetch = BlockOffloader._onload
 
-    def noted(lender: Lender, number: int) -> object:
+    def noted(lender: BlockOffloader, number: int) -> object:
         numbers.append(number)
         return fetch(lender, number)
 
-    monkeypatch.setattr(Lender, "_fetch", noted)
+    monkeypatch.setattr(BlockOffloader, "_onload", noted)
     return numbers
 
 
@@ -60,7 +60,7 @@ def held(blocks: Blocks) -> Tensor:
 
 
 def test_each_block_is_fetched_once_a_run_and_ahead(blocks: Blocks, fetched: list[int]) -> None:
-    lend(blocks.row, IN_FLOAT32, is_ahead=True)
+    offload_blocks(blocks.row, IN_FLOAT32, is_ahead=True)
     expected = held(blocks)
     for _ in range(3):
         assert torch.equal(run(blocks), expected)
@@ -71,7 +71,7 @@ def test_each_block_is_fetched_once_a_run_and_ahead(blocks: Blocks, fetched: lis
 def test_without_going_ahead_no_more_than_one_block_is_lent(
     blocks: Blocks, fetched: list[int]
 ) -> None:
-    lend(blocks.row, IN_FLOAT32, is_ahead=False)
+    offload_blocks(blocks.row, IN_FLOAT32, is_ahead=False)
     expected = held(blocks)
     for _ in range(2):
         assert torch.equal(run(blocks), expected)
@@ -80,14 +80,14 @@ def test_without_going_ahead_no_more_than_one_block_is_lent(
 
 def test_between_its_runs_a_block_is_as_it_was(blocks: Blocks) -> None:
     before = {name: (one.data_ptr(), one.dtype) for name, one in blocks.state_dict().items()}
-    lend(blocks.row, IN_FLOAT32, is_ahead=True)
+    offload_blocks(blocks.row, IN_FLOAT32, is_ahead=True)
     run(blocks)
     after = {name: (one.data_ptr(), one.dtype) for name, one in blocks.state_dict().items()}
     assert after == before
 
 
 def test_a_run_that_was_stopped_leaves_nothing_wrong(blocks: Blocks) -> None:
-    lend(blocks.row, IN_FLOAT32, is_ahead=True)
+    offload_blocks(blocks.row, IN_FLOAT32, is_ahead=True)
     expected = held(blocks)
 
     def stop(*_: object) -> None:
@@ -102,7 +102,7 @@ def test_a_run_that_was_stopped_leaves_nothing_wrong(blocks: Blocks) -> None:
 
 
 def test_weights_that_changed_after_they_were_fetched_are_fetched_anew(blocks: Blocks) -> None:
-    lend(blocks.row, IN_FLOAT32, is_ahead=True)
+    offload_blocks(blocks.row, IN_FLOAT32, is_ahead=True)
     first = run(blocks)
     layer = blocks.row[0]  # which is on its way by now
     layer.weight = nn.Parameter(layer.weight + 1, requires_grad=False)

@@ -69,16 +69,16 @@ import sys
 from pathlib import Path
 from filmlet.pipeline import stages
 from filmlet.engine.placement import trim_heap
-from filmlet.pipeline.plan import plan
-from filmlet.core.request import clip_request
+from filmlet.pipeline.plan import make_plan
+from filmlet.core.request import build_request
 from filmlet.settings import Settings
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.pipeline.prepare import drain, prepare
 
 sizes = [(w, h) for w in range(64, 320, 32) for h in range(64, 352, 32)]
 for number, (width, height) in enumerate(sizes[:65], start=1):
-    request = clip_request("a ball", seed=1, steps=1, frames=9, size=f"{width}x{height}")
-    work = fold(prepare(plan(request), Settings.from_environment()))
-    for _ in stages.film(work, Path(sys.argv[1]), True):
+    request = build_request("a ball", seed=1, steps=1, frames=9, size=f"{width}x{height}")
+    work = drain(prepare(make_plan(request), Settings.from_environment()))
+    for _ in stages.write_clip(work, Path(sys.argv[1]), True):
         pass
     if number in (5, 65):
         trim_heap()

@@ -26,24 +26,24 @@ from transformers import AutoTokenizer
 
 import filmlet
 from filmlet.core.model_card import ModelCard
-from filmlet.core.request import clip_request
-from filmlet.core.shape import fit
+from filmlet.core.request import build_request
+from filmlet.core.shape import resolve_shape
 from filmlet.engine import selection
-from filmlet.engine.arrays import pack, unpack
-from filmlet.engine.base import Embeddings, Recipe, Start
-from filmlet.engine.ltx_key_mapping import names
+from filmlet.engine.arrays import pack_latents, unpack_latents
+from filmlet.engine.base import DenoiseParams, PromptEmbeds, ResumeState
+from filmlet.engine.ltx_key_mapping import to_diffusers_keys
 from filmlet.engine.placement import Placement
-from filmlet.engine.tokenizer import load_tokenizer, read
-from filmlet.engine.torch.engine import LtxEngine
-from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
-from filmlet.models import CARDS, fetch, find, locate
-from filmlet.pipeline.prepare import fold, loaded
+from filmlet.engine.tokenizer import load_tokenizer, tokenize
+from filmlet.engine.torch.engine import TorchEngine
+from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
+from filmlet.models import REGISTRY, download_model, get_card, local_files
+from filmlet.pipeline.prepare import drain, loaded
 from tests.helpers.fake_hub import COMMIT, serving
 from tests.helpers.tiny_checkpoint import make_vae
 from tests.helpers.tiny_ltx_files import as_one, of_vae
 
 FLOAT32 = Placement("cpu", "float32", "a test")
-ROWS = [name for name in CARDS if name != "pocket"]
+ROWS = [name for name in REGISTRY if name != "pocket"]
 SMALL = {"size": "96x64", "frames": 17, "fps": 12.0, "seed": 3}
 PROMPT = "a red ball moving left"
 
@@ -58,15 +58,15 @@ def cached(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setenv("HF_HUB_OFFLINE", "0")
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         for name in ROWS:
-            list(fetch(CARDS[name]))
+            list(download_model(REGISTRY[name]))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield home / "hub" / "models--Lightricks--LTX-Video" / "snapshots" / COMMIT
 
 
-def engine_of(card: ModelCard) -> LtxEngine:
-    files = locate(card)
+def engine_of(card: ModelCard) -> TorchEngine:
+    files = local_files(card)
     assert files
-    return fold(selection.load(card, files, FLOAT32))
+    return drain(selection.load_engine(card, files, FLOAT32))
 
 
 def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None:
@@ -91,18 +91,18 @@ def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None
         ("transformer", transformer, convert_ltx_transformer_checkpoint_to_diffusers),
         ("vae", vae, convert_ltx_vae_checkpoint_to_diffusers),
     ):
-        ours = set(names(component, theirs).values())
+        ours = set(to_diffusers_keys(component, theirs).values())
         assert ours == set(convert(dict(theirs))) == set(module.state_dict())
 
 
 def test_the_shapes_of_a_file_tell_the_module_it_is_of(tmp_path: Path) -> None:
-    from filmlet.engine.state_dict import Weights
+    from filmlet.engine.state_dict import CheckpointWeights
 
     vae = make_vae(timed=True)
     blocks = len(vae.encoder.down_blocks)
     table = {f"vae.{of_vae(n, blocks)}": t.contiguous() for n, t in vae.state_dict().items()}
     save_file(table, tmp_path / "vae.safetensors")
-    config = Weights("vae", tmp_path / "vae.safetensors").config
+    config = CheckpointWeights("vae", tmp_path / "vae.safetensors").config
     again = AutoencoderKLLTXVideo.from_config(config)
     for name, value in config.items():
         assert list(np.ravel(vae.config[name])) == list(np.ravel(value)), name
@@ -112,15 +112,15 @@ def test_the_shapes_of_a_file_tell_the_module_it_is_of(tmp_path: Path) -> None:
 
 
 def test_every_weight_arrives_in_its_place(cached: Path) -> None:
-    engine = engine_of(CARDS["ltxv-2b-0.9.8-distilled"])
+    engine = engine_of(REGISTRY["ltxv-2b-0.9.8-distilled"])
     file = load_file(cached / "ltxv-2b-0.9.8-distilled.safetensors")
     again = as_one(engine.transformer, engine.vae)
     assert again.keys() == file.keys()
     assert all(torch.equal(again[n], t) for n, t in file.items() if "channel" not in n)
 
 
-def stock_pipeline(engine: LtxEngine) -> LTXConditionPipeline:
-    files = locate(engine.card)
+def stock_pipeline(engine: TorchEngine) -> LTXConditionPipeline:
+    files = local_files(engine.card)
     assert files
     pipe = LTXConditionPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
@@ -133,28 +133,32 @@ def stock_pipeline(engine: LtxEngine) -> LTXConditionPipeline:
     return pipe
 
 
-def latents_of(engine: LtxEngine, recipe: Recipe, start: Start | None = None) -> torch.Tensor:
-    files = locate(engine.card)
+def latents_of(
+    engine: TorchEngine, recipe: DenoiseParams, start: ResumeState | None = None
+) -> torch.Tensor:
+    files = local_files(engine.card)
     assert files
     tokenizer, most = load_tokenizer(files.tokenizer), engine.card.max_tokens
-    away = engine.encode(read(tokenizer, "the moon", most)) if recipe.guidance > 1 else None
-    told = Embeddings(engine.encode(read(tokenizer, PROMPT, most)), away)
+    away = (
+        engine.encode_prompt(tokenize(tokenizer, "the moon", most)) if recipe.guidance > 1 else None
+    )
+    told = PromptEmbeds(engine.encode_prompt(tokenize(tokenizer, PROMPT, most)), away)
     *_, last = engine.denoise(told, recipe, start)
-    return unpack(last.latents, *engine.latent_shape(recipe.shape))
+    return unpack_latents(last.latents, *engine.latent_shape(recipe.shape))
 
 
 @pytest.mark.filterwarnings("ignore")  # stock's own
 @pytest.mark.usefixtures("cached")
-@pytest.mark.parametrize("name", [n for n in ROWS if not CARDS[n].stochastic])
+@pytest.mark.parametrize("name", [n for n in ROWS if not REGISTRY[n].stochastic_sampling])
 def test_each_stage_of_each_model_equals_stock_diffusers(name: str) -> None:
-    card = CARDS[name]
+    card = REGISTRY[name]
     engine = engine_of(card)
     pipe = stock_pipeline(engine)
-    shape, _ = fit(clip_request("a ball", size="64x64", frames=9, fps=12), card.grid)
+    shape, _ = resolve_shape(build_request("a ball", size="64x64", frames=9, fps=12), card.grid)
     settings = {
         "prompt": PROMPT, "negative_prompt": "the moon", "width": 64, "height": 64,
-        "num_frames": 9, "frame_rate": 12, "guidance_scale": card.guidance,
-        "guidance_rescale": card.rescale, "output_type": "latent",
+        "num_frames": 9, "frame_rate": 12, "guidance_scale": card.guidance_scale,
+        "guidance_rescale": card.guidance_rescale, "output_type": "latent",
         "max_sequence_length": card.max_tokens,
     }  # fmt: skip
 
@@ -164,16 +168,16 @@ def test_each_stage_of_each_model_equals_stock_diffusers(name: str) -> None:
         return pipe(**settings, timesteps=timesteps, generator=generator, **more).frames
 
     steps = min(card.schedule.steps, 8)
-    sigmas = card.schedule.at(steps)
-    first = Recipe(shape, sigmas, card.guidance, seed=7)
+    sigmas = card.schedule.sigmas_for(steps)
+    first = DenoiseParams(shape, sigmas, card.guidance_scale, seed=7)
     mine = latents_of(engine, first)
     assert (mine - stock(sigmas)).abs().max() <= 1e-4
-    if not card.refine:
+    if not card.refine_schedule:
         return
-    levels = card.refine.sigmas
+    levels = card.refine_schedule.sigmas
     noise = torch.randn(mine.shape, generator=torch.Generator().manual_seed(7))
-    start = Start(0, pack(torch.lerp(mine, noise, levels[0])))
-    again = latents_of(engine, Recipe(shape, levels, card.guidance, seed=7), start)
+    start = ResumeState(0, pack_latents(torch.lerp(mine, noise, levels[0])))
+    again = latents_of(engine, DenoiseParams(shape, levels, card.guidance_scale, seed=7), start)
     expected = stock((1.0, *levels), latents=mine, denoise_strength=0.999)
     assert (again - expected).abs().max() <= 1e-4
 
@@ -181,7 +185,7 @@ def test_each_stage_of_each_model_equals_stock_diffusers(name: str) -> None:
 @pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("name", ROWS)
 def test_every_model_makes_clips_from_text_pictures_and_clips(name: str, tmp_path: Path) -> None:
-    card = CARDS[name]
+    card = REGISTRY[name]
     first, last = tmp_path / "first.png", tmp_path / "last.png"
     for path, colour in ((first, "red"), (last, "blue")):
         Image.new("RGB", (96, 64), colour).save(path)
@@ -190,32 +194,34 @@ def test_every_model_makes_clips_from_text_pictures_and_clips(name: str, tmp_pat
     plain = filmlet.generate(PROMPT, **settings)
     assert plain.frames.shape == (17, 64, 96, 3)
     assert plain.effective.revision == COMMIT[:12]
-    assert plain.effective.sigmas == card.schedule.at(steps)
-    assert plain.effective.refine_sigmas == (card.refine.sigmas if card.refine else ())
+    assert plain.effective.sigmas == card.schedule.sigmas_for(steps)
+    assert plain.effective.refine_sigmas == (
+        card.refine_schedule.sigmas if card.refine_schedule else ()
+    )
     guided = filmlet.generate(PROMPT, image=first, last_image=last, **settings)
     assert not np.array_equal(guided.frames, plain.frames)
     clip = plain.save(tmp_path / "clip.mp4")
     longer = filmlet.generate(PROMPT, extend=clip, **(settings | {"frames": 8}))
     assert longer.frames.shape == (25, 64, 96, 3)
-    if card.refine:
+    if card.refine_schedule:
         draft = filmlet.generate(PROMPT, draft=True, **settings)
         assert draft.frames.shape == (17, 32, 48, 3)
 
 
 @pytest.mark.usefixtures("cached")
-@pytest.mark.parametrize("hold", ["turns", "stored", "layers"])
+@pytest.mark.parametrize("hold", ["model", "layerwise_casting", "sequential"])
 def test_however_a_model_is_held_the_clip_is_the_same(
     hold: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = SMALL | {"model": "ltxv-2b-0.9.8-distilled-fp8", "steps": 3}
-    monkeypatch.setenv("FILMLET_HOLD", "all")
+    monkeypatch.setenv("FILMLET_OFFLOAD", "none")
     expected = filmlet.generate(PROMPT, **settings)
-    assert expected.effective.hold == "all"
-    monkeypatch.setenv("FILMLET_HOLD", hold)
+    assert expected.effective.offload == "none"
+    monkeypatch.setenv("FILMLET_OFFLOAD", hold)
     loaded.clear()
     for _ in range(2):  # the second finds what the first has left in memory
         clip = filmlet.generate(PROMPT, **settings)
-        assert clip.effective.hold == hold
+        assert clip.effective.offload == hold
         assert np.array_equal(clip.frames, expected.frames)
     (engine,) = loaded.values()
     assert set(engine.parts.held) == {"vae"}, "one at a time"
@@ -226,20 +232,20 @@ import resource, sys
 from pathlib import Path
 from filmlet.pipeline import stages
 from filmlet.core.events import Frames
-from filmlet.pipeline.plan import plan
-from filmlet.core.request import clip_request
+from filmlet.pipeline.plan import make_plan
+from filmlet.core.request import build_request
 from filmlet.settings import Settings
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.pipeline.prepare import drain, prepare
 model, limit = sys.argv[1], int(sys.argv[2])
 settings = {"model": model, "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
-work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings(hold="all"), "float32"))
+work = drain(prepare(make_plan(build_request("a red ball", **settings)), Settings(offload="none"), "float32"))
 data = next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmData" in l)
 used = int(data.split()[1]) * 1024
 if limit:
     resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
-pixels = sum(int(e.pixels.sum()) for e in stages.run(work) if isinstance(e, Frames))
-holds = [c.effective for c in work.effective.changes if c.field == "hold"]
-print(work.effective.hold, ",".join(holds), pixels)
+pixels = sum(int(e.pixels.sum()) for e in stages.generate_frames(work) if isinstance(e, Frames))
+holds = [c.effective for c in work.effective.changes if c.field == "offload"]
+print(work.effective.offload, ",".join(holds), pixels)
 """
 
 
@@ -266,11 +272,11 @@ def test_where_memory_runs_out_the_model_is_held_in_a_leaner_way(
         return done.stdout.split(" ")
 
     hold, _, pixels = run(0)
-    assert hold == "all"
+    assert hold == "none"
     # Libraries take some 250 MB, the text encoder 307 as its file has it and 614 in float32 beside
     # that: this is in the middle between what layers need and what the text encoder does.
     hold, holds, again = run(950_000_000)
-    assert (hold, holds) == ("layers", "turns,stored,layers")
+    assert (hold, holds) == ("sequential", "model,layerwise_casting,sequential")
     assert again == pixels
 
 
@@ -279,20 +285,23 @@ def test_a_file_of_ones_own_runs_as_the_catalogues_of_that_name(
 ) -> None:
     file = tmp_path / "ltxv-2b-0.9.8-distilled.safetensors"
     shutil.copy(cached / file.name, file)
-    card = find(str(file))
-    assert (card.schedule, card.refine) == (CARDS[file.stem].schedule, CARDS[file.stem].refine)
+    card = get_card(str(file))
+    assert (card.schedule, card.refine_schedule) == (
+        REGISTRY[file.stem].schedule,
+        REGISTRY[file.stem].refine_schedule,
+    )
     clip = filmlet.generate(PROMPT, model=str(file), **SMALL)
     assert np.array_equal(clip.frames, filmlet.generate(PROMPT, model=file.stem, **SMALL).frames)
     other = file.rename(tmp_path / "mine.safetensors")
-    assert find(str(other)).guidance == 3.0
-    assert find(str(other)).name == "mine"
+    assert get_card(str(other)).guidance_scale == 3.0
+    assert get_card(str(other)).name == "mine"
 
 
 def test_a_file_of_another_model_or_a_pickle_is_refused(cached: Path, tmp_path: Path) -> None:
     assert cached
     strange = tmp_path / "strange.safetensors"
     save_file({"unet.conv.weight": torch.zeros(3)}, strange)
-    with pytest.raises(CheckpointDamaged, match=r"proj_in.weight.*0\.9\.5 or later"):
+    with pytest.raises(CheckpointCorrupt, match=r"proj_in.weight.*0\.9\.5 or later"):
         filmlet.generate(PROMPT, model=str(strange))
     (tmp_path / "model.ckpt").write_bytes(b"a pickle")
     with pytest.raises(UnknownModel, match=r"\.safetensors"):
@@ -304,10 +313,10 @@ def test_a_missing_or_misshapen_weight_of_a_file_is_named(cached: Path, tmp_path
     name = "model.diffusion_model.transformer_blocks.1.ff.net.2.weight"
     file = tmp_path / "mine.safetensors"
     save_file({n: t for n, t in whole.items() if n != name}, file)
-    with pytest.raises(CheckpointDamaged, match=r"no weights for transformer_blocks.1.ff.net.2"):
+    with pytest.raises(CheckpointCorrupt, match=r"no weights for transformer_blocks.1.ff.net.2"):
         filmlet.generate(PROMPT, model=str(file))
     save_file(whole | {name: torch.zeros(3, 3)}, file)
-    with pytest.raises(CheckpointDamaged, match=r"wrong shape of transformer_blocks.1.ff.net.2"):
+    with pytest.raises(CheckpointCorrupt, match=r"wrong shape of transformer_blocks.1.ff.net.2"):
         filmlet.generate(PROMPT, model=str(file))
 
 
@@ -315,6 +324,6 @@ def test_a_server_may_be_told_to_fetch_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("FILMLET_FETCH", "0")
-    with pytest.raises(CheckpointMissing, match="filmlet models pull"):
+    monkeypatch.setenv("FILMLET_ALLOW_DOWNLOAD", "0")
+    with pytest.raises(CheckpointNotFound, match="filmlet models pull"):
         filmlet.generate(PROMPT, model="ltxv-13b-0.9.8-dev")

@@ -8,13 +8,13 @@ import pytest
 
 import filmlet
 from filmlet.clip import Clip
-from filmlet.core.request import ClipSettings, clip_request
+from filmlet.core.request import ClipOptions, build_request
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import drain, prepare
 from filmlet.settings import Settings
 
-SMALL: ClipSettings = {"size": "64x64", "frames": 9, "steps": 3, "seed": 2}
+SMALL: ClipOptions = {"size": "64x64", "frames": 9, "steps": 3, "seed": 2}
 
 
 def test_a_clip_has_its_frames_its_settings_and_its_times(tiny: Path) -> None:
@@ -36,8 +36,10 @@ def test_saved_and_filmed_clips_are_the_same_file(
     monkeypatch.setenv("FILMLET_ENGINE", engine)
     clip = filmlet.generate("a red circle", **SMALL)
     saved = clip.save(tmp_path / f"saved{suffix}")
-    work = fold(prepare(plan(clip_request("a red circle", **SMALL)), Settings.from_environment()))
-    for _ in stages.film(work, tmp_path / f"filmed{suffix}"):
+    work = drain(
+        prepare(make_plan(build_request("a red circle", **SMALL)), Settings.from_environment())
+    )
+    for _ in stages.write_clip(work, tmp_path / f"filmed{suffix}"):
         pass
     assert saved.read_bytes() == (tmp_path / f"filmed{suffix}").read_bytes()
     with pytest.raises(filmlet.FilmletError, match="already there"):
@@ -63,12 +65,12 @@ def test_a_stream_tells_every_stage_in_order_and_ends_with_all_frames() -> None:
 
 
 def test_closing_a_stream_stops_within_one_step(tiny: Path) -> None:
-    request: ClipSettings = {**SMALL, "model": str(tiny), "steps": 40}
+    request: ClipOptions = {**SMALL, "model": str(tiny), "steps": 40}
     stream = filmlet.stream("a ball", **request)
     engine = None
     for event in stream:
         if isinstance(event, filmlet.Progress) and event.stage == "denoise" and event.done == 2:
-            work = fold(prepare(plan(clip_request("a ball", **request)), Settings()))
+            work = drain(prepare(make_plan(build_request("a ball", **request)), Settings()))
             engine = stages.load_engine(work)
             break
     assert engine is not None
@@ -99,15 +101,15 @@ def test_two_clips_of_one_seed_are_equal_and_of_two_seeds_are_not(pocket_clip: C
 
 
 def test_a_negative_prompt_without_guidance_is_reported(pocket_clip: Clip) -> None:
-    request = clip_request(pocket_clip.requested.prompt, negative_prompt="a cat")
-    effective = fold(prepare(plan(request), Settings())).effective
+    request = build_request(pocket_clip.requested.prompt, negative_prompt="a cat")
+    effective = drain(prepare(make_plan(request), Settings())).effective
     (change,) = effective.changes
     assert (change.field, effective.negative_prompt) == ("negative_prompt", "")
 
 
 def test_a_negative_prompt_that_is_cut_or_unknown_is_told(tiny: Path) -> None:
-    request = clip_request("a ball", model=str(tiny), negative_prompt="red castle " * 200)
-    changes = fold(prepare(plan(request), Settings())).effective.changes
+    request = build_request("a ball", model=str(tiny), negative_prompt="red castle " * 200)
+    changes = drain(prepare(make_plan(request), Settings())).effective.changes
     assert {c.field for c in changes} == {"negative_prompt", "negative_prompt_words"}
 
 

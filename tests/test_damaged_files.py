@@ -15,15 +15,23 @@ from filmlet.cli import main
 from filmlet.core.checkpoint_headers import MAX_JSON_BYTES, read_header, read_json
 from filmlet.core.lora import Lora
 from filmlet.engine.configs import check_components
-from filmlet.engine.state_dict import Weights, projection
+from filmlet.engine.state_dict import CheckpointWeights, load_latent_rgb_factors
 from filmlet.engine.tokenizer import load_tokenizer
-from filmlet.errors import CheckpointDamaged, FilmletError, LoraDamaged
-from filmlet.models import CARDS, find, hub_cache, locate, look_at_lora, parameters, vocabulary
+from filmlet.errors import CheckpointCorrupt, FilmletError, LoraCorrupt
+from filmlet.models import (
+    REGISTRY,
+    count_parameters,
+    get_card,
+    hub_cache,
+    inspect_lora,
+    list_vocabulary,
+    local_files,
+)
 from tests import damage
 from tests.damage import Damage, join_weights, rewrite, split_weights
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
-POCKET = CARDS["pocket"]
+POCKET = REGISTRY["pocket"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +56,18 @@ def whole(tiny_timed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def look(folder: Path) -> None:
     """What is read of a checkpoint before anything heavy is loaded."""
-    card = find(str(folder))
-    files = locate(card)
+    card = get_card(str(folder))
+    files = local_files(card)
     assert files
-    parameters(files)
-    vocabulary(card)
+    count_parameters(files)
+    list_vocabulary(card)
     load_tokenizer(files.tokenizer)
     check_components(files)
     for name in ("transformer", "vae", "text_encoder"):
-        weights = Weights(name, getattr(files, name))
+        weights = CheckpointWeights(name, getattr(files, name))
         assert weights.config
         assert weights.bytes
-    projection(files)
+    load_latent_rgb_factors(files)
 
 
 def refusal(folder: Path, file: Path, damaged: Damage) -> str | None:
@@ -175,7 +183,7 @@ def test_components_of_other_models_do_not_fit(tiny: Path, tmp_path: Path) -> No
     pocket = POCKET.sources.text_encoder.root
     assert pocket
     shutil.copytree(pocket / "text_encoder", folder / "text_encoder")
-    with pytest.raises(CheckpointDamaged, match=r"text_encoder does not fit the rest: d_model"):
+    with pytest.raises(CheckpointCorrupt, match=r"text_encoder does not fit the rest: d_model"):
         look(folder)
 
 
@@ -224,9 +232,9 @@ def good_lora(path: Path) -> Path:
 def test_a_damaged_lora_is_refused_by_name(tmp_path: Path) -> None:
     for name, damaged in (damage.HEADERS | damage.IN_PLACE).items():
         file = good_lora(tmp_path / f"{abs(hash(name))}.safetensors")
-        look_at_lora(Lora(str(file)))
+        inspect_lora(Lora(str(file)))
         damaged(file)
-        error = error_of(look_at_lora, Lora(str(file)))
+        error = error_of(inspect_lora, Lora(str(file)))
         if error is None:
             assert name.startswith("bytes"), name
             continue
@@ -241,8 +249,8 @@ def test_a_lora_of_values_that_are_no_numbers_is_refused_when_it_is_named(
     down = np.full((4, 48), 0.01)
     down[3, 47] = value
     file = write_lora(tmp_path / "style.safetensors", down, np.ones((48, 4)))
-    with pytest.raises(LoraDamaged, match=r"style\.safetensors holds values that are not") as error:
-        look_at_lora(Lora(str(file)))
+    with pytest.raises(LoraCorrupt, match=r"style\.safetensors holds values that are not") as error:
+        inspect_lora(Lora(str(file)))
     assert (error.value.code, error.value.param) == ("checkpoint_damaged", "loras")
 
 
@@ -261,10 +269,10 @@ def test_halves_and_eighths_that_are_no_numbers_are_seen(tmp_path: Path) -> None
             )
             rewrite(file, {}, b"", more=tensors)
             if is_wrong:
-                with pytest.raises(LoraDamaged):
-                    look_at_lora(Lora(str(file)))
+                with pytest.raises(LoraCorrupt):
+                    inspect_lora(Lora(str(file)))
             else:
-                look_at_lora(Lora(str(file)))
+                inspect_lora(Lora(str(file)))
 
 
 def test_a_lora_that_overflows_when_merged_is_told_by_its_file(
@@ -294,8 +302,8 @@ def test_odd_alphas_are_refused(tmp_path: Path) -> None:
     for alpha in ("1e999", "NaN", '"7"', "[1]", "true", "1e300", "9" * 400):
         config = {"lora_adapter_metadata": '{"lora_alpha": %s}' % alpha}  # noqa: UP031
         file = write_lora(tmp_path / "a.safetensors", np.ones((4, 48)), np.ones((48, 4)), config)
-        with pytest.raises(LoraDamaged, match=r"a\.safetensors"):
-            look_at_lora(Lora(str(file)))
+        with pytest.raises(LoraCorrupt, match=r"a\.safetensors"):
+            inspect_lora(Lora(str(file)))
 
 
 # The Hub's cache
@@ -312,7 +320,7 @@ def test_the_hubs_cache_is_not_left_by_what_it_says(
         (refs / "main").write_bytes(commit)
         assert hub_cache.snapshot("owner/name", "main") is None, commit
     (refs / "main").write_bytes(b"a" * 1000)
-    with pytest.raises(CheckpointDamaged, match="main"):
+    with pytest.raises(CheckpointCorrupt, match="main"):
         hub_cache.snapshot("owner/name", "main")
     (refs / "main").unlink()
     os.mkfifo(refs / "main")
@@ -322,10 +330,10 @@ def test_the_hubs_cache_is_not_left_by_what_it_says(
 def test_sizes_are_bounded(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_bytes(b'{"a": "' + b"b" * MAX_JSON_BYTES + b'"}')
-    with pytest.raises(CheckpointDamaged, match="more than 16 MB"):
+    with pytest.raises(CheckpointCorrupt, match="more than 16 MB"):
         read_json(file)
     weights = good_lora(tmp_path / "a.safetensors")
     header, data = split_weights(weights)
     join_weights(weights, header | {"__metadata__": {"a": "b" * MAX_JSON_BYTES}}, data)
-    with pytest.raises(CheckpointDamaged, match="its header cannot have"):
+    with pytest.raises(CheckpointCorrupt, match="its header cannot have"):
         read_header(weights)

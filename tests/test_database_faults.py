@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from filmlet.errors import DatabaseGone, DatabaseUnusable
 from filmlet.jobs import Priority, Queue, Status
-from filmlet.jobs.claimed_job import Held
+from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.jobs.worker import LOST, Worker
 from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, environment, is_over, wait
@@ -66,7 +66,7 @@ def test_changes_of_a_job_are_refused_in_one_sentence_while_connections_are_drop
     job, over = queue.submit(ask(tiny)).id, queue.submit(ask(tiny)).id
     queue.cancel(over)
     changes: list[Callable[[], object]] = [
-        lambda: queue.prioritise(job, Priority.HIGH),
+        lambda: queue.set_priority(job, Priority.HIGH),
         lambda: queue.cancel(job),
         lambda: queue.retry(over),
         lambda: queue.cancel(over),
@@ -78,7 +78,7 @@ def test_changes_of_a_job_are_refused_in_one_sentence_while_connections_are_drop
                 change()
     for change in changes:
         change()
-    assert [job.id for job in queue.jobs()] == [job]
+    assert [job.id for job in queue.list_jobs()] == [job]
 
 
 @ON_POSTGRES
@@ -87,14 +87,16 @@ def test_what_is_recorded_of_a_job_stands_though_its_workflow_cannot_be_changed(
 ) -> None:
     job, other = queue.submit(ask(tiny)).id, queue.submit(ask(tiny)).id
     run_statements(queue, *BROKEN)
-    assert queue.prioritise(job, Priority.HIGH).priority == Priority.HIGH
+    assert queue.set_priority(job, Priority.HIGH).priority == Priority.HIGH
     assert queue.cancel(other).status == Status.CANCELLED
     with pytest.raises(DatabaseUnusable):
         queue.delete(other)
     run_statements(queue, *MENDED)
-    assert Held.claim(queue.database, settings, job, "one", 1) is None  # it stayed in the queue
+    assert (
+        ClaimedJob.claim(queue.database, settings, job, "one", 1) is None
+    )  # it stayed in the queue
     queue.delete(other)
-    assert [job.id for job in queue.jobs()] == [job]
+    assert [job.id for job in queue.list_jobs()] == [job]
 
 
 @ON_POSTGRES
@@ -103,14 +105,14 @@ def test_reaping_is_refused_in_one_sentence_while_connections_are_dropped(
 ) -> None:
     worker = Worker(settings, queue=queue)
     run_statements(queue, DEAD)
-    worker._reap()
+    worker._requeue_dead_workers()
     with closed(settings), pytest.raises(DatabaseUnusable):
-        worker._reap()
+        worker._requeue_dead_workers()
     run_statements(queue, "alter table dbos.workflow_status rename to hidden")
     with pytest.raises(DatabaseUnusable):
-        worker._reap()
+        worker._requeue_dead_workers()
     run_statements(queue, "alter table dbos.hidden rename to workflow_status")
-    worker._reap()
+    worker._requeue_dead_workers()
 
 
 @ON_POSTGRES
@@ -119,7 +121,7 @@ def test_a_worker_with_a_dead_one_beside_it_outlives_dropped_connections(
 ) -> None:
     run_statements(queue, DEAD)
     worker = start()
-    until(lambda: queue.census().workers != ())
+    until(lambda: queue.stats().workers != ())
     ids = []
     for _ in range(3):
         ids.append(queue.submit(ask(tiny)).id)
@@ -134,10 +136,12 @@ def run_worker(settings: Settings, *lines: str, words: str = "") -> subprocess.P
     """A worker in a process of its own, after some lines of Python."""
     code = "\n".join(
         [
-            "import sys, filmlet.cli.main, filmlet.jobs.worker as worker", *lines,
-            f"sys.argv = ['filmlet', 'worker', *{words.split()}]", "sys.exit(filmlet.cli.main.main())",
+            "import sys, filmlet.cli.main, filmlet.jobs.worker as worker",
+            *lines,
+            f"sys.argv = ['filmlet', 'worker', *{words.split()}]",
+            "sys.exit(filmlet.cli.main.main())",
         ]
-    )  # fmt: skip
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment(settings), text=True,
         stdin=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -162,7 +166,7 @@ def test_a_worker_whose_pulse_breaks_gives_its_job_up_and_ends(
     status, said = ended(run_worker(settings, fault))
     assert status == LOST
     assert "AttributeError" in said
-    assert queue.get(job).status in (Status.RUNNING, Status.QUEUED)
+    assert queue.get_job(job).status in (Status.RUNNING, Status.QUEUED)
 
 
 @ON_SQLITE
@@ -176,7 +180,7 @@ def test_a_pulse_that_stands_still_ends_the_worker(settings: Settings) -> None:
 @ON_SQLITE
 def test_a_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queue: Queue) -> None:
     first = Worker(settings, queue=queue)
-    with first.only_one():
+    with first.exclusive_lock():
         status, said = ended(run_worker(settings, words="--supervised"))
     assert status == 2
     assert "already at work" in said
@@ -202,13 +206,13 @@ def test_nothing_is_written_into_a_database_file_that_was_deleted(
 ) -> None:
     queue.submit(ask(tiny))
     worker = start()
-    until(lambda: queue.census().workers != ())
+    until(lambda: queue.stats().workers != ())
     file = settings.home / "filmlet.sqlite"
     for name in (file, file.with_name("filmlet.sqlite-wal"), file.with_name("filmlet.sqlite-shm")):
         name.unlink(missing_ok=True)
     if replaced:
         Queue(settings).close()
-    for look in (lambda: queue.submit(ask(tiny)), queue.jobs, queue.census):
+    for look in (lambda: queue.submit(ask(tiny)), queue.list_jobs, queue.stats):
         with pytest.raises(DatabaseGone, match="deleted or replaced"):
             look()
     assert worker.wait(60) == LOST

@@ -11,7 +11,7 @@ import pytest
 from filmlet.errors import Cancelled, TooManyJobs
 from filmlet.jobs import Queue
 from filmlet.jobs.worker import Worker
-from filmlet.media import Refused, frames_of, look, sandbox, stopping_decoders_on
+from filmlet.media import InvalidMedia, iter_frames, probe, sandbox, stopping_decoders_on
 from filmlet.settings import Settings, bare_environment
 from tests.attack_files import jpeg_of_scans
 from tests.helpers.clips import footage, keep
@@ -92,8 +92,8 @@ def test_a_decoder_that_takes_too_much_is_ended(
 ) -> None:
     value = {"CPU_S": {"look": 1}, "SILENCE_S": 0.5, "MEMORY_BYTES": 40 * 2**20}[limit]
     monkeypatch.setattr(sandbox, limit, value)
-    with pytest.raises(Refused, match=r"too much time or memory|not a whole"):
-        look(slow)
+    with pytest.raises(InvalidMedia, match=r"too much time or memory|not a whole"):
+        probe(slow)
     assert not decoders()
 
 
@@ -102,7 +102,7 @@ def test_a_cancel_ends_a_decoder_at_once(slow: Path) -> None:
 
     def run() -> None:
         with stopping_decoders_on(cancel), pytest.raises(Cancelled) as error:
-            look(slow)
+            probe(slow)
         raised.append(error)
 
     thread = threading.Thread(target=run)
@@ -115,7 +115,7 @@ def test_a_cancel_ends_a_decoder_at_once(slow: Path) -> None:
 
 
 def test_frames_that_nobody_wants_any_more_end_their_decoder(tmp_path: Path) -> None:
-    frames = frames_of(Path(keep(tmp_path / "clip.mp4", footage(20))))
+    frames = iter_frames(Path(keep(tmp_path / "clip.mp4", footage(20))))
     next(frames)
     assert decoders()
     frames.close()
@@ -130,15 +130,15 @@ def test_a_worker_that_reads_a_slow_file_hears_of_the_cancel(
     (given,) = (queue.storage.local / job.id).iterdir()
     given.write_bytes(slow.read_bytes())
     worker = Worker(settings, queue=queue)
-    thread = threading.Thread(target=worker.take, args=(job.id,))
+    thread = threading.Thread(target=worker.run_job, args=(job.id,))
     thread.start()
     wait_decoder()
     queue.cancel(job.id)
-    assert worker.held
-    worker.held.report()  # as the pulse does
+    assert worker.current
+    worker.current.report_progress()  # as the pulse does
     thread.join(A_MINUTE)
     assert not thread.is_alive()
-    assert queue.get(job.id).status == "cancelled"
+    assert queue.get_job(job.id).status == "cancelled"
     assert not decoders()
 
 
@@ -149,6 +149,6 @@ def test_few_files_are_looked_at_at_once(slow: Path, monkeypatch: pytest.MonkeyP
     for turn in turns:
         turn.__enter__()
     with pytest.raises(TooManyJobs):
-        look(slow)
+        probe(slow)
     for turn in turns:
         turn.__exit__(None, None, None)

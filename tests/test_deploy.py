@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from filmlet.cli.options import parser
+from filmlet.cli.options import build_parser
 from filmlet.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def test_every_command_is_one_that_the_command_line_takes() -> None:
     shown = list(commands())
     assert len(shown) >= 9
     for words in shown:
-        assert parser().parse_args(words).command
+        assert build_parser().parse_args(words).command
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)

@@ -17,17 +17,25 @@ from huggingface_hub import constants
 
 from filmlet.core.events import Progress, Stage
 from filmlet.errors import (
-    CheckpointDamaged,
-    CheckpointMissing,
+    CheckpointCorrupt,
+    CheckpointNotFound,
     FilmletError,
-    HubRefused,
+    HubAccessDenied,
     HubUnreachable,
 )
-from filmlet.models import CARDS, fetch, find, hub_cache, locate, repository, size
+from filmlet.models import (
+    REGISTRY,
+    disk_usage,
+    download_model,
+    download_repository,
+    get_card,
+    hub_cache,
+    local_files,
+)
 from tests.helpers.fake_hub import COMMIT, Hub, serving
 
 LTX = "Lightricks/LTX-Video"
-CARD = CARDS["ltxv-2b-0.9.8-distilled"]
+CARD = REGISTRY["ltxv-2b-0.9.8-distilled"]
 WEIGHTS = "ltxv-2b-0.9.8-distilled.safetensors"
 NEEDED = {
     WEIGHTS,
@@ -38,7 +46,7 @@ NEEDED = {
     "tokenizer/spiece.model",
     "tokenizer/tokenizer_config.json",
 }
-FETCH = "from filmlet.models import CARDS, fetch; list(fetch(CARDS['ltxv-2b-0.9.8-distilled']))"
+FETCH = "from filmlet.models import REGISTRY, download_model; list(download_model(REGISTRY['ltxv-2b-0.9.8-distilled']))"
 
 
 @pytest.fixture
@@ -60,8 +68,8 @@ def partial() -> list[Path]:
 
 def refusal() -> FilmletError:
     with pytest.raises(FilmletError) as caught:
-        list(fetch(CARD))
-    assert locate(CARD) is None
+        list(download_model(CARD))
+    assert local_files(CARD) is None
     assert partial() == []
     return caught.value
 
@@ -69,23 +77,23 @@ def refusal() -> FilmletError:
 def test_exactly_the_files_that_are_needed_come_once_and_then_no_request_is_made(
     online: Hub,
 ) -> None:
-    assert locate(CARD) is None
-    told = list(fetch(CARD))
+    assert local_files(CARD) is None
+    told = list(download_model(CARD))
     assert sorted(online.given()) == sorted(NEEDED)
-    assert locate(CARD) is not None
+    assert local_files(CARD) is not None
     online.asked.clear()
-    assert list(fetch(CARD)) == []
+    assert list(download_model(CARD)) == []
     assert online.asked == []
-    assert told[-1].all_done == told[-1].all_size == size(CARD)
+    assert told[-1].all_done == told[-1].all_size == disk_usage(CARD)
     for now, later in pairwise(told):
         assert later.all_done >= now.all_done
         assert later.done <= later.size
 
 
 def test_another_model_fetches_only_what_it_does_not_share(online: Hub) -> None:
-    list(fetch(CARD))
+    list(download_model(CARD))
     online.asked.clear()
-    list(fetch(CARDS["ltxv-13b-0.9.8-distilled"]))
+    list(download_model(REGISTRY["ltxv-13b-0.9.8-distilled"]))
     assert online.given() == ["ltxv-13b-0.9.8-distilled.safetensors"]
 
 
@@ -97,25 +105,25 @@ def test_what_another_tool_has_fetched_is_found(monkeypatch: pytest.MonkeyPatch)
     )
     subprocess.run([sys.executable, "-c", words], check=True, capture_output=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert locate(CARD) is not None
-    assert list(fetch(CARD)) == []
+    assert local_files(CARD) is not None
+    assert list(download_model(CARD)) == []
 
 
 def test_a_transfer_that_breaks_goes_on_from_where_it_was(online: Hub) -> None:
     online.faults.dropped[WEIGHTS] = 2
-    list(fetch(CARD))
+    list(download_model(CARD))
     assert online.given().count(WEIGHTS) == 3
-    assert locate(CARD) is not None
+    assert local_files(CARD) is not None
 
 
 def test_wrong_bytes_are_noticed_deleted_and_told(online: Hub) -> None:
     online.faults.wrong.add(WEIGHTS)
     error = refusal()
-    assert isinstance(error, CheckpointDamaged)
+    assert isinstance(error, CheckpointCorrupt)
     assert WEIGHTS in str(error)
     online.faults.wrong.clear()
     online.asked.clear()
-    list(fetch(CARD))
+    list(download_model(CARD))
     assert WEIGHTS in online.given()
     assert "tokenizer/spiece.model" not in online.given(), "what was whole is kept"
 
@@ -133,26 +141,26 @@ def test_wrong_bytes_are_noticed_deleted_and_told(online: Hub) -> None:
 def test_a_refusal_says_what_to_do(online: Hub, status: int, code: str, says: str) -> None:
     online.faults.status[LTX] = status, code
     error = refusal()
-    assert isinstance(error, HubRefused)
+    assert isinstance(error, HubAccessDenied)
     assert says in str(error)
     assert str(error).count("\n") == 0
 
 
 def test_a_token_opens_what_is_gated(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     online.faults.token = "hf_of_a_test"
-    assert isinstance(refusal(), HubRefused)
+    assert isinstance(refusal(), HubAccessDenied)
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    list(fetch(CARD))
-    assert locate(CARD) is not None
+    list(download_model(CARD))
+    assert local_files(CARD) is not None
 
 
 def test_a_missing_revision_or_file_is_named(online: Hub, tmp_path: Path) -> None:
     online.faults.status[LTX] = 404, "RevisionNotFound"
-    assert isinstance(refusal(), CheckpointMissing)
+    assert isinstance(refusal(), CheckpointNotFound)
     online.faults.status.clear()
     online.repositories[LTX] = tmp_path
     error = refusal()
-    assert isinstance(error, CheckpointMissing)
+    assert isinstance(error, CheckpointNotFound)
     assert WEIGHTS in str(error)
 
 
@@ -173,18 +181,18 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
 ) -> None:
     from filmlet.models import download_process
 
-    monkeypatch.setattr(download_process, "SPARE", 10**18)
-    sources = list(dict.fromkeys(source for _, source in CARD.sources.there()))
+    monkeypatch.setattr(download_process, "MIN_FREE_BYTES", 10**18)
+    sources = list(dict.fromkeys(source for _, source in CARD.sources.present()))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", online.url)
     with pytest.raises(FilmletError, match=r"\d GB left; make room"):
-        download_process.fetch(sources, 10**18)
+        download_process.download_files(sources, 10**18)
     assert online.given() == []
 
 
 def test_closing_the_download_stops_it_and_leaves_nothing_half(online: Hub) -> None:
     online.faults.slow[WEIGHTS] = 0.2
-    events = fetch(CARD)
+    events = download_model(CARD)
     for so_far in events:
         if so_far.file == WEIGHTS:
             break
@@ -192,7 +200,7 @@ def test_closing_the_download_stops_it_and_leaves_nothing_half(online: Hub) -> N
     events.close()
     assert time.monotonic() - started < 1.0
     assert partial() == []
-    assert locate(CARD) is None
+    assert local_files(CARD) is None
 
 
 def test_a_killed_download_ends_and_its_rest_is_swept_by_the_next(online: Hub) -> None:
@@ -207,53 +215,53 @@ def test_a_killed_download_ends_and_its_rest_is_swept_by_the_next(online: Hub) -
             fcntl.flock(held, fcntl.LOCK_EX)  # waits until nobody writes
     assert len(partial()) == 1, "a killed process cannot tidy up"
     online.faults.slow.clear()
-    list(fetch(CARD))
+    list(download_model(CARD))
     assert partial() == []
-    assert locate(CARD) is not None
+    assert local_files(CARD) is not None
 
 
 def test_two_at_once_fetch_each_file_once(online: Hub) -> None:
-    threads = [threading.Thread(target=lambda: list(fetch(CARD))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: list(download_model(CARD))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert locate(CARD) is not None
+    assert local_files(CARD) is not None
     assert online.given().count(WEIGHTS) == 1
 
 
 @pytest.mark.usefixtures("online")
 def test_a_repository_of_ones_own_is_fetched_by_its_name() -> None:
-    with pytest.raises(CheckpointMissing, match="filmlet models pull acme/tiny"):
-        find("acme/tiny")
-    list(repository("acme/tiny"))
-    card = find("acme/tiny")
+    with pytest.raises(CheckpointNotFound, match="filmlet models pull acme/tiny"):
+        get_card("acme/tiny")
+    list(download_repository("acme/tiny"))
+    card = get_card("acme/tiny")
     assert card.name == "acme/tiny"
     assert card.revision == COMMIT[:12]
-    assert locate(card) is not None
+    assert local_files(card) is not None
 
 
 def test_a_file_that_two_models_use_stays_until_both_are_gone(online: Hub, twin: Path) -> None:
-    from filmlet.models import drop
+    from filmlet.models import delete_model
 
-    other = CARDS["ltxv-13b-0.9.8-distilled"]
-    list(fetch(CARD))
-    list(fetch(other))
-    whole = size(other)
-    assert drop(CARD) == (twin / WEIGHTS).stat().st_size
+    other = REGISTRY["ltxv-13b-0.9.8-distilled"]
+    list(download_model(CARD))
+    list(download_model(other))
+    whole = disk_usage(other)
+    assert delete_model(CARD) == (twin / WEIGHTS).stat().st_size
     assert online.given().count(WEIGHTS) == 1
-    assert locate(CARD) is None
-    assert size(other) == whole
-    assert drop(other) == whole
+    assert local_files(CARD) is None
+    assert disk_usage(other) == whole
+    assert delete_model(other) == whole
     assert list(hub_cache.cache().glob("models--*/blobs/*")) == []
 
 
 @pytest.mark.usefixtures("online")
 def test_a_bundled_model_is_not_dropped() -> None:
-    from filmlet.models import drop
+    from filmlet.models import delete_model
 
-    assert drop(CARDS["pocket"]) == 0
-    assert locate(CARDS["pocket"]) is not None
+    assert delete_model(REGISTRY["pocket"]) == 0
+    assert local_files(REGISTRY["pocket"]) is not None
 
 
 def cli(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -267,9 +275,9 @@ def cli(*words: str) -> "subprocess.CompletedProcess[str]":
 def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
     done = cli("models", "pull", CARD.name, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["bytes_on_disk"] == size(CARD)
+    assert json.loads(done.stdout)["bytes_on_disk"] == disk_usage(CARD)
     listed = {row["name"]: row for row in json.loads(cli("models", "list", "--json").stdout)}
-    assert listed.keys() == CARDS.keys()
+    assert listed.keys() == REGISTRY.keys()
     assert listed[CARD.name]["is_here"]
     assert not listed["ltxv-13b-0.9.8-distilled"]["is_here"]
     assert CARD.name in cli("models").stdout
@@ -278,7 +286,7 @@ def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
     assert WEIGHTS in shown
     freed = cli("models", "prune", CARD.name, "--json")
     assert json.loads(freed.stdout)["bytes_freed"] > 4_000_000
-    assert locate(CARD) is None
+    assert local_files(CARD) is None
     refused = cli("models", "pull", "ltxv-3b")
     assert (refused.returncode, "did you mean" in refused.stderr) == (2, True)
 
@@ -312,20 +320,20 @@ def test_a_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
     clip = filmlet.generate("a red ball", loras=["acme/style:0.5"], **settings)
     assert clip.effective.loras[0].file == "acme/style/style.safetensors"
     assert online.asked == []
-    with pytest.raises(HubRefused, match="HF_TOKEN"):
+    with pytest.raises(HubAccessDenied, match="HF_TOKEN"):
         filmlet.generate("a red ball", loras=["acme/none"], **settings)
 
 
 def test_a_space_preloads_exactly_these_files_at_this_commit(online: Hub) -> None:
     from filmlet.spaces.preload import preload
 
-    words = "from filmlet.models import CARDS; from filmlet.spaces.preload import preload as p; "
+    words = "from filmlet.models import REGISTRY; from filmlet.spaces.preload import preload as p; "
     words += f"print(p(CARDS[{CARD.name!r}])[0])"
     told = subprocess.run(
         [sys.executable, "-c", words], check=True, capture_output=True, text=True
     ).stdout.split()
     assert (told[0], set(told[1].split(",")), told[2]) == (LTX, NEEDED, COMMIT)
-    list(fetch(CARD))
+    list(download_model(CARD))
     online.asked.clear()
     assert set(preload(CARD)[0].split()[1].split(",")) == NEEDED
     assert online.asked == []

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from filmlet.core.events import Stage
-from filmlet.core.request import clip_request
+from filmlet.core.request import build_request
 from filmlet.jobs import Queue, Status
-from filmlet.models import CARDS, hub_cache
+from filmlet.models import REGISTRY, hub_cache
 from filmlet.settings import Settings
 from tests.helpers.fake_hub import Hub
 from tests.helpers.queues import environment, is_over, wait
@@ -18,7 +18,7 @@ from tests.test_download import WEIGHTS, online, partial
 
 __all__ = ["online"]
 sqlite = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-REQUEST = clip_request(
+REQUEST = build_request(
     "a red ball", model="ltxv-2b-0.9.8-distilled", size="64x64", frames=9, steps=2, seed=1
 )
 
@@ -37,9 +37,9 @@ def worker(settings: Settings, online: Hub) -> Iterator["subprocess.Popen[bytes]
 @pytest.mark.usefixtures("worker")
 def test_a_download_is_seen_stopped_and_taken_up_again(queue: Queue, online: Hub) -> None:
     online.faults.slow[WEIGHTS] = 0.5
-    card = CARDS["ltxv-2b-0.9.8-distilled"]
+    card = REGISTRY["ltxv-2b-0.9.8-distilled"]
     forecast = queue.forecast(REQUEST)
-    assert forecast.fetch == card.bytes
+    assert forecast.fetch == card.size_bytes
     assert forecast.plan.files is None
     job = queue.submit(REQUEST)
     seen = wait(queue, job.id, lambda job: job.stage == Stage.FETCH and WEIGHTS in online.given())

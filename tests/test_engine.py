@@ -13,47 +13,49 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from filmlet.core.model_card import ModelCard
-from filmlet.core.request import clip_request
-from filmlet.core.shape import fit
+from filmlet.core.request import build_request
+from filmlet.core.shape import resolve_shape
 from filmlet.engine import selection
-from filmlet.engine.arrays import pack, unpack
-from filmlet.engine.base import Embeddings, Recipe
+from filmlet.engine.arrays import pack_latents, unpack_latents
+from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.placement import Placement
-from filmlet.engine.sampler import euler
-from filmlet.engine.tokenizer import load_tokenizer, read
+from filmlet.engine.sampler import euler_steps
+from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.engine.torch import vae_decoder
-from filmlet.engine.torch.dtype import choose
-from filmlet.engine.torch.engine import LtxEngine
-from filmlet.errors import CheckpointDamaged, NotFinite
-from filmlet.models import CARDS, find, locate
+from filmlet.engine.torch.dtype import choose_dtype
+from filmlet.engine.torch.engine import TorchEngine
+from filmlet.errors import CheckpointCorrupt, NonFiniteValues
+from filmlet.models import REGISTRY, get_card, local_files
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import drain, prepare
 from filmlet.settings import Settings
 from tests.helpers.tiny_checkpoint import folder_of, make_vae
 
 FLOAT32 = Placement("cpu", "float32", "a test")
 
 
-def load(card: ModelCard) -> LtxEngine:
-    return fold(selection.load(card, locate(card), FLOAT32))
+def load(card: ModelCard) -> TorchEngine:
+    return drain(selection.load_engine(card, local_files(card), FLOAT32))
 
 
-def recipe_for(card: ModelCard, *, guidance: float, steps: int, **settings: object) -> Recipe:
-    shape, _ = fit(clip_request("a ball", **settings), card.grid)
-    return Recipe(shape, card.schedule.at(steps), guidance, seed=7)
+def recipe_for(
+    card: ModelCard, *, guidance: float, steps: int, **settings: object
+) -> DenoiseParams:
+    shape, _ = resolve_shape(build_request("a ball", **settings), card.grid)
+    return DenoiseParams(shape, card.schedule.sigmas_for(steps), guidance, seed=7)
 
 
-def stock_latents(folder: Path, prompt: str, recipe: Recipe, negative: str = "") -> Tensor:
+def stock_latents(folder: Path, prompt: str, recipe: DenoiseParams, negative: str = "") -> Tensor:
     """What LTXPipeline computes from the same seed: packed, normalised latents."""
     pipe = LTXPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         prompt=prompt,
         negative_prompt=negative,
-        width=recipe.shape.made_width,
-        height=recipe.shape.made_height,
-        num_frames=recipe.shape.made_frames,
+        width=recipe.shape.generated_width,
+        height=recipe.shape.generated_height,
+        num_frames=recipe.shape.generated_frames,
         frame_rate=recipe.shape.fps,
         num_inference_steps=len(recipe.sigmas),
         guidance_scale=recipe.guidance,
@@ -65,12 +67,16 @@ def stock_latents(folder: Path, prompt: str, recipe: Recipe, negative: str = "")
 @pytest.mark.filterwarnings("ignore")  # stock's own
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (3.0, "red")])
 def test_latents_equal_stock_diffusers(tiny: Path, guidance: float, negative: str) -> None:
-    card, prompt = find(str(tiny)), "a red ball moving left"
+    card, prompt = get_card(str(tiny)), "a red ball moving left"
     recipe = recipe_for(card, guidance=guidance, steps=5, size="96x64", frames=17, fps=12)
     engine, tokenizer = load(card), load_tokenizer(tiny / "tokenizer")
-    text = engine.encode(read(tokenizer, prompt, card.max_tokens))
-    away = engine.encode(read(tokenizer, negative, card.max_tokens)) if guidance > 1 else None
-    *_, last = engine.denoise(Embeddings(text, away), recipe)
+    text = engine.encode_prompt(tokenize(tokenizer, prompt, card.max_tokens))
+    away = (
+        engine.encode_prompt(tokenize(tokenizer, negative, card.max_tokens))
+        if guidance > 1
+        else None
+    )
+    *_, last = engine.denoise(PromptEmbeds(text, away), recipe)
     stock = stock_latents(tiny, prompt, recipe, negative)
     assert (last.latents - stock).abs().max() <= 1e-4
     assert stock.std() > 0.1
@@ -78,19 +84,19 @@ def test_latents_equal_stock_diffusers(tiny: Path, guidance: float, negative: st
 
 @pytest.mark.filterwarnings("ignore")
 def test_pocket_in_unmodified_stock_diffusers_gives_the_same_latents_and_frames() -> None:
-    card, prompt = CARDS["pocket"], "a cat moving left on a white background"
+    card, prompt = REGISTRY["pocket"], "a cat moving left on a white background"
     recipe = recipe_for(card, guidance=1.0, steps=8, size="128x96", frames=9)
     engine = load(card)
-    text = engine.encode(
-        read(load_tokenizer(folder_of(card) / "tokenizer"), prompt, card.max_tokens)
+    text = engine.encode_prompt(
+        tokenize(load_tokenizer(folder_of(card) / "tokenizer"), prompt, card.max_tokens)
     )
-    *_, last = engine.denoise(Embeddings(text), recipe)
+    *_, last = engine.denoise(PromptEmbeds(text), recipe)
     stock = stock_latents(folder_of(card), prompt, recipe)
     assert (last.latents - stock).abs().max() <= 1e-4
     pixels = np.concatenate(list(engine.decode(last.latents, recipe)))
     pipe = LTXPipeline.from_pretrained(folder_of(card), torch_dtype=torch.float32)
     video = pipe._denormalize_latents(
-        unpack(stock, 2, 3, 4), pipe.vae.latents_mean, pipe.vae.latents_std
+        unpack_latents(stock, 2, 3, 4), pipe.vae.latents_mean, pipe.vae.latents_std
     )
     with torch.inference_mode():
         expected = pipe.vae.decode(video, return_dict=False)[0]
@@ -106,7 +112,7 @@ def test_redrawing_the_noise_equals_the_stock_stochastic_scheduler() -> None:
     for t in scheduler.timesteps:
         expected = scheduler.step(flow, t, expected, generator=generator).prev_sample
     fresh = torch.Generator().manual_seed(1)
-    steps = euler(
+    steps = euler_steps(
         lambda *_: flow, start, (1.0, 0.7, 0.4), lambda: torch.randn(1, 6, 4, generator=fresh)
     )
     *_, last = steps
@@ -148,7 +154,7 @@ def test_frames_come_before_the_last_latent_is_asked_for() -> None:
 
 
 def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny: Path) -> None:
-    engine = load(find(str(tiny)))
+    engine = load(get_card(str(tiny)))
     before = {name: weight.data_ptr() for name, weight in engine.vae.named_parameters()}
     recipe = recipe_for(engine.card, guidance=1.0, steps=1, size="64x64", frames=9)
     frames, height, width = engine.latent_shape(recipe.shape)
@@ -162,14 +168,14 @@ def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> None:
-    card = find(str(tiny_timed))
-    assert (card.decode_timestep, card.decode_noise) == (0.05, 0.025)
+    card = get_card(str(tiny_timed))
+    assert (card.decode_timestep, card.decode_noise_scale) == (0.05, 0.025)
     engine = load(card)
     recipe = recipe_for(card, guidance=1.0, steps=2, size="64x64", frames=9)
-    text = engine.encode(
-        read(load_tokenizer(tiny_timed / "tokenizer"), "a red ball", card.max_tokens)
+    text = engine.encode_prompt(
+        tokenize(load_tokenizer(tiny_timed / "tokenizer"), "a red ball", card.max_tokens)
     )
-    *_, last = engine.denoise(Embeddings(text), recipe)
+    *_, last = engine.denoise(PromptEmbeds(text), recipe)
     pixels = np.concatenate(list(engine.decode(last.latents, recipe)))
     pipe = LTXPipeline.from_pretrained(tiny_timed, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -183,7 +189,7 @@ def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> 
 
 def test_pack_and_unpack_are_inverse() -> None:
     video = torch.randn(2, 5, 3, 4, 6)
-    assert torch.equal(unpack(pack(video), 3, 4, 6), video)
+    assert torch.equal(unpack_latents(pack_latents(video), 3, 4, 6), video)
 
 
 def test_weights_missing_stray_or_misshapen_are_named(tiny: Path, tmp_path: Path) -> None:
@@ -193,14 +199,14 @@ def test_weights_missing_stray_or_misshapen_are_named(tiny: Path, tmp_path: Path
     whole = dict(weights)
     del weights["proj_in.weight"]
     save_file(weights, path)
-    with pytest.raises(CheckpointDamaged, match=r"proj_in\.weight"):
-        load(find(str(folder)))
+    with pytest.raises(CheckpointCorrupt, match=r"proj_in\.weight"):
+        load(get_card(str(folder)))
     save_file(whole | {"proj_in.weight": torch.zeros(3, 3)}, path)
-    with pytest.raises(CheckpointDamaged, match=r"shape of proj_in\.weight"):
-        load(find(str(folder)))
+    with pytest.raises(CheckpointCorrupt, match=r"shape of proj_in\.weight"):
+        load(get_card(str(folder)))
     save_file(whole | {"transformer_blocks.9.stray": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointDamaged, match=r"no place for transformer_blocks\.9\.stray"):
-        load(find(str(folder)))
+    with pytest.raises(CheckpointCorrupt, match=r"no place for transformer_blocks\.9\.stray"):
+        load(get_card(str(folder)))
 
 
 def poison(folder: Path, component: str, name: str, value: float) -> None:
@@ -217,10 +223,12 @@ def test_values_that_are_no_numbers_end_in_one_sentence_and_no_frames(
 ) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "nan"))
     poison(folder, component, name, float("nan"))
-    work = fold(prepare(plan(clip_request("a ball", model=str(folder), size="64x64")), Settings()))
+    work = drain(
+        prepare(make_plan(build_request("a ball", model=str(folder), size="64x64")), Settings())
+    )
     work.placement = FLOAT32
-    with pytest.raises(NotFinite, match="no clip was written"):
-        list(stages.run(work))
+    with pytest.raises(NonFiniteValues, match="no clip was written"):
+        list(stages.generate_frames(work))
 
 
 def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
@@ -229,26 +237,30 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     folder = Path(shutil.copytree(tiny, tmp_path / "large"))
     poison(folder, "transformer", "proj_out.bias", 70000.0)  # float16 ends at 65504
     settings = {"model": str(folder), "size": "64x64", "guidance": 9.0}
-    work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings()))
+    work = drain(prepare(make_plan(build_request("a red ball", **settings)), Settings()))
     work.placement = Placement("cpu", "float16", "a test")
     work.effective = replace(work.effective, dtype="float16")
-    events = list(stages.run(work))
+    events = list(stages.generate_frames(work))
     assert events
     assert work.effective.dtype == "float32"
     assert [c.field for c in work.effective.changes if c.field == "dtype"] == ["dtype"]
 
 
 def test_the_cpu_dtype_is_chosen_by_measurement_and_explained() -> None:
-    placement = choose("cpu")
+    placement = choose_dtype("cpu")
     assert placement.dtype in ("float32", "bfloat16")
     assert "here" in placement.reason
-    assert choose("cpu") is placement
+    assert choose_dtype("cpu") is placement
 
 
 def test_unknown_and_cut_words_are_noticed(tiny: Path) -> None:
     tokenizer = load_tokenizer(tiny / "tokenizer")
-    reading = read(tokenizer, "A Red castle, a BALL!", 16)
-    assert reading.unknown == ("castle",)
-    assert (reading.cut, reading.tokens) == ("", 6)
-    long = read(tokenizer, "a red ball moving left on white", 5)
-    assert (long.text, long.cut, long.tokens) == ("a red ball moving", "left on white", 5)
+    reading = tokenize(tokenizer, "A Red castle, a BALL!", 16)
+    assert reading.unknown_words == ("castle",)
+    assert (reading.truncated_text, reading.token_count) == ("", 6)
+    long = tokenize(tokenizer, "a red ball moving left on white", 5)
+    assert (long.text, long.truncated_text, long.token_count) == (
+        "a red ball moving",
+        "left on white",
+        5,
+    )

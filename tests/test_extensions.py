@@ -6,8 +6,8 @@ import pytest
 
 import filmlet
 from filmlet.core.events import Progress, Stage
-from filmlet.core.request import ClipSettings
-from filmlet.errors import InvalidRequest, NotOffered
+from filmlet.core.request import ClipOptions
+from filmlet.errors import InvalidRequest, NotSupported
 from tests.helpers.clips import changes, distance, film, footage, frames_in, keep, work_for
 
 
@@ -19,11 +19,16 @@ def test_an_extension_is_the_given_clip_and_what_the_model_adds(
     work = work_for(tiny_guided, size="128x128", frames=10, fps=24.0, extend=given)
     shape = work.effective.shape
     assert (shape.width, shape.height, shape.fps) == (*size, 12.0)
-    assert (shape.frames, shape.given, shape.new, shape.context) == (30, 20, 10, 17)
-    assert shape.made_frames == 33  # 17 + 10, and what is cut off
+    assert (shape.frames, shape.source_frames, shape.new_frames, shape.context_frames) == (
+        30,
+        20,
+        10,
+        17,
+    )
+    assert shape.generated_frames == 33  # 17 + 10, and what is cut off
     told = changes(work)
     assert (told["fps"].requested, told["fps"].effective) == (24.0, 12.0)
-    assert {"width", "height", "made_frames"} <= set(told)
+    assert {"width", "height", "generated_frames"} <= set(told)
     film(work, tmp_path / "long.mp4")
     made = frames_in(tmp_path / "long.mp4")
     assert made.shape == (30, size[1], size[0], 3)
@@ -56,7 +61,7 @@ def test_a_guide_of_an_extension_stands_among_the_new_frames(
     given, image = keep(tmp_path / "a.mp4", footage(20)), keep(tmp_path / "b.png", footage())
     work = work_for(tiny_guided, frames=16, extend=given, last_image=image)
     (guide,) = work.plan.guides
-    assert work.effective.shape.made_frames == 33
+    assert work.effective.shape.generated_frames == 33
     assert (guide.frame, work.effective.guides[0].frame) == (32, 35)
 
 
@@ -64,21 +69,33 @@ def test_a_clip_can_be_led_to_by_what_the_model_makes_before_it(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
     given, image = keep(tmp_path / "given.mp4", footage(20)), keep(tmp_path / "b.png", footage())
-    work = work_for(tiny_guided, frames=10, extend=given, backward=True, image=image)
+    work = work_for(tiny_guided, frames=10, extend=given, extend_backward=True, image=image)
     shape = work.effective.shape
-    assert (shape.frames, shape.given, shape.new, shape.context) == (30, 20, 10, 17)
-    assert (shape.made_frames, shape.surplus) == (33, 6)
-    assert work.plan.clip
-    assert (work.plan.clip.frame, work.plan.clip.first, work.plan.clip.frames) == (16, 0, 17)
+    assert (shape.frames, shape.source_frames, shape.new_frames, shape.context_frames) == (
+        30,
+        20,
+        10,
+        17,
+    )
+    assert (shape.generated_frames, shape.padding_frames) == (33, 6)
+    assert work.plan.source_clip
+    assert (
+        work.plan.source_clip.frame,
+        work.plan.source_clip.first,
+        work.plan.source_clip.frames,
+    ) == (16, 0, 17)
     assert work.plan.guides[0].frame == 8, "the latent nearest to the first frame that is shown"
     film(work, tmp_path / "led.mp4")
     made = frames_in(tmp_path / "led.mp4")
     assert made.shape == (30, 64, 96, 3)
     assert distance(made[10:], frames_in(Path(given))) < 5
-    alone = work_for(tiny_guided, frames=10, extend=given, backward=True)
+    alone = work_for(tiny_guided, frames=10, extend=given, extend_backward=True)
     film(alone, tmp_path / "alone.mp4")
     other = work_for(
-        tiny_guided, frames=10, extend=keep(tmp_path / "c.mp4", footage(20, 9)), backward=True
+        tiny_guided,
+        frames=10,
+        extend=keep(tmp_path / "c.mp4", footage(20, 9)),
+        extend_backward=True,
     )
     film(other, tmp_path / "other.mp4")
     assert (
@@ -90,22 +107,22 @@ def test_what_comes_before_a_clip_is_made_at_once_and_by_models_that_can(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
     given = keep(tmp_path / "given.mp4", footage(20))
-    with pytest.raises(NotOffered, match="at most 240 frames"):
-        work_for(tiny_guided, frames=300, extend=given, backward=True)
-    with pytest.raises(NotOffered, match="after a clip only"):
-        work_for("pocket", frames=9, extend=given, backward=True)
+    with pytest.raises(NotSupported, match="at most 240 frames"):
+        work_for(tiny_guided, frames=300, extend=given, extend_backward=True)
+    with pytest.raises(NotSupported, match="after a clip only"):
+        work_for("pocket", frames=9, extend=given, extend_backward=True)
     with pytest.raises(InvalidRequest, match="name one"):
-        work_for(tiny_guided, frames=9, backward=True)
+        work_for(tiny_guided, frames=9, extend_backward=True)
     image = keep(tmp_path / "b.png", footage())
     with pytest.raises(InvalidRequest, match="The last 20 frames"):
-        work_for(tiny_guided, frames=10, extend=given, backward=True, last_image=image)
+        work_for(tiny_guided, frames=10, extend=given, extend_backward=True, last_image=image)
 
 
 def test_pocket_goes_on_from_the_last_frame_of_a_clip(tmp_path: Path) -> None:
-    small: ClipSettings = {"size": "64x64", "frames": 9, "steps": 2, "seed": 1}
+    small: ClipOptions = {"size": "64x64", "frames": 9, "steps": 2, "seed": 1}
     path = filmlet.generate("a red circle", **small).save(tmp_path / "a.mp4")
     clip = filmlet.generate("a red circle", extend=path, seconds=0.5, steps=2, seed=1)
     assert clip.frames.shape == (9 + 12, 64, 64, 3)
-    assert clip.effective.shape.context == 1
+    assert clip.effective.shape.context_frames == 1
     assert distance(clip.frames[8], clip.frames[9]) < 25
     assert clip.effective.as_json()["seconds"] == pytest.approx(21 / 24, abs=1e-3)

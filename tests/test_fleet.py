@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from filmlet.api import create
+from filmlet.api import create_app
 from filmlet.jobs import Queue, Status
 from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
@@ -28,13 +28,13 @@ def settings(tmp_path: Path, remote: str) -> Settings:
 @pytest.fixture
 def web(settings: Settings, tmp_path: Path) -> Iterator[httpx2.Client]:
     """A client of another machine's web process."""
-    app = create(replace(settings, home=tmp_path / "web"))
+    app = create_app(replace(settings, home=tmp_path / "web"))
     with standing(app) as url, httpx2.Client(base_url=url, timeout=120) as client:
         yield client
 
 
 class Reading:
-    """A reader of the growing clip; `data` is what came, `is_whole` once it ended regularly."""
+    """A reader of the growing clip; `data` is what came, `is_complete` once it ended regularly."""
 
     def __init__(self, web: httpx2.Client, job: str) -> None:
         self.data, self.is_whole, self.begun = b"", False, threading.Event()
@@ -87,7 +87,7 @@ def test_a_reader_on_another_machine_gets_the_whole_growing_clip(
     film.go.set()
     thread.join(120)
     reading.join()
-    assert worker.queue.get(job).status == Status.COMPLETED
+    assert worker.queue.get_job(job).status == Status.COMPLETED
     assert reading.is_whole
     assert reading.data == storage.read(job, "decoded.mp4")
     assert storage.jobs() == {job}
@@ -99,10 +99,10 @@ def test_a_reader_of_a_clip_that_will_not_be_whole_is_cut_off(
 ) -> None:
     film, worker, job, reading, thread = making()
     worker.queue.cancel(job)
-    worker.held.stop() if worker.held else None
+    worker.current.stop() if worker.current else None
     film.go.set()
     thread.join(120)
     reading.join()
-    assert worker.queue.get(job).status == Status.CANCELLED
+    assert worker.queue.get_job(job).status == Status.CANCELLED
     assert reading.data
     assert not reading.is_whole

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from filmlet.core.shape import Shape
-from filmlet.engine.torch.frame_transfer import Leaving, as_pixels, as_planes
-from filmlet.errors import NotFinite
-from filmlet.media import writing
-from filmlet.media.video_writer import VideoFile
+from filmlet.core.shape import VideoShape
+from filmlet.engine.torch.frame_transfer import FrameTransfer, to_rgb, to_yuv420
+from filmlet.errors import NonFiniteValues
+from filmlet.media import write_video
+from filmlet.media.video_writer import VideoWriter
 
 HEIGHT, WIDTH = (
     62,
     96,
 )  # not of fours, so that a row of planes holds the end of U and the start of V
-SHAPE = Shape(WIDTH, HEIGHT, 5, 24.0, WIDTH, HEIGHT, 9)
+SHAPE = VideoShape(WIDTH, HEIGHT, 5, 24.0, WIDTH, HEIGHT, 9)
 
 
 def frames() -> Tensor:
@@ -31,10 +31,10 @@ def frames() -> Tensor:
 
 
 def test_planes_are_those_of_the_encoders_own_conversion(tmp_path: Path) -> None:
-    movie = VideoFile(tmp_path / "clip.mp4", "mp4", SHAPE, {})
-    theirs = np.stack([movie._in_planes(p).to_ndarray() for p in as_pixels(frames()).numpy()])
+    movie = VideoWriter(tmp_path / "clip.mp4", "mp4", SHAPE, {})
+    theirs = np.stack([movie._in_planes(p).to_ndarray() for p in to_rgb(frames()).numpy()])
     movie.close()
-    made = as_planes(frames()).numpy()
+    made = to_yuv420(frames()).numpy()
     difference = np.abs(theirs.astype(int) - made)
     assert made.shape == (SHAPE.frames, HEIGHT * 3 // 2, WIDTH)
     assert np.quantile(difference, 0.99) <= 3  # it looks further at edges
@@ -46,10 +46,10 @@ def test_planes_are_those_of_the_encoders_own_conversion(tmp_path: Path) -> None
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 def test_a_video_of_planes_shows_what_one_of_pixels_shows(tmp_path: Path, suffix: str) -> None:
     shown = []
-    for name, lay_out in (("pixels", as_pixels), ("planes", as_planes)):
+    for name, lay_out in (("pixels", to_rgb), ("planes", to_yuv420)):
         path = tmp_path / f"{name}{suffix}"
-        with writing(path, SHAPE, {}) as movie:
-            movie.add(Leaving(frames(), lay_out).arrived())
+        with write_video(path, SHAPE, {}) as movie:
+            movie.add(FrameTransfer(frames(), lay_out).result())
         with av.open(str(path)) as file:
             pictures = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
             stream = file.streams.video[0]
@@ -61,9 +61,9 @@ def test_a_video_of_planes_shows_what_one_of_pixels_shows(tmp_path: Path, suffix
     assert pixels.std() > 30
 
 
-@pytest.mark.parametrize("lay_out", [as_pixels, as_planes])
+@pytest.mark.parametrize("lay_out", [to_rgb, to_yuv420])
 def test_values_that_are_not_numbers_do_not_leave(lay_out: type) -> None:
     broken = frames()
     broken[0, 0, 0, 0] = float("nan")
-    with pytest.raises(NotFinite):
-        Leaving(broken, lay_out).arrived()
+    with pytest.raises(NonFiniteValues):
+        FrameTransfer(broken, lay_out).result()

@@ -11,7 +11,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from starlette.testclient import TestClient
 
-from filmlet.api import create
+from filmlet.api import create_app
 from filmlet.settings import Settings
 
 HOLD = settings(
@@ -26,7 +26,9 @@ HOLD = settings(
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    app = create(Settings(home=tmp_path, max_active=10**6, max_per_minute=10**6, max_queued=10**6))
+    app = create_app(
+        Settings(home=tmp_path, max_active=10**6, max_per_minute=10**6, max_queued=10**6)
+    )
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -46,7 +48,7 @@ def test_no_request_breaks_the_server(client: TestClient) -> None:
                 if "id" in case.path_parameters and asked % 2 and case.method != "DELETE":
                     case.path_parameters["id"] = there  # one that exists, every other time
                     # Whoever follows it comes to an end, also after a retry.
-                    client.app.state.house.queue.cancel(there)
+                    client.app.state.filmlet.queue.cancel(there)
                 answer = case.call()
                 asked += 1
                 mistakes = answer.status_code >= 500 and case.path != "/ready"

@@ -21,9 +21,9 @@ from PIL import Image
 from starlette.routing import Mount
 
 from filmlet import ui
-from filmlet.api import create
+from filmlet.api import create_app
 from filmlet.api.anonymous_users import Visitors
-from filmlet.jobs import Keys
+from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from filmlet.ui import blocks, callers, files, gate
@@ -94,7 +94,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real process that demands keys; ann and ben have one each."""
     settings = Settings(home=tmp_path_factory.mktemp("keyed"), worker="gate", max_per_minute=1000)
     database = Database(settings)
-    secrets = [Keys(database, settings).add(name).secret for name in ("ann", "ben")]
+    secrets = [ApiKeyStore(database, settings).add(name).secret for name in ("ann", "ben")]
     database.close()
     starts = serving()
     running: Running = next(starts)(settings, "--no-worker")
@@ -120,8 +120,8 @@ class Space(Server):
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     settings = Settings(home=tmp_path_factory.mktemp("space"), max_per_minute=1000)
-    app = create(settings, visitors=Visitors())
-    ui.mount(app, app.state.house)
+    app = create_app(settings, visitors=Visitors())
+    ui.mount(app, app.state.filmlet)
     with (
         standing(app) as url,
         httpx2.Client(base_url=url, cookies={"filmlet_visitor": "a" * 32}, timeout=60) as ann,

@@ -12,14 +12,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from filmlet.api import create
+from filmlet.api import create_app
 from filmlet.core.guide import Guide
 from filmlet.errors import InvalidRequest, JobConflict
-from filmlet.jobs import Asking, Keys, Queue, Status
+from filmlet.jobs import ApiKeyStore, Queue, Status, SubmitOptions
 from filmlet.jobs.database import Database
-from filmlet.jobs.queue import size_of
-from filmlet.media import look
-from filmlet.pipeline.plan import plan
+from filmlet.jobs.queue import workload_size
+from filmlet.media import probe
+from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import SMALL, Running
@@ -50,10 +50,10 @@ def test_a_guided_job_needs_no_file_but_its_own_and_equals_the_clip_made_at_once
 ) -> None:
     request = ask(tiny, image=image)
     job = queue.submit(request)
-    name = look(image).name
+    name = probe(image).name
     image.unlink()
     assert job.requested["guides"] == ({"file": name, "frame": 0, "strength": 1.0, "frames": None},)
-    varied = queue.vary(job.id, "the red ball", Asking())
+    varied = queue.remix(job.id, "the red ball", SubmitOptions())
     assert (queue.storage.local / varied.id / name).exists()
     start()
     done = wait(queue, job.id, is_over)
@@ -64,7 +64,7 @@ def test_a_guided_job_needs_no_file_but_its_own_and_equals_the_clip_made_at_once
     with queue.storage.open(job.id, "clip.mp4") as clip:
         assert clip.read() == without_queue(request, done, tmp_path / "once.mp4")
     assert wait(queue, varied.id, is_over).status == Status.COMPLETED
-    extended = queue.extend(job.id, ask(tiny, frames=8), Asking())
+    extended = queue.extend(job.id, ask(tiny, frames=8), SubmitOptions())
     queue.delete(job.id)
     assert job.id not in folders(queue)
     longer = wait(queue, extended.id, is_over)
@@ -72,7 +72,7 @@ def test_a_guided_job_needs_no_file_but_its_own_and_equals_the_clip_made_at_once
     assert (longer.source, longer.shape and longer.shape.frames) == (job.id, 9 + 8)
     with queue.storage.open(longer.id, "clip.mp4") as clip:
         (tmp_path / "longer.mp4").write_bytes(clip.read())
-    assert look(tmp_path / "longer.mp4").frames == 17
+    assert probe(tmp_path / "longer.mp4").frames == 17
 
 
 @sqlite
@@ -82,13 +82,13 @@ def test_a_worker_elsewhere_finds_the_files_in_the_storage(
     store = str(tmp_path / "store")
     queue = Queue(replace(settings, home=settings.home, storage_url=store))
     job = queue.submit(ask(tiny, image=image))
-    name = look(image).name
+    name = probe(image).name
     image.unlink()
     assert folders(queue) == []
     assert (tmp_path / "store" / job.id / name).exists()
     start(FILMLET_STORAGE_URL=store)
     assert wait(queue, job.id, is_over).status == Status.COMPLETED
-    longer = queue.extend(job.id, ask(tiny), Asking())
+    longer = queue.extend(job.id, ask(tiny), SubmitOptions())
     assert [p.suffix for p in (tmp_path / "store" / longer.id).iterdir()] == [".mp4"]
     assert (tmp_path / "store" / longer.id / "clip.mp4").exists() is False
     assert wait(queue, longer.id, is_over).status == Status.COMPLETED
@@ -99,14 +99,14 @@ def test_a_worker_elsewhere_finds_the_files_in_the_storage(
 
 @sqlite
 def test_what_comes_to_no_job_leaves_no_files(tiny: Path, image: Path, queue: Queue) -> None:
-    first = queue.submit(ask(tiny, image=image), Asking(key="one"))
-    assert queue.submit(ask(tiny, image=image), Asking(key="one")).id == first.id
+    first = queue.submit(ask(tiny, image=image), SubmitOptions(idempotency_key="one"))
+    assert queue.submit(ask(tiny, image=image), SubmitOptions(idempotency_key="one")).id == first.id
     with pytest.raises(InvalidRequest):
         queue.submit(ask(tiny, last_image=image))
     with pytest.raises(InvalidRequest):
         queue.submit(ask(tiny, image=image.parent / "none.png"))
     with pytest.raises(JobConflict, match="no clip to extend"):
-        queue.extend(first.id, ask(tiny), Asking())
+        queue.extend(first.id, ask(tiny), SubmitOptions())
     assert folders(queue) == [first.id]
 
 
@@ -115,9 +115,10 @@ def test_pictures_that_stand_beside_the_clip_are_part_of_its_cost(
     tiny_guided: Path, image: Path, settings: Settings
 ) -> None:
     del settings
-    plain = size_of(plan(ask(tiny_guided)))
+    plain = workload_size(make_plan(ask(tiny_guided)))
     first, last = (
-        size_of(plan(ask(tiny_guided, guides=[Guide(str(image), frame)]))) for frame in (0, -1)
+        workload_size(make_plan(ask(tiny_guided, guides=[Guide(str(image), frame)])))
+        for frame in (0, -1)
     )
     assert (first.tokens, last.tokens - plain.tokens) == (plain.tokens, 4)
     assert last.pixels == plain.pixels
@@ -136,7 +137,7 @@ def client(home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """The app without a worker, its temporary files in a folder of their own."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    with TestClient(create(home), raise_server_exceptions=False) as client:
+    with TestClient(create_app(home), raise_server_exceptions=False) as client:
         yield client
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -226,9 +227,9 @@ def test_what_pocket_cannot_be_guided_by_is_named_as_it_was_sent(client: TestCli
 
 def test_only_ones_own_finished_videos_can_be_extended(home: Settings) -> None:
     database = Database(home)
-    keys = Keys(database, home)
+    keys = ApiKeyStore(database, home)
     ann, bob = keys.add("ann"), keys.add("bob")
-    with TestClient(create(home)) as client:
+    with TestClient(create_app(home)) as client:
 
         def extend(secret: str, video: object) -> httpx2.Response:
             return client.post(
@@ -264,7 +265,7 @@ def test_a_server_makes_guided_clips_and_extends_its_own_and_others(
     assert shared_server.wait_over(own["id"])["status"] == "completed"
     longer = tmp_path / "longer.mp4"
     longer.write_bytes(client.get(f"/v1/videos/{own['id']}/content").content)
-    assert look(longer).frames == 17
+    assert probe(longer).frames == 17
     sent = client.post(
         "/v1/videos/extensions", data={"prompt": "a red ball", "seconds": "0.5", "steps": "2"},
         files={"video": ("mine.mp4", longer.read_bytes())},

@@ -25,17 +25,17 @@ from torch import Tensor
 import filmlet
 from filmlet.core.events import Pixels, Progress, Stage
 from filmlet.core.guide import Guide, parse_keyframe
-from filmlet.core.model_card import GuideKind, ModelCard
-from filmlet.core.request import ClipRequest, ClipSettings, clip_request
-from filmlet.core.shape import fit
-from filmlet.engine.arrays import pack, unpack
-from filmlet.engine.base import Embeddings, Recipe, Start
-from filmlet.engine.conditioning import Shown
-from filmlet.engine.tokenizer import load_tokenizer, read
-from filmlet.engine.torch.engine import LtxEngine
+from filmlet.core.model_card import GuideSupport, ModelCard
+from filmlet.core.request import ClipOptions, ClipRequest, build_request
+from filmlet.core.shape import resolve_shape
+from filmlet.engine.arrays import pack_latents, unpack_latents
+from filmlet.engine.base import DenoiseParams, PromptEmbeds, ResumeState
+from filmlet.engine.conditioning import GuideLatents
+from filmlet.engine.tokenizer import load_tokenizer, tokenize
+from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import InvalidRequest
-from filmlet.media import covering, framed, look, read_picture, tags
-from filmlet.models import CARDS, find
+from filmlet.media import metadata_tags, pad_to, probe, read_image, resize_to_cover
+from filmlet.models import REGISTRY, get_card
 from filmlet.models.registry import POCKET
 from tests.helpers.clips import changes, distance, film, footage, keep, work_for
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
@@ -55,23 +55,30 @@ def _mode(monkeypatch: pytest.MonkeyPatch) -> None:
 load = cache(load_card)
 
 
-def recipe_of(card: ModelCard, guidance: float = 1.0) -> Recipe:
-    shape, _ = fit(clip_request("a ball", size="96x64", frames=25, fps=12), card.grid)
-    return Recipe(shape, SIGMAS, guidance, seed=7)
+def recipe_of(card: ModelCard, guidance: float = 1.0) -> DenoiseParams:
+    shape, _ = resolve_shape(build_request("a ball", size="96x64", frames=25, fps=12), card.grid)
+    return DenoiseParams(shape, SIGMAS, guidance, seed=7)
 
 
-def told(engine: LtxEngine, folder: Path, recipe: Recipe) -> Embeddings:
+def told(engine: TorchEngine, folder: Path, recipe: DenoiseParams) -> PromptEmbeds:
     tokenizer, most = load_tokenizer(folder / "tokenizer"), engine.card.max_tokens
-    away = engine.encode(read(tokenizer, "white", most)) if recipe.guidance > 1 else None
-    return Embeddings(engine.encode(read(tokenizer, PROMPT, most)), away)
+    away = engine.encode_prompt(tokenize(tokenizer, "white", most)) if recipe.guidance > 1 else None
+    return PromptEmbeds(engine.encode_prompt(tokenize(tokenizer, PROMPT, most)), away)
 
 
 def ours(
-    engine: LtxEngine, folder: Path, recipe: Recipe, guides: Told, start: Start | None = None
+    engine: TorchEngine,
+    folder: Path,
+    recipe: DenoiseParams,
+    guides: Told,
+    start: ResumeState | None = None,
 ) -> Tensor:
-    shown = [Shown(engine.see(pixels), frame, strength) for pixels, frame, strength in guides]
+    shown = [
+        GuideLatents(engine.encode_frames(pixels), frame, strength)
+        for pixels, frame, strength in guides
+    ]
     *_, last = engine.denoise(told(engine, folder, recipe), recipe, start, shown)
-    return unpack(last.latents, *engine.latent_shape(recipe.shape))
+    return unpack_latents(last.latents, *engine.latent_shape(recipe.shape))
 
 
 @cache
@@ -81,7 +88,7 @@ def stock_pipeline(folder: Path) -> LTXConditionPipeline:
     return pipe
 
 
-def stock(folder: Path, recipe: Recipe, guides: Told, **more: object) -> Tensor:
+def stock(folder: Path, recipe: DenoiseParams, guides: Told, **more: object) -> Tensor:
     """What LTXConditionPipeline computes: (1, channels, frames, height, width), normalised."""
     pipe = stock_pipeline(folder)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
@@ -123,8 +130,12 @@ def stock(folder: Path, recipe: Recipe, guides: Told, **more: object) -> Tensor:
     ids=["none", "first", "first+last", "middle", "soft", "two soft", "video", "end", "both"],
 )
 def test_guided_latents_equal_stock_diffusers(tiny_guided: Path, guides: Told) -> None:
-    card = find(str(tiny_guided))
-    assert (card.guides, card.guide_noise, card.context) == (GuideKind.ANY_FRAME, 0.15, 25)
+    card = get_card(str(tiny_guided))
+    assert (card.guide_support, card.image_cond_noise_scale, card.context_frames) == (
+        GuideSupport.ANY_FRAME,
+        0.15,
+        25,
+    )
     recipe = recipe_of(card, guidance=3.0 if len(guides) == 2 else 1.0)
     mine = ours(load(card), tiny_guided, recipe, guides)
     theirs = stock(tiny_guided, recipe, guides)
@@ -136,13 +147,13 @@ def test_guided_latents_equal_stock_diffusers(tiny_guided: Path, guides: Told) -
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_mode")
 def test_guides_of_a_second_stage_equal_stock_diffusers(tiny_guided: Path) -> None:
-    card, guides = find(str(tiny_guided)), [(footage(), 0, 1.0), (footage(seed=1), 16, 0.8)]
+    card, guides = get_card(str(tiny_guided)), [(footage(), 0, 1.0), (footage(seed=1), 16, 0.8)]
     recipe, engine = recipe_of(card), load(card)
     clean = torch.randn(1, 16, 4, 2, 3, generator=torch.Generator().manual_seed(3))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(recipe.seed))
     sigma = SIGMAS[1]
-    second = Recipe(recipe.shape, SIGMAS[1:], 1.0, recipe.seed)
-    start = Start(0, pack(sigma * noise + (1 - sigma) * clean))
+    second = DenoiseParams(recipe.shape, SIGMAS[1:], 1.0, recipe.seed)
+    start = ResumeState(0, pack_latents(sigma * noise + (1 - sigma) * clean))
     mine = ours(engine, tiny_guided, second, guides, start)
     theirs = stock(tiny_guided, recipe, guides, latents=clean, denoise_strength=0.999)
     assert (mine - theirs).abs().max() <= 1e-4
@@ -151,9 +162,9 @@ def test_guides_of_a_second_stage_equal_stock_diffusers(tiny_guided: Path) -> No
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_mode")
 def test_a_first_frame_of_pocket_equals_unmodified_stock_diffusers() -> None:
-    card, folder = CARDS["pocket"], POCKET
-    assert card.guides == GuideKind.FIRST_FRAME
-    recipe = Recipe(recipe_of(card).shape, card.schedule.at(4), 1.0, seed=7)
+    card, folder = REGISTRY["pocket"], POCKET
+    assert card.guide_support == GuideSupport.FIRST_FRAME
+    recipe = DenoiseParams(recipe_of(card).shape, card.schedule.sigmas_for(4), 1.0, seed=7)
     mine = ours(load(card), folder, recipe, [(footage(), 0, 1.0)])
     pipe = LTXImageToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -162,7 +173,7 @@ def test_a_first_frame_of_pocket_equals_unmodified_stock_diffusers() -> None:
         frame_rate=12, num_inference_steps=4, guidance_scale=1.0,
         generator=torch.Generator().manual_seed(7), output_type="latent",
     ).frames  # fmt: skip
-    assert (pack(mine) - theirs).abs().max() <= 1e-4
+    assert (pack_latents(mine) - theirs).abs().max() <= 1e-4
     plain = LTXPipeline.from_pipe(pipe)(
         prompt=PROMPT, width=96, height=64, num_frames=25, frame_rate=12, num_inference_steps=4,
         guidance_scale=1.0, generator=torch.Generator().manual_seed(7), output_type="latent",
@@ -174,7 +185,7 @@ def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
     drawn = Image.new("RGB", (128, 128), "white")
     ImageDraw.Draw(drawn).ellipse((30, 40, 90, 100), fill=(220, 40, 40))
     drawn.save(tmp_path / "circle.png")
-    small: ClipSettings = {"size": "128x128", "frames": 9, "steps": 4, "seed": 1}
+    small: ClipOptions = {"size": "128x128", "frames": 9, "steps": 4, "seed": 1}
     guided = filmlet.generate("a red circle", image=tmp_path / "circle.png", **small)
     plain = filmlet.generate("a red circle", **small)
     assert distance(guided.frames[0], np.asarray(drawn)) < 10
@@ -187,7 +198,7 @@ def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
 def test_a_guided_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_guided: Path, tmp_path: Path, until: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmlet.pipeline.prepare.KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.prepare.CHECKPOINT_INTERVAL_S", -1.0)
     image, middle = (keep(tmp_path / f"{i}.png", footage(seed=i)) for i in (1, 2))
     settings = {"image": image, "guides": [Guide(middle, 16, 0.6)]}
     film(work_for(tiny_guided, **settings), tmp_path / "straight.mp4")
@@ -245,7 +256,7 @@ def test_what_of_a_guide_is_not_done_as_asked_is_told(tiny_guided: Path, tmp_pat
         "guide_1_frame", "guide_1_size", "guide_1_background", "guide_2_frames",
     }  # fmt: skip
     assert [(g.frame, g.strength) for g in work.effective.guides] == [(8, 1.0), (16, 0.5)]
-    assert str(tmp_path) not in json.dumps(tags(work.effective))
+    assert str(tmp_path) not in json.dumps(metadata_tags(work.effective))
     exact = work_for(tiny_guided, last_image=keep(tmp_path / "last.png", footage()))
     assert changes(exact) == {}
     assert exact.effective.guides[0].frame == 24
@@ -297,10 +308,10 @@ def test_what_a_model_or_a_clip_cannot_show_is_refused_in_a_sentence(
 
 
 def test_a_request_with_guides_comes_back_from_json_and_old_ones_are_still_read() -> None:
-    request = clip_request("a", image="a.png", guides=[Guide("b.png", 8, 0.5)], extend="c.mp4")
+    request = build_request("a", image="a.png", guides=[Guide("b.png", 8, 0.5)], extend="c.mp4")
     assert ClipRequest(**json.loads(json.dumps(asdict(request)))) == request
     assert request.files == ("a.png", "b.png", "c.mp4")
-    assert request.asked()["guides"][1] == {
+    assert request.explicit_settings()["guides"][1] == {
         "file": "b.png", "frame": 8, "strength": 0.5, "frames": None,
     }  # fmt: skip
     old = {"prompt": "a", "model": "pocket", "draft": False}
@@ -332,11 +343,11 @@ def test_pictures_of_every_kind_are_read_upright_and_in_colour(tmp_path: Path) -
         "grey16.png": ((1, 8, 8, 3), (128, 128, 128)), "palette.png": ((1, 8, 8, 3), (0, 255, 0)),
     }  # fmt: skip
     for name, (shape, colour) in expected.items():
-        pixels = read_picture(tmp_path / name)
+        pixels = read_image(tmp_path / name)
         assert pixels.shape == shape, name
         assert tuple(pixels[0, 4, 4]) == colour, name
-        assert look(tmp_path / name).height == shape[1]
-    names = {look(tmp_path / name).name for name in expected}
+        assert probe(tmp_path / name).height == shape[1]
+    names = {probe(tmp_path / name).name for name in expected}
     assert len(names) == 5
     assert all(re.fullmatch(r"given-[0-9a-f]{16}\.(png|jpeg)", name) for name in names)
 
@@ -344,9 +355,9 @@ def test_pictures_of_every_kind_are_read_upright_and_in_colour(tmp_path: Path) -
 def test_frames_cover_a_size_by_their_middle_and_framed_ones_keep_their_pixels() -> None:
     bars = np.zeros((1, 10, 30, 3), np.uint8)
     bars[:, :, 10:20] = 255
-    assert (covering(bars, 20, 20)[:, :, 1:-1] > 240).all()
-    assert covering(bars, 30, 10) is bars
-    inside = framed(bars, 34, 14)
+    assert (resize_to_cover(bars, 20, 20)[:, :, 1:-1] > 240).all()
+    assert resize_to_cover(bars, 30, 10) is bars
+    inside = pad_to(bars, 34, 14)
     assert inside.shape == (1, 14, 34, 3)
     assert (inside[:, 2:12, 2:32] == bars).all()
     assert (inside[:, 0] == inside[:, 2]).all()

@@ -10,9 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.routing import Mount
 
-from filmlet.api import create
+from filmlet.api import create_app
 from filmlet.api.anonymous_users import MIN_TOKEN_CHARS, Visitors
-from filmlet.jobs import Granted, Keys
+from filmlet.jobs import ApiKeyStore, CreatedApiKey
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from tests.helpers.servers import SMALL, Running, refusal, serving
@@ -30,19 +30,19 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def keys(settings: Settings) -> Iterator[Keys]:
+def keys(settings: Settings) -> Iterator[ApiKeyStore]:
     database = Database(settings)
-    yield Keys(database, settings)
+    yield ApiKeyStore(database, settings)
     database.close()
 
 
 @pytest.fixture(scope="module")
-def root(keys: Keys) -> Granted:
+def root(keys: ApiKeyStore) -> CreatedApiKey:
     return keys.add("root", admin=True)
 
 
 @pytest.fixture(scope="module")
-def server(settings: Settings, root: Granted) -> Iterator[Running]:
+def server(settings: Settings, root: CreatedApiKey) -> Iterator[Running]:
     """A web process with keys, which answers to a public name too."""
     del root
     starts = serving()
@@ -50,7 +50,7 @@ def server(settings: Settings, root: Granted) -> Iterator[Running]:
     next(starts, None)
 
 
-def bearer(granted: Granted) -> dict[str, str]:
+def bearer(granted: CreatedApiKey) -> dict[str, str]:
     return {"authorization": f"Bearer {granted.secret}"}
 
 
@@ -80,16 +80,18 @@ def test_the_caller_is_known_before_a_body_is_read(server: Running) -> None:
 
 
 def test_a_route_of_the_app_is_public_or_under_v1(settings: Settings) -> None:
-    app = create(settings)
+    app = create_app(settings)
     for route in app.routes:
         path = getattr(route, "path", "")
         is_page = isinstance(route, Mount) or path.startswith("/docs") or not path
         assert is_page or path.startswith("/v1") or path in PUBLIC, path
-    app.state.house.queue.close()
+    app.state.filmlet.queue.close()
 
 
 @pytest.mark.parametrize("path", ["events", "content?stream=true"])
-def test_what_is_listened_to_ends_with_its_key(server: Running, keys: Keys, path: str) -> None:
+def test_what_is_listened_to_ends_with_its_key(
+    server: Running, keys: ApiKeyStore, path: str
+) -> None:
     granted = keys.add(f"listener of {path}")
     client = httpx2.Client(base_url=server.url, headers=bearer(granted), timeout=ENDS_S)
     job = client.post("/v1/videos", json=SMALL).json()["id"]
@@ -118,7 +120,7 @@ def test_what_is_listened_to_ends_with_its_key(server: Running, keys: Keys, path
 
 
 def test_metrics_are_an_admins_where_the_settings_say_so(
-    server: Running, keys: Keys, root: Granted
+    server: Running, keys: ApiKeyStore, root: CreatedApiKey
 ) -> None:
     plain = keys.add("plain")
     assert server.client.get("/metrics").status_code == 401
@@ -144,7 +146,7 @@ def test_a_server_answers_to_the_names_it_was_told(server: Running) -> None:
         assert server.client.get("/health", headers={"host": host}).status_code == status
 
 
-def test_a_proxys_host_counts_as_this_servers_own(server: Running, root: Granted) -> None:
+def test_a_proxys_host_counts_as_this_servers_own(server: Running, root: CreatedApiKey) -> None:
     def ask(**headers: str) -> int:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         return server.client.post("/v1/videos", json=SMALL, headers=sent | bearer(root)).status_code
@@ -187,7 +189,7 @@ def test_without_keys_who_comes_through_a_proxy_is_not_the_local_user(
 
 
 def test_a_refusal_of_the_database_shows_no_path(home: Settings) -> None:
-    with TestClient(create(home), raise_server_exceptions=False) as client:
+    with TestClient(create_app(home), raise_server_exceptions=False) as client:
         job = client.post("/v1/videos", json=SMALL).json()["id"]
         for file in home.home.glob("filmlet.sqlite*"):
             file.write_bytes(b"no database" * 1000)
@@ -206,7 +208,7 @@ def test_a_refusal_of_the_database_shows_no_path(home: Settings) -> None:
 
 
 def test_a_program_without_cookies_is_a_visitor_by_its_token(home: Settings) -> None:
-    app = create(home, visitors=Visitors())
+    app = create_app(home, visitors=Visitors())
     long, other = ("t" * MIN_TOKEN_CHARS, "u" * MIN_TOKEN_CHARS)
 
     def ask(method: str, path: str, token: str, **more: object) -> httpx2.Response:

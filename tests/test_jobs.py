@@ -22,8 +22,8 @@ from filmlet.errors import (
     TooManyJobs,
     UnknownJob,
 )
-from filmlet.jobs import Asking, Keys, Limits, Priority, Queue, Status
-from filmlet.jobs.cost_model import CostModel, Sample, Size
+from filmlet.jobs import ApiKeyStore, Limits, Priority, Queue, Status, SubmitOptions
+from filmlet.jobs.cost_model import CostModel, Sample, WorkloadSize
 from filmlet.jobs.database import Database
 from filmlet.jobs.storage import Storage
 from filmlet.settings import Settings
@@ -32,7 +32,7 @@ from tests.helpers.queues import ask, environment
 
 def order(queue: Queue) -> list[str]:
     """Prompts in the order in which they will run."""
-    waiting = [job for job in queue.jobs(limit=100) if job.position]
+    waiting = [job for job in queue.list_jobs(limit=100) if job.position]
     return [str(j.requested["prompt"]) for j in sorted(waiting, key=lambda j: j.position or 0)]
 
 
@@ -40,7 +40,7 @@ def test_higher_classes_go_first_and_among_equals_who_has_fewer_jobs(
     tiny: Path, queue: Queue
 ) -> None:
     def submit(prompt: str, owner: str, priority: Priority = Priority.NORMAL) -> None:
-        queue.submit(ask(tiny, prompt), Asking(owner, priority))
+        queue.submit(ask(tiny, prompt), SubmitOptions(owner, priority))
 
     for i in range(3):
         submit(f"ann {i}", "ann")
@@ -52,81 +52,81 @@ def test_higher_classes_go_first_and_among_equals_who_has_fewer_jobs(
 
 def test_the_position_and_the_time_grow_with_what_is_ahead(tiny: Path, queue: Queue) -> None:
     jobs = [queue.submit(ask(tiny, prompt=f"a {i}")) for i in range(3)]
-    now = [queue.get(job.id) for job in jobs]
+    now = [queue.get_job(job.id) for job in jobs]
     assert [job.position for job in now] == [1, 2, 3]
     etas = [job.eta for job in now if job.eta]
     assert etas[0].seconds < etas[1].seconds < etas[2].seconds
     assert all(e.low < e.seconds < e.high for e in etas)
     queue.cancel(jobs[0].id)
-    assert queue.get(jobs[2].id).position == 2
+    assert queue.get_job(jobs[2].id).position == 2
 
 
 def test_a_submission_is_told_what_a_fresh_look_says(tiny: Path, queue: Queue) -> None:
     for i, priority in enumerate((Priority.NORMAL, Priority.LOW, Priority.HIGH, Priority.LOW)):
-        told = queue.submit(ask(tiny, f"a {i}"), Asking(priority=priority))
+        told = queue.submit(ask(tiny, f"a {i}"), SubmitOptions(priority=priority))
         fresh = Queue(queue.settings)
-        assert fresh.get(told.id) == told
+        assert fresh.get_job(told.id) == told
         fresh.close()
 
 
 def test_limits_refuse_clearly_and_say_when_to_try_again(tiny: Path, settings: Settings) -> None:
     queue = Queue(replace(settings, max_queued=4, max_active=3, max_per_minute=3))
     for i in range(2):
-        queue.submit(ask(tiny, f"ann {i}"), Asking("ann"))
-    over = queue.submit(ask(tiny, "ann 3"), Asking("ann"))
+        queue.submit(ask(tiny, f"ann {i}"), SubmitOptions("ann"))
+    over = queue.submit(ask(tiny, "ann 3"), SubmitOptions("ann"))
     with pytest.raises(TooManyJobs, match="3 unfinished jobs") as refused:
-        queue.submit(ask(tiny), Asking("ann"))
+        queue.submit(ask(tiny), SubmitOptions("ann"))
     assert refused.value.retry_after_s > 0
     queue.cancel(over.id, "ann")
     with pytest.raises(TooManyJobs, match="within a minute") as refused:
-        queue.submit(ask(tiny), Asking("ann"))
+        queue.submit(ask(tiny), SubmitOptions("ann"))
     assert 0 < refused.value.retry_after_s <= 60
     for i in range(2):
-        queue.submit(ask(tiny, f"bob {i}"), Asking("bob"))
+        queue.submit(ask(tiny, f"bob {i}"), SubmitOptions("bob"))
     with pytest.raises(TooManyJobs, match="queue is full"):
-        queue.submit(ask(tiny), Asking("cid"))
+        queue.submit(ask(tiny), SubmitOptions("cid"))
     queue.close()
 
 
 def test_a_job_is_retried_by_the_limits_of_its_owners_key(tiny: Path, queue: Queue) -> None:
-    keys = Keys(queue.database, queue.settings)
+    keys = ApiKeyStore(queue.database, queue.settings)
     key = keys.add("ann", limits=Limits(1, 1000, 0)).key
-    job = queue.submit(ask(tiny, "a 0"), Asking(key.id, limits=key.limits)).id
+    job = queue.submit(ask(tiny, "a 0"), SubmitOptions(key.id, limits=key.limits)).id
     queue.cancel(job)
-    queue.submit(ask(tiny, "a 1"), Asking(key.id, limits=key.limits))
+    queue.submit(ask(tiny, "a 1"), SubmitOptions(key.id, limits=key.limits))
     with pytest.raises(TooManyJobs, match="may have 1"):
         queue.retry(job)
 
 
 def test_asking_twice_under_one_key_makes_one_job(tiny: Path, queue: Queue) -> None:
-    one = queue.submit(ask(tiny), Asking("ann", key="k"))
-    two = queue.submit(ask(tiny), Asking("ann", key="k"))
-    other = queue.submit(ask(tiny), Asking("bob", key="k"))
+    one = queue.submit(ask(tiny), SubmitOptions("ann", idempotency_key="k"))
+    two = queue.submit(ask(tiny), SubmitOptions("ann", idempotency_key="k"))
+    other = queue.submit(ask(tiny), SubmitOptions("bob", idempotency_key="k"))
     assert one.id == two.id != other.id
-    assert len(queue.jobs()) == 2
+    assert len(queue.list_jobs()) == 2
 
 
 def test_a_request_that_no_model_can_meet_never_enters_the_queue(tiny: Path, queue: Queue) -> None:
     with pytest.raises(InvalidRequest, match="steps"):
         queue.submit(ask(tiny, steps=1000))
-    assert queue.jobs() == []
+    assert queue.list_jobs() == []
 
 
 def test_jobs_of_another_user_do_not_exist(tiny: Path, queue: Queue) -> None:
-    job = queue.submit(ask(tiny), Asking("ann")).id
-    for call in (queue.get, queue.cancel, queue.retry, queue.delete):
+    job = queue.submit(ask(tiny), SubmitOptions("ann")).id
+    for call in (queue.get_job, queue.cancel, queue.retry, queue.delete):
         with pytest.raises(UnknownJob):
             call(job, "bob")
         with pytest.raises(UnknownJob):
             call("clip_none", None)
-    assert queue.jobs("bob") == []
-    assert queue.get(job, "ann").status == Status.QUEUED
+    assert queue.list_jobs("bob") == []
+    assert queue.get_job(job, "ann").status == Status.QUEUED
 
 
 def test_jobs_are_listed_newest_first_in_pages(tiny: Path, queue: Queue) -> None:
     ids = [queue.submit(ask(tiny, f"a {i}")).id for i in range(5)]
-    first = queue.jobs(limit=2)
-    second = queue.jobs(limit=2, after=first[-1].id)
+    first = queue.list_jobs(limit=2)
+    second = queue.list_jobs(limit=2, after=first[-1].id)
     assert [j.id for j in [*first, *second]] == [*reversed(ids)][:4]
 
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_done_to_a_job_is_refused(tiny: Path, queue: Queue) -> No
     assert queue.cancel(job).status == Status.CANCELLED
     queue.delete(job)
     with pytest.raises(UnknownJob):
-        queue.get(job)
+        queue.get_job(job)
 
 
 def finish(queue: Queue, job: str, days_ago: float, size: int) -> None:
@@ -160,8 +160,8 @@ def test_old_jobs_leave_first_and_unfinished_ones_never(tiny: Path, settings: Se
     finish(queue, old, 8, 1000)
     finish(queue, middle, 2, 150_000)
     finish(queue, young, 1, 150_000)
-    assert queue.sweep() == 2
-    assert {job.id for job in queue.jobs()} == {young, waiting}
+    assert queue.delete_expired() == 2
+    assert {job.id for job in queue.list_jobs()} == {young, waiting}
     assert not (settings.home / "jobs" / middle).exists()
     assert (settings.home / "jobs" / young / "clip.mp4").exists()
     queue.close()
@@ -206,7 +206,7 @@ def test_a_database_that_may_only_be_read_is_told_in_one_sentence(
     again = Settings(home=tmp_path, database_url=readable.render_as_string(hide_password=False))
     with pytest.raises(DatabaseUnusable, match="read-only"):
         Queue(again).submit(ask(tiny))
-    assert queue.get(job).status == Status.QUEUED
+    assert queue.get_job(job).status == Status.QUEUED
     queue.close()
 
 
@@ -252,25 +252,25 @@ def test_a_growing_file_is_read_on_another_machine(tmp_path: Path, remote: str) 
 
     def read(sent: int) -> bytes:
         got = b""
-        while piece := web.grown("job", sent + len(got), 1000):
+        while piece := web.read_growing("job", sent + len(got), 1000):
             got += piece
         return got
 
     assert read(0) == b""
     for end in (100, 5000):  # the first attempt dies here
         (worker.folder("job") / part).write_bytes(whole[:end])
-        worker.grow("job")
+        worker.upload_new_bytes("job")
     assert read(0) == whole[:5000]
     for end in (3000, 7000):  # another worker begins again, in other pieces
         (other.folder("job") / part).write_bytes(whole[:end])
-        other.grow("job")
+        other.upload_new_bytes("job")
     assert read(5000) == whole[5000:7000]
     (other.folder("job") / "decoded.mp4").write_bytes(whole)
-    other.grow("job")
+    other.upload_new_bytes("job")
     assert read(4321) == whole[4321:]
     assert not [f for f in worker.fetch("job").iterdir() if f.name.startswith("growing")]
     other.store("job", "decoded.mp4")
-    other.leave("job")  # the pieces are gone, who was reading goes on with the whole file
+    other.clear_local("job")  # the pieces are gone, who was reading goes on with the whole file
     assert read(7777) == whole[7777:]
     assert web.size("job") == len(whole)
 
@@ -281,13 +281,13 @@ def test_files_come_back_from_the_storage_on_another_machine(tmp_path: Path, rem
     (here.folder("job") / "latents.safetensors").write_bytes(b"latents")
     (here.folder("job") / "clip.mp4").write_bytes(b"clip")
     here.store("job", "latents.safetensors", "clip.mp4", "missing")
-    here.leave("job")
+    here.clear_local("job")
     assert not (tmp_path / "here" / "jobs" / "job").exists()
     assert (there.fetch("job") / "latents.safetensors").read_bytes() == b"latents"
     assert there.size("job") == 11
     with here.open("job", "clip.mp4") as file:
         assert file.read() == b"clip"
-    assert here.where("job", "clip.mp4").endswith("job/clip.mp4")
+    assert here.display_path("job", "clip.mp4").endswith("job/clip.mp4")
     there.delete("job")
     assert here.size("job") == 0
     with pytest.raises(StorageUnusable):
@@ -305,7 +305,7 @@ def test_the_environment_is_read_with_its_types(tmp_path: Path) -> None:
 STAGES = (Stage.ENCODE, Stage.DENOISE, Stage.DECODE)
 
 
-def machine(size: Size, noise: np.random.Generator, spread: float = 0.1) -> list[Sample]:
+def machine(size: WorkloadSize, noise: np.random.Generator, spread: float = 0.1) -> list[Sample]:
     """What a machine that is a little unsteady would measure."""
     call = 0.01 + 2e-5 * size.tokens + 4e-8 * size.tokens**2
     true = {Stage.ENCODE: 0.05, Stage.DENOISE: call, Stage.DECODE: 1e-7 * size.pixels}
@@ -320,7 +320,7 @@ def told(count: int, slower: Callable[[int], float] = lambda _: 1.0) -> list[dic
     noise, samples, found = np.random.default_rng(0), list[Sample](), []
     for i in range(count):
         tokens, megapixels = int(noise.integers(50, 3000)), int(noise.integers(1, 60))
-        size = Size(tokens, 8, megapixels * 10**6, 7e6)
+        size = WorkloadSize(tokens, 8, megapixels * 10**6, 7e6)
         made = [replace(s, seconds=s.seconds * slower(i)) for s in machine(size, noise)]
         seconds = sum(s.seconds * (8 if s.stage == Stage.DENOISE else 1) for s in made)
         now = CostModel(samples, speed=1e11).estimate(size, STAGES)
@@ -356,6 +356,6 @@ def test_estimates_follow_a_machine_that_becomes_slower() -> None:
 
 
 def test_before_any_clip_there_is_a_guess_with_a_wide_band() -> None:
-    guess = CostModel([], speed=1e11).estimate(Size(256, 8, 1_600_000, 7e6))
+    guess = CostModel([], speed=1e11).estimate(WorkloadSize(256, 8, 1_600_000, 7e6))
     assert 0 < guess.low < guess.seconds / 1.5
     assert guess.high > guess.seconds * 1.5

@@ -20,45 +20,48 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import filmlet
-from filmlet.core.events import Event, Finished, Frames, Progress, Stage
+from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished
 from filmlet.core.guide import Guide
-from filmlet.core.request import ClipRequest, clip_request
-from filmlet.core.shape import Grid, fit
-from filmlet.core.windows import Window, split
-from filmlet.engine.arrays import unpack
-from filmlet.engine.base import Embeddings
+from filmlet.core.request import ClipRequest, build_request
+from filmlet.core.shape import ShapeConstraints, resolve_shape
+from filmlet.core.windows import Window, split_into_windows
+from filmlet.engine.arrays import unpack_latents
+from filmlet.engine.base import PromptEmbeds
 from filmlet.errors import InvalidRequest
 from filmlet.jobs import Queue, Status
-from filmlet.jobs.queue import size_of
-from filmlet.models import CARDS
+from filmlet.jobs.queue import workload_size
+from filmlet.models import REGISTRY
 from filmlet.pipeline import stages
-from filmlet.pipeline.denoise import SEED_STEP
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.pipeline.denoise import WINDOW_SEED_STRIDE
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import refusal
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
 from tests.test_cli import filmlet as command
 
-GRID = Grid(overlap=32)
-TWO = {"frames": 73, "then": ["a white ball"]}  # the shortest clip of two parts that share 32
+GRID = ShapeConstraints(overlap_frames=32)
+TWO = {
+    "frames": 73,
+    "extra_prompts": ["a white ball"],
+}  # the shortest clip of two parts that share 32
 Stop = Callable[[Event], bool]
 
 
-def work_for(model: Path | str, folder: Path | None = None, **settings: object) -> Work:
+def work_for(model: Path | str, folder: Path | None = None, **settings: object) -> GenerationState:
     small = {"size": "64x64", "steps": 3, "seed": 2, "guidance": 1.0, "model": str(model)}
-    request = clip_request("a red ball", **(small | settings))
-    work = fold(prepare(plan(request), Settings(device="cpu"), "float32"))
+    request = build_request("a red ball", **(small | settings))
+    work = drain(prepare(make_plan(request), Settings(device="cpu"), "float32"))
     if folder:
         folder.mkdir(exist_ok=True)
     work.folder = folder
     return work
 
 
-def film(work: Work, path: Path, stop: Stop | None = None) -> list[Event]:
+def film(work: GenerationState, path: Path, stop: Stop | None = None) -> list[Event]:
     """The events of a clip, up to the one at which it is left."""
-    told, events = [], stages.film(work, path, force=True)
+    told, events = [], stages.write_clip(work, path, force=True)
     for event in events:
         told.append(event)
         if stop and stop(event):
@@ -80,21 +83,25 @@ def kept(folder: Path, name: str) -> Tensor:
 
 @pytest.mark.parametrize("frames", [281, 289, 500, 513, 1000, 1441, 1800])
 @pytest.mark.parametrize("prompts", [1, 2, 3, 7])
-@pytest.mark.parametrize("grid", [GRID, Grid(overlap=8), CARDS["pocket"].grid])
+@pytest.mark.parametrize(
+    "grid", [GRID, ShapeConstraints(overlap_frames=8), REGISTRY["pocket"].grid]
+)
 def test_every_latent_is_new_in_one_window_and_the_windows_are_nearly_equal(
-    frames: int, prompts: int, grid: Grid
+    frames: int, prompts: int, grid: ShapeConstraints
 ) -> None:
-    shape, _ = fit(clip_request("a ball", frames=frames, fps=30), grid)
-    windows = split(shape, grid, prompts)
+    shape, _ = resolve_shape(build_request("a ball", frames=frames, fps=30), grid)
+    windows = split_into_windows(shape, grid, prompts)
     spans = [window.latents(8) for window in windows]
-    new = [list(s)[w.shared // 8 :] for s, w in zip(spans, windows, strict=True)]
-    assert [i for span in new for i in span] == list(range(grid.latents(shape.made_frames)))
-    assert all(len(span) <= grid.latents(grid.window) for span in spans)
-    assert [w.shared for w in windows] == [0] + [grid.overlap] * (len(windows) - 1)
-    assert [w.prompt for w in windows] == sorted(w.prompt for w in windows)
-    assert {w.prompt for w in windows} == set(range(prompts))
-    assert windows[-1].end == shape.made_frames
-    assert all(b.first == a.end - grid.overlap for a, b in pairwise(windows))
+    new = [list(s)[w.overlap_frames // 8 :] for s, w in zip(spans, windows, strict=True)]
+    assert [i for span in new for i in span] == list(
+        range(grid.latent_frames(shape.generated_frames))
+    )
+    assert all(len(span) <= grid.latent_frames(grid.window_frames) for span in spans)
+    assert [w.overlap_frames for w in windows] == [0] + [grid.overlap_frames] * (len(windows) - 1)
+    assert [w.prompt_index for w in windows] == sorted(w.prompt_index for w in windows)
+    assert {w.prompt_index for w in windows} == set(range(prompts))
+    assert windows[-1].end_frame == shape.generated_frames
+    assert all(b.start_frame == a.end_frame - grid.overlap_frames for a, b in pairwise(windows))
     if prompts == 1:
         later = [len(span) for span in new[1:]]
         assert max(later) - min(later) <= 1
@@ -102,17 +109,25 @@ def test_every_latent_is_new_in_one_window_and_the_windows_are_nearly_equal(
 
 def test_a_clip_that_the_model_makes_at_once_has_one_window() -> None:
     for frames in (1, 9, 25, 257):
-        shape, _ = fit(clip_request("a ball", frames=frames), GRID)
-        assert split(shape, GRID) == (Window(0, shape.made_frames),)
+        shape, _ = resolve_shape(build_request("a ball", frames=frames), GRID)
+        assert split_into_windows(shape, GRID) == (Window(0, shape.generated_frames),)
 
 
 def test_prompts_share_what_is_new_and_need_room_for_what_they_share() -> None:
-    shape, _ = fit(clip_request("a ball", frames=80, then=["two"]), GRID, context=33)
-    assert split(shape, GRID, 2) == (Window(0, 73), Window(41, 113, 32, 1))
+    shape, _ = resolve_shape(
+        build_request("a ball", frames=80, extra_prompts=["two"]), GRID, context=33
+    )
+    assert split_into_windows(shape, GRID, 2) == (Window(0, 73), Window(41, 113, 32, 1))
     with pytest.raises(InvalidRequest, match="2 prompts need at least 73 frames") as refused:
-        split(fit(clip_request("a ball", frames=65, then=["two"]), GRID)[0], GRID, 2)
+        split_into_windows(
+            resolve_shape(build_request("a ball", frames=65, extra_prompts=["two"]), GRID)[0],
+            GRID,
+            2,
+        )
     assert refused.value.code == "invalid_then"
-    split(fit(clip_request("a ball", frames=73, then=["two"]), GRID)[0], GRID, 2)
+    split_into_windows(
+        resolve_shape(build_request("a ball", frames=73, extra_prompts=["two"]), GRID)[0], GRID, 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,32 +136,34 @@ def test_prompts_share_what_is_new_and_need_room_for_what_they_share() -> None:
         ({"seconds": 60.1}, "seconds", "at most 60.00"),
         ({"frames": 1441}, "frames", "1440"),
         ({"frames": 3601, "fps": 60.0}, "frames", "3600"),
-        ({"then": [""]}, "then", "empty"),
-        ({"then": ["a"] * 32}, "then", "at most 31"),
-        ({"then": ["a\0"]}, "then", "no text"),
-        ({"then": "a ball"}, "then", "list"),
+        ({"extra_prompts": [""]}, "extra_prompts", "empty"),
+        ({"extra_prompts": ["a"] * 32}, "extra_prompts", "at most 31"),
+        ({"extra_prompts": ["a\0"]}, "extra_prompts", "no text"),
+        ({"extra_prompts": "a ball"}, "extra_prompts", "list"),
     ],
 )
 def test_what_is_too_long_or_no_prompt_is_refused_in_a_sentence(
     settings: dict[str, object], param: str, says: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=says) as refused:
-        plan(clip_request("a ball", **settings))
+        make_plan(build_request("a ball", **settings))
     assert refused.value.param == param
 
 
 def test_a_model_that_goes_on_from_nothing_makes_no_long_clips() -> None:
-    shape, _ = fit(clip_request("a ball", seconds=60), Grid(overlap=8))
+    shape, _ = resolve_shape(
+        build_request("a ball", seconds=60), ShapeConstraints(overlap_frames=8)
+    )
     assert shape.frames == 1440
     with pytest.raises(InvalidRequest, match=r"at most 10\.71"):
-        fit(clip_request("a ball", seconds=60), Grid())
+        resolve_shape(build_request("a ball", seconds=60), ShapeConstraints())
 
 
 def test_each_prompt_has_the_models_usual_length_and_json_brings_them_back() -> None:
-    request = clip_request("a ball", then=["a cat", "a dog"])
-    assert plan(request).shape.frames == 73
-    assert ClipRequest(**json.loads(json.dumps(request.asked()))) == request
-    assert request.asked()["then"] == ("a cat", "a dog")
+    request = build_request("a ball", extra_prompts=["a cat", "a dog"])
+    assert make_plan(request).shape.frames == 73
+    assert ClipRequest(**json.loads(json.dumps(request.explicit_settings()))) == request
+    assert request.explicit_settings()["extra_prompts"] == ("a cat", "a dog")
 
 
 # What is computed
@@ -158,20 +175,26 @@ def test_a_later_window_equals_stock_diffusers_given_the_latents_before_it(
 ) -> None:
     work = work_for(tiny_guided, tmp_path / "kept", **TWO)
     film(work, tmp_path / "clip.mp4")
-    first, second = (unpack(kept(work.folder, f"latents-{i}"), 5, 2, 2) for i in (1, 2))
+    first, second = (unpack_latents(kept(work.folder, f"latents-{i}"), 5, 2, 2) for i in (1, 2))
     assert work.effective.windows == (Window(0, 33), Window(1, 73, 32, 1))
     pipe = LTXConditionPipeline.from_pretrained(tiny_guided, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     # Stock is given frames; what it would see in them are the latents of the first window.
-    known = stages.load_engine(work).statistics.denormalised(first[:, :, 1:])
+    known = stages.load_engine(work).statistics.denormalize(first[:, :, 1:])
     monkeypatch.setattr(pipe.vae, "encode", lambda _: SimpleNamespace(latents=known))
     theirs = pipe(
         conditions=[LTXVideoCondition(video=[Image.new("RGB", (64, 64))] * 25, frame_index=0)],
-        prompt="a white ball", width=64, height=64, num_frames=65, frame_rate=24,
-        guidance_scale=1.0, timesteps=[1000 * sigma for sigma in work.effective.sigmas],
-        generator=torch.Generator().manual_seed((2 + SEED_STEP) % 2**32), output_type="latent",
-    ).frames  # fmt: skip
+        prompt="a white ball",
+        width=64,
+        height=64,
+        num_frames=65,
+        frame_rate=24,
+        guidance_scale=1.0,
+        timesteps=[1000 * sigma for sigma in work.effective.sigmas],
+        generator=torch.Generator().manual_seed((2 + WINDOW_SEED_STRIDE) % 2**32),
+        output_type="latent",
+    ).frames
     assert (second - theirs[:, :, 4:]).abs().max() <= 1e-4
     assert second.std() > 0.1
 
@@ -185,7 +208,7 @@ def test_windows_are_joined_and_decoded_as_one_clip(tiny: Path, tmp_path: Path) 
     assert torch.equal(torch.cat(parts, 1), whole)
     engine = stages.load_engine(work)
     with torch.inference_mode():
-        video = engine.statistics.denormalised(unpack(whole, 34, 2, 2))
+        video = engine.statistics.denormalize(unpack_latents(whole, 34, 2, 2))
         pixels = engine.vae.decode(video, return_dict=False)[0][0].permute(1, 2, 3, 0)
     expected = ((pixels + 1) * 127.5).round().clamp(0, 255).numpy()
     assert frames.shape == (265, 64, 64, 3)
@@ -196,17 +219,17 @@ def test_a_clip_in_one_window_is_made_as_ever(tiny: Path, tmp_path: Path) -> Non
     work = work_for(tiny, tmp_path / "kept", frames=25)
     film(work, tmp_path / "clip.mp4")
     engine = stages.load_engine(work)
-    *_, last = engine.denoise(Embeddings(engine.encode(work.prompt)), work.recipe)
+    *_, last = engine.denoise(PromptEmbeds(engine.encode_prompt(work.prompt)), work.denoise_params)
     assert torch.equal(kept(work.folder, "latents"), last.latents)
     assert {p.name for p in work.folder.iterdir()} == {
         "embeddings.safetensors", "latents.safetensors", "decoded.mp4",
     }  # fmt: skip
-    assert not {"windows", "then"} & work.effective.as_json().keys()
+    assert not {"windows", "extra_prompts"} & work.effective.as_json().keys()
 
 
 def test_each_prompt_makes_its_own_part_and_is_reported(tiny: Path, tmp_path: Path) -> None:
-    one = work_for(tiny, tmp_path / "one", frames=25, then=["a white ball"])
-    two = work_for(tiny, tmp_path / "two", frames=25, then=["a castle " + "on " * 200])
+    one = work_for(tiny, tmp_path / "one", frames=25, extra_prompts=["a white ball"])
+    two = work_for(tiny, tmp_path / "two", frames=25, extra_prompts=["a castle " + "on " * 200])
     for work in (one, two):
         film(work, tmp_path / "clip.mp4")
     assert torch.equal(*(kept(work.folder, "latents-1") for work in (one, two)))
@@ -218,9 +241,9 @@ def test_each_prompt_makes_its_own_part_and_is_reported(tiny: Path, tmp_path: Pa
         "made in 2 windows of at most 257 frames that share 8"
     )
     assert two.effective.unknown_words == ("castle",)
-    assert len(two.effective.then[0]) < 400
+    assert len(two.effective.extra_prompts[0]) < 400
     assert two.effective.as_json()["windows"][1] == {
-        "first": 1, "end": 25, "shared": 8, "prompt": 1,
+        "start_frame": 1, "end_frame": 25, "overlap_frames": 8, "prompt_index": 1,
     }  # fmt: skip
 
 
@@ -236,11 +259,11 @@ def test_a_picture_is_given_to_the_window_that_holds_its_frame(
     assert torch.equal(*(kept(work.folder, "latents-1") for work in (plain, guided)))
     assert not torch.equal(*(kept(work.folder, "latents-2") for work in (plain, guided)))
     assert guided.effective.guides[0].frame == 72
-    sizes = [size_of(work.plan) for work in (plain, guided)]
+    sizes = [workload_size(work.plan) for work in (plain, guided)]
     assert [s.tokens for s in sizes] == [9 * 4, 10 * 4]
     assert [s.calls for s in sizes] == [6, 6]
     early = work_for(tiny_guided, guides=[Guide(str(tmp_path / "red.png"), 16)], **TWO)
-    assert size_of(early.plan).tokens == 9 * 4  # of the second window, still the largest
+    assert workload_size(early.plan).tokens == 9 * 4  # of the second window, still the largest
 
 
 def test_a_video_is_shown_as_far_as_its_window_goes(tiny_guided: Path, tmp_path: Path) -> None:
@@ -254,7 +277,9 @@ def test_a_video_is_shown_as_far_as_its_window_goes(tiny_guided: Path, tmp_path:
 def test_a_long_clip_extends_another(tiny_guided: Path, tmp_path: Path) -> None:
     small = {"model": str(tiny_guided), "size": "64x64", "steps": 1, "seed": 1}
     path = filmlet.generate("a ball", frames=33, **small).save(tmp_path / "a.mp4")
-    work = work_for(tiny_guided, tmp_path / "kept", extend=path, frames=80, then=["a white ball"])
+    work = work_for(
+        tiny_guided, tmp_path / "kept", extend=path, frames=80, extra_prompts=["a white ball"]
+    )
     frames = [e.pixels for e in film(work, tmp_path / "b.mp4") if isinstance(e, Frames)]
     assert sum(map(len, frames)) == 113
     assert work.effective.windows == (Window(0, 65), Window(33, 105, 32, 1))
@@ -265,7 +290,7 @@ def test_a_long_clip_extends_another(tiny_guided: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filmlet.pipeline.prepare.KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.prepare.CHECKPOINT_INTERVAL_S", -1.0)
 
 
 @pytest.mark.usefixtures("_every_step")
@@ -277,7 +302,7 @@ def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_clip_left_in_any_window_goes_on_to_the_same_bytes(
     tiny: Path, tmp_path: Path, left: int, again: list[int]
 ) -> None:
-    settings = {"frames": 41, "then": ["a white ball", "the red ball"]}
+    settings = {"frames": 41, "extra_prompts": ["a white ball", "the red ball"]}
     straight = film(work_for(tiny, **settings), tmp_path / "straight.mp4")
     assert calls(straight) == list(range(10))
     film(
@@ -295,7 +320,7 @@ def test_a_clip_left_in_any_window_goes_on_to_the_same_bytes(
 def test_a_window_that_cannot_be_read_is_made_again_and_so_are_those_after_it(
     tiny: Path, tmp_path: Path
 ) -> None:
-    settings = {"frames": 41, "then": ["a white ball", "the red ball"]}
+    settings = {"frames": 41, "extra_prompts": ["a white ball", "the red ball"]}
     film(work_for(tiny, tmp_path / "kept", **settings), tmp_path / "one.mp4")
     for name in ("latents.safetensors", "latents-2.safetensors"):
         (tmp_path / "kept" / name).write_bytes(b"half")
@@ -329,7 +354,7 @@ def test_both_stages_are_made_in_windows_and_a_draft_can_be_refined(tmp_path: Pa
     }  # fmt: skip
     events = film(refined, tmp_path / "clip.mp4")
     assert calls(events, Stage.REFINE) == [5, 6]
-    reused = {e.stage for e in events if isinstance(e, Finished) and e.reused}
+    reused = {e.stage for e in events if isinstance(e, StageFinished) and e.reused}
     assert reused == {Stage.ENCODE, Stage.DENOISE, Stage.UPSAMPLE}
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "once.mp4").read_bytes()
 
@@ -339,14 +364,17 @@ def test_both_stages_are_made_in_windows_and_a_draft_can_be_refined(tmp_path: Pa
 
 def test_pocket_goes_on_smoothly_from_window_to_window() -> None:
     clip = filmlet.generate(
-        "a red circle bouncing on white", then=["a red circle still on white"], size="128x128",
-        seed=1, steps=4,
-    )  # fmt: skip
+        "a red circle bouncing on white",
+        extra_prompts=["a red circle still on white"],
+        size="128x128",
+        seed=1,
+        steps=4,
+    )
     assert clip.frames.shape == (49, 128, 128, 3)
     windows = clip.effective.windows
-    assert [w.prompt for w in windows] == [0, 1]
+    assert [w.prompt_index for w in windows] == [0, 1]
     jumps = np.abs(np.diff(clip.frames.astype(float), axis=0)).mean((1, 2, 3))
-    seams = [w.first + w.shared - 1 for w in windows[1:]]
+    seams = [w.start_frame + w.overlap_frames - 1 for w in windows[1:]]
     assert max(jumps[s] for s in seams) < 4 * np.median(jumps) + 1
 
 
@@ -359,9 +387,9 @@ def test_the_command_line_takes_further_prompts_and_shows_the_windows(
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout)
-    assert report["requested"]["then"] == ["a white ball", "the castle"]
-    assert [w["prompt"] for w in report["effective"]["windows"]] == [0, 1, 2]
-    assert [w["end"] for w in report["effective"]["windows"]] == [1 + 8, 17 + 8, 41]
+    assert report["requested"]["extra_prompts"] == ["a white ball", "the castle"]
+    assert [w["prompt_index"] for w in report["effective"]["windows"]] == [0, 1, 2]
+    assert [w["end_frame"] for w in report["effective"]["windows"]] == [1 + 8, 17 + 8, 41]
     assert {c["field"] for c in report["effective"]["changes"]} == {"windows", "then_2_words"}
     refused = command("generate", "a ball", "--seconds", 61, "--json", cwd=tmp_path)
     assert json.loads(refused.stdout)["error"]["code"] == "invalid_seconds"
@@ -373,7 +401,7 @@ def test_a_job_whose_worker_was_killed_in_the_second_window_goes_on_from_the_fir
 ) -> None:
     store = tmp_path / "store"
     queue = Queue(replace(settings, storage_url=str(store)))
-    request = ask(tiny, frames=41, steps=4, then=["a white ball", "the red ball"])
+    request = ask(tiny, frames=41, steps=4, extra_prompts=["a white ball", "the red ball"])
     job = queue.submit(request).id
     dying, told = ("denoise", "6", str(tmp_path / "marker")), {"FILMLET_STORAGE_URL": str(store)}
     assert start(*dying, module="tests.helpers.crashing_worker", **told).wait(60) == -signal.SIGKILL
@@ -384,7 +412,7 @@ def test_a_job_whose_worker_was_killed_in_the_second_window_goes_on_from_the_fir
     assert after.status == Status.COMPLETED, after.failure
     assert len(list((store / job).glob("latents-*"))) == 2  # the last is a part of the whole
     assert after.effective
-    assert after.effective["windows"][2]["prompt"] == 2
+    assert after.effective["windows"][2]["prompt_index"] == 2
     with queue.storage.open(job, "clip.mp4") as clip:
         assert clip.read() == without_queue(request, after, tmp_path / "straight.mp4")
     queue.close()
@@ -393,17 +421,21 @@ def test_a_job_whose_worker_was_killed_in_the_second_window_goes_on_from_the_fir
 def test_further_prompts_come_as_json_or_as_a_form_and_are_planned_and_kept(
     client: TestClient,
 ) -> None:
-    sent = {"prompt": "a red circle", "then": ["a blue circel", "a green circle"], "frames": 97}
+    sent = {
+        "prompt": "a red circle",
+        "extra_prompts": ["a blue circel", "a green circle"],
+        "frames": 97,
+    }
     planned = client.post("/v1/videos/plan", json=sent).json()
     assert planned["windows"] == 3
     assert planned["unknown_words"] == {"circel": ["circle", "circles"]}
     for body in ({"json": sent}, {"data": sent}):
         video = client.post("/v1/videos", **body).json()
-        assert video["requested"]["then"] == sent["then"]
+        assert video["requested"]["extra_prompts"] == sent["extra_prompts"]
     again = client.post(f"/v1/videos/{video['id']}/remix", json={"prompt": "a star"}).json()
-    assert again["requested"]["then"] == sent["then"]
-    refused = client.post("/v1/videos", json=sent | {"then": [" "]})
-    assert refusal(refused)["param"] == "then"
+    assert again["requested"]["extra_prompts"] == sent["extra_prompts"]
+    refused = client.post("/v1/videos", json=sent | {"extra_prompts": [" "]})
+    assert refusal(refused)["param"] == "extra_prompts"
     refused = client.post("/v1/videos", json=sent | {"seconds": 61, "frames": None})
     assert refusal(refused)["code"] == "invalid_seconds"
     assert client.get("/v1/models/pocket").json()["max_seconds"] == 60

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from filmlet.core.lora import Lora, parse_lora
-from filmlet.core.request import ClipRequest, clip_request
+from filmlet.core.request import ClipRequest, build_request
 from filmlet.errors import (
-    CheckpointDamaged,
-    CheckpointMissing,
+    CheckpointCorrupt,
+    CheckpointNotFound,
     FilmletError,
     InvalidRequest,
-    NotOffered,
+    NotSupported,
 )
-from filmlet.pipeline.plan import plan
+from filmlet.pipeline.plan import make_plan
 from tests.test_loras import adapters, diffusers, matrices, save, style
 
 __all__ = ["style"]
@@ -81,12 +81,12 @@ def test_what_no_lora_could_be_is_refused_at_the_door(tmp_path: Path, style: str
         ([tmp_path], "no other kind"),
     ):
         with pytest.raises(InvalidRequest, match=says) as error:
-            plan(clip_request("a", loras=loras))
+            make_plan(build_request("a", loras=loras))
         assert error.value.param == "loras"
     for content, says in ((b"", "not a .safetensors"), (Path(style).read_bytes()[:-9], "bytes")):
         (tmp_path / "cut.safetensors").write_bytes(content)
-        with pytest.raises(CheckpointDamaged, match=says) as error:
-            plan(clip_request("a", loras=[str(tmp_path / "cut.safetensors")]))
+        with pytest.raises(CheckpointCorrupt, match=says) as error:
+            make_plan(build_request("a", loras=[str(tmp_path / "cut.safetensors")]))
         assert (error.value.code, error.value.param) == ("checkpoint_damaged", "loras")
 
 
@@ -98,10 +98,10 @@ def test_a_scale_that_stands_beside_a_file_of_peft_is_not_ignored(tmp_path: Path
         config.write_text(json.dumps(plain))
         adapters(path)
     config.write_text(json.dumps({"r": 4, "lora_alpha": 16}))
-    with pytest.raises(NotOffered, match=r"adapter_config\.json scales"):
+    with pytest.raises(NotSupported, match=r"adapter_config\.json scales"):
         adapters(path)
     config.write_text(json.dumps({"use_dora": True}))
-    with pytest.raises(NotOffered, match="DoRA"):
+    with pytest.raises(NotSupported, match="DoRA"):
         adapters(path)
 
 
@@ -124,12 +124,12 @@ def test_how_a_lora_is_written_decides_what_it_is() -> None:
 
 
 def test_a_request_with_loras_comes_back_from_json_and_old_ones_are_still_read() -> None:
-    request = clip_request("a", loras=["a.safetensors:0.5", Path("b.safetensors"), "owner/name"])
+    request = build_request("a", loras=["a.safetensors:0.5", Path("b.safetensors"), "owner/name"])
     assert ClipRequest(**json.loads(json.dumps(asdict(request)))) == request
     assert request.files == ("a.safetensors", "b.safetensors")
-    assert request.asked()["loras"][0] == {"source": "a.safetensors", "strength": 0.5}
+    assert request.explicit_settings()["loras"][0] == {"source": "a.safetensors", "strength": 0.5}
     assert ClipRequest(prompt="a").loras == ()
-    assert "loras" not in clip_request("a", loras=[]).asked()
+    assert "loras" not in build_request("a", loras=[]).explicit_settings()
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_name_of_the_hub_is_found_in_its_cache_or_said_how_to_fetch(
         ("owner/name", "hf download owner/name"),
         ("owner/name/a.safetensors", "hf download owner/name a.safetensors"),
     ):
-        with pytest.raises(CheckpointMissing, match=says) as error:
+        with pytest.raises(CheckpointNotFound, match=says) as error:
             adapters(source)
         assert (error.value.code, error.value.param) == ("checkpoint_missing", "loras")
     save(hub / "v2" / "a.safetensors", diffusers(matrices()))

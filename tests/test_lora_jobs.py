@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from filmlet.errors import InvalidRequest
-from filmlet.jobs import Asking, Queue, Status
+from filmlet.jobs import Queue, Status, SubmitOptions
 from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.test_guided_jobs import folders, refusal
@@ -29,7 +29,7 @@ def test_a_job_needs_no_lora_file_but_its_own_and_equals_the_clip_made_at_once(
     content = Path(style).read_bytes()
     Path(style).unlink()
     assert (queue.storage.local / job.id / lora["source"]).read_bytes() == content
-    varied = queue.vary(job.id, "the red ball", Asking())
+    varied = queue.remix(job.id, "the red ball", SubmitOptions())
     start()
     done = wait(queue, job.id, is_over)
     assert done.status == Status.COMPLETED, done.failure
@@ -59,10 +59,10 @@ def test_a_draft_with_a_lora_is_refined_from_its_latents_by_a_worker_elsewhere(
     assert folders(queue) == []
     start(FILMLET_STORAGE_URL=str(tmp_path / "storage"))
     assert wait(queue, draft.id, is_over).status == Status.COMPLETED
-    done = wait(queue, queue.refine(draft.id, Asking()).id, is_over)
+    done = wait(queue, queue.refine(draft.id, SubmitOptions()).id, is_over)
     assert done.status == Status.COMPLETED, done.failure
     assert {record.stage.value: record.reused for record in done.stages}["denoise"]
-    other = wait(queue, queue.refine(plain.id, Asking()).id, is_over)
+    other = wait(queue, queue.refine(plain.id, SubmitOptions()).id, is_over)
     clips = [queue.storage.open(job.id, "clip.mp4") for job in (done, other)]
     assert clips[0].read() != clips[1].read()
     queue.close()

@@ -17,21 +17,21 @@ from torch import Tensor
 
 import filmlet
 from filmlet.core.events import Frames
-from filmlet.core.lora import Adapter, Lora, parse_lora
-from filmlet.core.request import clip_request
-from filmlet.engine.base import Embeddings, Recipe
+from filmlet.core.lora import Lora, LoraAdapter, parse_lora
+from filmlet.core.request import build_request
+from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.placement import Placement
-from filmlet.engine.tokenizer import load_tokenizer, read
-from filmlet.engine.torch.engine import LtxEngine
-from filmlet.engine.torch.lora import Loras
+from filmlet.engine.tokenizer import load_tokenizer, tokenize
+from filmlet.engine.torch.engine import TorchEngine
+from filmlet.engine.torch.lora import FusedLoras
 from filmlet.errors import (
     InvalidRequest,
 )
-from filmlet.media import tags
-from filmlet.models import find, look_at_lora
+from filmlet.media import metadata_tags
+from filmlet.models import get_card, inspect_lora
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
 from tests.test_cli import filmlet as command
 from tests.test_engine import load as load_card
@@ -80,18 +80,20 @@ def style(tmp_path: Path) -> str:
     return save(tmp_path / "style.safetensors", diffusers(matrices()))
 
 
-def adapters(*loras: Lora | str) -> tuple[Adapter, ...]:
-    return tuple(look_at_lora(parse_lora(o) if isinstance(o, str) else o) for o in loras)
+def adapters(*loras: Lora | str) -> tuple[LoraAdapter, ...]:
+    return tuple(inspect_lora(parse_lora(o) if isinstance(o, str) else o) for o in loras)
 
 
-def latents(engine: LtxEngine, folder: Path, *loras: Lora | str) -> Tensor:
+def latents(engine: TorchEngine, folder: Path, *loras: Lora | str) -> Tensor:
     recipe = replace(recipe_of(engine), loras=adapters(*loras))
-    text = engine.encode(read(load_tokenizer(folder / "tokenizer"), PROMPT, engine.card.max_tokens))
-    *_, last = engine.denoise(Embeddings(text), recipe)
+    text = engine.encode_prompt(
+        tokenize(load_tokenizer(folder / "tokenizer"), PROMPT, engine.card.max_tokens)
+    )
+    *_, last = engine.denoise(PromptEmbeds(text), recipe)
     return last.latents
 
 
-def recipe_of(engine: LtxEngine) -> Recipe:
+def recipe_of(engine: TorchEngine) -> DenoiseParams:
     return recipe_for(engine.card, guidance=1.0, steps=4, size="96x64", frames=17, fps=12)
 
 
@@ -117,7 +119,7 @@ def stock_latents(folder: Path, *changes: tuple[Matrices, float]) -> Tensor:
 def test_latents_equal_stock_diffusers_with_the_same_weights_merged(
     tiny: Path, style: str, tmp_path: Path
 ) -> None:
-    engine = load(find(str(tiny)))
+    engine = load(get_card(str(tiny)))
     other = save(tmp_path / "other.safetensors", diffusers(matrices(1)))
     plain = latents(engine, tiny)
     assert (plain - stock_latents(tiny)).abs().max() <= 1e-4
@@ -178,13 +180,13 @@ def layouts() -> Iterator[tuple[str, dict[str, Tensor], dict[str, str] | None]]:
 
 
 def test_every_layout_of_a_file_gives_the_same_latents(tiny: Path, tmp_path: Path) -> None:
-    engine = load(find(str(tiny)))
+    engine = load(get_card(str(tiny)))
     made = {}
     for name, table, about in layouts():
         path = save(tmp_path / "lora.safetensors", table, about)
         (adapter,) = adapters(path)
-        assert {p.layer: p.shape for p in adapter.pairs} == LAYERS, name
-        assert (adapter.as_used().rank, adapter.as_used().layers) == (4, len(LAYERS))
+        assert {p.layer: p.shape for p in adapter.layers} == LAYERS, name
+        assert (adapter.to_applied().rank, adapter.to_applied().layers) == (4, len(LAYERS))
         made[name] = latents(engine, tiny, path)
     expected = made.pop("diffusers")
     assert (expected - latents(engine, tiny)).abs().max() > 0.05
@@ -194,7 +196,7 @@ def test_every_layout_of_a_file_gives_the_same_latents(tiny: Path, tmp_path: Pat
 
 
 def test_matrices_of_any_precision_are_read(tiny: Path, style: str, tmp_path: Path) -> None:
-    engine, table = load(find(str(tiny))), load_file(style)
+    engine, table = load(get_card(str(tiny))), load_file(style)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         rough = {name: tensor.to(dtype) for name, tensor in table.items()}
         same = {name: tensor.float() for name, tensor in rough.items()}
@@ -203,14 +205,14 @@ def test_matrices_of_any_precision_are_read(tiny: Path, style: str, tmp_path: Pa
 
 
 def test_a_strength_of_0_equals_none_and_the_same_twice_adds_up(tiny: Path, style: str) -> None:
-    engine = load(find(str(tiny)))
+    engine = load(get_card(str(tiny)))
     assert torch.equal(latents(engine, tiny, f"{style}:0"), latents(engine, tiny))
-    assert adapters(f"{style}:0")[0].as_used().layers == 0
+    assert adapters(f"{style}:0")[0].to_applied().layers == 0
     once, halves = latents(engine, tiny, style), latents(engine, tiny, *[f"{style}:0.5"] * 2)
     assert (once - halves).abs().max() < 1e-5
 
 
-def weights(engine: LtxEngine) -> dict[str, tuple[int, int]]:
+def weights(engine: TorchEngine) -> dict[str, tuple[int, int]]:
     """Where each weight lies, and how often it was written to."""
     return {n: (t.data_ptr(), t._version) for n, t in engine.transformer.named_parameters()}
 
@@ -218,13 +220,13 @@ def weights(engine: LtxEngine) -> dict[str, tuple[int, int]]:
 def test_without_loras_again_weights_and_latents_are_those_of_a_fresh_engine(
     tiny: Path, style: str, tmp_path: Path
 ) -> None:
-    engine, fresh = load_card(find(str(tiny))), load_card(find(str(tiny)))
+    engine, fresh = load_card(get_card(str(tiny))), load_card(get_card(str(tiny)))
     other = save(tmp_path / "other.safetensors", diffusers(matrices(1, {"proj_out": (16, 48)})))
     expected, before = latents(fresh, tiny), weights(engine)
     for wanted in ((style,), (style, other), (other,), (f"{style}:-1",), ()):
         latents(engine, tiny, *wanted)
         changed = {layer for w in wanted for layer in (["proj_out"] if w == other else LAYERS)}
-        assert set(engine.loras.own) == changed
+        assert set(engine.loras.original_weights) == changed
     assert weights(engine) == before
     for (name, ours), theirs in zip(
         engine.transformer.state_dict().items(), fresh.transformer.state_dict().values(),
@@ -237,7 +239,7 @@ def test_without_loras_again_weights_and_latents_are_those_of_a_fresh_engine(
 def test_the_same_loras_twice_touch_no_weight_wherever_their_file_lies(
     tiny: Path, style: str, tmp_path: Path
 ) -> None:
-    engine = load_card(find(str(tiny)))
+    engine = load_card(get_card(str(tiny)))
     plain = weights(engine)
     first = latents(engine, tiny, style)
     worn = weights(engine)
@@ -246,7 +248,7 @@ def test_the_same_loras_twice_touch_no_weight_wherever_their_file_lies(
     copy.write_bytes(Path(style).read_bytes())
     assert torch.equal(latents(engine, tiny, str(copy)), first)
     assert weights(engine) == worn
-    assert list(engine.loras.change(adapters(style))) == []
+    assert list(engine.loras.fuse(adapters(style))) == []
     before = copy.stat()
     save(copy, diffusers(matrices(1)))
     os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))  # as by a clock that did not tick
@@ -254,10 +256,12 @@ def test_the_same_loras_twice_touch_no_weight_wherever_their_file_lies(
 
 
 def test_clips_that_take_turns_do_not_wear_each_others_loras(tiny: Path, style: str) -> None:
-    engine = load_card(find(str(tiny)))
+    engine = load_card(get_card(str(tiny)))
     recipe = recipe_of(engine)
-    text = Embeddings(
-        engine.encode(read(load_tokenizer(tiny / "tokenizer"), PROMPT, engine.card.max_tokens))
+    text = PromptEmbeds(
+        engine.encode_prompt(
+            tokenize(load_tokenizer(tiny / "tokenizer"), PROMPT, engine.card.max_tokens)
+        )
     )
     recipes = (recipe, replace(recipe, loras=adapters(style)))
     alone = [[step.latents for step in engine.denoise(text, each)] for each in recipes]
@@ -268,14 +272,14 @@ def test_clips_that_take_turns_do_not_wear_each_others_loras(tiny: Path, style: 
 
 
 def test_a_change_that_was_left_half_done_is_done_again(tiny: Path, style: str) -> None:
-    engine = load_card(find(str(tiny)))
+    engine = load_card(get_card(str(tiny)))
     expected = latents(engine, tiny), latents(engine, tiny, style)
     latents(engine, tiny)
-    with closing(engine.loras.change(adapters(style))) as layers:
+    with closing(engine.loras.fuse(adapters(style))) as layers:
         next(layers)
         next(layers)
     assert torch.equal(latents(engine, tiny), expected[0])
-    one, other = engine.loras.change(adapters(style)), engine.loras.change(adapters(f"{style}:2"))
+    one, other = engine.loras.fuse(adapters(style)), engine.loras.fuse(adapters(f"{style}:2"))
     next(one)
     assert len(list(other)) == len(LAYERS)
     assert len(list(one)) <= 1
@@ -291,21 +295,21 @@ def test_weights_in_eight_bits_are_merged_in_the_dtype_of_the_model_and_come_bac
     model = torch.nn.Module()
     model.proj_in = torch.nn.Linear(16, 48)
     model.proj_in.weight = torch.nn.Parameter(exact, requires_grad=False)
-    loras, pairs = Loras(model, torch.bfloat16), matrices()
+    loras, pairs = FusedLoras(model, torch.bfloat16), matrices()
     (adapter,) = adapters(style)
-    adapter = replace(adapter, pairs=tuple(p for p in adapter.pairs if p.layer in layers))
-    with loras.wearing([adapter]):
+    adapter = replace(adapter, layers=tuple(p for p in adapter.layers if p.layer in layers))
+    with loras.ensure_fused([adapter]):
         down, up = pairs["proj_in"]
         assert model.proj_in.weight.dtype == torch.bfloat16
         assert torch.equal(model.proj_in.weight, (exact.float() + up @ down).to(torch.bfloat16))
-    with loras.wearing([]):
+    with loras.ensure_fused([]):
         assert model.proj_in.weight.data_ptr() == exact.data_ptr()
 
 
 def test_a_lora_for_a_larger_model_is_refused_before_a_weight_is_touched(
     tiny: Path, tmp_path: Path
 ) -> None:
-    engine = load_card(find(str(tiny)))
+    engine = load_card(get_card(str(tiny)))
     before = weights(engine)
     for layer, shape, says in (
         ("transformer_blocks.0.attn1.to_q", (2048, 2048), "48x48 here and 2048x2048 there"),
@@ -322,10 +326,10 @@ def test_a_lora_for_a_larger_model_is_refused_before_a_weight_is_touched(
 # The clip as a whole
 
 
-def work_for(model: Path | str, **settings: object) -> Work:
+def work_for(model: Path | str, **settings: object) -> GenerationState:
     small = {"size": "64x64", "frames": 9, "steps": 2, "seed": 2, "model": str(model)}
-    request = clip_request("a red ball", **(small | settings))
-    return fold(prepare(plan(request), Settings(device="cpu"), "float32"))
+    request = build_request("a red ball", **(small | settings))
+    return drain(prepare(make_plan(request), Settings(device="cpu"), "float32"))
 
 
 def test_what_was_used_is_told_by_content_in_the_report_and_in_the_file(
@@ -335,7 +339,7 @@ def test_what_was_used_is_told_by_content_in_the_report_and_in_the_file(
     (used,) = work.effective.as_json()["loras"]  # type: ignore[attr-defined]
     assert used["file"] == f"lora-{used['sha256']}.safetensors"
     assert (used["strength"], used["rank"], used["layers"]) == (0.5, 4, len(LAYERS))
-    told = tags(work.effective)["effective"]
+    told = metadata_tags(work.effective)["effective"]
     assert used["sha256"] in told
     assert str(tmp_path) not in told
     assert work_for(tiny).effective.loras == ()
@@ -343,8 +347,8 @@ def test_what_was_used_is_told_by_content_in_the_report_and_in_the_file(
 
 def test_a_clip_with_loras_is_torchs_and_says_why(tiny: Path, style: str) -> None:
     pytest.importorskip("openvino")
-    request = clip_request("a red ball", model=str(tiny), size="64x64", frames=9, loras=[style])
-    effective = fold(prepare(plan(request), Settings(engine="openvino"))).effective
+    request = build_request("a red ball", model=str(tiny), size="64x64", frames=9, loras=[style])
+    effective = drain(prepare(make_plan(request), Settings(engine="openvino"))).effective
     assert effective.engine == "torch"
     (change,) = (change for change in effective.changes if change.field == "engine")
     assert "LoRAs are merged" in change.reason
@@ -354,7 +358,7 @@ def test_clips_with_and_without_follow_each_other_over_one_engine(
     tiny_two: Path, style: str
 ) -> None:
     def frames(**settings: object) -> bytes:
-        events = stages.run(work_for(tiny_two, **settings))
+        events = stages.generate_frames(work_for(tiny_two, **settings))
         return b"".join(e.pixels.tobytes() for e in events if isinstance(e, Frames))
 
     plain = frames()
@@ -365,7 +369,7 @@ def test_clips_with_and_without_follow_each_other_over_one_engine(
     assert frames(loras=[f"{style}:1.0"]) == styled
     assert frames() == plain
     assert stages.load_engine(work_for(tiny_two)) is engine
-    assert engine.loras.own == {}
+    assert engine.loras.original_weights == {}
 
 
 def test_a_clip_that_is_run_again_in_float32_still_has_its_lora(
@@ -376,18 +380,18 @@ def test_a_clip_that_is_run_again_in_float32_still_has_its_lora(
     job.mkdir()
     shutil.copy(style, job / "lora.safetensors")
     settings = {"model": str(folder), "size": "64x64", "frames": 9, "steps": 2, "seed": 2}
-    request = clip_request("a red ball", loras=["lora.safetensors"], **settings)
-    work = fold(prepare(plan(request, job), Settings(device="cpu")))
+    request = build_request("a red ball", loras=["lora.safetensors"], **settings)
+    work = drain(prepare(make_plan(request, job), Settings(device="cpu")))
     work.placement, work.folder = Placement("cpu", "float16", "a test"), job
     work.effective = replace(work.effective, dtype="float16")
-    for _ in stages.film(work, job / "clip.mp4"):
+    for _ in stages.write_clip(work, job / "clip.mp4"):
         pass
     assert "dtype" in {change.field for change in work.effective.changes}
     kept = load_file(job / "latents.safetensors")["latents"]
     plain = work_for(folder, loras=[style])
     plain.folder = tmp_path / "plain"
     plain.folder.mkdir()
-    for _ in stages.film(plain, tmp_path / "clip.mp4"):
+    for _ in stages.write_clip(plain, tmp_path / "clip.mp4"):
         pass
     assert torch.equal(load_file(plain.folder / "latents.safetensors")["latents"], kept)
 

@@ -15,7 +15,7 @@ from mcp.client.streamable_http import streamablehttp_client
 from numpy.typing import NDArray
 from PIL import Image
 
-from filmlet.jobs import Keys
+from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from tests.helpers.servers import Running, serving
@@ -156,7 +156,7 @@ def test_a_caller_without_a_key_gets_nothing_where_keys_are_in_use(
 ) -> None:
     settings = Settings(home=tmp_path_factory.mktemp("keyed"), worker="keyed")
     database = Database(settings)
-    secret = Keys(database, settings).add("ann").secret
+    secret = ApiKeyStore(database, settings).add("ann").secret
     database.close()
     starts = serving()
     server = next(starts)(settings)

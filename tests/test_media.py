@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from filmlet.core.events import Pixels
-from filmlet.core.shape import Shape
+from filmlet.core.shape import VideoShape
 from filmlet.errors import InvalidRequest, OutputExists, OutputUnwritable
-from filmlet.media import check_target, growing, poster, writing
-from filmlet.media.video_writer import VideoFile
+from filmlet.media import check_output_path, open_writer, poster, write_video
+from filmlet.media.video_writer import VideoWriter
 
-SHAPE = Shape(96, 64, 20, 24.0, 96, 64, 25)
+SHAPE = VideoShape(96, 64, 20, 24.0, 96, 64, 25)
 TAGS = {"title": "a red ball", "seed": "3", "provenance": "AI-generated", "comment": "AI-generated"}
 
 
@@ -30,7 +30,7 @@ def moving_square(frames: int = SHAPE.frames) -> Pixels:
 
 
 def write(path: Path, pixels: Pixels, chunk: int = 7) -> Path:
-    with writing(path, SHAPE, TAGS) as movie:
+    with write_video(path, SHAPE, TAGS) as movie:
         for start in range(0, len(pixels), chunk):
             movie.add(pixels[start : start + chunk])
     return path
@@ -42,7 +42,7 @@ def test_video_has_the_exact_rate_size_and_number_of_frames(
     tmp_path: Path, suffix: str, fps: float
 ) -> None:
     path = tmp_path / f"clip{suffix}"
-    with writing(path, replace(SHAPE, fps=fps), TAGS) as movie:
+    with write_video(path, replace(SHAPE, fps=fps), TAGS) as movie:
         movie.add(moving_square())
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
@@ -94,7 +94,7 @@ def test_the_index_of_a_finished_mp4_stands_in_front(tmp_path: Path) -> None:
 
 def test_a_growing_mp4_can_already_be_played(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
-    with writing(path, SHAPE, TAGS) as movie:
+    with write_video(path, SHAPE, TAGS) as movie:
         for piece in np.split(np.repeat(moving_square(), 5, axis=0), 5):
             movie.add(piece)  # the last may not be encoded yet
         (part,) = tmp_path.glob("clip.mp4.*.part")
@@ -117,11 +117,11 @@ def test_the_same_frames_give_the_same_bytes_however_they_are_cut(
 def test_the_first_piece_of_a_growing_clip_can_be_played_before_the_second_is_there(
     tmp_path: Path,
 ) -> None:
-    movie = VideoFile(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS)
+    movie = VideoWriter(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS)
     movie.add(moving_square(8))
     with av.open(str(tmp_path / "clip.mp4")) as file:
         assert len(list(file.decode(video=0))) >= 2
-    movie.abandon()
+    movie.discard()
 
 
 def test_the_same_frames_give_the_same_bytes_whatever_was_in_memory(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_same_frames_give_the_same_bytes_whatever_was_in_memory(tmp_path: Pa
     for _ in range(300):
         dirt = [noise.integers(0, 255, size, np.uint8) for size in noise.integers(100, 5000, 100)]
         path = tmp_path / "clip.mp4"
-        with growing(path, "mp4", replace(SHAPE, width=32), TAGS) as movie:
+        with open_writer(path, "mp4", replace(SHAPE, width=32), TAGS) as movie:
             movie.add(moving_square()[:, :, :32])
         seen.add(path.read_bytes())
         del dirt
@@ -143,7 +143,7 @@ def test_leaving_early_leaves_nothing_behind(
     tmp_path: Path, suffix: str, error: type[BaseException]
 ) -> None:
     def leave() -> None:
-        with writing(tmp_path / f"clip{suffix}", SHAPE, TAGS) as movie:
+        with write_video(tmp_path / f"clip{suffix}", SHAPE, TAGS) as movie:
             movie.add(moving_square())
             raise error
 
@@ -153,10 +153,10 @@ def test_leaving_early_leaves_nothing_behind(
 
 
 def test_an_encoder_in_a_thread_of_its_own_writes_the_same_bytes(tmp_path: Path) -> None:
-    straight, pixels = VideoFile(tmp_path / "straight.mp4", "mp4", SHAPE, TAGS), moving_square()
+    straight, pixels = VideoWriter(tmp_path / "straight.mp4", "mp4", SHAPE, TAGS), moving_square()
     straight.add(pixels)
     straight.close()
-    with growing(tmp_path / "aside.mp4", "mp4", SHAPE, TAGS) as movie:
+    with open_writer(tmp_path / "aside.mp4", "mp4", SHAPE, TAGS) as movie:
         for start in range(0, len(pixels), 3):
             movie.add(pixels[start : start + 3])
     assert (tmp_path / "aside.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
@@ -164,7 +164,7 @@ def test_an_encoder_in_a_thread_of_its_own_writes_the_same_bytes(tmp_path: Path)
 
 def test_an_encoder_in_a_thread_of_its_own_is_one_piece_behind_at_most(tmp_path: Path) -> None:
     threads = []
-    with growing(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS) as movie:
+    with open_writer(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS) as movie:
         encoder, add = movie.movie, movie.movie.add
         encoder.add = lambda pixels: (threads.append(threading.current_thread()), add(pixels))
         for count in range(1, 5):
@@ -179,7 +179,7 @@ def test_what_fails_in_the_encoders_thread_is_told_by_the_next_call(tmp_path: Pa
         raise OSError(5, "it is away")
 
     def write() -> None:
-        with growing(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS) as movie:
+        with open_writer(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS) as movie:
             movie.movie.add = fail
             movie.add(moving_square(2))
             movie.add(moving_square(2))
@@ -192,7 +192,7 @@ def test_what_fails_in_the_encoders_thread_is_told_by_the_next_call(tmp_path: Pa
 @pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit])
 def test_leaving_early_ends_the_encoders_thread(tmp_path: Path, error: type[BaseException]) -> None:
     def leave() -> None:
-        with growing(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS) as movie:
+        with open_writer(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS) as movie:
             movie.add(moving_square())
             raise error
 
@@ -207,12 +207,12 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from filmlet.errors import DiskFull
-from filmlet.media import writing
+from filmlet.media import write_video
 from tests.test_media import SHAPE, TAGS
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 noise = np.random.default_rng(0).integers(0, 255, (20, 64, 96, 3), dtype=np.uint8)
 try:
-    with writing(Path(sys.argv[1]), SHAPE, TAGS) as movie:
+    with write_video(Path(sys.argv[1]), SHAPE, TAGS) as movie:
         for _ in range(10):
             movie.add(noise)
 except DiskFull as error:
@@ -237,17 +237,17 @@ def test_no_room_is_told_and_nothing_is_left(tmp_path: Path, suffix: str) -> Non
 def test_targets_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
     there = write(tmp_path / "there.mp4", moving_square(2))
     with pytest.raises(OutputExists, match="--force"):
-        check_target(there, force=False)
-    assert check_target(there, force=True) == "mp4"
+        check_output_path(there, force=False)
+    assert check_output_path(there, force=True) == "mp4"
     with pytest.raises(InvalidRequest, match=r"\.webm"):
-        check_target(tmp_path / "clip.avi", force=False)
+        check_output_path(tmp_path / "clip.avi", force=False)
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(OutputUnwritable, match="folder"):
-        check_target(tmp_path / "folder.mp4", force=True)
+        check_output_path(tmp_path / "folder.mp4", force=True)
     with pytest.raises(OutputUnwritable):
-        check_target(there / "clip.mp4", force=False)
+        check_output_path(there / "clip.mp4", force=False)
     with pytest.raises(OutputUnwritable):
-        check_target(Path("/proc/clip.mp4"), force=False)
+        check_output_path(Path("/proc/clip.mp4"), force=False)
 
 
 def test_the_poster_is_the_middle_frame() -> None:

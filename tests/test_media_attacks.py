@@ -15,13 +15,13 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageOps
 
 from filmlet.core.events import Pixels
-from filmlet.core.request import clip_request
-from filmlet.core.shape import Shape
+from filmlet.core.request import build_request
+from filmlet.core.shape import VideoShape
 from filmlet.errors import InvalidRequest
-from filmlet.media import Refused, covering, frames_of, look, read_picture
+from filmlet.media import InvalidMedia, iter_frames, probe, read_image, resize_to_cover
 from filmlet.media.images import spritesheet, thumbnail
-from filmlet.pipeline.media_inputs import Given
-from filmlet.pipeline.plan import plan
+from filmlet.pipeline.media_inputs import MediaInput
+from filmlet.pipeline.plan import make_plan
 from tests.attack_files import (
     jpeg_of_scans,
     packed_zeros,
@@ -53,8 +53,8 @@ def test_description_of_a_stream_is_no_video_and_opens_no_port(make, file: Path)
 
     def run() -> None:
         try:
-            look(file)
-        except Refused as error:
+            probe(file)
+        except InvalidMedia as error:
             refused.append(error)
 
     thread = threading.Thread(target=run, daemon=True)  # libav would wait for packets for ever
@@ -79,10 +79,10 @@ def test_text_that_names_other_files_is_refused(text: str, file: Path, tmp_path:
     other = keep(tmp_path / "other.mp4", footage(9))
     for head in ("", "\x00\x00\x00\x10ftypjp2 ", "\x00\x00\x00\x20ftypisom"):
         file.write_text(head + text.format(other))
-        with pytest.raises(Refused):
-            look(file)
-        with pytest.raises(Refused):
-            next(frames_of(file))
+        with pytest.raises(InvalidMedia):
+            probe(file)
+        with pytest.raises(InvalidMedia):
+            next(iter_frames(file))
 
 
 # Pictures
@@ -104,17 +104,17 @@ def test_text_that_names_other_files_is_refused(text: str, file: Path, tmp_path:
 )
 def test_pictures_that_cost_too_much_are_refused(data: bytes, says: str, file: Path) -> None:
     file.write_bytes(data)
-    with pytest.raises(Refused, match=says):
-        look(file)
+    with pytest.raises(InvalidMedia, match=says):
+        probe(file)
     with pytest.raises(InvalidRequest, match=says) as refused:
-        plan(clip_request("a ball", image=file))
+        make_plan(build_request("a ball", image=file))
     assert refused.value.param == "guides"
 
 
 def test_an_animation_of_thousands_of_frames_is_its_first_picture(file: Path) -> None:
     file.write_bytes(webp_of_frames(3000))
-    assert (look(file).width, look(file).fps) == (16, None)
-    assert read_picture(file).shape == (1, 16, 16, 3)
+    assert (probe(file).width, probe(file).fps) == (16, None)
+    assert read_image(file).shape == (1, 16, 16, 3)
 
 
 def plain(path: Path) -> Pixels:
@@ -148,7 +148,7 @@ def test_a_picture_of_any_kind_is_the_same_from_a_decoder(tmp_path: Path) -> Non
     deep = np.arange(1200 * 1000, dtype=np.uint32).reshape(1200, 1000).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     for path in tmp_path.iterdir():
-        assert np.array_equal(read_picture(path), plain(path)), path.name
+        assert np.array_equal(read_image(path), plain(path)), path.name
 
 
 @pytest.mark.parametrize("orientation", [b"\x03\x00", b"\x05\x00", b"\x0b\x00", b"\xff\xff"])
@@ -160,8 +160,8 @@ def test_a_picture_whose_orientation_cannot_be_read_is_shown_as_stored(
     wrong = exif.tobytes().replace(b"\x12\x01\x03\x00", b"\x12\x01" + orientation)
     for end in (None, -3):
         Image.new("RGB", (40, 20)).save(file, "JPEG", exif=wrong[:end])
-        assert read_picture(file).shape[1:3] in ((20, 40), (40, 20))
-        assert look(file).height in (20, 40)
+        assert read_image(file).shape[1:3] in ((20, 40), (40, 20))
+        assert probe(file).height in (20, 40)
 
 
 # Videos
@@ -177,8 +177,8 @@ def test_frames_are_counted_whatever_a_video_says(
     video = webm_without_duration(tmp_path / "long.webm", frames, fps)
     with av.open(str(video)) as opened:
         assert opened.duration is None
-    with pytest.raises(Refused, match=says):
-        look(video)
+    with pytest.raises(InvalidMedia, match=says):
+        probe(video)
     files = {"video": ("a.webm", video.read_bytes())}
     answer = client.post("/v1/videos/extensions", data={"prompt": "a"}, files=files)
     assert refusal(answer)["code"] == "invalid_video"
@@ -186,7 +186,7 @@ def test_frames_are_counted_whatever_a_video_says(
 
 
 def test_a_video_without_a_duration_is_as_long_as_its_frames(tmp_path: Path) -> None:
-    video = look(webm_without_duration(tmp_path / "short.webm", 600))
+    video = probe(webm_without_duration(tmp_path / "short.webm", 600))
     assert (video.frames, video.fps, video.width) == (600, 60.0, 64)
 
 
@@ -195,14 +195,14 @@ def test_a_video_is_the_same_from_a_decoder_and_upright(tmp_path: Path) -> None:
         path = Path(keep(tmp_path / name, footage(20)))
         with av.open(str(path)) as opened:
             frames = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
-        assert np.array_equal(list(frames_of(path)), frames)
-        assert np.array_equal(list(frames_of(path, 15, 3)), frames[15:18])
+        assert np.array_equal(list(iter_frames(path)), frames)
+        assert np.array_equal(list(iter_frames(path, 15, 3)), frames[15:18])
     (tmp_path / "turned.mp4").write_bytes(turned((tmp_path / "clip.mp4").read_bytes()))
-    found = look(tmp_path / "turned.mp4")
+    found = probe(tmp_path / "turned.mp4")
     assert (found.width, found.height) == (64, 96)
     with av.open(str(tmp_path / "clip.mp4")) as opened:
         first = next(opened.decode(video=0)).to_ndarray(format="rgb24")
-    assert np.array_equal(next(frames_of(tmp_path / "turned.mp4")), np.rot90(first, -1))
+    assert np.array_equal(next(iter_frames(tmp_path / "turned.mp4")), np.rot90(first, -1))
 
 
 def test_a_video_with_sound_is_read(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_video_with_sound_is_read(tmp_path: Path) -> None:
         tone.sample_rate = 48_000
         made.mux(sound.encode(tone))
         made.mux(sound.encode())
-    assert look(path).frames == 12
+    assert probe(path).frames == 12
 
 
 @pytest.mark.parametrize("name", ["mjpeg", "rawvideo", "ffv1"])
@@ -233,8 +233,8 @@ def test_only_decoders_that_are_named_are_used(tmp_path: Path, name: str) -> Non
         frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
         made.mux(stream.encode(frame))
         made.mux(stream.encode())
-    with pytest.raises(Refused, match=r"not read here|cannot be read"):
-        look(path)
+    with pytest.raises(InvalidMedia, match=r"not read here|cannot be read"):
+        probe(path)
 
 
 # Doors
@@ -293,9 +293,9 @@ def test_pictures_of_a_clip_take_a_frame_of_memory_at_a_time(tmp_path: Path) -> 
 
 def test_a_guide_takes_a_frame_of_memory_at_its_own_size(tmp_path: Path) -> None:
     video = Path(keep(tmp_path / "guide.mp4", footage(33, size=(640, 480))))
-    guide = Given(video, look(video), first=8, frames=25)
-    shape = Shape(96, 64, 25, 24.0, 96, 64, 25)
-    expected = covering(np.stack(list(frames_of(video)))[8:], 96, 64)
+    guide = MediaInput(video, probe(video), first=8, frames=25)
+    shape = VideoShape(96, 64, 25, 24.0, 96, 64, 25)
+    expected = resize_to_cover(np.stack(list(iter_frames(video)))[8:], 96, 64)
     tracemalloc.start()
     pixels = guide.pixels(shape, (96, 64))
     _, peak = tracemalloc.get_traced_memory()

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from filmlet.core import cpu
 from filmlet.core.model_card import Components, ModelCard
-from filmlet.engine.arrays import as_numpy
-from filmlet.engine.base import Embeddings, Start
-from filmlet.engine.conditioning import Shown
-from filmlet.engine.openvino.noise import Noise
-from filmlet.engine.placement import Lever
-from filmlet.engine.state_dict import Weights
-from filmlet.engine.tokenizer import load_tokenizer, read
-from filmlet.errors import Cancelled, NotFinite
-from filmlet.models import find, locate
-from filmlet.pipeline.prepare import fold
+from filmlet.engine.arrays import to_numpy
+from filmlet.engine.base import PromptEmbeds, ResumeState
+from filmlet.engine.conditioning import GuideLatents
+from filmlet.engine.openvino.noise import TorchNoise
+from filmlet.engine.placement import Optimization
+from filmlet.engine.state_dict import CheckpointWeights
+from filmlet.engine.tokenizer import load_tokenizer, tokenize
+from filmlet.errors import Cancelled, NonFiniteValues
+from filmlet.models import get_card, local_files
+from filmlet.pipeline.prepare import drain
 from tests.helpers.tiny_checkpoint import make_vae
 
 pytest.importorskip("openvino")
@@ -30,9 +30,9 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from filmlet.engine.openvino import components, runner
-from filmlet.engine.openvino.compile import Build
-from filmlet.engine.openvino.ops import Part, gelu
-from filmlet.engine.openvino.vae_ops import convolution, pictures, rounded
+from filmlet.engine.openvino.compile import ComponentBuild
+from filmlet.engine.openvino.ops import ModuleWeights, gelu
+from filmlet.engine.openvino.vae_ops import convolution, fake_quantize, unpatchify
 from tests.helpers.openvino_fixtures import (
     DTYPES,
     POCKET,
@@ -50,13 +50,13 @@ def test_a_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:
     plain, fast = load(POCKET), load(POCKET, cache, dtype)
     recipe = recipe_for(POCKET, size="128x96", frames=25)
     is_exact = dtype == "float32"
-    tokenizer = load_tokenizer(locate(POCKET).tokenizer)
+    tokenizer = load_tokenizer(local_files(POCKET).tokenizer)
     for prompt in ("a cat", "a red circle moving left on a white background"):
-        reading = read(tokenizer, prompt, POCKET.max_tokens)
-        told, expected_told = fast.encode(reading), plain.encode(reading)
-        assert np.abs(told - as_numpy(expected_told)).max() <= 1e-4
-        expected = last(plain.denoise(Embeddings(expected_told), recipe))
-        found = last(fast.denoise(Embeddings(told), recipe))
+        reading = tokenize(tokenizer, prompt, POCKET.max_tokens)
+        told, expected_told = fast.encode_prompt(reading), plain.encode_prompt(reading)
+        assert np.abs(told - to_numpy(expected_told)).max() <= 1e-4
+        expected = last(plain.denoise(PromptEmbeds(expected_told), recipe))
+        found = last(fast.denoise(PromptEmbeds(told), recipe))
         assert np.abs(found - expected).max() <= (1e-3 if is_exact else 0.25)
         assert decibels(
             frames(plain, expected, recipe), frames(fast, found, recipe)
@@ -67,40 +67,42 @@ def test_a_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:
 def test_a_decoder_that_multiplies_in_eight_bits_is_near_the_exact_one(
     cache: Path, dtype: str
 ) -> None:
-    exact, fast = load(POCKET, cache), load(POCKET, cache, dtype, Lever.INT8)
+    exact, fast = load(POCKET, cache), load(POCKET, cache, dtype, Optimization.INT8)
     recipe = recipe_for(POCKET, size="128x96", frames=25)
     for prompt in ("a red circle moving left on white", "a yellow star spinning in the rain"):
-        told = exact.encode(read(load_tokenizer(locate(POCKET).tokenizer), prompt, 64))
-        latents = last(exact.denoise(Embeddings(told), recipe))
+        told = exact.encode_prompt(
+            tokenize(load_tokenizer(local_files(POCKET).tokenizer), prompt, 64)
+        )
+        latents = last(exact.denoise(PromptEmbeds(told), recipe))
         expected, found = (frames(engine, latents, recipe) for engine in (exact, fast))
         assert 43 < decibels(expected, found) < 60
     for engine, kinds in ((exact, {"f32"}), (fast, {"u8", "i8"})):
-        nodes = engine.held["decoder"].runs[-1].model.get_runtime_model().get_ops()
+        nodes = engine.components["decoder"].runs[-1].model.get_runtime_model().get_ops()
         told = [{k: v.astype(str) for k, v in node.get_rt_info().items()} for node in nodes]
         convolutions = [t["runtimePrecision"] for t in told if t["layerType"] == "Convolution"]
         assert {*convolutions} <= kinds, convolutions
         assert len(convolutions) == 3
 
 
-@pytest.mark.parametrize("has", [cpu.instructions(), frozenset({"avx2"})])
+@pytest.mark.parametrize("has", [cpu.cpu_flags(), frozenset({"avx2"})])
 def test_the_largest_products_of_bytes_do_not_overflow(
     monkeypatch: pytest.MonkeyPatch, has: frozenset[str]
 ) -> None:
-    monkeypatch.setattr(cpu, "instructions", lambda: has)
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: has)
     weight, bias = np.ones((16, 16, 3, 3, 3), np.float32), np.zeros(16, np.float32)
     given = ops.parameter([1, 16, 3, 4, 4], np.float32)
-    x = rounded(given, (0, 1))
-    conv = convolution(Part({"weight": weight, "bias": bias}), x, is_rounded=True)
-    model = runner.core().compile_model(ov.Model([conv], [given]), "CPU")
+    x = fake_quantize(given, (0, 1))
+    conv = convolution(ModuleWeights({"weight": weight, "bias": bias}), x, is_rounded=True)
+    model = runner.get_core().compile_model(ov.Model([conv], [given]), "CPU")
     (found,) = model(np.ones((1, 16, 3, 4, 4), np.float32)).values()
     assert found[0, :, 0, 1, 1] == pytest.approx(16 * 27, rel=1e-2)
 
 
 @pytest.mark.parametrize("has", [{"avx2"}, {"avx2", "avx512f"}])
 def test_gelu_is_as_in_torch(monkeypatch: pytest.MonkeyPatch, has: set[str]) -> None:
-    monkeypatch.setattr(cpu, "instructions", lambda: has)
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: has)
     given = ops.parameter([401], np.float32)
-    model = runner.core().compile_model(ov.Model([gelu(given)], [given]), "CPU")
+    model = runner.get_core().compile_model(ov.Model([gelu(given)], [given]), "CPU")
     x = np.linspace(-1, 1, 401, dtype=np.float32)
     for reach in (1, 10, 1e4):
         expected = torch.nn.functional.gelu(torch.tensor(reach * x), approximate="tanh").numpy()
@@ -110,10 +112,12 @@ def test_gelu_is_as_in_torch(monkeypatch: pytest.MonkeyPatch, has: set[str]) -> 
 
 def test_a_preview_is_as_in_torch(cache: Path) -> None:
     plain, fast = load(POCKET), load(POCKET, cache)
-    recipe, clean = recipe_for(POCKET, size="128x96", frames=25), Noise(1).draw(1, 48, 64)
+    recipe, clean = recipe_for(POCKET, size="128x96", frames=25), TorchNoise(1).randn(1, 48, 64)
     picture = fast.preview(clean, recipe.shape)
     assert picture.shape == (12, 16, 3)
-    middle = clean.reshape(4, 3, 4, 64)[2] @ fast.projection[:-1] + fast.projection[-1]
+    middle = (
+        clean.reshape(4, 3, 4, 64)[2] @ fast.latent_rgb_factors[:-1] + fast.latent_rgb_factors[-1]
+    )
     smooth = torch.nn.functional.interpolate(
         torch.tensor(middle).permute(2, 0, 1)[None], scale_factor=4, mode="bicubic"
     )[0]
@@ -127,27 +131,29 @@ def test_a_preview_is_as_in_torch(cache: Path) -> None:
 def test_guides_guidance_and_resumed_steps_are_as_in_torch(
     tiny_guided: Path, cache: Path, guidance: float, frame: int | None
 ) -> None:
-    card = replace(find(str(tiny_guided)), guide_noise=0.1, rescale=0.7)
+    card = replace(get_card(str(tiny_guided)), image_cond_noise_scale=0.1, guidance_rescale=0.7)
     plain, fast = load(card), load(card, cache)
     recipe = replace(recipe_for(card, size="96x64", frames=17), guidance=guidance)
     results = []
     for engine in (plain, fast):
-        shown = engine.take({"shown": Noise(3).draw(1, 16, 1, 2, 3)})["shown"]
-        guides = [] if frame is None else [Shown(shown, frame, 0.9)]
+        shown = engine.to_device({"shown": TorchNoise(3).randn(1, 16, 1, 2, 3)})["shown"]
+        guides = [] if frame is None else [GuideLatents(shown, frame, 0.9)]
         text = text_for(engine, 5)
         if guidance > 1:
             text = replace(text, negative=text_for(engine, 2).prompt)
         steps = list(engine.denoise(text, recipe, guides=guides))
         third = steps[2]
-        again = engine.denoise(text, recipe, Start(3, third.latents, third.beside), guides)
-        results.append(as_numpy(steps[-1].latents))
+        again = engine.denoise(
+            text, recipe, ResumeState(3, third.latents, third.keyframe_tokens), guides
+        )
+        results.append(to_numpy(steps[-1].latents))
         assert np.array_equal(last(again), results[-1])
     assert np.abs(results[1] - results[0]).max() <= 1e-3
 
 
 def test_noise_drawn_anew_is_as_in_torch(tiny_noisy: Path, cache: Path) -> None:
-    card = find(str(tiny_noisy))
-    assert card.stochastic
+    card = get_card(str(tiny_noisy))
+    assert card.stochastic_sampling
     recipe = recipe_for(card, size="96x64", frames=17)
     expected, found = (
         last(engine.denoise(text_for(engine, 5), recipe))
@@ -161,8 +167,10 @@ def component(vae: torch.nn.Module, folder: Path, name: str, card: ModelCard) ->
     vae.save_pretrained(folder / "vae")
     place = folder / "vae"
     files = Components(transformer=place, vae=place, text_encoder=place, tokenizer=place)
-    build = Build(name, card, files, "float32", folder / "cache")
-    return fold({"encoder": components.Encoder, "decoder": components.Decoder}[name].load(build))
+    build = ComponentBuild(name, card, files, "float32", folder / "cache")
+    return drain(
+        {"encoder": components.VaeEncoder, "decoder": components.VaeDecoder}[name].load(build)
+    )
 
 
 @pytest.mark.parametrize("kind", [{}, {"timed": True}, {"causal": True}])
@@ -173,7 +181,7 @@ def test_every_decoder_gives_the_frames_of_the_whole_one(
     vae = make_vae(**kind)
     card = replace(POCKET, decode_timestep=0.05)
     decoder = component(vae, tmp_path, "decoder", card)
-    latents = Noise(5).draw(1, 16, count, 2, 3)
+    latents = TorchNoise(5).randn(1, 16, count, 2, 3)
     timestep = torch.tensor([0.05]) if kind.get("timed") else None
     with torch.inference_mode():
         whole = vae.decoder(torch.tensor(latents) * 9, timestep)[0].permute(1, 2, 3, 0)
@@ -190,12 +198,12 @@ def test_patches_of_every_side_become_pictures(side: int) -> None:
     """Of a patch, channels are its rows, in these its columns, in these its colours."""
     patches = np.random.default_rng(0).integers(0, 256, (1, 3 * side**2, 2, 3, 5), np.uint8)
     apart = patches.reshape(side, side, 3, 2, 3, 5).transpose(3, 4, 0, 5, 1, 2)
-    assert np.array_equal(pictures(patches, side), apart.reshape(2, 3 * side, 5 * side, 3))
+    assert np.array_equal(unpatchify(patches, side), apart.reshape(2, 3 * side, 5 * side, 3))
 
 
 def test_two_clips_that_take_turns_in_a_decoder_do_not_meet(cache: Path) -> None:
     decoder = load(POCKET, cache)._get("decoder")
-    latents = [Noise(seed).draw(1, 64, 3, 2, 2) for seed in (1, 2)]
+    latents = [TorchNoise(seed).randn(1, 64, 3, 2, 2) for seed in (1, 2)]
     alone = [np.concatenate([*decoder(one)]) for one in latents]
     turns = [*zip(*map(decoder, latents), strict=True)]
     for straight, mixed in zip(alone, zip(*turns, strict=True), strict=True):
@@ -207,7 +215,7 @@ def test_a_decoder_whose_call_was_given_up_gives_the_next_clip_its_own_frames(
 ) -> None:
     monkeypatch.setattr(runner, "ASK_MS", 1)
     decoder = load(POCKET, cache)._get("decoder")
-    small, large = Noise(1).draw(1, 64, 3, 2, 2), Noise(2).draw(1, 64, 9, 24, 24)
+    small, large = TorchNoise(1).randn(1, 64, 3, 2, 2), TorchNoise(2).randn(1, 64, 9, 24, 24)
     expected = np.concatenate([*decoder(small)])
 
     def stop() -> None:
@@ -215,11 +223,11 @@ def test_a_decoder_whose_call_was_given_up_gives_the_next_clip_its_own_frames(
 
     levels = decoder.runs[:2]
     for level in levels:
-        level.asks = (stop,)
+        level.cancel_checks = (stop,)
     with pytest.raises(Cancelled):
         list(decoder(large))
     for level in levels:
-        level.asks = ()
+        level.cancel_checks = ()
     assert np.array_equal(np.concatenate([*decoder(small)]), expected)
 
 
@@ -250,7 +258,7 @@ def test_a_stop_is_heard_inside_a_model_call(cache: Path) -> None:
             stopped.set()
         return not stopped.is_set()
 
-    with pytest.raises(Cancelled), engine.stopping(wanted):
+    with pytest.raises(Cancelled), engine.cancel_when(wanted):
         list(engine.denoise(text, recipe))
     assert time.monotonic() - asked[1] < 0.5
     small = recipe_for(POCKET, size="64x64", frames=9)
@@ -268,7 +276,7 @@ def test_calls_that_were_given_up_at_any_moment_leave_the_next_ones_as_they_are(
     expected = last(engine.denoise(text, small))
     for moment in (1, 2, 4, 7, 12, 20):
         monkeypatch.setattr(runner, "ASK_MS", moment)
-        with pytest.raises(Cancelled), engine.stopping(lambda: False):
+        with pytest.raises(Cancelled), engine.cancel_when(lambda: False):
             list(engine.denoise(text, large))
         assert np.array_equal(last(engine.denoise(text, small)), expected)
 
@@ -297,36 +305,38 @@ def test_a_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Pa
     run.request.own = Broken()
     with pytest.raises(KeyboardInterrupt):
         run(np.ones((1, 4), np.int64), np.zeros((1, 4, 4, 4), np.float32))
-    assert run.request in runner.at_work
+    assert run.request in runner.in_flight
     runner._settle_all()
     assert done == ["cancelled", "cancelled", "waited"]
-    assert run.request not in runner.at_work
+    assert run.request not in runner.in_flight
 
 
-@pytest.mark.parametrize("levers", [(), (Lever.INT8,)])
-def test_frames_that_are_not_numbers_are_an_error(cache: Path, levers: tuple[Lever, ...]) -> None:
+@pytest.mark.parametrize("levers", [(), (Optimization.INT8,)])
+def test_frames_that_are_not_numbers_are_an_error(
+    cache: Path, levers: tuple[Optimization, ...]
+) -> None:
     engine = load(POCKET, cache, "float32", *levers)
     recipe = recipe_for(POCKET, size="64x64", frames=9)
-    with pytest.raises(NotFinite, match="latents"):
+    with pytest.raises(NonFiniteValues, match="latents"):
         frames(engine, np.full((1, 8, 64), np.nan, np.float32), recipe)
 
 
 def test_last_weights_that_are_not_numbers_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arrays = Weights.arrays
+    arrays = CheckpointWeights.arrays
 
-    def damaged(self: Weights, *wanted: Container[str]) -> Iterator[tuple[str, NDArray]]:
+    def damaged(self: CheckpointWeights, *wanted: Container[str]) -> Iterator[tuple[str, NDArray]]:
         for name, array in arrays(self, *wanted):
             yield name, array * np.float32(np.nan if name.startswith("decoder.conv_out") else 1)
 
-    monkeypatch.setattr(Weights, "arrays", damaged)
-    with pytest.raises(NotFinite, match="last weights"):
+    monkeypatch.setattr(CheckpointWeights, "arrays", damaged)
+    with pytest.raises(NonFiniteValues, match="last weights"):
         load(POCKET, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_decoder_that_leaves_the_numbers_is_an_error(cache: Path, dtype: str) -> None:
     engine, recipe = load(POCKET, cache, dtype), recipe_for(POCKET, size="64x64", frames=9)
-    with pytest.raises(NotFinite, match="decoder"):
+    with pytest.raises(NonFiniteValues, match="decoder"):
         frames(engine, np.full((1, 8, 64), 1e37, np.float32), recipe)

@@ -10,22 +10,26 @@ from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from filmlet.core.request import clip_request
+from filmlet.core.request import build_request
 from filmlet.engine import selection
-from filmlet.engine.base import Call
-from filmlet.engine.placement import Lever, Library, Placement
+from filmlet.engine.base import TransformerInputs
+from filmlet.engine.placement import Backend, Optimization, Placement
 from filmlet.engine.torch import attention, fp8
-from filmlet.engine.torch.attention import Attending, Size, measured
-from filmlet.engine.torch.cuda_graphs import Function, Graphed, Replay
-from filmlet.engine.torch.fp8 import EightBitLinear, round_off, rounded
-from filmlet.engine.torch.transformer import Stepping
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.engine.torch.attention import (
+    AttentionBackendSelector,
+    AttentionShape,
+    benchmark_backends,
+)
+from filmlet.engine.torch.cuda_graphs import Function, GraphedCallable, Replay
+from filmlet.engine.torch.fp8 import FP8Linear, quantize_linears, quantize_rows
+from filmlet.engine.torch.transformer import CachedTransformer
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import drain, prepare
 from filmlet.settings import Settings
 from tests.test_transformer import GIVEN, ONE, TOKENS, call, own, transformer
 
 CPU = torch.device("cpu")
-SIZE = Size(2, 16, TOKENS)
+SIZE = AttentionShape(2, 16, TOKENS)
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def off(made: Tensor, exact: Tensor) -> float:
 
 def test_a_product_in_eight_bits_is_off_by_a_few_percent(linear: nn.Linear) -> None:
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
-    made = EightBitLinear.of(linear)(x)
+    made = FP8Linear.from_linear(linear)(x)
     assert (made.shape, made.dtype) == ((2, 5, 32), torch.bfloat16)
     assert 0.001 < off(made, linear(x)) < 0.05
 
@@ -56,7 +60,7 @@ def test_a_product_in_eight_bits_is_off_by_a_few_percent(linear: nn.Linear) -> N
 def test_one_large_value_spoils_its_own_row_only(linear: nn.Linear) -> None:
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     x[2, 7] = 3e4
-    made, exact = EightBitLinear.of(linear)(x), linear(x)
+    made, exact = FP8Linear.from_linear(linear)(x), linear(x)
     others = [0, 1, 3, 4]
     assert torch.isfinite(made).all()
     assert off(made[others], exact[others]) < 0.05
@@ -64,7 +68,7 @@ def test_one_large_value_spoils_its_own_row_only(linear: nn.Linear) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
 def test_no_row_leaves_the_range_of_eight_bits(value: float) -> None:
-    rows, scale = rounded(torch.full((3, 16), value))
+    rows, scale = quantize_rows(torch.full((3, 16), value))
     assert rows.dtype == torch.float8_e4m3fn
     assert torch.allclose(rows.float() * scale, torch.full((3, 16), value), rtol=0.1, atol=1e-12)
 
@@ -73,12 +77,14 @@ def test_blocks_in_eight_bits_say_nearly_what_they_say_in_sixteen(
     tiny: Path, model: LTXVideoTransformer3DModel
 ) -> None:
     asked = call(ONE)
-    short = Call(asked.latents.bfloat16(), asked.text.bfloat16(), ONE, asked.places, ())
-    exact = own(Stepping(transformer(tiny).bfloat16(), torch.bfloat16), short)
+    short = TransformerInputs(
+        asked.latents.bfloat16(), asked.prompt_embeds.bfloat16(), ONE, asked.video_coords, ()
+    )
+    exact = own(CachedTransformer(transformer(tiny).bfloat16(), torch.bfloat16), short)
     model.bfloat16()
-    round_off(model.transformer_blocks)
-    made = own(Stepping(model, torch.bfloat16), short)
-    layers = [m for m in model.transformer_blocks.modules() if isinstance(m, EightBitLinear)]
+    quantize_linears(model.transformer_blocks)
+    made = own(CachedTransformer(model, torch.bfloat16), short)
+    layers = [m for m in model.transformer_blocks.modules() if isinstance(m, FP8Linear)]
     assert len(layers) == 10 * len(model.transformer_blocks)
     assert isinstance(model.proj_in, nn.Linear)
     assert 0.001 < off(made, exact) < 0.1
@@ -105,14 +111,14 @@ class Recorder:
         return replay, result
 
 
-GRAPHS = frozenset([Lever.GRAPHS])
+GRAPHS = frozenset([Optimization.CUDA_GRAPHS])
 
 
 def test_replayed_steps_say_what_plain_ones_say(
     tiny: Path, model: LTXVideoTransformer3DModel
 ) -> None:
-    recorder, plain = Recorder(), Stepping(transformer(tiny), torch.float32)
-    stepping = Stepping(model, torch.float32, GRAPHS, capture=recorder)
+    recorder, plain = Recorder(), CachedTransformer(transformer(tiny), torch.float32)
+    stepping = CachedTransformer(model, torch.float32, GRAPHS, capture=recorder)
     asked = [call(ONE), call(ONE / 2), call(ONE, seed=1), call(GIVEN), call(ONE, seed=2, words=8)]
     made = [own(stepping, one) for one in asked * 2]
     for one, other in zip(made, asked * 2, strict=True):
@@ -123,27 +129,29 @@ def test_replayed_steps_say_what_plain_ones_say(
 
 def test_a_graph_is_not_replayed_over_other_weights(model: LTXVideoTransformer3DModel) -> None:
     recorder = Recorder()
-    stepping = Stepping(model, torch.float32, GRAPHS, capture=recorder)
+    stepping = CachedTransformer(model, torch.float32, GRAPHS, capture=recorder)
     first = own(stepping, call(ONE))
     layer = model.transformer_blocks[0].attn1.to_q
     layer.weight = nn.Parameter(layer.weight + 0.5, requires_grad=False)
     changed = own(stepping, call(ONE))
     assert recorder.captures == 2
-    assert torch.allclose(changed, own(Stepping(model, torch.float32), call(ONE)), atol=1e-5)
+    assert torch.allclose(
+        changed, own(CachedTransformer(model, torch.float32), call(ONE)), atol=1e-5
+    )
     assert not torch.allclose(changed, first, atol=1e-3)
 
 
 def test_long_clips_are_not_replayed(
     model: LTXVideoTransformer3DModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmlet.engine.torch.transformer.SHORT", TOKENS - 1)
+    monkeypatch.setattr("filmlet.engine.torch.transformer.CUDA_GRAPH_MAX_TOKENS", TOKENS - 1)
     recorder = Recorder()
-    own(Stepping(model, torch.float32, GRAPHS, capture=recorder), call(ONE))
+    own(CachedTransformer(model, torch.float32, GRAPHS, capture=recorder), call(ONE))
     assert recorder.captures == 0
 
 
 def test_what_a_graph_gave_stays_what_it_was() -> None:
-    graphed = Graphed(lambda x: x * 2, list, Recorder())
+    graphed = GraphedCallable(lambda x: x * 2, list, Recorder())
     first = graphed(torch.ones(3))
     graphed(torch.zeros(3))
     assert first.tolist() == [2, 2, 2]
@@ -161,11 +169,11 @@ def test_kernels_are_measured_once_and_kept_for_other_processes(
         calls.append(given)
         return {SDPBackend.MATH: 2.0, SDPBackend.FLASH_ATTENTION: 1.0}
 
-    monkeypatch.setattr(attention, "measured", noted)
+    monkeypatch.setattr(attention, "benchmark_backends", noted)
     file = tmp_path / "cache" / "attention.json"
     for _ in range(2):
-        for size in (SIZE, Size(2, 16, 9)):
-            with Attending(file, CPU, torch.float32).quickest(size):
+        for size in (SIZE, AttentionShape(2, 16, 9)):
+            with AttentionBackendSelector(file, CPU, torch.float32).fastest_backend(size):
                 assert torch.backends.cuda.flash_sdp_enabled()
     assert len(calls) == 2
     assert set(json.loads(file.read_text()).values()) == {"FLASH_ATTENTION"}
@@ -175,29 +183,29 @@ def test_kernels_are_measured_once_and_kept_for_other_processes(
 def test_a_file_that_cannot_be_read_is_written_anew(tmp_path: Path, content: str) -> None:
     file = tmp_path / "attention.json"
     file.write_text(content)
-    with Attending(file, CPU, torch.float32).quickest(SIZE):
+    with AttentionBackendSelector(file, CPU, torch.float32).fastest_backend(SIZE):
         pass
     assert any(str(SIZE) in key for key in json.loads(file.read_text()))
 
 
 def test_a_kernel_that_is_wrong_or_missing_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert SDPBackend.CUDNN_ATTENTION not in measured(SIZE, CPU, torch.float32)
-    right = attention._off
-    monkeypatch.setattr(attention, "_off", lambda *_: 1.0)
-    assert measured(SIZE, CPU, torch.float32) == {SDPBackend.MATH: 0.0}
-    monkeypatch.setattr(attention, "_off", right)
-    assert SDPBackend.FLASH_ATTENTION in measured(SIZE, CPU, torch.float32)
+    assert SDPBackend.CUDNN_ATTENTION not in benchmark_backends(SIZE, CPU, torch.float32)
+    right = attention._relative_error
+    monkeypatch.setattr(attention, "_relative_error", lambda *_: 1.0)
+    assert benchmark_backends(SIZE, CPU, torch.float32) == {SDPBackend.MATH: 0.0}
+    monkeypatch.setattr(attention, "_relative_error", right)
+    assert SDPBackend.FLASH_ATTENTION in benchmark_backends(SIZE, CPU, torch.float32)
 
 
 def test_a_chosen_kernel_gives_the_same(
     tiny: Path, tmp_path: Path, model: LTXVideoTransformer3DModel
 ) -> None:
-    chosen = Attending(tmp_path / "attention.json", CPU, torch.float32)
-    made = own(Stepping(model, torch.float32, attending=chosen), call(ONE))
+    chosen = AttentionBackendSelector(tmp_path / "attention.json", CPU, torch.float32)
+    made = own(CachedTransformer(model, torch.float32, attending=chosen), call(ONE))
     assert torch.allclose(
-        made, own(Stepping(transformer(tiny), torch.float32), call(ONE)), atol=1e-5
+        made, own(CachedTransformer(transformer(tiny), torch.float32), call(ONE)), atol=1e-5
     )
-    assert chosen.found
+    assert chosen.fastest
 
 
 # Who gets them
@@ -206,36 +214,39 @@ def test_a_chosen_kernel_gives_the_same(
 @pytest.mark.parametrize(
     ("lever", "device", "loras", "reason"),
     [
-        (Lever.FP8, "cpu", (), "products in 8 bits are a GPU"),
-        (Lever.FP8, "cuda", ("a LoRA",), "LoRAs are merged"),
-        (Lever.GRAPHS, "cpu", (), "graphs are a GPU"),
-        (Lever.GRAPHS, "cuda", ("a LoRA",), None),
+        (Optimization.FP8, "cpu", (), "products in 8 bits are a GPU"),
+        (Optimization.FP8, "cuda", ("a LoRA",), "LoRAs are merged"),
+        (Optimization.CUDA_GRAPHS, "cpu", (), "graphs are a GPU"),
+        (Optimization.CUDA_GRAPHS, "cuda", ("a LoRA",), None),
     ],
 )
 def test_levers_that_cannot_be_used_are_told_with_their_reason(
-    lever: Lever, device: str, loras: tuple[str, ...], reason: str | None
+    lever: Optimization, device: str, loras: tuple[str, ...], reason: str | None
 ) -> None:
-    found = selection.against(lever, Placement(device, "bfloat16", "a test"), loras)
+    found = selection.why_not_optimization(lever, Placement(device, "bfloat16", "a test"), loras)
     assert found is None if reason is None else reason in found
 
 
 def test_openvino_has_none_of_torchs_levers() -> None:
-    placement = Placement("cpu", "bfloat16", "a test", library=Library.OPENVINO)
-    assert all("of its own" in selection.against(lever, placement, ()) for lever in Lever)
+    placement = Placement("cpu", "bfloat16", "a test", backend=Backend.OPENVINO)
+    assert all(
+        "of its own" in selection.why_not_optimization(lever, placement, ())
+        for lever in Optimization
+    )
 
 
 def test_a_gpu_without_products_in_eight_bits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an A100")
-    assert fp8.against("cuda") == "an A100 has no products in 8 bits"
+    assert fp8.why_not_fp8("cuda") == "an A100 has no products in 8 bits"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert fp8.against("cuda") is None
+    assert fp8.why_not_fp8("cuda") is None
 
 
 def test_the_report_says_which_levers_were_asked_for_in_vain(tiny: Path) -> None:
-    planned = plan(clip_request("a ball", model=str(tiny), size="64x64", frames=1))
-    asked = Settings(device="cpu", engine="torch", fp8=1, graphs=1)
-    work = fold(prepare(planned, asked))
+    planned = make_plan(build_request("a ball", model=str(tiny), size="64x64", frames=1))
+    asked = Settings(device="cpu", engine="torch", fp8=1, cuda_graphs=1)
+    work = drain(prepare(planned, asked))
     told = {change.field: (change.requested, change.effective) for change in work.effective.changes}
-    assert told["fp8"] == told["graphs"] == (1, 0)
-    assert "levers" not in work.effective.as_json()
+    assert told["fp8"] == told["cuda_graphs"] == (1, 0)
+    assert "optimizations" not in work.effective.as_json()

@@ -10,14 +10,14 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from filmlet.api import create
+from filmlet.api import create_app
 from filmlet.api.dependencies import COOKIE
-from filmlet.core.memory import Machine
-from filmlet.core.request import clip_request
+from filmlet.core.memory import DeviceInfo
+from filmlet.core.request import build_request
 from filmlet.errors import JobConflict
-from filmlet.jobs import Keys, Priority, Queue
+from filmlet.jobs import ApiKeyStore, Priority, Queue
 from filmlet.jobs.database import Database
-from filmlet.models import CARDS, count, vocabulary
+from filmlet.models import REGISTRY, check_prompt, list_vocabulary
 from filmlet.settings import Settings
 from tests.helpers.queues import ask
 from tests.helpers.servers import SMALL, refusal
@@ -30,7 +30,7 @@ def test_prompts_are_searched_in_any_case_and_for_what_they_contain(
         queue.submit(ask(tiny, prompt=prompt))
 
     def found(search: str) -> list[str]:
-        return [str(job.requested["prompt"]) for job in queue.jobs(search=search)]
+        return [str(job.requested["prompt"]) for job in queue.list_jobs(search=search)]
 
     assert found("red BALL") == ["a Red ball"]
     assert found("%") == ["100 % ball"]
@@ -54,11 +54,11 @@ def test_a_page_is_read_off_an_index_however_many_jobs_there_are(
     engine.dispose()
     sa.event.listen(engine, "connect", lambda c, _: c.set_trace_callback(statements.append))
     for after in (None, job.id):
-        queue.jobs(owner, after=after, oldest_first=is_oldest_first)
+        queue.list_jobs(owner, after=after, oldest_first=is_oldest_first)
     pages = [text for text in statements if "limit" in text]
     assert len(pages) == 2
     for page in pages:
-        with queue.database.reading() as t:
+        with queue.database.read() as t:
             steps = [row["detail"] for row in t.rows(f"explain query plan {page}")]
         assert len(steps) == 1, steps
         assert "USING INDEX" in steps[0]
@@ -66,25 +66,25 @@ def test_a_page_is_read_off_an_index_however_many_jobs_there_are(
 
 def test_a_waiting_job_is_moved_into_another_class_and_runs_once(tiny: Path, queue: Queue) -> None:
     first, second = (queue.submit(ask(tiny, prompt=f"a {i}")) for i in range(2))
-    moved = queue.prioritise(second.id, Priority.HIGH)
+    moved = queue.set_priority(second.id, Priority.HIGH)
     assert (moved.position, moved.priority) == (1, Priority.HIGH)
-    assert [job.id for job in queue.unfinished()] == [second.id, first.id]
+    assert [job.id for job in queue.unfinished_jobs()] == [second.id, first.id]
     waiting = queue.database.client.list_queued_workflows()
     assert sorted(w.workflow_id.partition(".")[0] for w in waiting) == sorted([first.id, second.id])
-    assert queue.prioritise(second.id, Priority.LOW).position == 2
+    assert queue.set_priority(second.id, Priority.LOW).position == 2
     queue.cancel(first.id)
     with pytest.raises(JobConflict, match="only a waiting job"):
-        queue.prioritise(first.id, Priority.HIGH)
+        queue.set_priority(first.id, Priority.HIGH)
 
 
 def test_another_server_shows_a_moved_job_where_it_is_at_once(tiny: Path, queue: Queue) -> None:
     first, second = (queue.submit(ask(tiny, prompt=f"a {i}")) for i in range(2))
     with closing(Queue(queue.settings)) as another:
         for priority, place in ((Priority.HIGH, 1), (Priority.LOW, 2), (Priority.HIGH, 1)):
-            queue.prioritise(second.id, priority)
-            seen = another.get(second.id)
+            queue.set_priority(second.id, priority)
+            seen = another.get_job(second.id)
             assert (seen.priority, seen.position) == (priority, place)
-        assert another.get(first.id).position == 2
+        assert another.get_job(first.id).position == 2
 
 
 def test_a_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(
@@ -94,7 +94,7 @@ def test_a_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(
     forecast = queue.forecast(ask(tiny, prompt="another"))
     assert forecast.ahead == 1
     assert forecast.plan.shape.frames == 9
-    assert len(queue.jobs()) == 1
+    assert len(queue.list_jobs()) == 1
     eta = queue.submit(ask(tiny, prompt="another")).eta
     assert eta
     assert forecast.eta.seconds == pytest.approx(eta.seconds, rel=0.01)
@@ -102,33 +102,35 @@ def test_a_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(
 
 def test_a_forecast_of_what_torch_makes_counts_at_most_what_a_cpu_may_take(queue: Queue) -> None:
     with queue.database.transaction() as t:
-        told = json.dumps(asdict(Machine("cpu", "a CPU", 10**11, "bfloat16", 4)))
+        told = json.dumps(asdict(DeviceInfo("cpu", "a CPU", 10**11, "bfloat16", 4)))
         t.rows(
             "insert into filmlet_worker (id, token, home, device, speed, machine, beat)"
             " values ('w', 't', '', 'cpu', 1e9, :told, {now})",
             told=told,
         )
     own, large = (
-        queue.forecast(clip_request("a cat", model=model))
+        queue.forecast(build_request("a cat", model=model))
         for model in ("pocket", "ltxv-13b-0.9.8-distilled")
     )
     assert own.machine
     assert own.machine.dtype == "bfloat16"
     assert large.machine
-    assert (large.machine.dtype, large.machine.value_bytes) == ("float32", 4)
+    assert (large.machine.dtype, large.machine.bytes_per_value) == ("float32", 4)
 
 
 def test_unknown_words_are_told_with_the_nearest_known_ones() -> None:
-    pocket = CARDS["pocket"]
-    words = count(pocket, "A candle, moving lefft!")
+    pocket = REGISTRY["pocket"]
+    words = check_prompt(pocket, "A candle, moving lefft!")
     assert words
-    assert (words.tokens, words.most, words.is_cut) == (5, 128, False)
+    assert (words.tokens, words.max_tokens, words.is_cut) == (5, 128, False)
     assert words.unknown == {"candle": ("cattle", "castle"), "lefft": ("left",)}
-    long = count(pocket, "cat " * 200)
+    long = check_prompt(pocket, "cat " * 200)
     assert long
     assert long.is_cut
-    assert "sunset" in vocabulary(pocket)
-    assert count(CARDS["ltxv-2b-0.9.8-distilled"], "a cat") is None, "its files are not here"
+    assert "sunset" in list_vocabulary(pocket)
+    assert check_prompt(REGISTRY["ltxv-2b-0.9.8-distilled"], "a cat") is None, (
+        "its files are not here"
+    )
 
 
 def test_a_plan_tells_what_would_be_made_and_makes_nothing(client: TestClient) -> None:
@@ -136,9 +138,12 @@ def test_a_plan_tells_what_would_be_made_and_makes_nothing(client: TestClient) -
     answer = client.post("/v1/videos/plan", json=body)
     assert answer.status_code == 200
     plan = answer.json()
-    assert (plan["size"], plan["made_size"], plan["frames"]) == ("100x64", "128x64", 24)
+    assert (plan["size"], plan["generated_size"], plan["frames"]) == ("100x64", "128x64", 24)
     assert plan["unknown_words"] == {"candle": ["cattle", "castle"]}
-    assert {change["field"] for change in plan["changes"]} == {"made_frames", "made_width"}
+    assert {change["field"] for change in plan["changes"]} == {
+        "generated_frames",
+        "generated_width",
+    }
     assert plan["eta"]["low"] < plan["eta"]["seconds"] < plan["eta"]["high"]
     assert client.get("/v1/videos").json()["data"] == []
     refused = client.post("/v1/videos/plan", json=body | {"size": "9999x64"})
@@ -158,14 +163,14 @@ def test_a_browser_keeps_its_key_as_a_cookie_and_admins_alone_see_the_queue(
     home: Settings,
 ) -> None:
     database = Database(home)
-    keys = Keys(database, home)
+    keys = ApiKeyStore(database, home)
     ann, root = keys.add("ann"), keys.add("root", admin=True)
     database.close()
 
     def enter(client: TestClient, secret: str) -> httpx2.Response:
         return client.post("/session", json={"key": secret})
 
-    with TestClient(create(home)) as client:
+    with TestClient(create_app(home)) as client:
         assert client.get("/session").json() == {
             "needs_key": True, "uses_keys": True, "name": None, "admin": False, "keeps": True,
         }  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recipe import contact_sheets, distil
 from recipe import trainer as runs
-from recipe.evaluate import evaluate, prove
+from recipe.evaluate import evaluate, score_ground_truth
 from recipe.muon import orthogonal
 from recipe.prompts import (
     PAIR_ORDERS,
@@ -36,16 +36,16 @@ from recipe.renderer import (
     STRAIGHT,
     Actor,
     Scenario,
-    alone,
-    path,
+    actor_trajectory,
     render,
+    single_actor,
 )
 from recipe.renderer import SHAPES as OUTLINED
-from recipe.sampling import Maker
+from recipe.sampling import Sampler
 from recipe.scenery import LOOP, SCENES, scenery
-from recipe.teacher import CHANGE, SHAPES, TOKENS, Pair, weighted_square
+from recipe.teacher import CHANGE, SHAPES, TOKENS, TextToVideoModel, weighted_square
 from recipe.text import build_tokenizer
-from recipe.trainer import Run
+from recipe.trainer import TrainingRun
 
 ROOT = Path(__file__).parent.parent
 POCKET = ROOT / "src" / "filmlet" / "pocket"
@@ -59,7 +59,7 @@ def test_the_world_is_as_large_as_the_model_card_says() -> None:
 
 @needs_font
 def test_the_judge_is_right_on_rendered_truth() -> None:
-    scores = prove(40)
+    scores = score_ground_truth(40)
     assert set(scores) == {"colour", "motion", "scene", "subject", "size", "speed", "pair"}
     assert min(scores.values()) >= 98, scores
 
@@ -68,13 +68,13 @@ def test_the_judge_is_right_on_rendered_truth() -> None:
 @pytest.mark.parametrize("name", ["wide", "tall", "low", "long", "longer"])
 def test_the_judge_is_right_on_the_truth_of_other_sizes_and_lengths(name: str) -> None:
     shape = SHAPES[name]
-    scores = prove(5, shape.frames, (shape.height, shape.width))
+    scores = score_ground_truth(5, shape.frames, (shape.height, shape.width))
     assert min(scores.values()) == 100, scores
 
 
 @needs_font
 def test_the_judge_is_not_right_on_something_else() -> None:
-    other = alone("purple triangle", "growing", "sea")
+    other = single_actor("purple triangle", "growing", "sea")
     scores = evaluate(lambda _: render(other, 25), 12, pairs=0)
     asked = [scores[row] for row in ("colour", "motion", "scene", "subject")]
     assert max(asked) < 50, scores
@@ -117,7 +117,7 @@ def test_rain_falls_in_a_loop_of_one_latent_and_other_scenes_stand_still() -> No
 def test_what_moves_straight_on_comes_back_in_a_long_clip() -> None:
     seconds = torch.arange(97) / FPS
     for motion in STRAIGHT:
-        x, y, _, _ = path(Actor("cat", motion, speed="quickly"), seconds)
+        x, y, _, _ = actor_trajectory(Actor("cat", motion, speed="quickly"), seconds)
         assert torch.maximum(x.abs(), y.abs()).max() <= (256 + 96) / 2
         assert torch.maximum(x.diff().abs(), y.diff().abs()).max() > 200
 
@@ -157,7 +157,7 @@ def test_words_that_a_checkpoint_knows_keep_what_they_mean(
     larger = build_tokenizer([*vocabulary(), "zebra"])
     monkeypatch.setattr("recipe.teacher.build_tokenizer", lambda: larger)
     torch.manual_seed(0)
-    pair = Pair.fresh(64)
+    pair = TextToVideoModel.untrained(64)
     fresh = pair.text.shared.weight.detach().clone()
     pair.start_from(POCKET)
     now = pair.text.shared.weight
@@ -207,7 +207,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
             inputs = torch.randn(16, 8)
             return (model(inputs)[:, 0] - inputs.sum(1)).square().mean()
 
-        run = Run(tmp_path, name, torch.device("cpu"))
+        run = TrainingRun(tmp_path, name, torch.device("cpu"))
         run.fit(model, loss, steps=8, matrix_rate=0.02, rate=1e-3, average=0.9)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -217,14 +217,14 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
     assert torch.equal(fit("stopped", None), straight)
 
 
-def draw_of(pair: Pair, way: distil.Way) -> distil.Draw:
+def draw_of(pair: TextToVideoModel, way: distil.DistillConfig) -> distil.TrajectoryBatch:
     """A batch of random latents, the first clip of which has its first frame given."""
-    levels = distil.levels_of(way, 3)
+    levels = distil.sample_levels(way, 3)
     held = torch.zeros(3, 2, dtype=torch.bool)
     held[0, 0] = True
     channels = pair.transformer.config.in_channels
     prompts = ["a red ball", "the ball moving left", "on white"]
-    return distil.Draw(torch.randn(3, channels, 2, 2, 2), *levels, held, prompts)
+    return distil.TrajectoryBatch(torch.randn(3, channels, 2, 2, 2), *levels, held, prompts)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -232,12 +232,12 @@ def test_over_steps_of_one_part_both_methods_want_what_the_teacher_does(
     tiny: Path, guidance: float
 ) -> None:
     torch.manual_seed(0)
-    teacher = Pair.of(tiny)
+    teacher = TextToVideoModel.from_pretrained(tiny)
     for method in distil.METHODS.values():
-        draw = draw_of(teacher, way := distil.Way("progressive", 4, guidance, parts=1))
+        draw = draw_of(teacher, way := distil.DistillConfig("progressive", 4, guidance, parts=1))
         with torch.no_grad():
             landed = method(teacher, teacher, draw, way)
-            plain = draw.ahead(teacher, draw.end, guidance)
+            plain = draw.euler_step(teacher, draw.end, guidance)
         assert torch.allclose(landed.latents, plain.latents, atol=1e-5)
         assert torch.equal(landed.latents[0, :, 0], draw.latents[0, :, 0])  # given, so kept
 
@@ -247,14 +247,18 @@ def test_over_steps_of_one_part_both_methods_want_what_the_teacher_does(
 @pytest.mark.parametrize("method", distil.METHODS)
 def test_another_ltx_checkpoint_can_be_the_teacher(tiny: Path, tmp_path: Path, method: str) -> None:
     target = tmp_path / "student"
-    distil.distil(tmp_path / "work", tiny, target, distil.Way(method, 2, 3.0), steps=2, clips=2)
+    distil.distil(
+        tmp_path / "work", tiny, target, distil.DistillConfig(method, 2, 3.0), steps=2, clips=2
+    )
     assert (target / "vae" / "config.json").read_bytes() == (
         tiny / "vae" / "config.json"
     ).read_bytes()
-    before, after = (Pair.of(folder).state_dict() for folder in (tiny, target))
+    before, after = (
+        TextToVideoModel.from_pretrained(folder).state_dict() for folder in (tiny, target)
+    )
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"transformer"}
-    assert Maker.of(target, steps=2).make("a red ball").shape == (3, 25, 256, 256)
+    assert Sampler.of(target, steps=2).make("a red ball").shape == (3, 25, 256, 256)
 
 
 @needs_font
@@ -265,12 +269,12 @@ def test_sheets_and_gallery_show_the_first_held_out_prompts(
     asked = []
     truth = {e.prompt: e.scenario for e in contact_sheets.held_out(contact_sheets.GALLERY)}
 
-    def make(_: Maker, prompt: str) -> Tensor:
+    def make(_: Sampler, prompt: str) -> Tensor:
         asked.append(prompt)
         return render(truth[prompt], 25)
 
-    monkeypatch.setattr(Maker, "make", make)
-    maker = Maker.of(tiny, steps=1)
+    monkeypatch.setattr(Sampler, "make", make)
+    maker = Sampler.of(tiny, steps=1)
     (sheet,) = contact_sheets.write_sheets(maker, 2, tmp_path / "sheets")
     with Image.open(sheet) as picture:
         assert picture.width == contact_sheets.CELL * len(contact_sheets.FRAMES)

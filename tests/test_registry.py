@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from filmlet.core.model_card import FixedSigmas, ShiftedSigmas
-from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
-from filmlet.models import CARDS, find, locate
+from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
+from filmlet.models import REGISTRY, get_card, local_files
 from filmlet.models.registry import POCKET
 from tests.helpers.tiny_checkpoint import edit_json
 
@@ -15,41 +15,41 @@ from tests.helpers.tiny_checkpoint import edit_json
     "name", ["ltxv-2b-0.9.8-distilled", "ltxv-13b-0.9.7-distilled", "ltxv-13b-0.9.8-distilled"]
 )
 def test_ltxv_0_9_8_runs_seven_calls_then_three_at_the_published_levels(name: str) -> None:
-    card = CARDS[name]
+    card = REGISTRY[name]
     published = (1.0, 0.9937, 0.9875, 0.9812, 0.9750, 0.9094, 0.7250)
-    assert card.schedule.at(7) == published
-    assert card.refine == FixedSigmas((0.9094, 0.7250, 0.4219))
-    assert (card.guidance, card.distilled, card.stochastic) == (1.0, True, False)
-    assert (card.decode_timestep, card.decode_noise, card.max_tokens) == (0.05, 0.025, 256)
-    assert card.tone_map == (0.6 if "13b" in name else 0.0)
+    assert card.schedule.sigmas_for(7) == published
+    assert card.refine_schedule == FixedSigmas((0.9094, 0.7250, 0.4219))
+    assert (card.guidance_scale, card.distilled, card.stochastic_sampling) == (1.0, True, False)
+    assert (card.decode_timestep, card.decode_noise_scale, card.max_tokens) == (0.05, 0.025, 256)
+    assert card.tone_map_compression_ratio == (0.6 if "13b" in name else 0.0)
 
 
 def test_pocket_runs_the_levels_that_stock_diffusers_sets_for_its_scheduler() -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    card = CARDS["pocket"]
+    card = REGISTRY["pocket"]
     stock = FlowMatchEulerDiscreteScheduler.from_pretrained(POCKET / "scheduler")
     steps = card.schedule.steps
     assert steps <= 8
     stock.set_timesteps(sigmas=[(steps - i) / steps for i in range(steps)])
-    assert card.schedule.at(steps) == pytest.approx(stock.sigmas[:-1].tolist(), abs=1e-6)
+    assert card.schedule.sigmas_for(steps) == pytest.approx(stock.sigmas[:-1].tolist(), abs=1e-6)
     assert float(stock.sigmas[-1]) == 0.0
 
 
 def test_other_numbers_of_steps_follow_the_line_through_the_fixed_levels() -> None:
     schedule = FixedSigmas((1.0, 0.9, 0.5))
-    assert schedule.at(3) == (1.0, 0.9, 0.5)
-    assert schedule.at(6) == pytest.approx((1.0, 0.95, 0.9, 0.7, 0.5, 0.25))
-    assert schedule.at(1) == (1.0,)
+    assert schedule.sigmas_for(3) == (1.0, 0.9, 0.5)
+    assert schedule.sigmas_for(6) == pytest.approx((1.0, 0.95, 0.9, 0.7, 0.5, 0.25))
+    assert schedule.sigmas_for(1) == (1.0,)
 
 
 def test_a_shift_of_one_leaves_the_levels_even() -> None:
-    assert ShiftedSigmas(4).at(4) == (1.0, 0.75, 0.5, 0.25)
+    assert ShiftedSigmas(4).sigmas_for(4) == (1.0, 0.75, 0.5, 0.25)
 
 
 def test_an_unknown_model_is_told_with_the_nearest_name() -> None:
     with pytest.raises(UnknownModel, match="did you mean pocket"):
-        find("poket")
+        get_card("poket")
 
 
 @pytest.fixture
@@ -58,41 +58,41 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_a_folder_runs_as_a_full_model_with_its_schedulers_shift(copy: Path) -> None:
-    card = find(str(copy))
+    card = get_card(str(copy))
     assert card.schedule == ShiftedSigmas(30, shift=3.0)
-    assert (card.distilled, card.guidance) == (False, 3.0)
+    assert (card.distilled, card.guidance_scale) == (False, 3.0)
 
 
 def test_a_folder_whose_schedule_depends_on_the_clip_is_refused(copy: Path) -> None:
     edit_json(copy / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
-    with pytest.raises(CheckpointDamaged, match="fixed schedules"):
-        find(str(copy))
+    with pytest.raises(CheckpointCorrupt, match="fixed schedules"):
+        get_card(str(copy))
 
 
 @pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
 def test_a_cut_weight_file_is_noticed_before_loading(copy: Path, component: str) -> None:
     (weights,) = (copy / component).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(CheckpointDamaged, match="fetch it again"):
-        locate(find(str(copy)))
+    with pytest.raises(CheckpointCorrupt, match="fetch it again"):
+        local_files(get_card(str(copy)))
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"no", b"\x10" + bytes(7) + b"not json at all!"])
 def test_a_file_that_is_no_safetensors_is_noticed(copy: Path, rubbish: bytes) -> None:
     (weights,) = (copy / "vae").glob("*.safetensors")
     weights.write_bytes(rubbish)
-    with pytest.raises(CheckpointDamaged, match=r"not a \.safetensors"):
-        locate(find(str(copy)))
+    with pytest.raises(CheckpointCorrupt, match=r"not a \.safetensors"):
+        local_files(get_card(str(copy)))
 
 
 @pytest.mark.parametrize("name", ["transformer/config.json", "tokenizer/tokenizer_config.json"])
 def test_a_missing_or_broken_config_is_named(copy: Path, name: str) -> None:
     (copy / name).write_text("{")
-    with pytest.raises(CheckpointDamaged, match="JSON"):
-        locate(find(str(copy)))
+    with pytest.raises(CheckpointCorrupt, match="JSON"):
+        local_files(get_card(str(copy)))
     (copy / name).unlink()
-    with pytest.raises(CheckpointMissing, match="missing"):
-        locate(find(str(copy)))
+    with pytest.raises(CheckpointNotFound, match="missing"):
+        local_files(get_card(str(copy)))
 
 
 def test_the_bundled_checkpoint_is_small_and_free_of_pickles() -> None:

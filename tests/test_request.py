@@ -5,51 +5,51 @@ import pytest
 
 from filmlet.core.guide import Guide, parse_keyframe
 from filmlet.core.lora import Lora, parse_lora
-from filmlet.core.request import ClipRequest, clip_request, parse_number, parse_size, parse_whole
-from filmlet.core.shape import Grid, fit
+from filmlet.core.request import ClipRequest, build_request, parse_float, parse_int, parse_size
+from filmlet.core.shape import ShapeConstraints, resolve_shape
 from filmlet.errors import InvalidRequest
 from filmlet.jobs import Limits
-from filmlet.models import CARDS, MAX_UNKNOWN, count
+from filmlet.models import MAX_UNKNOWN, REGISTRY, check_prompt
 
-GRID = Grid(max_side=512)
+GRID = ShapeConstraints(max_side=512)
 
 
 def shape_of(**settings: object) -> tuple[int, ...]:
-    shape, _ = fit(clip_request("a ball", **settings), GRID)
+    shape, _ = resolve_shape(build_request("a ball", **settings), GRID)
     return shape.width, shape.height, shape.frames
 
 
 def test_a_legal_shape_is_made_as_asked_and_nothing_is_reported() -> None:
-    shape, changes = fit(clip_request("a ball", size="320x192", frames=49), GRID)
+    shape, changes = resolve_shape(build_request("a ball", size="320x192", frames=49), GRID)
     assert (shape.width, shape.height, shape.frames) == (320, 192, 49)
-    assert not shape.is_cut
+    assert not shape.needs_crop
     assert changes == []
 
 
 def test_odd_shapes_are_made_larger_and_cut_to_exactly_what_was_asked() -> None:
-    shape, changes = fit(clip_request("a ball", size="250x130", frames=20), GRID)
+    shape, changes = resolve_shape(build_request("a ball", size="250x130", frames=20), GRID)
     assert (shape.width, shape.height, shape.frames) == (250, 130, 20)
-    assert (shape.made_width, shape.made_height, shape.made_frames) == (256, 160, 25)
-    assert {c.field for c in changes} == {"made_width", "made_height", "made_frames"}
+    assert (shape.generated_width, shape.generated_height, shape.generated_frames) == (256, 160, 25)
+    assert {c.field for c in changes} == {"generated_width", "generated_height", "generated_frames"}
 
 
 @pytest.mark.parametrize("frames", range(1, 60))
 def test_made_frames_are_the_nearest_8k_plus_1_above(frames: int) -> None:
-    made = GRID.next_frames(frames)
+    made = GRID.round_up_frames(frames)
     assert made % 8 == 1
     assert frames <= made < frames + 8
 
 
 def test_seconds_become_whole_frames_and_the_rounding_is_told() -> None:
-    shape, changes = fit(clip_request("a ball", seconds=1.03, fps=24.0), GRID)
+    shape, changes = resolve_shape(build_request("a ball", seconds=1.03, fps=24.0), GRID)
     assert shape.frames == 25
     assert math.isclose(shape.frames / shape.fps, 1.0417, abs_tol=1e-4)
     assert [c.field for c in changes] == ["seconds"]
-    assert fit(clip_request("a ball", seconds=2), GRID)[1][0].field == "made_frames"
+    assert resolve_shape(build_request("a ball", seconds=2), GRID)[1][0].field == "generated_frames"
 
 
 def test_an_uneven_side_becomes_even_with_a_reason() -> None:
-    shape, changes = fit(clip_request("a ball", size="255x256"), GRID)
+    shape, changes = resolve_shape(build_request("a ball", size="255x256"), GRID)
     assert shape.width == 256
     assert changes[0].field == "width"
     assert changes[0].requested == 255
@@ -103,8 +103,13 @@ def test_size_reads_both_kinds_of_cross() -> None:
 
 
 def test_asked_lists_what_was_given_and_no_defaults() -> None:
-    request = clip_request("a ball", frames=9, size="64x96")
-    assert request.asked() == {"prompt": "a ball", "frames": 9, "width": 64, "height": 96}
+    request = build_request("a ball", frames=9, size="64x96")
+    assert request.explicit_settings() == {
+        "prompt": "a ball",
+        "frames": 9,
+        "width": 64,
+        "height": 96,
+    }
 
 
 HUGE = int("9" * 400)
@@ -122,9 +127,9 @@ HUGE = int("9" * 400)
         lambda: ClipRequest("a", seconds=-0.0),
         lambda: ClipRequest("a", fps=math.inf),
         lambda: ClipRequest("a", guidance=math.nan),
-        lambda: clip_request("a", size="9" * 5000 + "x64"),
-        lambda: parse_whole("9" * 5000, "steps"),
-        lambda: parse_number("9" * 5000 + "x", "seconds"),
+        lambda: build_request("a", size="9" * 5000 + "x64"),
+        lambda: parse_int("9" * 5000, "steps"),
+        lambda: parse_float("9" * 5000 + "x", "seconds"),
         lambda: Guide("a.png", 10**5000),
         lambda: Guide("a.png", strength=HUGE),
         lambda: Guide("a.png", frames=10**5000),
@@ -145,20 +150,20 @@ def test_a_number_of_any_size_is_refused_in_one_sentence(make: Callable[[], obje
 @pytest.mark.parametrize(("fps", "seconds"), [(1e-310, None), (24, 1e-310), (1e9, 1e9)])
 def test_a_tiny_or_large_rate_is_fitted_or_refused(fps: float, seconds: float | None) -> None:
     try:
-        shape, _ = fit(ClipRequest("a", fps=fps, seconds=seconds), GRID)
+        shape, _ = resolve_shape(ClipRequest("a", fps=fps, seconds=seconds), GRID)
     except InvalidRequest:
         return
     assert shape.frames == 1
 
 
 def test_words_are_counted_and_listed_within_bounds() -> None:
-    card = CARDS["pocket"]
+    card = REGISTRY["pocket"]
     words = " ".join(f"xq{number:06d}z" for number in range(30_000))
     for prompt in (words, "q" * 300_000, "\ud800" * 9, "\U0001f600" * 9):
-        read = count(card, prompt)
+        read = check_prompt(card, prompt)
         assert read
         assert len(read.unknown) <= MAX_UNKNOWN
         assert all(len(word) <= 40 for word in read.unknown)
-    unknown = count(card, "a reed bal").unknown
+    unknown = check_prompt(card, "a reed bal").unknown
     assert "red" in unknown["reed"]
     assert "ball" in unknown["bal"]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from filmlet.core.guide import Guide
 from filmlet.errors import TooManyJobs
-from filmlet.jobs import Asking, Queue, Status, retention
-from filmlet.jobs.claimed_job import Held
+from filmlet.jobs import Queue, Status, SubmitOptions, retention
+from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.jobs.worker import Worker
 from filmlet.pipeline import stages
 from filmlet.settings import Settings
@@ -38,8 +38,8 @@ def ended(queue: Queue, model: Path, owner: str, count: int, size: int) -> list[
     """Jobs that have failed and keep so many bytes each."""
     ids = []
     for i in range(count):
-        job = queue.submit(ask(model, prompt=f"{owner} {i}"), Asking(owner=owner)).id
-        claimed = Held.claim(queue.database, queue.settings, job, "one")
+        job = queue.submit(ask(model, prompt=f"{owner} {i}"), SubmitOptions(owner=owner)).id
+        claimed = ClaimedJob.claim(queue.database, queue.settings, job, "one")
         assert claimed
         (queue.storage.folder(job) / "latents.safetensors").write_bytes(bytes(size))
         claimed.fail("internal", "it broke", queue.storage.size(job))
@@ -48,14 +48,14 @@ def ended(queue: Queue, model: Path, owner: str, count: int, size: int) -> list[
 
 
 def bytes_of(queue: Queue, job: str) -> int:
-    with queue.database.reading() as t:
+    with queue.database.read() as t:
         row = t.row("select bytes from filmlet_job where id = :id", id=job)
     assert row
     return int(row["bytes"])
 
 
 def left(queue: Queue) -> set[str]:
-    return {job.id for job in queue.jobs(limit=200)}
+    return {job.id for job in queue.list_jobs(limit=200)}
 
 
 def photo(folder: Path, kilobytes: int) -> Guide:
@@ -68,12 +68,12 @@ def photo(folder: Path, kilobytes: int) -> Guide:
 def test_failed_and_cancelled_jobs_count_as_much_as_they_keep(tiny: Path, queue: Queue) -> None:
     (failed,) = ended(queue, tiny, "a", 1, 5000)
     job = queue.submit(ask(tiny)).id
-    claimed = Held.claim(queue.database, queue.settings, job, "one")
+    claimed = ClaimedJob.claim(queue.database, queue.settings, job, "one")
     assert claimed
     queue.cancel(job)
     (queue.storage.folder(job) / "step.safetensors").write_bytes(bytes(3000))
     worker = Worker(queue.settings, queue=queue)
-    worker._cancelled(claimed)
+    worker._finish_cancelled(claimed)
     assert (bytes_of(queue, failed), bytes_of(queue, job)) == (5000, 3000)
 
 
@@ -84,7 +84,7 @@ def test_jobs_of_before_they_were_counted_are_counted_by_a_sweep(
     (job,) = ended(queue, tiny, "a", 1, 5000)
     with queue.database.transaction() as t:
         t.rows("update filmlet_job set bytes = 0")
-    queue.sweep()
+    queue.delete_expired()
     assert bytes_of(queue, job) == 5000
 
 
@@ -94,7 +94,7 @@ def test_who_takes_most_of_too_much_disk_loses_his_oldest_jobs_first(
     modest = ended(queue, tiny, "modest", 2, 3000)
     greedy = ended(queue, tiny, "greedy", 10, 5000)
     queue.retention.settings = replace(queue.settings, keep_gb=21 * KILOBYTES)
-    assert queue.sweep() == 7
+    assert queue.delete_expired() == 7
     assert left(queue) == {*modest, *greedy[-3:]}
     assert queue.storage.local_jobs() == left(queue)
 
@@ -111,10 +111,10 @@ def test_files_of_waiting_jobs_count_and_are_refused_before_they_fill_the_disk(
         queue.submit(request)
     with pytest.raises(TooManyJobs, match="unfinished jobs"):
         queue.submit(request)
-    assert queue.submit(request, Asking(owner="another")).status == Status.QUEUED
+    assert queue.submit(request, SubmitOptions(owner="another")).status == Status.QUEUED
     assert first.id in left(queue)
     for _ in range(5):  # cancelled ones make room, the oldest first; no worker sweeps here
-        queue.cancel(queue.submit(request, Asking(owner="another")).id)
+        queue.cancel(queue.submit(request, SubmitOptions(owner="another")).id)
     total = sum(file.stat().st_size for file in queue.storage.local.rglob("*.png"))
     assert total < 180_000
     queue.close()
@@ -123,26 +123,26 @@ def test_files_of_waiting_jobs_count_and_are_refused_before_they_fill_the_disk(
 def test_a_finished_clip_keeps_what_somebody_may_still_ask_for(
     tiny: Path, tiny_two: Path, tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(queue.settings, stages.film, queue)
+    worker = Worker(queue.settings, stages.write_clip, queue)
     request = ask(tiny, guides=[photo(tmp_path, 6)])
     plain, draft = queue.submit(request).id, queue.submit(ask(tiny_two, draft=True)).id
     for job in (plain, draft):
-        worker.take(job)
-        assert queue.get(job).status == Status.COMPLETED, queue.get(job).failure
+        worker.run_job(job)
+        assert queue.get_job(job).status == Status.COMPLETED, queue.get_job(job).failure
     folder = queue.storage.folder(plain)
     (given,) = (file.name for file in folder.glob("*.png") if file.name != "preview.png")
     assert {file.name for file in folder.iterdir()} == {"clip.mp4", "decoded.mp4", given}
     assert bytes_of(queue, plain) == queue.storage.size(plain)
     monkeypatch.setattr(retention, "TRIM_AFTER_S", -1.0)  # nobody reads what grew any more
-    queue.sweep()
+    queue.delete_expired()
     assert {file.name for file in folder.iterdir()} == {"clip.mp4", given}
     assert bytes_of(queue, plain) == queue.storage.size(plain)
-    remixed = queue.vary(plain, "a blue ball", Asking()).id
-    refined = queue.refine(draft, Asking()).id
+    remixed = queue.remix(plain, "a blue ball", SubmitOptions()).id
+    refined = queue.refine(draft, SubmitOptions()).id
     for job in (remixed, refined):
-        worker.take(job)
-    assert queue.get(remixed).status == queue.get(refined).status == Status.COMPLETED
-    reused = {record.stage.value for record in queue.get(refined).stages if record.reused}
+        worker.run_job(job)
+    assert queue.get_job(remixed).status == queue.get_job(refined).status == Status.COMPLETED
+    reused = {record.stage.value for record in queue.get_job(refined).stages if record.reused}
     assert reused == {"encode", "denoise"}
 
 

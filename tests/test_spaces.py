@@ -21,14 +21,14 @@ from mcp.types import TextContent
 from packaging.requirements import Requirement
 from PIL import Image
 
-from filmlet.errors import FolderTaken, InvalidRequest, UnknownModel
-from filmlet.jobs.backup import kept
-from filmlet.models import CARDS
+from filmlet.errors import FolderNotEmpty, InvalidRequest, UnknownModel
+from filmlet.jobs.backup import run_with_backups
+from filmlet.models import REGISTRY
 from filmlet.models.registry import POCKET
 from filmlet.settings import Settings
-from filmlet.spaces.entrypoint import settled
+from filmlet.spaces.entrypoint import space_settings
 from filmlet.spaces.preload import preload
-from filmlet.spaces.space_files import PINS, Making, files, requirements, write
+from filmlet.spaces.space_files import PINS, SpaceConfig, build_files, requirements, write_files
 from tests.helpers import fake_hub_spaces as stand_in
 from tests.helpers import space_requirements
 from tests.helpers.fake_hub import COMMIT
@@ -47,8 +47,8 @@ SMALL: dict[str, Any] = {
 ANN, BEN = "a" * 32, "b" * 32
 
 
-def front_matter(making: Making) -> dict[str, Any]:
-    text = files(making)["README.md"].decode()
+def front_matter(making: SpaceConfig) -> dict[str, Any]:
+    text = build_files(making)["README.md"].decode()
     return dict(yaml.safe_load(text.split("---\n")[1]))
 
 
@@ -56,17 +56,17 @@ def front_matter(making: Making) -> dict[str, Any]:
 
 
 def test_a_space_is_a_few_lines_the_pinned_set_and_the_package() -> None:
-    made = files(Making())
+    made = build_files(SpaceConfig())
     assert len(made["app.py"].splitlines()) < 8
     assert {"app.py", "requirements.txt", "README.md", "filmlet/cli/main.py"} <= set(made)
     assert not any("__pycache__" in path for path in made)
-    listed = requirements(Making()).splitlines()
+    listed = requirements(SpaceConfig()).splitlines()
     assert all(re.fullmatch(r"\S+==\S+|--extra-index-url \S+", line) for line in listed)
 
 
 @pytest.mark.usefixtures("cached")
 def test_its_front_matter_says_how_it_is_built_and_started() -> None:
-    matter = front_matter(Making("ltxv-2b-0.9.8-distilled", "zero-a10g", "films"))
+    matter = front_matter(SpaceConfig("ltxv-2b-0.9.8-distilled", "zero-a10g", "films"))
     assert (matter["sdk"], matter["sdk_version"]) == ("gradio", "6.31.0")
     (wanted,) = matter["preload_from_hub"]
     assert wanted.startswith("Lightricks/LTX-Video ltxv-2b-0.9.8-distilled.safetensors,")
@@ -76,26 +76,26 @@ def test_its_front_matter_says_how_it_is_built_and_started() -> None:
     assert matter["startup_duration_timeout"] == "30m"
     assert (matter["title"], matter["app_file"]) == ("films", "app.py")
     assert len(matter["short_description"]) <= 60
-    large = front_matter(Making("ltxv-13b-0.9.8-distilled"))
+    large = front_matter(SpaceConfig("ltxv-13b-0.9.8-distilled"))
     assert int(large["startup_duration_timeout"].removesuffix("m")) >= 30
 
 
 def test_torch_comes_in_the_build_that_the_hardware_can_use() -> None:
-    assert requirements(Making(hardware="cpu-basic")).startswith("--extra-index-url")
-    assert "torch==2.11.0\n" in requirements(Making(hardware="zero-a10g"))
-    on_gpu = requirements(Making(hardware="l4x1"))
+    assert requirements(SpaceConfig(hardware="cpu-basic")).startswith("--extra-index-url")
+    assert "torch==2.11.0\n" in requirements(SpaceConfig(hardware="zero-a10g"))
+    on_gpu = requirements(SpaceConfig(hardware="l4x1"))
     assert "torch==2.13.0\n" in on_gpu
     assert "index-url" not in on_gpu
 
 
 def test_another_source_of_the_package_is_named_and_not_taken_along() -> None:
-    made = files(Making(source="filmlet @ https://example.org/filmlet.whl"))
+    made = build_files(SpaceConfig(source="filmlet @ https://example.org/filmlet.whl"))
     assert not any(path.startswith("filmlet/") for path in made)
     assert made["requirements.txt"].decode().endswith("filmlet @ https://example.org/filmlet.whl\n")
 
 
 def test_a_bundled_model_needs_no_preload() -> None:
-    assert preload(CARDS["pocket"]) == []
+    assert preload(REGISTRY["pocket"]) == []
 
 
 def test_the_pins_are_the_tested_set_but_for_what_gradio_holds_back() -> None:
@@ -117,12 +117,12 @@ def test_the_pins_are_the_tested_set_but_for_what_gradio_holds_back() -> None:
 
 def test_a_folder_with_other_things_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(FolderTaken, match="is not empty"):
-        write(Making(), tmp_path)
+    with pytest.raises(FolderNotEmpty, match="is not empty"):
+        write_files(SpaceConfig(), tmp_path)
     with pytest.raises(UnknownModel, match="did you mean pocket"):
-        Making("pockets")
+        SpaceConfig("pockets")
     with pytest.raises(InvalidRequest, match="A Space has no folder"):
-        Making(str(POCKET))
+        SpaceConfig(str(POCKET))
 
 
 # The Hub
@@ -159,7 +159,7 @@ def test_a_space_is_created_brought_up_to_date_and_then_left_alone(hub: Hub) -> 
     assert space.variables == {"FILMLET_MODEL": "pocket", "A": "1"}
     bucket = {"type": "bucket", "source": "ann/clips", "mountPath": "/data"}
     assert (space.volumes, hub.buckets) == ([bucket], {"ann/clips"})
-    wanted = files(Making("pocket", "zero-a10g", "films"))
+    wanted = build_files(SpaceConfig("pocket", "zero-a10g", "films"))
     assert space.files == wanted
     assert "plum" not in made.stdout
     hub.writes.clear()
@@ -233,7 +233,7 @@ def _answers(client: httpx2.Client) -> bool:
 
 def test_it_makes_clips_and_keeps_them_where_a_bucket_is(tmp_path: Path) -> None:
     folder, bucket = tmp_path / "space", tmp_path / "bucket"
-    write(Making(), folder)
+    write_files(SpaceConfig(), folder)
     stored = {"FILMLET_STORAGE_URL": str(bucket)}
     with started(folder, tmp_path / "one", **stored) as ann:
         address = str(ann.base_url).rstrip("/")
@@ -291,34 +291,34 @@ def begin_from_a_picture_without_a_cookie(address: str, folder: Path) -> None:
 
 
 def test_without_a_bucket_the_page_says_so(tmp_path: Path) -> None:
-    plain = settled(Settings(home=tmp_path), "pocket", tmp_path / "none")
+    plain = space_settings(Settings(home=tmp_path), "pocket", tmp_path / "none")
     assert plain.storage_url is None
     (tmp_path / "data").mkdir()
-    attached = settled(Settings(home=tmp_path), "pocket", tmp_path / "data")
+    attached = space_settings(Settings(home=tmp_path), "pocket", tmp_path / "data")
     assert attached.storage_url == str(tmp_path / "data" / "filmlet")
-    named = settled(Settings(storage_url="s3://b", worker="w"), "pocket", tmp_path / "data")
+    named = space_settings(Settings(storage_url="s3://b", worker="w"), "pocket", tmp_path / "data")
     assert (named.storage_url, named.worker, named.max_active) == ("s3://b", "w", 4)
 
 
 def test_a_copy_is_made_only_when_something_changed(tmp_path: Path) -> None:
-    from filmlet.core.request import clip_request
+    from filmlet.core.request import build_request
     from filmlet.jobs import Queue
-    from filmlet.jobs.backup import Snapshot
+    from filmlet.jobs.backup import DatabaseBackup
 
     settings = Settings(home=tmp_path / "home", storage_url=str(tmp_path / "bucket"))
     queue = Queue(settings)
     copy = tmp_path / "bucket" / "queue.sqlite"
-    snapshot = Snapshot(settings)
+    snapshot = DatabaseBackup(settings)
     seen = snapshot.save()
     before = copy.stat().st_mtime_ns
     assert snapshot.save(seen) == seen
     assert copy.stat().st_mtime_ns == before
-    queue.submit(clip_request("a red ball"))
+    queue.submit(build_request("a red ball"))
     assert snapshot.save(seen) != seen
     queue.close()
-    with kept(Settings(home=tmp_path / "new", storage_url=str(tmp_path / "bucket"))):
+    with run_with_backups(Settings(home=tmp_path / "new", storage_url=str(tmp_path / "bucket"))):
         again = Queue(Settings(home=tmp_path / "new", storage_url=str(tmp_path / "bucket")))
-        assert len(again.jobs()) == 1
+        assert len(again.list_jobs()) == 1
         again.close()
 
 
@@ -327,13 +327,13 @@ def test_it_installs_into_a_clean_environment_as_the_platform_does_and_makes_a_c
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "space"
-    write(Making(), folder)
+    write_files(SpaceConfig(), folder)
     clean = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
     subprocess.run(
         [str(clean / "bin" / "pip"), "install", "--quiet", "--retries", "0",
          "-r", "requirements.txt",
-         f"gradio[oauth,mcp]=={front_matter(Making())['sdk_version']}",
+         f"gradio[oauth,mcp]=={front_matter(SpaceConfig())['sdk_version']}",
          "uvicorn>=0.14.0", "websockets>=10.4", "spaces"],
         cwd=folder, check=True,
     )  # fmt: skip

@@ -7,37 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from filmlet.core.events import Event, Finished, Frames, Progress, Stage
-from filmlet.core.request import ClipSettings, clip_request
+from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished
+from filmlet.core.request import ClipOptions, build_request
 from filmlet.engine.torch import loader
 from filmlet.errors import Cancelled
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import Work, fold, loaded, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, loaded, prepare
 from filmlet.settings import Settings
 
-SMALL: ClipSettings = {"size": "64x64", "frames": 25, "steps": 4, "seed": 2}
+SMALL: ClipOptions = {"size": "64x64", "frames": 25, "steps": 4, "seed": 2}
 Stop = Callable[[Event], bool]
 
 
 @pytest.fixture(autouse=True)
 def _keep_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filmlet.pipeline.prepare.KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.prepare.CHECKPOINT_INTERVAL_S", -1.0)
 
 
-def work_for(model: Path, folder: Path | None) -> Work:
+def work_for(model: Path, folder: Path | None) -> GenerationState:
     settings = SMALL | {"model": str(model)}
-    work = fold(prepare(plan(clip_request("a red ball", **settings)), Settings()))
+    work = drain(prepare(make_plan(build_request("a red ball", **settings)), Settings()))
     if folder:
         folder.mkdir(exist_ok=True)
     work.folder = folder
     return work
 
 
-def film(work: Work, path: Path, stop: Stop | None = None) -> list[Event]:
+def film(work: GenerationState, path: Path, stop: Stop | None = None) -> list[Event]:
     """The events of a clip, up to the one at which it is left."""
     told = []
-    events = stages.film(work, path)
+    events = stages.write_clip(work, path)
     for event in events:
         told.append(event)
         if stop and stop(event):
@@ -48,7 +48,7 @@ def film(work: Work, path: Path, stop: Stop | None = None) -> list[Event]:
 
 def finished(events: list[Event]) -> dict[str, bool]:
     """Which stages are over, and whether their result was reused."""
-    return {e.stage.value: e.reused for e in events if isinstance(e, Finished)}
+    return {e.stage.value: e.reused for e in events if isinstance(e, StageFinished)}
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
@@ -56,9 +56,9 @@ def finished(events: list[Event]) -> dict[str, bool]:
     ("stop", "reused"),
     [
         (lambda e: isinstance(e, Progress) and e.stage == Stage.LOAD, set()),
-        (lambda e: isinstance(e, Finished) and e.stage == Stage.ENCODE, {"encode"}),
+        (lambda e: isinstance(e, StageFinished) and e.stage == Stage.ENCODE, {"encode"}),
         (lambda e: e == Progress(Stage.DENOISE, 2, 4), {"encode"}),
-        (lambda e: isinstance(e, Finished) and e.stage == Stage.DENOISE, {"encode", "denoise"}),
+        (lambda e: isinstance(e, StageFinished) and e.stage == Stage.DENOISE, {"encode", "denoise"}),
         (lambda e: isinstance(e, Frames), {"encode", "denoise"}),
         (lambda e: isinstance(e, Progress) and e.stage == Stage.MUX,
          {"encode", "denoise", "decode"}),
@@ -99,7 +99,7 @@ def test_a_kept_result_that_cannot_be_read_is_made_again(tiny: Path, tmp_path: P
 
 def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) -> None:
     work = work_for(tiny, tmp_path / "kept")
-    events = stages.film(work, tmp_path / "clip.mp4")
+    events = stages.write_clip(work, tmp_path / "clip.mp4")
     for event in events:
         if event == Progress(Stage.DENOISE, 1, 4):
             break
@@ -113,9 +113,9 @@ def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) 
 def test_loading_tells_its_bytes_and_can_be_stopped_between_them(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "PIECE", 1000)
+    monkeypatch.setattr(loader, "PROGRESS_BYTES", 1000)
     loaded.clear()
-    events = stages.film(work_for(tiny, None), tmp_path / "clip.mp4")
+    events = stages.write_clip(work_for(tiny, None), tmp_path / "clip.mp4")
     told = [next(events) for _ in range(4)]
     assert [e.stage for e in told if isinstance(e, Progress)] == [Stage.LOAD] * 4
     done, total = zip(*((e.done, e.total) for e in told if isinstance(e, Progress)), strict=True)
@@ -124,7 +124,7 @@ def test_loading_tells_its_bytes_and_can_be_stopped_between_them(
     events.close()
     assert not loaded
     assert list(tmp_path.iterdir()) == []
-    again = list(stages.film(work_for(tiny, None), tmp_path / "clip.mp4"))
+    again = list(stages.write_clip(work_for(tiny, None), tmp_path / "clip.mp4"))
     *_, last = (e for e in again if isinstance(e, Progress) and e.stage == Stage.LOAD)
     assert last.done == last.total
 

@@ -10,20 +10,20 @@ import torch
 from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
-from filmlet.core.request import clip_request
+from filmlet.core.request import build_request
 from filmlet.engine import selection
-from filmlet.engine.base import Call
-from filmlet.engine.placement import Lever, Placement
-from filmlet.engine.torch.block_offload import lend
-from filmlet.engine.torch.transformer import Stepping
+from filmlet.engine.base import TransformerInputs
+from filmlet.engine.placement import Optimization, Placement
+from filmlet.engine.torch.block_offload import offload_blocks
+from filmlet.engine.torch.transformer import CachedTransformer
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import drain, prepare
 from filmlet.settings import Settings
 
 FRAMES, ROWS, COLUMNS = 3, 2, 4
 TOKENS = FRAMES * ROWS * COLUMNS
-COMPILED = frozenset([Lever.COMPILE])
+COMPILED = frozenset([Optimization.COMPILE])
 ONE = torch.tensor([0.7])
 GIVEN = torch.where(torch.arange(TOKENS) < ROWS * COLUMNS, 0.0, 0.7)[None]  # the first frame
 
@@ -39,28 +39,28 @@ def places() -> Tensor:
     return torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")])[None]
 
 
-def call(levels: Tensor, seed: int = 0, words: int = 5) -> Call:
+def call(levels: Tensor, seed: int = 0, words: int = 5) -> TransformerInputs:
     draw = torch.Generator().manual_seed(seed)
     latents, text = (torch.randn(1, n, c, generator=draw) for n, c in ((TOKENS, 16), (words, 32)))
-    return Call(latents, text, levels, places(), ())
+    return TransformerInputs(latents, text, levels, places(), ())
 
 
 @torch.inference_mode()
-def stock(model: LTXVideoTransformer3DModel, asked: Call) -> Tensor:
-    levels = asked.levels.expand(1, -1)
+def stock(model: LTXVideoTransformer3DModel, asked: TransformerInputs) -> Tensor:
+    levels = asked.timesteps.expand(1, -1)
     return model(
         hidden_states=asked.latents,
-        encoder_hidden_states=asked.text,
+        encoder_hidden_states=asked.prompt_embeds,
         timestep=levels * 1000,
         encoder_attention_mask=None,
-        video_coords=asked.places,
+        video_coords=asked.video_coords,
         return_dict=False,
     )[0]
 
 
 @torch.inference_mode()
-def own(stepping: Stepping, asked: Call) -> Tensor:
-    return stepping.flow(asked)
+def own(stepping: CachedTransformer, asked: TransformerInputs) -> Tensor:
+    return stepping.predict_velocity(asked)
 
 
 @pytest.fixture
@@ -76,8 +76,10 @@ def test_velocities_equal_those_of_diffusers(
     asked = [call(levels), call(levels, seed=1, words=8), call(levels / 2)]
     expected = [stock(transformer(tiny), one) for one in asked]
     if is_lent:
-        lend(model.transformer_blocks, Placement("cpu", "float32", "a test"), is_ahead=True)
-    stepping = Stepping(model, torch.float32, is_lent=is_lent)
+        offload_blocks(
+            model.transformer_blocks, Placement("cpu", "float32", "a test"), is_ahead=True
+        )
+    stepping = CachedTransformer(model, torch.float32, is_lent=is_lent)
     for one, other in zip(asked * 2, expected * 2, strict=True):
         assert torch.allclose(own(stepping, one), other, atol=1e-5)
         assert other.std() > 0.1
@@ -85,9 +87,11 @@ def test_velocities_equal_those_of_diffusers(
 
 def test_bfloat16_is_no_further_from_float32_than_that_of_diffusers(tiny: Path) -> None:
     asked, exact = call(ONE), stock(transformer(tiny), call(ONE))
-    short = Call(asked.latents.bfloat16(), asked.text.bfloat16(), ONE, asked.places, ())
+    short = TransformerInputs(
+        asked.latents.bfloat16(), asked.prompt_embeds.bfloat16(), ONE, asked.video_coords, ()
+    )
     theirs = stock(transformer(tiny).bfloat16(), short)
-    made = own(Stepping(transformer(tiny).bfloat16(), torch.bfloat16), asked)
+    made = own(CachedTransformer(transformer(tiny).bfloat16(), torch.bfloat16), asked)
     assert (made - exact).norm() <= 1.2 * (theirs - exact).norm() > 0
 
 
@@ -107,11 +111,16 @@ def counted(model: LTXVideoTransformer3DModel) -> Iterator[Counter[str]]:
 def test_what_does_not_change_is_computed_once(
     model: LTXVideoTransformer3DModel, counted: Counter[str]
 ) -> None:
-    stepping, levels, first = Stepping(model, torch.float32), (1.0, 0.7, 0.4), call(ONE)
+    stepping, levels, first = CachedTransformer(model, torch.float32), (1.0, 0.7, 0.4), call(ONE)
     clips = [first, first, call(ONE, seed=1)]
     for clip in clips:
         for level in levels:
-            own(stepping, Call(clip.latents, clip.text, torch.tensor([level]), clip.places, ()))
+            own(
+                stepping,
+                TransformerInputs(
+                    clip.latents, clip.prompt_embeds, torch.tensor([level]), clip.video_coords, ()
+                ),
+            )
     steps, prompts, lengths = len(clips) * len(levels), 2, len(levels)
     assert counted["transformer_blocks.1.attn2.to_q"] == steps
     assert counted["transformer_blocks.1.attn2.to_k"] == prompts
@@ -122,7 +131,7 @@ def test_what_does_not_change_is_computed_once(
 def test_tokens_of_one_level_share_its_embedding(
     model: LTXVideoTransformer3DModel, counted: Counter[str]
 ) -> None:
-    own(Stepping(model, torch.float32), call(GIVEN))
+    own(CachedTransformer(model, torch.float32), call(GIVEN))
     assert counted["time_embed"] == 2
 
 
@@ -132,8 +141,8 @@ def test_compiled_blocks_give_the_same_and_still_ask_whether_to_go_on(
     model: LTXVideoTransformer3DModel,
 ) -> None:
     asked, calls = call(ONE), []
-    expected = own(Stepping(model, torch.float32), asked)
-    compiled = Stepping(model, torch.float32, COMPILED)
+    expected = own(CachedTransformer(model, torch.float32), asked)
+    compiled = CachedTransformer(model, torch.float32, COMPILED)
     for block in model.transformer_blocks:
         block.register_forward_pre_hook(lambda *_: calls.append(1))
     assert torch.allclose(own(compiled, asked), expected, atol=1e-5)
@@ -145,7 +154,7 @@ def test_compiled_blocks_give_the_same_and_still_ask_whether_to_go_on(
     [
         ({}, "/usr/bin/c++", None),
         ({}, None, "no C++ compiler"),
-        ({"hold": "layers"}, "/usr/bin/c++", "weights of blocks come and go"),
+        ({"offload": "sequential"}, "/usr/bin/c++", "weights of blocks come and go"),
     ],
 )
 def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(
@@ -156,12 +165,12 @@ def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(
     reason: str | None,
 ) -> None:
     monkeypatch.setattr(selection.shutil, "which", lambda _: compilers)
-    planned = plan(clip_request("a ball", model=str(tiny), size="64x64", frames=1))
+    planned = make_plan(build_request("a ball", model=str(tiny), size="64x64", frames=1))
     asked = Settings(device="cpu", engine="torch", compile=1, **settings)
-    work = fold(prepare(planned, asked))
+    work = drain(prepare(planned, asked))
     told = [change.reason for change in work.effective.changes if change.field == "compile"]
-    assert (Lever.COMPILE in work.placement.levers) == (reason is None)
-    assert work.effective.as_json().get("levers") == (None if reason else ("compile",))
+    assert (Optimization.COMPILE in work.placement.optimizations) == (reason is None)
+    assert work.effective.as_json().get("optimizations") == (None if reason else ("compile",))
     assert [reason in one for one in told] == ([True] if reason else [])
 
 
@@ -169,17 +178,17 @@ def test_a_lever_that_is_lost_with_the_memory_is_told(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection.shutil, "which", lambda _: "/usr/bin/c++")
-    planned = plan(clip_request("a ball", model=str(tiny), size="64x64", frames=1))
-    settings = Settings(device="cpu", engine="torch", compile=1, hold="turns")
-    work = fold(prepare(planned, settings))
-    assert work.effective.levers == ("compile",)
-    stages._hold_less(work, MemoryError())
-    assert work.effective.levers == ()
-    assert [change.field for change in work.effective.changes[-2:]] == ["hold", "compile"]
+    planned = make_plan(build_request("a ball", model=str(tiny), size="64x64", frames=1))
+    settings = Settings(device="cpu", engine="torch", compile=1, offload="model")
+    work = drain(prepare(planned, settings))
+    assert work.effective.optimizations == ("compile",)
+    stages._retry_with_more_offload(work, MemoryError())
+    assert work.effective.optimizations == ()
+    assert [change.field for change in work.effective.changes[-2:]] == ["offload", "compile"]
 
 
 def test_a_model_that_is_held_in_a_leaner_way_is_not_compiled_any_more() -> None:
-    placement = Placement("cpu", "float32", "a test", levers=COMPILED)
-    turns = selection.leaner(placement)
-    assert turns.levers == COMPILED
-    assert not selection.leaner(turns).levers
+    placement = Placement("cpu", "float32", "a test", optimizations=COMPILED)
+    turns = selection.with_more_offload(placement)
+    assert turns.optimizations == COMPILED
+    assert not selection.with_more_offload(turns).optimizations

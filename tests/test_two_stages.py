@@ -8,69 +8,71 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines import LTXLatentUpsamplePipeline
 from torch import Tensor
 
-from filmlet.core.events import Finished, Frames, Progress, Stage
-from filmlet.core.request import clip_request
-from filmlet.engine.arrays import pack, unpack
-from filmlet.engine.base import Embeddings, Recipe, tone_mapped
-from filmlet.engine.torch.engine import LtxEngine
-from filmlet.errors import JobConflict, NotOffered
-from filmlet.jobs import Asking, Queue, Status
+from filmlet.core.events import Frames, Progress, Stage, StageFinished
+from filmlet.core.request import build_request
+from filmlet.engine.arrays import pack_latents, unpack_latents
+from filmlet.engine.base import DenoiseParams, PromptEmbeds, tone_map_latents
+from filmlet.engine.torch.engine import TorchEngine
+from filmlet.errors import JobConflict, NotSupported
+from filmlet.jobs import Queue, Status, SubmitOptions
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 
 SMALL = {"size": "128x64", "frames": 17, "steps": 3, "seed": 5}
 
 
-def work_for(model: Path, **settings: object) -> Work:
-    request = clip_request("a red ball", model=str(model), **(SMALL | settings))
-    return fold(prepare(plan(request), Settings(device="cpu"), "float32"))
+def work_for(model: Path, **settings: object) -> GenerationState:
+    request = build_request("a red ball", model=str(model), **(SMALL | settings))
+    return drain(prepare(make_plan(request), Settings(device="cpu"), "float32"))
 
 
 @pytest.fixture
-def engine(tiny_two: Path) -> LtxEngine:
+def engine(tiny_two: Path) -> TorchEngine:
     return stages.load_engine(work_for(tiny_two))
 
 
 @pytest.fixture
-def recipe(tiny_two: Path) -> Recipe:
-    return work_for(tiny_two).recipe
+def recipe(tiny_two: Path) -> DenoiseParams:
+    return work_for(tiny_two).denoise_params
 
 
-def draft_latents(engine: LtxEngine, recipe: Recipe) -> Tensor:
+def draft_latents(engine: TorchEngine, recipe: DenoiseParams) -> Tensor:
     """(1, tokens, channels) of the first stage."""
-    frames, height, width = engine.latent_shape(recipe.first().shape)
+    frames, height, width = engine.latent_shape(recipe.first_stage().shape)
     generator = torch.Generator().manual_seed(1)
     return torch.randn(1, frames * height * width, 16, generator=generator)
 
 
-def test_upsampled_latents_equal_stock_diffusers(engine: LtxEngine, recipe: Recipe) -> None:
+def test_upsampled_latents_equal_stock_diffusers(
+    engine: TorchEngine, recipe: DenoiseParams
+) -> None:
     latents = draft_latents(engine, recipe)
     stock = LTXLatentUpsamplePipeline(engine.vae, engine.upsampler)
     expected = stock(
-        latents=unpack(latents, *engine.latent_shape(recipe.first().shape)),
+        latents=unpack_latents(latents, *engine.latent_shape(recipe.first_stage().shape)),
         height=64, width=128, adain_factor=1.0, output_type="latent", return_dict=False,
     )[0]  # fmt: skip
-    assert torch.allclose(engine.upsample(latents, recipe), pack(expected), atol=1e-4)
+    assert torch.allclose(engine.upsample(latents, recipe), pack_latents(expected), atol=1e-4)
 
 
-def test_the_tone_map_equals_stock_diffusers(engine: LtxEngine) -> None:
+def test_the_tone_map_equals_stock_diffusers(engine: TorchEngine) -> None:
     latents = torch.randn(1, 16, 3, 2, 2) * 3
     stock = LTXLatentUpsamplePipeline(engine.vae, engine.upsampler)
-    assert torch.allclose(tone_mapped(latents, 0.6), stock.tone_map_latents(latents, 0.6))
-    assert torch.equal(tone_mapped(latents, 0.0), latents)
+    assert torch.allclose(tone_map_latents(latents, 0.6), stock.tone_map_latents(latents, 0.6))
+    assert torch.equal(tone_map_latents(latents, 0.0), latents)
 
 
 def test_refining_follows_diffusers_scheduler_from_the_noised_latents(
-    engine: LtxEngine, tiny_two: Path
+    engine: TorchEngine, tiny_two: Path
 ) -> None:
     work = work_for(tiny_two)
     sigmas = work.effective.refine_sigmas
     assert sigmas == (0.9094, 0.7250, 0.4219)
-    recipe = Recipe(work.recipe.shape, sigmas, 1.0, seed=5)
-    text = Embeddings(torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3)))
+    recipe = DenoiseParams(work.denoise_params.shape, sigmas, 1.0, seed=5)
+    text = PromptEmbeds(torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3)))
     clean = engine.upsample(draft_latents(engine, recipe), recipe)
     *_, last = engine.refine(text, recipe, clean)
 
@@ -94,41 +96,48 @@ def test_a_draft_is_the_first_stage_at_half_the_size_and_says_so(
     tiny_two: Path, tiny: Path, tmp_path: Path
 ) -> None:
     work = work_for(tiny_two, draft=True)
-    frames = [e.pixels for e in stages.film(work, tmp_path / "a.mp4") if isinstance(e, Frames)]
+    frames = [
+        e.pixels for e in stages.write_clip(work, tmp_path / "a.mp4") if isinstance(e, Frames)
+    ]
     assert frames[0].shape[1:] == (32, 64, 3)
     (change,) = [c for c in work.effective.changes if c.field == "size"]
     assert (change.requested, change.effective) == ("128x64", "64x32")
-    with pytest.raises(NotOffered, match="no drafts"):
+    with pytest.raises(NotSupported, match="no drafts"):
         work_for(tiny, draft=True)
 
 
 def test_sides_are_made_in_64_so_that_the_draft_is_exactly_half(tiny_two: Path) -> None:
     shape = work_for(tiny_two, size="100x70").effective.shape
     assert (shape.width, shape.height) == (100, 70)
-    assert (shape.made_width, shape.made_height) == (128, 128)
-    half = shape.halved()
-    assert (half.made_width, half.made_height, half.width, half.height) == (64, 64, 50, 36)
+    assert (shape.generated_width, shape.generated_height) == (128, 128)
+    half = shape.half_size()
+    assert (half.generated_width, half.generated_height, half.width, half.height) == (
+        64,
+        64,
+        50,
+        36,
+    )
 
 
 @pytest.mark.parametrize("left", [Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE])
 def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_two: Path, tmp_path: Path, left: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmlet.pipeline.prepare.KEEP_EVERY_S", -1.0)
-    for _ in stages.film(work_for(tiny_two), tmp_path / "straight.mp4"):
+    monkeypatch.setattr("filmlet.pipeline.prepare.CHECKPOINT_INTERVAL_S", -1.0)
+    for _ in stages.write_clip(work_for(tiny_two), tmp_path / "straight.mp4"):
         pass
     first = work_for(tiny_two)
     first.folder = tmp_path / "kept"
     first.folder.mkdir()
-    events = stages.film(first, tmp_path / "clip.mp4")
+    events = stages.write_clip(first, tmp_path / "clip.mp4")
     for event in events:
         if isinstance(event, Progress) and event.stage == left and event.done > 0:
             break
     events.close()
     second = work_for(tiny_two)
     second.folder = first.folder
-    told = list(stages.film(second, tmp_path / "clip.mp4"))
-    reused = {e.stage for e in told if isinstance(e, Finished) and e.reused}
+    told = list(stages.write_clip(second, tmp_path / "clip.mp4"))
+    reused = {e.stage for e in told if isinstance(e, StageFinished) and e.reused}
     order = list(Stage)
     assert reused == set(order[2 : order.index(left)])
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
@@ -142,9 +151,11 @@ def test_a_refined_draft_starts_from_its_latents_and_equals_the_clip_made_at_onc
     start()
     draft = queue.submit(ask(tiny_two, **SMALL, draft=True)).id
     with pytest.raises(JobConflict):
-        queue.refine(queue.submit(request, Asking(key="whole")).id, Asking())
+        queue.refine(
+            queue.submit(request, SubmitOptions(idempotency_key="whole")).id, SubmitOptions()
+        )
     assert wait(queue, draft, is_over).status == Status.COMPLETED
-    refined = wait(queue, queue.refine(draft, Asking()).id, is_over)
+    refined = wait(queue, queue.refine(draft, SubmitOptions()).id, is_over)
     assert refined.status == Status.COMPLETED, refined.failure
     assert refined.source == draft
     reused = {r.stage for r in refined.stages if r.reused}

@@ -11,8 +11,8 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from filmlet import ui
-from filmlet.api import create
-from filmlet.jobs import Keys
+from filmlet.api import create_app
+from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium
@@ -136,7 +136,7 @@ def test_further_sentences_make_further_parts_and_come_back_with_use_settings(
     clip = window.make()
     window.wait_done()
     video = server.video(clip)
-    assert video["requested"]["then"] == [
+    assert video["requested"]["extra_prompts"] == [
         "a red star still at sunset", "a red star spinning at sunset",
     ]  # fmt: skip
     page.get_by_label("And then").fill("")
@@ -301,7 +301,7 @@ def test_with_keys_the_page_asks_for_one_and_shows_only_its_clips(
 ) -> None:
     settings = Settings(home=tmp_path_factory.mktemp("keys"), worker="keys")
     database = Database(settings)
-    keys = Keys(database, settings)
+    keys = ApiKeyStore(database, settings)
     ann, bob = keys.add("ann").secret, keys.add("bob", admin=True).secret
     database.close()
     starts = serving()
@@ -365,8 +365,8 @@ def test_the_page_tells_browsers_to_ask_nobody_else_and_guards_its_files(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     settings = Settings(home=tmp_path_factory.mktemp("guarded"))
-    app = create(settings, demands_keys=True)
-    ui.mount(app, app.state.house)
+    app = create_app(settings, demands_keys=True)
+    ui.mount(app, app.state.filmlet)
     with TestClient(app) as client:
         page = client.get("/")
         assert "default-src 'self'" in page.headers["content-security-policy"]

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from filmlet.errors import InvalidRequest
-from filmlet.jobs import Keys, webhooks
+from filmlet.jobs import ApiKeyStore, webhooks
 from filmlet.jobs.addresses import is_public, parse_webhook_url
 from filmlet.jobs.database import Database
-from filmlet.jobs.webhooks import Hook, post
+from filmlet.jobs.webhooks import WebhookTarget, post
 from filmlet.settings import Settings
 
 SECRET = "whsec_" + "c2VjcmV0IG9mIHRoZSB0ZXN0cw=="
@@ -49,7 +49,7 @@ def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def tell(url: str) -> None:
-    post(Hook(url, SECRET), "evt_1", b"{}", allow_private=True)
+    post(WebhookTarget(url, SECRET), "evt_1", b"{}", allow_private=True)
 
 
 def test_the_body_of_an_answer_is_not_read() -> None:
@@ -194,15 +194,15 @@ ODD_URLS = [
 def test_odd_urls_are_refused_with_a_sentence_where_a_key_is_made(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     database = Database(settings)
-    keys = Keys(database, settings)
+    keys = ApiKeyStore(database, settings)
     for url in ODD_URLS:
         with pytest.raises(InvalidRequest) as refusal:
             keys.add("ann", webhook=url)
         assert refusal.value.code == "invalid_webhook", url
         assert len(str(refusal.value)) < 300
         with pytest.raises(ValueError, match=r"\w"):
-            post(Hook(url, SECRET), "evt_1", b"{}", allow_private=True)
-    assert not keys.all()
+            post(WebhookTarget(url, SECRET), "evt_1", b"{}", allow_private=True)
+    assert not keys.list_keys()
     database.close()
 
 
@@ -221,4 +221,4 @@ def test_usual_urls_are_taken() -> None:
 @pytest.mark.parametrize("host", ["[64:ff9b::7f00:1]", "[2002:7f00:1::1]", "[fec0::1]", "0.0.0.0"])
 def test_addresses_that_hide_a_private_one_are_not_told(host: str) -> None:
     with pytest.raises(ValueError, match="private network"):
-        post(Hook(f"http://{host}:9/", SECRET), "evt_1", b"{}", allow_private=False)
+        post(WebhookTarget(f"http://{host}:9/", SECRET), "evt_1", b"{}", allow_private=False)

@@ -10,9 +10,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from filmlet.core.request import clip_request
-from filmlet.jobs import Asking, Keys, Queue, webhooks
-from filmlet.jobs.webhooks import Hook, post
+from filmlet.core.request import build_request
+from filmlet.jobs import ApiKeyStore, Queue, SubmitOptions, webhooks
+from filmlet.jobs.webhooks import WebhookTarget, post
 from filmlet.settings import Settings
 from tests.helpers.servers import Serve, until
 
@@ -85,7 +85,7 @@ def test_a_cancelled_job_is_told_as_failed_and_a_deaf_listener_is_told_again(
     told: Settings, listener: Listener
 ) -> None:
     queue = Queue(told)
-    job = queue.submit(clip_request("a ball")).id
+    job = queue.submit(build_request("a ball")).id
     queue.cancel(job)
     waiting = queue.database.client.list_workflows(queue_name=webhooks.QUEUE)
     assert [w.status for w in waiting] == ["ENQUEUED"]
@@ -104,10 +104,10 @@ def test_a_listener_that_stays_deaf_is_given_up_and_a_deleted_job_is_not_told(
     told: Settings, listener: Listener
 ) -> None:
     queue = Queue(told)
-    job = queue.submit(clip_request("a ball")).id
+    job = queue.submit(build_request("a ball")).id
     queue.cancel(job)
     listener.failing = 99
-    assert not webhooks.deliver(queue.database, told, job, len(webhooks.PAUSES_S))
+    assert not webhooks.deliver(queue.database, told, job, len(webhooks.RETRY_DELAYS_S))
     assert not queue.database.client.list_workflows(queue_name=webhooks.QUEUE, status="DELAYED")
     queue.delete(job)
     assert not webhooks.deliver(queue.database, told, job, 0)
@@ -118,8 +118,8 @@ def test_a_listener_that_stays_deaf_is_given_up_and_a_deleted_job_is_not_told(
 def test_a_keys_own_webhook_is_told_with_its_own_secret(told: Settings, listener: Listener) -> None:
     settings = replace(told, webhook_url=None)
     queue = Queue(settings)
-    granted = Keys(queue.database, settings).add("ann", webhook=listener.url)
-    job = queue.submit(clip_request("a ball"), Asking(owner=granted.key.id)).id
+    granted = ApiKeyStore(queue.database, settings).add("ann", webhook=listener.url)
+    job = queue.submit(build_request("a ball"), SubmitOptions(owner=granted.key.id)).id
     queue.cancel(job)
     assert webhooks.deliver(queue.database, settings, job, 0)
     headers, body = listener.heard[0]
@@ -134,4 +134,4 @@ def test_a_keys_own_webhook_is_told_with_its_own_secret(told: Settings, listener
 )  # fmt: skip
 def test_private_addresses_are_not_told(url: str) -> None:
     with pytest.raises(ValueError, match="private network"):
-        post(Hook(url, SECRET), "evt_1", b"{}", allow_private=False)
+        post(WebhookTarget(url, SECRET), "evt_1", b"{}", allow_private=False)

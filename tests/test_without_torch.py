@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from filmlet.engine.openvino.noise import Noise
-from filmlet.engine.tokenizer import load_tokenizer, read
-from filmlet.errors import LibraryMissing
-from filmlet.models import CARDS, locate
+from filmlet.engine.openvino.noise import TorchNoise
+from filmlet.engine.tokenizer import load_tokenizer, tokenize
+from filmlet.errors import MissingDependency
+from filmlet.models import REGISTRY, local_files
 
 HEAVY = ("torch", "diffusers", "transformers")
 BLOCKED = f"import sys; sys.modules |= dict.fromkeys({HEAVY})\n"  # as if they were not installed
@@ -27,24 +27,24 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("seed", [0, 1, 7, 2**32 - 1, 2**32 + 5])
 def test_noise_is_that_of_torch_however_it_is_drawn(seed: int) -> None:
-    generator, noise = torch.Generator().manual_seed(seed), Noise(seed)
+    generator, noise = torch.Generator().manual_seed(seed), TorchNoise(seed)
     for size in SIZES * 2:
         expected = torch.randn(size, generator=generator).numpy()
-        assert np.abs(noise.draw(*size) - expected).max() <= 1e-6
+        assert np.abs(noise.randn(*size) - expected).max() <= 1e-6
 
 
 @pytest.mark.parametrize("most", [128, 6])
 def test_prompts_are_read_as_transformers_reads_them(most: int) -> None:
-    folder = locate(CARDS["pocket"]).tokenizer
+    folder = local_files(REGISTRY["pocket"]).tokenizer
     stock, own = (
         AutoTokenizer.from_pretrained(folder, local_files_only=True),
         load_tokenizer(folder),
     )
     for prompt in ("A red Circle, moving LEFT...", "a zebra on the moon", "", "cat " * 9):
         expected = stock(prompt, padding="max_length", max_length=most, truncation=True)
-        reading = read(own, prompt, most)
+        reading = tokenize(own, prompt, most)
         assert reading.ids.tolist() == [expected["input_ids"]]
-        assert reading.tokens == sum(expected["attention_mask"])
+        assert reading.token_count == sum(expected["attention_mask"])
 
 
 def test_clips_are_made_without_torch(tmp_path: Path) -> None:
@@ -56,11 +56,11 @@ clip = filmlet.generate("a red ball", **options)
 clip.save("first.mp4")
 assert clip.effective.engine == "openvino" and clip.effective.changes == (), clip.effective
 from pathlib import Path
-from filmlet.media import save_still
-save_still(Path("still.png"), clip.poster)
+from filmlet.media import save_image
+save_image(Path("still.png"), clip.poster)
 begun = filmlet.generate("a red ball", image="still.png", **options)
 longer = filmlet.generate("a red ball", extend="first.mp4", **options)
-parts = filmlet.generate("a ball", then=["a star"], guidance=2, force_guidance=True,
+parts = filmlet.generate("a ball", extra_prompts=["a star"], guidance=2, force_guidance=True,
                          negative_prompt="a car", seed=3, size="64x64", frames=49)
 print(*(len(one.frames) for one in (clip, begun, longer, parts)))
 """
@@ -77,7 +77,7 @@ raise SystemExit(main(["generate", "a red ball", "--output", "clip.mp4"]))
     assert made.returncode != 0
     assert "pip install 'filmlet[torch]'" in made.stderr
     assert "Traceback" not in made.stderr
-    assert LibraryMissing.code == "library_missing"
+    assert MissingDependency.code == "library_missing"
 
 
 def test_a_server_that_is_not_installed_is_asked_for_in_one_sentence(tmp_path: Path) -> None:

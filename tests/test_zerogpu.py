@@ -17,10 +17,10 @@ import pytest
 from gradio_client import Client
 
 from filmlet.core.events import Frames, Progress, Stage
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import drain, prepare
 from filmlet.settings import Settings
-from filmlet.spaces.space_files import Making, write
+from filmlet.spaces.space_files import SpaceConfig, write_files
 from tests.helpers import fake_zerogpu as stand_in
 from tests.helpers.browsers import Windows, browser, needs_chromium
 from tests.helpers.fake_zerogpu import Lender, free_port, standing
@@ -58,7 +58,7 @@ class Zero:
 @pytest.fixture(scope="module")
 def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zero]:
     folder, lender = tmp_path_factory.mktemp("zero"), Lender()
-    write(Making(hardware="zero-a10g", source="filmlet"), folder)
+    write_files(SpaceConfig(hardware="zero-a10g", source="filmlet"), folder)
     port = free_port()
     root = Path(__file__).parent.parent
     env = {
@@ -120,8 +120,8 @@ def plain(folder: Path, made: dict[str, Any]) -> bytes:
 
     settings = {"size": made["size"], "seconds": 0.3, "frames": None, "steps": None}
     request = ask(Path("pocket"), str(made["prompt"]), seed=5, **settings)
-    work = fold(prepare(plan(request), Settings(device="cpu"), made["effective"]["dtype"]))
-    for _ in stages.film(work, folder / "plain.mp4", force=True):
+    work = drain(prepare(make_plan(request), Settings(device="cpu"), made["effective"]["dtype"]))
+    for _ in stages.write_clip(work, folder / "plain.mp4", force=True):
         pass
     return (folder / "plain.mp4").read_bytes()
 
@@ -202,14 +202,14 @@ def test_the_page_makes_stops_and_goes_on_with_a_clip(zero: Zero, browser: Any) 
 def test_what_passes_between_the_processes_holds_no_tensor(tiny: Path, tmp_path: Path) -> None:
     from filmlet.spaces import zerogpu
 
-    order = zerogpu.Order(ask(tiny), tmp_path, "cpu", "float32", 20)
-    work = fold(prepare(plan(order.request), Settings(device="cpu"), "float32"))
-    list(zerogpu._encoded(replace(work, folder=tmp_path)))
+    order = zerogpu.GpuTask(ask(tiny), tmp_path, "cpu", "float32", 20)
+    work = drain(prepare(make_plan(order.request), Settings(device="cpu"), "float32"))
+    list(zerogpu._encode_locally(replace(work, folder=tmp_path)))
     assert (tmp_path / "embeddings.safetensors").exists()
     here, there = Pipe()
     with here, there:
         here.send(order)
-        said = list(zerogpu.draw(there.recv()))
+        said = list(zerogpu.generate_on_gpu(there.recv()))
     assert any(isinstance(one, Frames) for one in said)
     for one in (order, *said):
         assert b"torch" not in bytes(ForkingPickler.dumps(one))
@@ -218,9 +218,9 @@ def test_what_passes_between_the_processes_holds_no_tensor(tiny: Path, tmp_path:
 def test_a_closed_clip_stops_the_other_process_at_its_next_word(tiny: Path, tmp_path: Path) -> None:
     from filmlet.spaces import zerogpu
 
-    work = fold(prepare(plan(ask(tiny)), Settings(device="cpu")))
+    work = drain(prepare(make_plan(ask(tiny)), Settings(device="cpu")))
     work.folder = tmp_path
-    events = zerogpu.made(work, 1.0)
+    events = zerogpu.generate_remotely(work, 1.0)
     until(lambda: isinstance(one := next(events), Progress) and one.stage == Stage.DENOISE)
     began = time.monotonic()
     events.close()
@@ -229,14 +229,14 @@ def test_a_closed_clip_stops_the_other_process_at_its_next_word(tiny: Path, tmp_
 
 
 def test_an_error_over_there_keeps_its_code(tiny: Path, tmp_path: Path) -> None:
-    from filmlet.errors import FailedElsewhere
+    from filmlet.errors import RemoteError
     from filmlet.spaces import zerogpu
 
-    work = fold(prepare(plan(ask(tiny)), Settings(device="cpu")))
+    work = drain(prepare(make_plan(ask(tiny)), Settings(device="cpu")))
     work.folder = tmp_path
     work.plan = replace(work.plan, request=replace(work.plan.request, steps=100_000))
-    with pytest.raises(FailedElsewhere, match="steps must be") as refused:
-        list(zerogpu.made(work, 1.0))
+    with pytest.raises(RemoteError, match="steps must be") as refused:
+        list(zerogpu.generate_remotely(work, 1.0))
     assert refused.value.code == "invalid_steps"
 
 
@@ -247,7 +247,7 @@ def test_a_model_is_put_where_cuda_will_be_before_there_is_any(tmp_path: Path) -
         "torch.cuda._is_in_bad_fork = torch.cuda.is_available\n"
         "import spaces\nfrom filmlet.spaces import zerogpu\n"
         "from filmlet.settings import Settings\n"
-        "zerogpu.preload(Settings(device='cuda'))\n"
+        "zerogpu.preload_model(Settings(device='cuda'))\n"
         "from spaces.zero.torch import patching\n"
         "print(patching.size())\n"
     )

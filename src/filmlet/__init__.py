@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from filmlet.clip import Clip, generate, stream
-    from filmlet.core.effective import Effective
-    from filmlet.core.events import Finished, Frames, Preview, Progress, Stage
+    from filmlet.core.effective import EffectiveSettings
+    from filmlet.core.events import Frames, Preview, Progress, Stage, StageFinished
     from filmlet.core.guide import Guide
     from filmlet.core.lora import Lora
     from filmlet.core.request import ClipRequest
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_LAZY_IMPORTS = {
     "Clip": "filmlet.clip",
     "generate": "filmlet.clip",
     "stream": "filmlet.clip",
     "ClipRequest": "filmlet.core.request",
-    "Effective": "filmlet.core.effective",
+    "EffectiveSettings": "filmlet.core.effective",
     "Change": "filmlet.core.shape",
     "Progress": "filmlet.core.events",
     "Preview": "filmlet.core.events",
-    "Finished": "filmlet.core.events",
+    "StageFinished": "filmlet.core.events",
     "Frames": "filmlet.core.events",
     "Stage": "filmlet.core.events",
     "Guide": "filmlet.core.guide",
@@ -37,9 +37,8 @@ __all__ = [
     "Change",
     "Clip",
     "ClipRequest",
-    "Effective",
+    "EffectiveSettings",
     "FilmletError",
-    "Finished",
     "Frames",
     "Guide",
     "InvalidRequest",
@@ -47,6 +46,7 @@ __all__ = [
     "Preview",
     "Progress",
     "Stage",
+    "StageFinished",
     "__version__",
     "generate",
     "stream",
@@ -55,9 +55,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: `import filmlet` itself stays instant."""
-    if name not in _HOME:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'filmlet' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_LAZY_IMPORTS[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -10,13 +10,13 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from filmlet.core.effective import Effective
-from filmlet.core.events import Event, Finished, Frames, Pixels
-from filmlet.core.request import ClipRequest, ClipSettings, clip_request
-from filmlet.media import poster, tags, writing
+from filmlet.core.effective import EffectiveSettings
+from filmlet.core.events import Event, Frames, Pixels, StageFinished
+from filmlet.core.request import ClipOptions, ClipRequest, build_request
+from filmlet.media import metadata_tags, poster, write_video
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
 
 
@@ -26,7 +26,7 @@ class Clip:
 
     frames: Pixels
     requested: ClipRequest
-    effective: Effective
+    effective: EffectiveSettings
     timings: dict[str, float]
 
     @property
@@ -40,7 +40,9 @@ class Clip:
         Raises OutputExists unless `force`, OutputUnwritable, DiskFull.
         """
         target = Path(path)
-        with writing(target, self.effective.shape, tags(self.effective), force) as movie:
+        with write_video(
+            target, self.effective.shape, metadata_tags(self.effective), force
+        ) as movie:
             movie.add(self.frames)
         return target
 
@@ -62,32 +64,32 @@ class Clip:
         )
 
 
-def stream(prompt: str, **settings: Unpack[ClipSettings]) -> Generator[Event]:
+def stream(prompt: str, **settings: Unpack[ClipOptions]) -> Generator[Event]:
     """Yield Progress, Preview and Frames of one clip; closing it stops within one denoising step.
 
     The settings are those of `generate`.
     """
-    work = yield from _prepare(clip_request(prompt, **settings))
-    yield from stages.run(work)
+    work = yield from _prepare_clip(build_request(prompt, **settings))
+    yield from stages.generate_frames(work)
 
 
-def generate(prompt: str, **settings: Unpack[ClipSettings]) -> Clip:
+def generate(prompt: str, **settings: Unpack[ClipOptions]) -> Clip:
     """Make one clip.
 
-    The settings are the command line's: ClipSettings lists them, ClipRequest says what they mean.
+    The settings are the command line's: ClipOptions lists them, ClipRequest says what they mean.
     Raises InvalidRequest and the other FilmletErrors.
     """
-    request = clip_request(prompt, **settings)
-    work = fold(_prepare(request))
+    request = build_request(prompt, **settings)
+    work = drain(_prepare_clip(request))
     timings: dict[str, float] = {}
     chunks = []
-    for event in stages.run(work):
+    for event in stages.generate_frames(work):
         if isinstance(event, Frames):
             chunks.append(event.pixels)
-        if isinstance(event, Finished):
+        if isinstance(event, StageFinished):
             timings[event.stage.value] = timings.get(event.stage.value, 0.0) + event.seconds
     return Clip(np.concatenate(chunks), request, work.effective, timings)
 
 
-def _prepare(request: ClipRequest) -> Generator[Event, None, Work]:
-    return prepare(plan(request), Settings.from_environment())
+def _prepare_clip(request: ClipRequest) -> Generator[Event, None, GenerationState]:
+    return prepare(make_plan(request), Settings.from_environment())

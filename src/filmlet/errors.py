@@ -40,23 +40,23 @@ class InvalidSetting(FilmletError):
     code = "invalid_setting"
 
 
-class CheckpointMissing(FilmletError):
+class CheckpointNotFound(FilmletError):
     """Files of a checkpoint are not there."""
 
     code = "checkpoint_missing"
 
 
-class LoraMissing(CheckpointMissing, InvalidRequest):
+class LoraNotFound(CheckpointNotFound, InvalidRequest):
     """A LoRA of the Hub is not on this machine: whoever names it can name another."""
 
 
-class CheckpointDamaged(FilmletError):
+class CheckpointCorrupt(FilmletError):
     """Files of a checkpoint are there and cannot be used."""
 
     code = "checkpoint_damaged"
 
 
-class LoraDamaged(CheckpointDamaged, InvalidRequest):
+class LoraCorrupt(CheckpointCorrupt, InvalidRequest):
     """The file of a LoRA is there and cannot be used: whoever names it can name another."""
 
 
@@ -66,7 +66,7 @@ class HubUnreachable(FilmletError):
     code = "hub_unreachable"
 
 
-class HubRefused(FilmletError):
+class HubAccessDenied(FilmletError):
     """The Hub does not give what is asked for, or does not let us do this."""
 
     code = "hub_refused"
@@ -84,7 +84,7 @@ class OutputUnwritable(FilmletError):
     code = "output_unwritable"
 
 
-class LibraryMissing(FilmletError):
+class MissingDependency(FilmletError):
     """What is asked for takes a library that is not installed."""
 
     code = "library_missing"
@@ -115,7 +115,7 @@ class JobLost(FilmletError):
     code = "job_lost"
 
 
-class NotFinite(FilmletError):
+class NonFiniteValues(FilmletError):
     """The model computed something that is not a number, in float32 as well."""
 
     code = "not_finite"
@@ -155,7 +155,7 @@ class PermissionDenied(FilmletError):
         self.param = param
 
 
-class NotOffered(InvalidRequest):
+class NotSupported(InvalidRequest):
     """The model, or this server, cannot do what `param` asks for."""
 
     code = "not_offered"
@@ -195,7 +195,7 @@ class StorageUnusable(FilmletError):
     public_message = "The clips cannot be reached; the server's log says why. Try again later."
 
 
-class WorkerTaken(FilmletError):
+class WorkerNameInUse(FilmletError):
     """Another worker of this name is alive."""
 
     code = "worker_taken"
@@ -213,43 +213,43 @@ class SystemRefused(FilmletError):
     code = "system_refused"
 
 
-class FolderTaken(FilmletError):
+class FolderNotEmpty(FilmletError):
     """The folder to write into holds other things already."""
 
     code = "folder_taken"
 
 
-class GpuRefused(FilmletError):
+class GpuUnavailable(FilmletError):
     """No GPU was lent for this clip."""
 
     code = "gpu_refused"
 
 
-class GpuQuotaUsed(GpuRefused):
+class GpuQuotaUsed(GpuUnavailable):
     """The visitor's, or the Space's, time on the GPU is used up for now."""
 
     code = "gpu_quota_used"
 
 
-class GpuTooLong(GpuRefused):
+class GpuTooLong(GpuUnavailable):
     """The clip needs the GPU for longer than it is lent."""
 
     code = "gpu_too_long"
 
 
-class GpuBusy(GpuRefused):
+class GpuBusy(GpuUnavailable):
     """No GPU became free in time."""
 
     code = "gpu_busy"
 
 
-class GpuLost(GpuRefused):
+class GpuLost(GpuUnavailable):
     """The GPU was taken away before the clip was done."""
 
     code = "gpu_lost"
 
 
-class FailedElsewhere(FilmletError):
+class RemoteError(FilmletError):
     """What went wrong in another process, with the code that it has there."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -257,7 +257,7 @@ class FailedElsewhere(FilmletError):
         self.code = code
 
 
-class NeedsKey(FilmletError):
+class ApiKeyRequired(FilmletError):
     """A server that others can reach needs keys, or the wish to be open."""
 
     code = "needs_key"

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from filmlet.errors import InvalidSetting
 
-WORDS = {  # that a setting can be
-    "hold": ("all", "turns", "stored", "layers"),
+CHOICES = {  # that a setting can be
+    "offload": ("none", "model", "layerwise_casting", "sequential"),
     "engine": ("auto", "torch", "openvino"),
     "metrics": ("open", "key", "off"),
 }
@@ -29,14 +29,16 @@ def _home() -> Path:
 class Settings:
     """Where filmlet keeps things, and how much of them.
 
-    device: `cpu`, `cuda`, `mps`, or None for the best there is. hold: how much of a model is in
-    memory at once, `all`, `turns`, `stored`, `layers`, or None for the most that fits.
+    device: `cpu`, `cuda`, `mps`, or None for the best there is. offload: how a
+    model is kept in memory, `none`, `model`, `layerwise_casting` or `sequential`; None is the
+    fastest mode that fits.
     engine: what computes on a CPU, `torch`, `openvino`, or `auto`: OpenVINO where it can. cache:
     folder of what was compiled or found out. compile: 1 has torch compile a transformer's blocks,
-    too. fp8: 1 has a GPU multiply a transformer's weights in 8 bits, which is lossy. graphs: 1 has
+    too. fp8: 1 has a GPU multiply a transformer's weights in 8 bits, which is lossy. cuda_graphs:
+    1 has
     a GPU replay the steps of short clips. int8: 0 keeps OpenVINO's decoder from multiplying in 8
     bits, which it does where the CPU has instructions for it.
-    fetch: weights that are not here may be fetched from the Hub; 0 forbids it.
+    allow_download: weights that are not here may be fetched from the Hub; 0 forbids it.
     home: folder of the queue and its files. database_url: None is a SQLite file in `home`.
     storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
     lease_s: after so long without a sign of life a worker counts as dead.
@@ -54,14 +56,14 @@ class Settings:
     """
 
     device: str | None = None
-    hold: str | None = None
+    offload: str | None = None
     engine: str = "auto"
     cache: Path = field(default_factory=lambda: _home() / ".cache" / "filmlet")
     compile: int = 0
     fp8: int = 0
-    graphs: int = 0
+    cuda_graphs: int = 0
     int8: int = 1
-    fetch: int = 1
+    allow_download: int = 1
     model: str = "pocket"
     home: Path = field(default_factory=lambda: _home() / ".local" / "share" / "filmlet")
     database_url: str | None = None
@@ -88,7 +90,7 @@ class Settings:
 
         Raises InvalidSetting.
         """
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, value in vars(cls()).items():
             variable = f"FILMLET_{name.upper()}"
             text = environment.get(variable)
@@ -96,32 +98,32 @@ class Settings:
                 text = environment.get("FORWARDED_ALLOW_IPS")
             if not text:
                 continue
-            if text not in WORDS.get(name, (text,)):
-                words = ", ".join(WORDS[name])
-                raise InvalidSetting(f"{variable} must be one of {words}, not {text!r}.")
+            if text not in CHOICES.get(name, (text,)):
+                choices = ", ".join(CHOICES[name])
+                raise InvalidSetting(f"{variable} must be one of {choices}, not {text!r}.")
             kind = str if value is None else type(value)
             try:
-                given[name] = kind(text)
+                values[name] = kind(text)
             except ValueError:
                 noun = "a whole number" if kind is int else "a number"
                 raise InvalidSetting(f"{variable} must be {noun}, not {text!r}.") from None
-        return cls(**given)
+        return cls(**values)
 
-    def for_a_child(self) -> dict[str, str]:
+    def to_environ(self) -> dict[str, str]:
         """The environment of a process that is to have the same settings."""
-        own = {f"FILMLET_{k.upper()}": str(v) for k, v in vars(self).items() if v is not None}
-        return os.environ | own
+        variables = {f"FILMLET_{k.upper()}": str(v) for k, v in vars(self).items() if v is not None}
+        return os.environ | variables
 
 
 @dataclass(frozen=True)
-class Hosting:
+class SpaceEnvironment:
     """What the platform of a Space says to what runs there.
 
-    space: OWNER/NAME, empty elsewhere. lends_gpu: ZeroGPU, a GPU for the length of a call.
+    space: OWNER/NAME, empty elsewhere. is_zerogpu: ZeroGPU, a GPU for the length of a call.
     """
 
     space: str = ""
-    lends_gpu: bool = False
+    is_zerogpu: bool = False
     host: str = "0.0.0.0"
     port: int = 7860
 
@@ -133,7 +135,7 @@ class Hosting:
             raise InvalidSetting(f"GRADIO_SERVER_PORT must be a whole number, not {port!r}.")
         return cls(
             space=environment.get("SPACE_ID", ""),
-            lends_gpu=environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),
+            is_zerogpu=environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),
             host=environment.get("GRADIO_SERVER_NAME") or "0.0.0.0",
             port=int(port),
         )
@@ -146,7 +148,7 @@ def bare_environment() -> dict[str, str]:
     return own | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def value_of(name: str) -> str:
+def read_variable(name: str) -> str:
     """A variable that somebody names. Raises InvalidSetting where there is none."""
     value = os.environ.get(name)
     if not value:
@@ -154,7 +156,7 @@ def value_of(name: str) -> str:
     return value
 
 
-def keep_to_yourselves(passing: Path) -> None:
+def disable_gradio_telemetry(passing: Path) -> None:
     """Tell the page's libraries to send nothing anywhere, and where their passing files go."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -7,12 +7,12 @@ import numpy as np
 from PIL import Image
 
 from filmlet.core.events import Event, Pixels, Progress, Stage
-from filmlet.core.request import clip_request
-from filmlet.core.shape import Change, Shape
-from filmlet.media import frames_of, writing
+from filmlet.core.request import build_request
+from filmlet.core.shape import Change, VideoShape
+from filmlet.media import iter_frames, write_video
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
 
 
@@ -31,22 +31,22 @@ def keep(path: Path, pixels: Pixels) -> str:
         Image.fromarray(pixels[0]).save(path)
     else:
         _, height, width, _ = pixels.shape
-        shape = Shape(width, height, len(pixels), 12.0, width, height, len(pixels))
-        with writing(path, shape, {}) as movie:
+        shape = VideoShape(width, height, len(pixels), 12.0, width, height, len(pixels))
+        with write_video(path, shape, {}) as movie:
             movie.add(pixels)
     return str(path)
 
 
-def work_for(model: Path | str, **settings: object) -> Work:
+def work_for(model: Path | str, **settings: object) -> GenerationState:
     small = {"size": "96x64", "frames": 25, "steps": 3, "seed": 2, "model": str(model)}
-    request = clip_request("a red ball", **(small | settings))
-    return fold(prepare(plan(request), Settings(device="cpu"), "float32"))
+    request = build_request("a red ball", **(small | settings))
+    return drain(prepare(make_plan(request), Settings(device="cpu"), "float32"))
 
 
-def film(work: Work, path: Path, until: Stage | None = None) -> list[Event]:
+def film(work: GenerationState, path: Path, until: Stage | None = None) -> list[Event]:
     """The events of a clip, up to the first thing that a stage has done."""
     told = []
-    with closing(stages.film(work, path, force=True)) as events:
+    with closing(stages.write_clip(work, path, force=True)) as events:
         for event in events:
             told.append(event)
             if isinstance(event, Progress) and event.stage == until and event.done:
@@ -55,10 +55,10 @@ def film(work: Work, path: Path, until: Stage | None = None) -> list[Event]:
 
 
 def frames_in(path: Path) -> Pixels:
-    return np.stack(list(frames_of(path)))
+    return np.stack(list(iter_frames(path)))
 
 
-def changes(work: Work) -> dict[str, Change]:
+def changes(work: GenerationState) -> dict[str, Change]:
     return {change.field: change for change in work.effective.changes}
 
 

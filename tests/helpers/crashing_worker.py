@@ -7,18 +7,18 @@ from collections.abc import Generator
 from pathlib import Path
 
 from filmlet.core.events import Event, Progress
-from filmlet.jobs.worker import run
+from filmlet.jobs.worker import run_worker
 from filmlet.pipeline import prepare as works
 from filmlet.pipeline import stages
-from filmlet.pipeline.prepare import Work
+from filmlet.pipeline.prepare import GenerationState
 from filmlet.settings import Settings
 
 
 def main() -> None:
     stage, done, marker = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    make = stages.film
+    make = stages.write_clip
 
-    def film(work: Work, path: Path, force: bool = False) -> Generator[Event]:
+    def film(work: GenerationState, path: Path, force: bool = False) -> Generator[Event]:
         for event in make(work, path, force):
             here = isinstance(event, Progress) and event.stage == stage and event.done >= done
             if here and not marker.exists():
@@ -26,9 +26,9 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield event
 
-    stages.film = film
-    works.KEEP_EVERY_S = -1.0
-    sys.exit(run(Settings.from_environment()))
+    stages.write_clip = film
+    works.CHECKPOINT_INTERVAL_S = -1.0
+    sys.exit(run_worker(Settings.from_environment()))
 
 
 if __name__ == "__main__":

@@ -10,55 +10,57 @@ from numpy.typing import NDArray
 
 from filmlet.core.events import Pixels
 from filmlet.core.model_card import ModelCard
-from filmlet.core.request import clip_request
-from filmlet.core.shape import fit
+from filmlet.core.request import build_request
+from filmlet.core.shape import resolve_shape
 from filmlet.engine import selection
-from filmlet.engine.arrays import as_numpy
-from filmlet.engine.base import Embeddings, Engine, Recipe
-from filmlet.engine.openvino.noise import Noise
-from filmlet.engine.placement import Lever, Library, Placement
-from filmlet.engine.sampler import Step
-from filmlet.engine.state_dict import Weights
-from filmlet.models import CARDS, locate
-from filmlet.pipeline.prepare import fold
+from filmlet.engine.arrays import to_numpy
+from filmlet.engine.base import DenoiseParams, Engine, PromptEmbeds
+from filmlet.engine.openvino.noise import TorchNoise
+from filmlet.engine.placement import Backend, Optimization, Placement
+from filmlet.engine.sampler import DenoiseStep
+from filmlet.engine.state_dict import CheckpointWeights
+from filmlet.models import REGISTRY, local_files
+from filmlet.pipeline.prepare import drain
 
 pytest.importorskip("openvino")
 from filmlet.engine.openvino import runner
 
 FLOAT32 = Placement("cpu", "float32", "a test")
-POCKET = CARDS["pocket"]
+POCKET = REGISTRY["pocket"]
 needs_bfloat16 = pytest.mark.skipif(not runner.has_bfloat16(), reason="no bfloat16 on this CPU")
 DTYPES = ["float32", pytest.param("bfloat16", marks=needs_bfloat16)]
 
 
 def load(
-    card: ModelCard, cache: Path | None = None, dtype: str = "float32", *levers: Lever
+    card: ModelCard, cache: Path | None = None, dtype: str = "float32", *levers: Optimization
 ) -> Engine:
     """In OpenVINO where there is a cache for it, else in torch."""
-    placement = replace(FLOAT32, dtype=dtype, levers=frozenset(levers))
+    placement = replace(FLOAT32, dtype=dtype, optimizations=frozenset(levers))
     if cache:
-        placement = replace(placement, library=Library.OPENVINO, cache=cache)
-    return fold(selection.load(card, locate(card), placement))
+        placement = replace(placement, backend=Backend.OPENVINO, cache=cache)
+    return drain(selection.load_engine(card, local_files(card), placement))
 
 
-def recipe_for(card: ModelCard, **settings: object) -> Recipe:
-    shape, _ = fit(clip_request("a ball", **settings), card.grid)
-    return Recipe(shape, card.schedule.at(8), 1.0, seed=7)
+def recipe_for(card: ModelCard, **settings: object) -> DenoiseParams:
+    shape, _ = resolve_shape(build_request("a ball", **settings), card.grid)
+    return DenoiseParams(shape, card.schedule.sigmas_for(8), 1.0, seed=7)
 
 
-def text_for(engine: Engine, words: int) -> Embeddings:
-    width = Weights("transformer", locate(engine.card).transformer).config["caption_channels"]
-    (text,) = engine.take({"text": Noise(words).draw(1, words, width)}).values()
-    return Embeddings(text)
+def text_for(engine: Engine, words: int) -> PromptEmbeds:
+    width = CheckpointWeights("transformer", local_files(engine.card).transformer).config[
+        "caption_channels"
+    ]
+    (text,) = engine.to_device({"text": TorchNoise(words).randn(1, words, width)}).values()
+    return PromptEmbeds(text)
 
 
-def last(steps: Iterator[Step]) -> NDArray:
+def last(steps: Iterator[DenoiseStep]) -> NDArray:
     *_, step = steps
-    return as_numpy(step.latents)
+    return to_numpy(step.latents)
 
 
-def frames(engine: Engine, latents: NDArray, recipe: Recipe) -> Pixels:
-    (own,) = engine.take({"latents": latents}).values()
+def frames(engine: Engine, latents: NDArray, recipe: DenoiseParams) -> Pixels:
+    (own,) = engine.to_device({"latents": latents}).values()
     return np.concatenate(list(engine.decode(own, recipe)))
 
 

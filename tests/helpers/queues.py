@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from filmlet.core.request import ClipRequest, clip_request
+from filmlet.core.request import ClipRequest, build_request
 from filmlet.jobs import Job, Queue
-from filmlet.pipeline.plan import plan
-from filmlet.pipeline.prepare import fold, prepare
+from filmlet.pipeline.plan import make_plan
+from filmlet.pipeline.prepare import drain, prepare
 from filmlet.settings import Settings
 from tests.helpers.forked_workers import WorkerProcess
 
@@ -84,13 +84,13 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def ask(model: Path, prompt: str = "a red ball", **settings: object) -> ClipRequest:
-    return clip_request(prompt, **(SMALL | {"model": str(model), "seed": 3} | settings))
+    return build_request(prompt, **(SMALL | {"model": str(model), "seed": 3} | settings))
 
 
 def wait(queue: Queue, job: str, until: Callable[[Job], bool], seconds: float = 120) -> Job:
     end = time.monotonic() + seconds
     while True:
-        now = queue.get(job)
+        now = queue.get_job(job)
         if until(now):
             return now
         assert time.monotonic() < end, now
@@ -102,11 +102,11 @@ def without_queue(request: ClipRequest, job: Job, path: Path) -> bytes:
     from filmlet.pipeline import stages
 
     assert job.effective
-    work = fold(prepare(plan(request), Settings(), job.effective["dtype"]))
-    for _ in stages.film(work, path):
+    work = drain(prepare(make_plan(request), Settings(), job.effective["dtype"]))
+    for _ in stages.write_clip(work, path):
         pass
     return path.read_bytes()
 
 
 def is_over(job: Job) -> bool:
-    return job.status.is_over
+    return job.status.is_final

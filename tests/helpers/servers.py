@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from filmlet.api import create
+from filmlet.api import create_app
 from filmlet.settings import Settings
 from tests.helpers.forked_workers import ROOT
 from tests.helpers.queues import environment
@@ -132,7 +132,7 @@ def home(tmp_path: Path) -> Settings:
 @pytest.fixture
 def client(home: Settings) -> Iterator[TestClient]:
     """The app without a worker."""
-    with TestClient(create(home), raise_server_exceptions=False) as client:
+    with TestClient(create_app(home), raise_server_exceptions=False) as client:
         yield client
 
 

@@ -18,14 +18,15 @@ INTRODUCED = "filmlet.introduced"  # key of an ASGI scope: this visitor has no c
 class Visitors:
     """How strangers are met.
 
-    keeps: what they make survives a restart. framed_by: sites that may show the page in a frame.
+    is_persistent: what they make survives a restart. frame_ancestors: sites that may show the page
+    in a frame.
     """
 
-    keeps: bool = True
-    framed_by: tuple[str, ...] = ()
+    is_persistent: bool = True
+    frame_ancestors: tuple[str, ...] = ()
 
 
-class Introduced:
+class VisitorCookieMiddleware:
     """Gives who comes for the first time a name that nobody can guess."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,17 +44,17 @@ class Introduced:
             return
         name = secrets.token_hex(16)
         others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
-        known = f"{cookies}; {VISITOR}={name}" if cookies else f"{VISITOR}={name}"
+        cookie_header = f"{cookies}; {VISITOR}={name}" if cookies else f"{VISITOR}={name}"
         is_safe = headers.get("x-forwarded-proto", scope["scheme"]) == "https"
 
-        async def named(message: Message) -> None:
+        async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).append("set-cookie", _cookie(name, is_safe))
             await send(message)
 
-        own = [*others, (b"cookie", known.encode("latin-1"))]
+        own = [*others, (b"cookie", cookie_header.encode("latin-1"))]
         scope = {**scope, "headers": own, INTRODUCED: True}
-        await self.app(scope, receive, named)
+        await self.app(scope, receive, send_with_cookie)
 
 
 def bearer_of(headers: Headers) -> str:

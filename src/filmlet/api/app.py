@@ -10,18 +10,18 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from filmlet import __version__
 from filmlet.api import monitoring, session, videos
-from filmlet.api.anonymous_users import Introduced, Visitors
-from filmlet.api.dependencies import House, hold
-from filmlet.api.fast_path import Quick
-from filmlet.api.job_watcher import Hub
-from filmlet.api.middleware import BodyLimit, Identity, SameOrigin
-from filmlet.jobs import Keys, Queue
+from filmlet.api.anonymous_users import VisitorCookieMiddleware, Visitors
+from filmlet.api.dependencies import AppState, register_error_handlers
+from filmlet.api.fast_path import FastPathMiddleware
+from filmlet.api.job_watcher import JobWatcher
+from filmlet.api.middleware import BodyLimit, Identity, SameOriginMiddleware
+from filmlet.jobs import ApiKeyStore, Queue
 from filmlet.settings import Settings
 
 THREADS = 8  # at the database at once: more of them only wait for each other
 
 
-def create(
+def create_app(
     settings: Settings,
     hosts: list[str] | None = None,
     *,
@@ -51,25 +51,25 @@ def create(
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.state.house = House(
+    app.state.filmlet = AppState(
         settings,
         queue,
-        Keys(queue.database, settings),
-        Hub(queue),
+        ApiKeyStore(queue.database, settings),
+        JobWatcher(queue),
         visitors=visitors,
-        demands_keys=demands_keys,
+        require_api_keys=demands_keys,
         is_local=is_local,
     )
     app.include_router(videos.router)
     app.include_router(monitoring.router)
     app.include_router(session.router)
-    hold(app)
+    register_error_handlers(app)
     app.add_middleware(BodyLimit)  # the innermost
-    app.add_middleware(Quick, house=app.state.house)
-    app.add_middleware(Identity, house=app.state.house)
-    app.add_middleware(SameOrigin)
+    app.add_middleware(FastPathMiddleware, house=app.state.filmlet)
+    app.add_middleware(Identity, house=app.state.filmlet)
+    app.add_middleware(SameOriginMiddleware)
     if visitors:
-        app.add_middleware(Introduced)
+        app.add_middleware(VisitorCookieMiddleware)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     return app

@@ -19,8 +19,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from filmlet.api.anonymous_users import VISITOR, Visitors, bearer_of
-from filmlet.api.job_watcher import Hub
-from filmlet.api.schemas import ErrorEnvelope, Refusal
+from filmlet.api.job_watcher import JobWatcher
+from filmlet.api.schemas import ErrorBody, ErrorResponse
 from filmlet.errors import (
     DatabaseUnusable,
     DiskFull,
@@ -34,7 +34,7 @@ from filmlet.errors import (
     UnknownJob,
     UnknownKey,
 )
-from filmlet.jobs import Asking, Job, Key, Keys, Limits, Priority, Queue
+from filmlet.jobs import ApiKey, ApiKeyStore, Job, Limits, Priority, Queue, SubmitOptions
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.api")
@@ -42,7 +42,7 @@ log = logging.getLogger("filmlet.api")
 T = TypeVar("T")
 COOKIE = "filmlet_key"
 CALLER = "filmlet.caller"  # in a request's scope, once who asks is known
-REMEMBER_S = 2.0  # a key that was removed opens nothing after this
+KEY_CACHE_S = 2.0  # a key that was removed opens nothing after this
 RETRY_AFTER_S = 5  # where the database or the storage cannot be used
 STORAGE_THREADS = 8  # that wait for slow storage: those at the database do not wait behind them
 EXPENSIVE_THREADS = 2  # that compute: plans with files, checks of what is sent, pictures of clips
@@ -66,24 +66,25 @@ STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (
 
 
 @dataclass
-class House:
+class AppState:
     """What the routes share.
 
-    visitors: strangers come, each browser is a user of its own. making: what surrounds the wait for
+    visitors: strangers come, each browser is a user of its own. run_inline: what surrounds the
+    wait for
     a job that a call of the page's API has submitted; where no worker is, it makes the job.
     is_local: without keys only who is at this machine may ask, and not through a proxy.
     """
 
     settings: Settings
     queue: Queue
-    keys: Keys
-    hub: Hub
+    keys: ApiKeyStore
+    hub: JobWatcher
     visitors: Visitors | None = None
-    making: Callable[[Job], AbstractContextManager[object]] = nullcontext
-    demands_keys: bool = False  # whether or not there is one: the last may be removed meanwhile
+    run_inline: Callable[[Job], AbstractContextManager[object]] = nullcontext
+    require_api_keys: bool = False  # whether or not there is one: the last may be removed meanwhile
     is_local: bool = False
-    known: dict[str, tuple[float, Key | None]] = field(default_factory=dict)
-    counted: tuple[float, bool] = (0.0, False)
+    key_cache: dict[str, tuple[float, ApiKey | None]] = field(default_factory=dict)
+    has_keys_cache: tuple[float, bool] = (0.0, False)
     storage_threads: CapacityLimiter = field(
         default_factory=lambda: CapacityLimiter(STORAGE_THREADS)
     )
@@ -94,22 +95,22 @@ class House:
 
     async def needs_key(self) -> bool:
         """Whether who asks must show a key."""
-        if self.demands_keys:
+        if self.require_api_keys:
             return True
         now = time.monotonic()
-        if now - self.counted[0] > REMEMBER_S:
-            self.counted = now, bool(await run_in_threadpool(self.keys.all))
-        return self.counted[1]
+        if now - self.has_keys_cache[0] > KEY_CACHE_S:
+            self.has_keys_cache = now, bool(await run_in_threadpool(self.keys.list_keys))
+        return self.has_keys_cache[1]
 
-    async def key(self, secret: str) -> Key | None:
+    async def key(self, secret: str) -> ApiKey | None:
         """Whose secret this is; asked of the database every two seconds at most."""
         now = time.monotonic()
-        asked, key = self.known.get(secret, (-REMEMBER_S, None))
-        if now - asked > REMEMBER_S:
-            key = await run_in_threadpool(self.keys.find, secret)
-            if len(self.known) > 1000:
-                self.known.clear()  # somebody is guessing
-            self.known[secret] = now, key
+        cached_at, key = self.key_cache.get(secret, (-KEY_CACHE_S, None))
+        if now - cached_at > KEY_CACHE_S:
+            key = await run_in_threadpool(self.keys.find_by_secret, secret)
+            if len(self.key_cache) > 1000:
+                self.key_cache.clear()  # somebody is guessing
+            self.key_cache[secret] = now, key
         return key
 
     async def run_at_storage(self, do: Callable[..., T], *given: object) -> T:
@@ -139,31 +140,37 @@ class House:
 
 
 # The dependencies are coroutines: a plain function would cost each request a thread of its own.
-async def house(request: Request) -> House:
+async def get_app_state(request: Request) -> AppState:
     """What the routes share, of this app."""
-    shared: House = request.app.state.house
+    shared: AppState = request.app.state.filmlet
     return shared
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. sees: the owner whose jobs are shown, None for everybody's."""
+    """Who asks. visible_owner: the owner whose jobs are shown, None for everybody's."""
 
     owner: str
-    sees: str | None
+    visible_owner: str | None
     limits: Limits | None
 
-    def asking(self, priority: Priority = Priority.NORMAL, key: str | None = None) -> Asking:
-        return Asking(self.owner, priority, key, self.limits, is_admin=self.sees is None)
+    def submit_options(
+        self, priority: Priority = Priority.NORMAL, key: str | None = None
+    ) -> SubmitOptions:
+        return SubmitOptions(
+            self.owner, priority, key, self.limits, is_admin=self.visible_owner is None
+        )
 
 
-async def caller(request: Request, shared: Annotated[House, Depends(house)]) -> Caller:
+async def get_caller(
+    request: Request, shared: Annotated[AppState, Depends(get_app_state)]
+) -> Caller:
     """Who asks, as it was found out before the body was read. Raises UnknownKey."""
     known: Caller | None = request.scope.get(CALLER)
     return known or await identify(request.scope, shared)
 
 
-async def identify(scope: Scope, shared: House) -> Caller:
+async def identify(scope: Scope, shared: AppState) -> Caller:
     """The owner of the key that was sent; without keys everybody is the one local user.
 
     A program sends it as a bearer, the page as a cookie: a video element cannot send a header.
@@ -205,9 +212,9 @@ def came_through_proxy(scope: Scope) -> bool:
     return False
 
 
-async def admin(who: Annotated[Caller, Depends(caller)]) -> Caller:
+async def require_admin(who: Annotated[Caller, Depends(get_caller)]) -> Caller:
     """Who may see and move everybody's jobs: an admin, or the one local user."""
-    if who.sees is not None:
+    if who.visible_owner is not None:
         raise PermissionDenied("Only an admin's key may do this.", param="key")
     return who
 
@@ -218,7 +225,7 @@ class Access:
 
     who: Caller
     scope: Scope
-    shared: House
+    shared: AppState
 
     async def is_current(self) -> bool:
         """Whether the same would be found now: a key may be removed, or lose its rights."""
@@ -230,22 +237,24 @@ class Access:
 
 async def access(
     request: Request,
-    shared: Annotated[House, Depends(house)],
-    who: Annotated[Caller, Depends(caller)],
+    shared: Annotated[AppState, Depends(get_app_state)],
+    who: Annotated[Caller, Depends(get_caller)],
 ) -> Access:
     """Who asks, for what goes on for long."""
     return Access(who, request.scope, shared)
 
 
-Shared = Annotated[House, Depends(house)]
+AppStateDep = Annotated[AppState, Depends(get_app_state)]
 Entered = Annotated[Access, Depends(access)]
-From = Annotated[Caller, Depends(caller)]
-Admin = Annotated[Caller, Depends(admin)]
+CallerDep = Annotated[Caller, Depends(get_caller)]
+AdminDep = Annotated[Caller, Depends(require_admin)]
 
 
-def refuse(status: int, error: Refusal, headers: dict[str, str] | None = None) -> JSONResponse:
+def error_response(
+    status: int, error: ErrorBody, headers: dict[str, str] | None = None
+) -> JSONResponse:
     """The envelope that OpenAI's clients read."""
-    return JSONResponse(ErrorEnvelope(error=error).model_dump(), status, headers)
+    return JSONResponse(ErrorResponse(error=error).model_dump(), status, headers)
 
 
 def public_text(error: FilmletError) -> str:
@@ -267,17 +276,17 @@ def answer_error(error: FilmletError) -> JSONResponse:
         headers["www-authenticate"] = "Bearer"
     if status == 503:
         headers["retry-after"] = str(RETRY_AFTER_S)
-    told = Refusal(
+    told = ErrorBody(
         message=public_text(error), type=kind, param=getattr(error, "param", None), code=error.code
     )
-    return refuse(status, told, headers)
+    return error_response(status, told, headers)
 
 
-def hold(app: FastAPI) -> None:
+def register_error_handlers(app: FastAPI) -> None:
     """Answer every error in the envelope; nobody sees a trace."""
 
     @app.exception_handler(FilmletError)
-    def refused(_: Request, error: FilmletError) -> JSONResponse:
+    def handle_filmlet_error(_: Request, error: FilmletError) -> JSONResponse:
         return answer_error(error)
 
     @app.exception_handler(ClientDisconnect)
@@ -286,7 +295,7 @@ def hold(app: FastAPI) -> None:
         return Response(status_code=400)
 
     @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    def handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = ".".join(str(p) for p in first["loc"][1:]) or None
         unknown = first["type"] == "extra_forbidden"
@@ -294,15 +303,15 @@ def hold(app: FastAPI) -> None:
         param = param and param[:MAX_PARAM_CHARS]
         text = f"There is no parameter {param!r}." if unknown else f"{param}: {first['msg']}."
         kind = "invalid_request_error"
-        return refuse(400, Refusal(message=text, type=kind, param=param, code=code))
+        return error_response(400, ErrorBody(message=text, type=kind, param=param, code=code))
 
     @app.exception_handler(HTTPException)
-    def plain(_: Request, error: HTTPException) -> JSONResponse:
+    def handle_http_error(_: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 503: "too_busy"}
         code = codes.get(error.status_code, "error")
         kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-        told = Refusal(message=str(error.detail), type=kind, param=None, code=code)
-        return refuse(error.status_code, told, dict(error.headers or {}))
+        error_body = ErrorBody(message=str(error.detail), type=kind, param=None, code=code)
+        return error_response(error.status_code, error_body, dict(error.headers or {}))
 
     @app.exception_handler(OSError)
     def failed(request: Request, error: OSError) -> Response:
@@ -310,10 +319,10 @@ def hold(app: FastAPI) -> None:
             return left(request, ClientDisconnect())
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return answer_error(DiskFull(str(error)))
-        return broken(request, error)
+        return handle_unexpected_error(request, error)
 
     @app.exception_handler(Exception)
-    def broken(request: Request, error: Exception) -> JSONResponse:
+    def handle_unexpected_error(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s", request.method, request.url.path, exc_info=error)
-        told = Refusal(message=INTERNAL, type="server_error", param=None, code="internal")
-        return refuse(500, told)
+        error_body = ErrorBody(message=INTERNAL, type="server_error", param=None, code="internal")
+        return error_response(500, error_body)

@@ -13,21 +13,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from filmlet.api.dependencies import CALLER, House
+from filmlet.api.dependencies import CALLER, AppState
 from filmlet.api.schemas import Video
-from filmlet.api.videos import listed, polling
+from filmlet.api.videos import poll_headers, video_page
 from filmlet.errors import FilmletError
 
 T = TypeVar("T")
-ONE = re.compile(r"/v1/videos/(clip_[0-9a-f]{24})")
-ALL = "/v1/videos"
+VIDEO_PATH = re.compile(r"/v1/videos/(clip_[0-9a-f]{24})")
+LIST_PATH = "/v1/videos"
 LIMIT = re.compile(rb"limit=([1-9][0-9]?)|")
 
 
-class Quick:
+class FastPathMiddleware:
     """Answers what it can, and hands on the rest; stands behind `Identity`."""
 
-    def __init__(self, app: ASGIApp, house: House) -> None:
+    def __init__(self, app: ASGIApp, house: AppState) -> None:
         self.app, self.house = app, house
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,17 +39,17 @@ class Quick:
 
     async def _answer(self, scope: Scope) -> Response | None:
         house, path, query = self.house, scope["path"], scope["query_string"]
-        if (one := ONE.fullmatch(path)) and not query:
+        if (match := VIDEO_PATH.fullmatch(path)) and not query:
             who = scope[CALLER]
-            job = await self._look(house.queue.get, one[1], who.sees)
-            text = Video.of(job, house.settings.keep_days).model_dump_json()
-            return Response(text, headers=polling(job), media_type="application/json")
-        if path == ALL and (limit := LIMIT.fullmatch(query)):
+            job = await self._look(house.queue.get_job, match[1], who.visible_owner)
+            text = Video.from_job(job, house.settings.keep_days).model_dump_json()
+            return Response(text, headers=poll_headers(job), media_type="application/json")
+        if path == LIST_PATH and (limit := LIMIT.fullmatch(query)):
             who = scope[CALLER]
-            page = await self._look(listed, house, who, int(limit[1] or 20))
+            page = await self._look(video_page, house, who, int(limit[1] or 20))
             return Response(page.model_dump_json(), media_type="application/json")
         return None
 
-    async def _look(self, do: Callable[..., T], *given: object) -> T:
+    async def _look(self, do: Callable[..., T], *args: object) -> T:
         """A thread costs more than a look at a file, and less than waiting for another machine."""
-        return do(*given) if self.house.queue.is_near else await run_in_threadpool(do, *given)
+        return do(*args) if self.house.queue.is_local else await run_in_threadpool(do, *args)

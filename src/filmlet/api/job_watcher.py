@@ -16,13 +16,13 @@ RECHECK_S = 3.0  # between two looks at whether who listens may still do so
 T = TypeVar("T")
 
 
-def mark(job: Job) -> str:
+def revision_tag(job: Job) -> str:
     """What changes when anything about the job does."""
-    return f"{job.seq}.{job.status}.{job.position or 0}"
+    return f"{job.revision}.{job.status}.{job.position or 0}"
 
 
 @dataclass(eq=False)
-class Watch:
+class WatchedJob:
     """One job that somebody follows. changed: set, and replaced, whenever `latest` is new."""
 
     latest: Job | FilmletError
@@ -31,56 +31,56 @@ class Watch:
     task: asyncio.Task[None] | None = None
 
 
-class Hub:
+class JobWatcher:
     """The jobs that are being followed in this process."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.watches: dict[str, Watch] = {}
+        self.watches: dict[str, WatchedJob] = {}
 
     async def follow(self, job: Job) -> AsyncGenerator[Job]:
         """Yield the job as it is, then whenever it changed, until it is over or gone."""
         watch = self.watches.get(job.id)
         if watch is None:
-            watch = self.watches[job.id] = Watch(job)
-            watch.task = asyncio.create_task(self._look(job.id, watch))
+            watch = self.watches[job.id] = WatchedJob(job)
+            watch.task = asyncio.create_task(self._poll(job.id, watch))
         watch.readers += 1
         try:
-            seen = None
+            last_revision = None
             while True:
                 latest, changed = watch.latest, watch.changed
                 if isinstance(latest, FilmletError):
                     return
-                if mark(latest) != seen:
-                    seen = mark(latest)
+                if revision_tag(latest) != last_revision:
+                    last_revision = revision_tag(latest)
                     yield latest
-                if latest.status.is_over:
+                if latest.status.is_final:
                     return
                 if watch.changed is changed:
                     await changed.wait()
         finally:
             watch.readers -= 1
             if not watch.readers:
-                self._leave(job.id, watch)
+                self._unsubscribe(job.id, watch)
 
-    async def _look(self, job: str, watch: Watch) -> None:
+    async def _poll(self, job: str, watch: WatchedJob) -> None:
         while True:
             try:
-                now: Job | FilmletError = await run_in_threadpool(self.queue.get, job)
+                now: Job | FilmletError = await run_in_threadpool(self.queue.get_job, job)
             except FilmletError as error:
                 now = error
             before, watch.latest = watch.latest, now
             if isinstance(now, FilmletError):
                 watch.changed.set()
                 return
-            if isinstance(before, FilmletError) or mark(now) != mark(before):
+            if isinstance(before, FilmletError) or revision_tag(now) != revision_tag(before):
                 old, watch.changed = watch.changed, asyncio.Event()
                 old.set()
-            if now.status.is_over:
+            if now.status.is_final:
                 return
             await asyncio.sleep(EVERY_S)
 
-    def _leave(self, job: str, watch: Watch) -> None:
+    def _unsubscribe(self, job: str, watch: WatchedJob) -> None:
         if watch.task:
             watch.task.cancel()
         if self.watches.get(job) is watch:

@@ -6,8 +6,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from filmlet.api.dependencies import CALLER, House, answer_error, identify, refuse
-from filmlet.api.schemas import Refusal
+from filmlet.api.dependencies import CALLER, AppState, answer_error, error_response, identify
+from filmlet.api.schemas import ErrorBody
 from filmlet.api.uploads import TEXT_BYTES, VIDEO_BYTES
 from filmlet.errors import FilmletError
 
@@ -24,7 +24,7 @@ SMALL_BODY_BYTES = 64 * 1024  # is taken all the same
 RETRY_AFTER_S = "5"
 
 
-class SameOrigin:
+class SameOriginMiddleware:
     """Refuses what a page of another site sends from the browser of somebody who may ask here."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -36,13 +36,13 @@ class SameOrigin:
             origin = headers.get("origin")
             # A page of another site can send neither header as it likes; what is no trusted proxy
             # has had the second one taken away.
-            own = (headers.get("host"), headers.get("x-forwarded-host"))
-            if origin and origin.partition("://")[2] not in own:
+            own_hosts = (headers.get("host"), headers.get("x-forwarded-host"))
+            if origin and origin.partition("://")[2] not in own_hosts:
                 text = "This server takes no requests from pages of other sites."
-                told = Refusal(
+                error = ErrorBody(
                     message=text, type="invalid_request_error", param=None, code="other_origin"
                 )
-                await refuse(403, told)(scope, receive, send)
+                await error_response(403, error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -53,7 +53,7 @@ class Identity:
     Everything under /v1 needs an identity, whether there is such a route or not.
     """
 
-    def __init__(self, app: ASGIApp, house: House) -> None:
+    def __init__(self, app: ASGIApp, house: AppState) -> None:
         self.app, self.house = app, house
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,11 +87,11 @@ class BodyLimit:
         most, size = _body_limit(scope["path"]), 0
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length[:20]) > most:
-            error = Refusal(
+            error = ErrorBody(
                 message=_too_large(most).detail, type="invalid_request_error", param="body",
                 code="too_large",
             )  # fmt: skip
-            await refuse(413, error)(scope, receive, send)
+            await error_response(413, error)(scope, receive, send)
             return
 
         async def receive_within() -> Message:

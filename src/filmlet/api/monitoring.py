@@ -12,11 +12,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pydantic import BaseModel
 
 from filmlet import __version__
-from filmlet.api.dependencies import Admin, From, Shared, admin, caller
+from filmlet.api.dependencies import AdminDep, AppStateDep, CallerDep, get_caller, require_admin
 from filmlet.api.schemas import Model, ModelList, Video
 from filmlet.errors import FilmletError, UnknownModel
-from filmlet.jobs import Census, Queue
-from filmlet.models import CARDS, locate
+from filmlet.jobs import Queue, QueueStats
+from filmlet.models import REGISTRY, local_files
 
 router = APIRouter()
 SINCE = int(time.mktime(date(2026, 11, 22).timetuple()))
@@ -40,15 +40,15 @@ class Ready(BaseModel):
 
 
 @router.get("/health", tags=["operations"])
-async def health() -> Health:
+async def get_health() -> Health:
     """Alive: this needs no database, no worker and no thread, which others may be waiting in."""
     return Health(status="ok", version=__version__)
 
 
 @router.get("/ready", tags=["operations"], responses={503: {"model": Ready}})
-def ready(shared: Shared, response: Response) -> Ready:
+def get_readiness(shared: AppStateDep, response: Response) -> Ready:
     """200 if a worker is alive, else 503."""
-    now = shared.queue.census()
+    now = shared.queue.stats()
     if not now.workers:
         response.status_code = 503
     return Ready(
@@ -76,7 +76,7 @@ class QueueJob(BaseModel):
     video: Video
 
 
-class QueueNow(BaseModel):
+class QueueStatus(BaseModel):
     """The whole queue, the next first."""
 
     object: Literal["queue"] = "queue"
@@ -85,33 +85,33 @@ class QueueNow(BaseModel):
 
 
 @router.get("/v1/queue", tags=["operations"])
-def queue(shared: Shared, who: Admin) -> QueueNow:
+def get_queue(shared: AppStateDep, who: AdminDep) -> QueueStatus:
     """Everybody's unfinished videos and the workers; for admins."""
     del who
-    names = {key.id: key.name for key in shared.keys.all()}
-    jobs, days = shared.queue.unfinished(), shared.settings.keep_days
-    return QueueNow(
-        workers=[QueueWorker(**asdict(worker)) for worker in shared.queue.census().workers],
+    names = {key.id: key.name for key in shared.keys.list_keys()}
+    jobs, days = shared.queue.unfinished_jobs(), shared.settings.keep_days
+    return QueueStatus(
+        workers=[QueueWorker(**asdict(worker)) for worker in shared.queue.stats().workers],
         jobs=[
-            QueueJob(owner=names.get(job.owner, job.owner), video=Video.of(job, days))
+            QueueJob(owner=names.get(job.owner, job.owner), video=Video.from_job(job, days))
             for job in jobs
         ],
     )
 
 
-async def allow_metrics(request: Request, shared: Shared) -> None:
+async def allow_metrics(request: Request, shared: AppStateDep) -> None:
     """Whoever the settings allow to read them. Raises UnknownKey, PermissionDenied."""
     match shared.settings.metrics:
         case "off":
             raise HTTPException(404, "This server shows no metrics.")
         case "key":
-            await admin(await caller(request, shared))
+            await require_admin(await get_caller(request, shared))
 
 
 @router.get(
     "/metrics", tags=["operations"], response_class=Response, dependencies=[Depends(allow_metrics)]
 )
-def metrics(shared: Shared) -> Response:
+def get_metrics(shared: AppStateDep) -> Response:
     """Prometheus: the queue's figures are the database's, alike from every web process."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -123,7 +123,7 @@ class QueueCollector:
     """The database's counts as Prometheus' families."""
 
     def __init__(self, queue: Queue) -> None:
-        self.now: Census = queue.census()
+        self.now: QueueStats = queue.stats()
 
     def collect(self) -> Iterator[Metric]:
         now = self.now
@@ -150,42 +150,42 @@ class QueueCollector:
             counts = [t for t in now.tallies if t.name == name]
             labels = [label] if label else []
             total = CounterMetricFamily(f"filmlet_{name}", f"{text}.", labels=labels)
-            for one in counts:
-                total.add_metric([one.label] if label else [], one.count)
+            for count in counts:
+                total.add_metric([count.label] if label else [], count.count)
             yield total
             if name in ("stage", "wait", "cancel"):
                 taken = CounterMetricFamily(
                     f"filmlet_{name}_seconds", f"{text}: seconds taken.", labels=labels
                 )
-                for one in counts:
-                    taken.add_metric([one.label] if label else [], one.seconds)
+                for count in counts:
+                    taken.add_metric([count.label] if label else [], count.seconds)
                 yield taken
 
 
 @router.get("/v1/models", tags=["models"])
-def models(who: From) -> ModelList:
+def list_models(who: CallerDep) -> ModelList:
     """Every model of the catalogue."""
     del who
-    return ModelList(data=[_model(name) for name in CARDS])
+    return ModelList(data=[_model_info(name) for name in REGISTRY])
 
 
-def known(id: str) -> str:
-    if id not in CARDS:
-        raise UnknownModel(f"There is no model {id!r}; there are {', '.join(CARDS)}.")
+def check_model_id(id: str) -> str:
+    if id not in REGISTRY:
+        raise UnknownModel(f"There is no model {id!r}; there are {', '.join(REGISTRY)}.")
     return id
 
 
 @router.get("/v1/models/{id}", tags=["models"])
-def model(id: Annotated[str, Depends(known)], who: From) -> Model:
+def get_model(id: Annotated[str, Depends(check_model_id)], who: CallerDep) -> Model:
     """One model."""
     del who
-    return _model(id)
+    return _model_info(id)
 
 
-def _model(name: str) -> Model:
-    card = CARDS[name]
+def _model_info(name: str) -> Model:
+    card = REGISTRY[name]
     try:
-        available = locate(card) is not None
+        available = local_files(card) is not None
     except FilmletError:
         available = False
     return Model(
@@ -195,12 +195,12 @@ def _model(name: str) -> Model:
         summary=card.summary,
         licence=card.licence,
         available=available,
-        bytes=card.bytes,
+        bytes=card.size_bytes,
         default_size=f"{card.grid.width}x{card.grid.height}",
         default_seconds=round(card.grid.frames / card.grid.fps, 4),
         max_side=card.grid.max_side,
         max_frames=card.grid.max_frames,
-        max_seconds=round(card.grid.longest(card.grid.fps) / card.grid.fps, 4),
-        has_draft=card.refine is not None,
-        guides=card.guides,
+        max_seconds=round(card.grid.max_total_frames(card.grid.fps) / card.grid.fps, 4),
+        has_draft=card.refine_schedule is not None,
+        guides=card.guide_support,
     )

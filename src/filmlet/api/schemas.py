@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from filmlet.core.guide import Guide
-from filmlet.core.request import ClipRequest, clip_request
+from filmlet.core.request import ClipRequest, build_request
 from filmlet.errors import InvalidRequest
 from filmlet.jobs import Forecast, Job, Priority, Status
-from filmlet.models import MAX_UNKNOWN, Words
+from filmlet.models import MAX_UNKNOWN, PromptCheck
 
-SOON_MS, LATE_MS = 250, 5000  # bounds of when to ask again
-Word = Literal["queued", "in_progress", "completed", "failed"]
-STATUSES: dict[Status, Word] = {
+MIN_POLL_MS, MAX_POLL_MS = 250, 5000  # bounds of when to ask again
+VideoStatus = Literal["queued", "in_progress", "completed", "failed"]
+STATUSES: dict[Status, VideoStatus] = {
     Status.QUEUED: "queued",
     Status.RUNNING: "in_progress",
     Status.COMPLETED: "completed",
@@ -30,7 +30,7 @@ STATUSES: dict[Status, Word] = {
 LONGEST_PROMPT = 32_000  # characters, as OpenAI takes; of all prompts together
 MAX_FURTHER, MAX_LORAS = 31, 8
 Name = Annotated[str, Field(max_length=300)]  # of a model, or of a LoRA
-Further = Annotated[
+ExtraPrompts = Annotated[
     list[Annotated[str, Field(max_length=LONGEST_PROMPT)]],
     BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
     Field(
@@ -42,13 +42,13 @@ Further = Annotated[
 Number = float | None
 
 
-class Sent(BaseModel):
+class RequestModel(BaseModel):
     """A body; what it has no field for is refused, for it would be ignored in silence."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class VideoLora(Sent):
+class VideoLora(RequestModel):
     """A LoRA of the Hub, owner/name or owner/name/file.safetensors, and how much of it."""
 
     source: Name
@@ -56,14 +56,14 @@ class VideoLora(Sent):
 
 
 # A form has one or several fields of this name.
-Loras = Annotated[
+LoraList = Annotated[
     list[VideoLora | Name],
     BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
     Field(max_length=MAX_LORAS),
 ]
 
 
-class VideoCreate(Sent):
+class VideoCreate(RequestModel):
     """A clip to make. Only the prompt is needed; the rest is the model's own."""
 
     model_config = ConfigDict(
@@ -87,17 +87,17 @@ class VideoCreate(Sent):
     guidance: Number = None
     priority: Priority = Priority.NORMAL
     draft: bool = Field(False, description="The first of two stages alone; `refine` finishes it.")
-    loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
-    then: Further = []
+    loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
+    extra_prompts: ExtraPrompts = []
 
-    def request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
+    def to_clip_request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
-        _check_length(self.prompt, *self.then)
-        given = self.model_dump(exclude={"prompt", "priority"}, exclude_none=True)
-        return _from_the_hub(clip_request(self.prompt, guides=guides, **given))
+        _check_length(self.prompt, *self.extra_prompts)
+        options = self.model_dump(exclude={"prompt", "priority"}, exclude_none=True)
+        return _require_hub_loras(build_request(self.prompt, guides=guides, **options))
 
 
-class VideoExtend(Sent):
+class VideoExtend(RequestModel):
     """A video to go on from; size and frame rate are its own, its model if it was made here."""
 
     prompt: str = Field(max_length=LONGEST_PROMPT)
@@ -109,16 +109,16 @@ class VideoExtend(Sent):
     negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
     guidance: Number = None
     priority: Priority = Priority.NORMAL
-    loras: Loras = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
-    then: Further = []
-    backward: bool = Field(False, description="What is made comes before the video.")
+    loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
+    extra_prompts: ExtraPrompts = []
+    extend_backward: bool = Field(False, description="What is made comes before the video.")
 
-    def request(self, model: str, clip: str | None = None) -> ClipRequest:
+    def to_clip_request(self, model: str, clip: str | None = None) -> ClipRequest:
         """The same in filmlet's words. Raises InvalidRequest."""
-        _check_length(self.prompt, *self.then)
-        given = self.model_dump(exclude={"prompt", "priority", "model"}, exclude_none=True)
-        given |= {"model": model, "extend": clip}
-        return _from_the_hub(clip_request(self.prompt, **given))
+        _check_length(self.prompt, *self.extra_prompts)
+        options = self.model_dump(exclude={"prompt", "priority", "model"}, exclude_none=True)
+        options |= {"model": model, "extend": clip}
+        return _require_hub_loras(build_request(self.prompt, **options))
 
 
 def _check_length(*prompts: str) -> None:
@@ -130,7 +130,7 @@ def _check_length(*prompts: str) -> None:
         )
 
 
-def _from_the_hub(request: ClipRequest) -> ClipRequest:
+def _require_hub_loras(request: ClipRequest) -> ClipRequest:
     """A file of this machine is for who is at it, as a model's folder is."""
     for lora in request.loras:
         if not lora.is_on_hub:
@@ -141,13 +141,13 @@ def _from_the_hub(request: ClipRequest) -> ClipRequest:
     return request
 
 
-class VideoRemix(Sent):
+class VideoRemix(RequestModel):
     """The same settings with another prompt."""
 
     prompt: str = Field(max_length=LONGEST_PROMPT)
 
 
-class VideoPriority(Sent):
+class VideoPriority(RequestModel):
     """Another class for a video that waits."""
 
     priority: Priority
@@ -183,7 +183,7 @@ class Video(BaseModel):
     id: str
     object: Literal["video"] = "video"
     model: str
-    status: Word
+    status: VideoStatus
     progress: int = Field(ge=0, le=100)
     created_at: int
     completed_at: int | None
@@ -209,13 +209,13 @@ class Video(BaseModel):
     idle_seconds: float | None = Field(description="From the wish to cancel to a free worker.")
 
     @classmethod
-    def of(cls, job: Job, keep_days: float) -> "Video":
+    def from_job(cls, job: Job, keep_days: float) -> "Video":
         shape, failure = job.shape, job.failure
         error = VideoError(code=failure.code, message=failure.message) if failure else None
         if job.status == Status.CANCELLED:
             error = VideoError(code="cancelled", message="The clip was cancelled.")
         is_done = job.status == Status.COMPLETED and job.finished is not None
-        has_preview = job.preview is not None and not job.status.is_over
+        has_preview = job.preview is not None and not job.status.is_final
         return cls(
             id=job.id,
             model=job.model,
@@ -242,11 +242,11 @@ class Video(BaseModel):
             draft=bool(job.requested.get("draft")),
             stages=[StageTime(**asdict(record)) for record in job.stages],
             attempt=job.attempt,
-            idle_seconds=job.idle_s,
+            idle_seconds=job.cancel_latency_s,
         )
 
 
-class Difference(BaseModel):
+class ChangeModel(BaseModel):
     """One thing that will not be done as asked, and the reason."""
 
     field: str
@@ -268,9 +268,9 @@ class VideoPlan(BaseModel):
     object: Literal["video.plan"] = "video.plan"
     model: str
     size: str
-    made_size: str
+    generated_size: str
     frames: int
-    made_frames: int
+    generated_frames: int
     fps: float
     seconds: float
     steps: int
@@ -280,44 +280,44 @@ class VideoPlan(BaseModel):
     tokens: int | None
     max_tokens: int
     unknown_words: dict[str, list[str]] | None
-    changes: list[Difference]
+    changes: list[ChangeModel]
     eta: Eta
     ahead: int
     fetch_bytes: int
     device: str | None
     dtype: str | None
-    hold: str | None
+    offload: str | None
     memory_bytes: int | None
 
     @classmethod
-    def of(cls, forecast: Forecast, read: Sequence[Words | None]) -> "VideoPlan":
+    def from_forecast(cls, forecast: Forecast, read: Sequence[PromptCheck | None]) -> "VideoPlan":
         """read: of each prompt."""
-        plan, shape, words = forecast.plan, forecast.plan.shape, read[0]
+        plan, shape, prompt_check = forecast.plan, forecast.plan.shape, read[0]
         machine, need = forecast.machine, forecast.need
-        unknown = {w: list(near) for one in read if one for w, near in one.unknown.items()}
+        unknown = {w: list(near) for check in read if check for w, near in check.unknown.items()}
         unknown = dict(islice(unknown.items(), MAX_UNKNOWN))
         return cls(
             model=plan.card.name,
             size=f"{shape.width}x{shape.height}",
-            made_size=f"{shape.made_width}x{shape.made_height}",
+            generated_size=f"{shape.generated_width}x{shape.generated_height}",
             frames=shape.frames,
-            made_frames=shape.made_frames,
+            generated_frames=shape.generated_frames,
             fps=shape.fps,
             seconds=round(shape.frames / shape.fps, 4),
             steps=len(plan.sigmas),
             refine_steps=len(plan.refine_sigmas),
             windows=len(plan.windows),
             guidance=plan.guidance,
-            tokens=words.tokens if words else None,
+            tokens=prompt_check.tokens if prompt_check else None,
             max_tokens=plan.card.max_tokens,
-            unknown_words=unknown if words else None,
-            changes=[Difference(**asdict(change)) for change in plan.changes],
+            unknown_words=unknown if prompt_check else None,
+            changes=[ChangeModel(**asdict(change)) for change in plan.changes],
             eta=Eta(**asdict(forecast.eta)),
             ahead=forecast.ahead,
             fetch_bytes=forecast.fetch,
             device=machine.device if machine else None,
             dtype=machine.dtype if machine else None,
-            hold=need.hold if need else None,
+            offload=need.offload if need else None,
             memory_bytes=need.bytes if need else None,
         )
 
@@ -369,7 +369,7 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-class Refusal(BaseModel):
+class ErrorBody(BaseModel):
     """What was wrong: a sentence, its kind, the parameter at fault, a stable code."""
 
     message: str
@@ -378,11 +378,11 @@ class Refusal(BaseModel):
     code: str
 
 
-class ErrorEnvelope(BaseModel):
-    error: Refusal
+class ErrorResponse(BaseModel):
+    error: ErrorBody
 
 
 def poll_after_ms(job: Job) -> int:
     """When asking again is worth it: a fifth of the time that is left, within bounds."""
-    left = job.eta.seconds if job.eta else 0.0
-    return max(SOON_MS, min(LATE_MS, round(left * 200)))
+    remaining_s = job.eta.seconds if job.eta else 0.0
+    return max(MIN_POLL_MS, min(MAX_POLL_MS, round(remaining_s * 200)))

@@ -3,15 +3,15 @@
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from filmlet.api.dependencies import COOKIE, Caller, Shared, caller
-from filmlet.api.schemas import Sent
+from filmlet.api.dependencies import COOKIE, AppStateDep, Caller, get_caller
+from filmlet.api.schemas import RequestModel
 from filmlet.errors import UnknownKey
 
 router = APIRouter(prefix="/session", tags=["session"])
 A_YEAR_S = 365 * 86400
 
 
-class SessionKey(Sent):
+class SessionKey(RequestModel):
     """A key as `filmlet keys add` showed it."""
 
     key: str = Field(min_length=1, max_length=200)
@@ -28,11 +28,11 @@ class Session(BaseModel):
 
 
 @router.get("")
-async def look(request: Request, shared: Shared) -> Session:
+async def read_session(request: Request, shared: AppStateDep) -> Session:
     """Whether the page may be used as it is."""
     uses_keys = await shared.needs_key()
     try:
-        who: Caller | None = await caller(request, shared)
+        who: Caller | None = await get_caller(request, shared)
     except UnknownKey:
         who = None
     secret = request.cookies.get(COOKIE, "")
@@ -41,13 +41,15 @@ async def look(request: Request, shared: Shared) -> Session:
         needs_key=who is None,
         uses_keys=uses_keys,
         name=key.name if key else None,
-        admin=who is not None and who.sees is None,
-        keeps=shared.visitors is None or shared.visitors.keeps,
+        admin=who is not None and who.visible_owner is None,
+        keeps=shared.visitors is None or shared.visitors.is_persistent,
     )
 
 
 @router.post("")
-async def enter(sent: SessionKey, request: Request, response: Response, shared: Shared) -> Session:
+async def log_in(
+    sent: SessionKey, request: Request, response: Response, shared: AppStateDep
+) -> Session:
     """Show a key; the browser keeps it."""
     key = await shared.key(sent.key.strip())
     if key is None:
@@ -60,7 +62,7 @@ async def enter(sent: SessionKey, request: Request, response: Response, shared: 
 
 
 @router.delete("")
-async def leave(response: Response) -> Session:
+async def log_out(response: Response) -> Session:
     """Forget the key in this browser."""
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return Session(needs_key=True, uses_keys=True, name=None, admin=False)

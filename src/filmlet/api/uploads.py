@@ -13,7 +13,7 @@ from typing import Any
 from starlette.datastructures import UploadFile
 
 from filmlet.errors import InvalidRequest
-from filmlet.media import Refused, look
+from filmlet.media import InvalidMedia, probe
 
 IMAGE_BYTES = 20 * 1024 * 1024
 VIDEO_BYTES = 100 * 1024 * 1024
@@ -26,19 +26,21 @@ def references(fields: dict[str, Any], files: dict[str, UploadFile]) -> dict[str
 
     Raises InvalidRequest.
     """
-    found = {}
+    references_by_name = {}
     for param in REFERENCES:
         if upload := files.pop(param, None):
-            found[param] = upload
+            references_by_name[param] = upload
         for name in [name for name in fields if name.partition("[")[0] == param]:
             kind = name.partition("[")[2].rstrip("]")
             value = fields.pop(name)
             if value is not None:
-                found[param] = _inline({kind: value} if kind else value, param)
-    return found
+                references_by_name[param] = _decode_data_url(
+                    {kind: value} if kind else value, param
+                )
+    return references_by_name
 
 
-def _inline(sent: object, param: str) -> UploadFile:
+def _decode_data_url(sent: object, param: str) -> UploadFile:
     """The picture of a data: URL; nothing is fetched from elsewhere."""
     url = sent.get("image_url") if isinstance(sent, dict) else sent
     if isinstance(sent, dict) and sent.get("file_id") is not None:
@@ -60,7 +62,9 @@ def _inline(sent: object, param: str) -> UploadFile:
 
 
 @contextmanager
-def kept(uploads: dict[str, UploadFile], *, video: bool = False) -> Iterator[dict[str, Path]]:
+def saved_uploads(
+    uploads: dict[str, UploadFile], *, video: bool = False
+) -> Iterator[dict[str, Path]]:
     """Checked uploads as files, by parameter, under names of ours; gone after the block.
 
     Raises InvalidRequest, TooManyJobs.
@@ -81,7 +85,7 @@ def kept(uploads: dict[str, UploadFile], *, video: bool = False) -> Iterator[dic
 
 def check(upload: UploadFile, param: str, *, video: bool) -> None:
     """Look at an upload that is not used. Raises InvalidRequest, TooManyJobs."""
-    with kept({param: upload}, video=video):
+    with saved_uploads({param: upload}, video=video):
         pass
 
 
@@ -95,10 +99,10 @@ def _check_size(upload: UploadFile, param: str, limit: int) -> None:
 
 
 def _check_content(path: Path, param: str, video: bool) -> None:
-    """Refuse what is no picture, or no video, or beyond the limits of `look`."""
+    """Refuse what is no picture, or no video, or beyond the limits of `probe`."""
     try:
-        footage = look(path)
-    except Refused as refused:
+        footage = probe(path)
+    except InvalidMedia as refused:
         raise InvalidRequest(f"{param}: {refused}", param=param) from refused
     if video and footage.fps is None:
         raise InvalidRequest(f"{param}: this is neither an MP4 nor a WebM video.", param=param)

@@ -9,7 +9,7 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
-from filmlet.api.dependencies import House
+from filmlet.api.dependencies import AppState
 from filmlet.errors import StorageUnusable, UnknownKey
 from filmlet.jobs import Job
 
@@ -18,12 +18,14 @@ log = logging.getLogger("filmlet.api")
 PIECE = 256 * 1024
 
 
-def ranged(house: House, file: BinaryIO, size: int, wanted: str | None, name: str) -> Response:
+def range_response(
+    house: AppState, file: BinaryIO, size: int, range_header: str | None, name: str
+) -> Response:
     """The whole movie, or the one range that was asked for (RFC 9110, section 14)."""
     headers = {"accept-ranges": "bytes", "content-disposition": f'inline; filename="{name}"'}
     first, last = 0, size - 1
     status = 200
-    match = re.fullmatch(r"bytes=([0-9]*)-([0-9]*)", (wanted or "").strip())
+    match = re.fullmatch(r"bytes=([0-9]*)-([0-9]*)", (range_header or "").strip())
     if match and any(match.groups()):
         begin, end = (_position(digits) for digits in match.groups())
         if begin is not None:
@@ -36,7 +38,7 @@ def ranged(house: House, file: BinaryIO, size: int, wanted: str | None, name: st
         status = 206
         headers["content-range"] = f"bytes {first}-{last}/{size}"
     headers["content-length"] = str(last - first + 1)
-    pieces = _pieces(house, file, first, last - first + 1)
+    pieces = _iter_chunks(house, file, first, last - first + 1)
     return StreamingResponse(pieces, status, headers, "video/mp4")
 
 
@@ -45,7 +47,9 @@ def _position(digits: str) -> int | None:
     return int(digits[:19]) if digits else None
 
 
-async def _pieces(house: House, file: BinaryIO, first: int, count: int) -> AsyncIterator[bytes]:
+async def _iter_chunks(
+    house: AppState, file: BinaryIO, first: int, count: int
+) -> AsyncIterator[bytes]:
     with file:
         file.seek(first)
         while count > 0:
@@ -69,7 +73,7 @@ class GrowingResponse(StreamingResponse):
             log.warning("%s", error)  # and no last message: the server then closes the connection
 
 
-async def growing(house: House, job: Job) -> AsyncGenerator[bytes]:
+async def stream_growing_file(house: AppState, job: Job) -> AsyncGenerator[bytes]:
     """The clip's bytes as they are written, until it is whole; a playable MP4 from the first on.
 
     A worker that takes the job over writes the same bytes again: the reader goes on where it is.
@@ -77,17 +81,17 @@ async def growing(house: House, job: Job) -> AsyncGenerator[bytes]:
     """
     sent = 0
 
-    async def gained() -> AsyncIterator[bytes]:
+    async def iter_new_bytes() -> AsyncIterator[bytes]:
         nonlocal sent
-        grown = house.queue.storage.grown
+        grown = house.queue.storage.read_growing
         while piece := await house.run_at_storage(grown, job.id, sent, PIECE):
             sent += len(piece)
             yield piece
 
     async for _ in house.hub.follow(job):
-        async for piece in gained():
+        async for piece in iter_new_bytes():
             yield piece
-    async for piece in gained():
+    async for piece in iter_new_bytes():
         yield piece
     if sent != await house.run_at_storage(house.queue.storage.grown_length, job.id):
         raise StorageUnusable(f"{job.id} ended after {sent} bytes and is not whole.")

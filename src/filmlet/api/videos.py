@@ -18,11 +18,11 @@ from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 
 from filmlet.api import uploads, video_responses
-from filmlet.api.dependencies import Admin, Caller, Entered, From, House, Shared
-from filmlet.api.job_watcher import mark, while_allowed
+from filmlet.api.dependencies import AdminDep, AppState, AppStateDep, Caller, CallerDep, Entered
+from filmlet.api.job_watcher import revision_tag, while_allowed
 from filmlet.api.schemas import (
-    ErrorEnvelope,
-    Sent,
+    ErrorResponse,
+    RequestModel,
     Video,
     VideoCreate,
     VideoDeleted,
@@ -36,32 +36,32 @@ from filmlet.api.schemas import (
 from filmlet.core.guide import Guide
 from filmlet.errors import (
     InvalidRequest,
-    NotOffered,
+    NotSupported,
     PermissionDenied,
     UnknownJob,
     UnknownKey,
     UnknownModel,
 )
-from filmlet.jobs import PREVIEW, Asking, Job, Priority, Status
+from filmlet.jobs import PREVIEW, Job, Priority, Status, SubmitOptions
 from filmlet.media import spritesheet, thumbnail
-from filmlet.models import CARDS, count
+from filmlet.models import REGISTRY, check_prompt
 
-FREE_S = 10.0  # how long a delete waits for the worker
+DELETE_TIMEOUT_S = 10.0  # how long a delete waits for the worker
 PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorEnvelope} for code in (400, 401, 403, 404, 413, 429, 500, 503)
+    code: {"model": ErrorResponse} for code in (400, 401, 403, 404, 413, 429, 500, 503)
 }
 MAX_JSON_MARKS = 100_000  # commas and brackets of a body, text included
 IdempotencyKey = Annotated[
     str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)
 ]
 
-Body = TypeVar("Body", bound=Sent)
+Body = TypeVar("Body", bound=RequestModel)
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"], responses=REFUSALS)
 
 
-def _described(body: type[Body], form: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+def _openapi_body(body: type[Body], form: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     """A body for the description; form, table: what each kind has beside the plain fields."""
 
     def schema(more: dict[str, Any]) -> dict[str, Any]:
@@ -74,84 +74,90 @@ def _described(body: type[Body], form: dict[str, Any], table: dict[str, Any]) ->
 
 FILE = {"type": "string", "format": "binary"}
 INLINE = {"type": "object", "properties": {"image_url": {"type": "string", "format": "data-url"}}}
-OF_A_JOB = {"type": "object", "properties": {"id": {"type": "string"}}}
-CREATE = _described(
+VIDEO_ID_SCHEMA = {"type": "object", "properties": {"id": {"type": "string"}}}
+CREATE = _openapi_body(
     VideoCreate, dict.fromkeys(uploads.REFERENCES, FILE), dict.fromkeys(uploads.REFERENCES, INLINE)
 )
-OF_THE_VIDEO = dict.fromkeys(("extend", "size", "fps"), "video")
-EXTEND = _described(VideoExtend, {"video": FILE}, {"video": OF_A_JOB})
+EXTEND_PARAM_NAMES = dict.fromkeys(("extend", "size", "fps"), "video")
+EXTEND = _openapi_body(VideoExtend, {"video": FILE}, {"video": VIDEO_ID_SCHEMA})
 
 
-def find(id: str, shared: Shared, who: From) -> Job:
+def get_job(id: str, shared: AppStateDep, who: CallerDep) -> Job:
     """The job of the path, if the caller may see it."""
     if not re.fullmatch(r"clip_[0-9a-f]{24}", id):
         raise UnknownJob(f"There is no video {id!r}.")
-    return shared.queue.get(id, who.sees)
+    return shared.queue.get_job(id, who.visible_owner)
 
 
-Found = Annotated[Job, Depends(find)]
+JobDep = Annotated[Job, Depends(get_job)]
 
 
 @router.post("", response_model=Video, openapi_extra=CREATE)
 async def create(
-    request: Request, response: Response, shared: Shared, who: From, key: IdempotencyKey = None
+    request: Request,
+    response: Response,
+    shared: AppStateDep,
+    who: CallerDep,
+    key: IdempotencyKey = None,
 ) -> Video:
     """Put a clip into the queue; a form or JSON. One Idempotency-Key makes one clip.
 
     `input_reference` is a picture it begins with, `last_reference` one it ends in.
     """
-    async with _body(request) as (fields, files):
+    async with _read_body(request) as (fields, files):
         pictures = uploads.references(fields, files)
-        asked = _valid(VideoCreate, fields, files)
-        asking = _asking(who, asked, key)
+        body = _validate_body(VideoCreate, fields, files)
+        asking = _submit_options(who, body, key)
         if pictures:  # which are decoded
             return await shared.run_expensive(
-                who, _create, shared, asked, asking, pictures, response
+                who, _create, shared, body, asking, pictures, response
             )
-        return await run_in_threadpool(_create, shared, asked, asking, pictures, response)
+        return await run_in_threadpool(_create, shared, body, asking, pictures, response)
 
 
 def _create(
-    shared: House,
-    asked: VideoCreate,
-    asking: Asking,
+    shared: AppState,
+    body: VideoCreate,
+    asking: SubmitOptions,
     pictures: dict[str, UploadFile],
     response: Response,
 ) -> Video:
-    with _pictured(pictures) as guides:
-        job = submit(shared, asked, asking, guides)
-    return _shown(shared, job, response)
+    with _uploaded_guides(pictures) as guides:
+        job = submit(shared, body, asking, guides)
+    return _video_response(shared, job, response)
 
 
 @contextmanager
-def _pictured(pictures: dict[str, UploadFile]) -> Iterator[list[Guide]]:
+def _uploaded_guides(pictures: dict[str, UploadFile]) -> Iterator[list[Guide]]:
     """Uploaded pictures as guides, while their files are there."""
     at_fault = "last_reference" if "last_reference" in pictures else "input_reference"
-    with uploads.kept(pictures) as paths, _named({"guides": at_fault}):
+    with uploads.saved_uploads(pictures) as paths, _rename_params({"guides": at_fault}):
         yield [Guide(str(path), uploads.REFERENCES[name]) for name, path in paths.items()]
 
 
-def submit(shared: House, asked: VideoCreate, asking: Asking, guides: Sequence[Guide] = ()) -> Job:
+def submit(
+    shared: AppState, body: VideoCreate, asking: SubmitOptions, guides: Sequence[Guide] = ()
+) -> Job:
     """Queue a clip; the page does so as well. Raises what `Queue.submit` raises."""
-    offered(asked.model)
-    return shared.queue.submit(asked.request(guides), asking)
+    check_model(body.model)
+    return shared.queue.submit(body.to_clip_request(guides), asking)
 
 
-def offered(model: str) -> str:
+def check_model(model: str) -> str:
     """A model of the catalogue: a folder is for who is at the machine."""
-    if model not in CARDS:
-        raise UnknownModel(f"There is no model {model!r}; there are {', '.join(CARDS)}.")
+    if model not in REGISTRY:
+        raise UnknownModel(f"There is no model {model!r}; there are {', '.join(REGISTRY)}.")
     return model
 
 
-def _asking(who: Caller, asked: VideoCreate | VideoExtend, key: str | None) -> Asking:
-    if asked.priority == Priority.HIGH and who.sees is not None:
+def _submit_options(who: Caller, body: VideoCreate | VideoExtend, key: str | None) -> SubmitOptions:
+    if body.priority == Priority.HIGH and who.visible_owner is not None:
         raise PermissionDenied("Only an admin's key may ask for high priority.", param="priority")
-    return who.asking(asked.priority, key)
+    return who.submit_options(body.priority, key)
 
 
 @contextmanager
-def _named(params: dict[str, str]) -> Iterator[None]:
+def _rename_params(params: dict[str, str]) -> Iterator[None]:
     """Refusals by the names that clients know."""
     try:
         yield
@@ -161,14 +167,16 @@ def _named(params: dict[str, str]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[str, UploadFile]]]:
+async def _read_body(
+    request: Request,
+) -> AsyncIterator[tuple[dict[str, Any], dict[str, UploadFile]]]:
     """Fields and files of a form or a JSON body; the files are gone afterwards."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         part = uploads.TEXT_BYTES
         async with request.form(max_files=2, max_fields=50, max_part_size=part) as form:
             files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
-            yield _texts(form), files
+            yield _form_fields(form), files
         return
     body = await request.body()
     # Small values take a hundred times the memory of their text; no request has so many.
@@ -185,7 +193,7 @@ async def _body(request: Request) -> AsyncIterator[tuple[dict[str, Any], dict[st
     yield table, {}
 
 
-def _texts(form: FormData) -> dict[str, Any]:
+def _form_fields(form: FormData) -> dict[str, Any]:
     """The fields of a form; one that is there several times, perhaps as `name[]`, is a list."""
     sent: dict[str, list[str]] = {}
     for name, value in form.multi_items():
@@ -194,30 +202,30 @@ def _texts(form: FormData) -> dict[str, Any]:
     return {name: values[0] if len(values) == 1 else values for name, values in sent.items()}
 
 
-def _valid(body: type[Body], fields: dict[str, Any], files: dict[str, UploadFile]) -> Body:
+def _validate_body(body: type[Body], fields: dict[str, Any], files: dict[str, UploadFile]) -> Body:
     for name in files:
         raise InvalidRequest(f"There is no file parameter {name!r}.", param="body")
     try:
         return body.model_validate(fields)
     except ValidationError as error:
-        found = [e | {"loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
-        raise RequestValidationError(found) from error
+        errors = [e | {"loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
+        raise RequestValidationError(errors) from error
 
 
-def _shown(shared: House, job: Job, response: Response) -> Video:
-    response.headers.update(polling(job))
-    return Video.of(job, shared.settings.keep_days)
+def _video_response(shared: AppState, job: Job, response: Response) -> Video:
+    response.headers.update(poll_headers(job))
+    return Video.from_job(job, shared.settings.keep_days)
 
 
-def polling(job: Job) -> dict[str, str]:
+def poll_headers(job: Job) -> dict[str, str]:
     """The header that says when asking again is worth it."""
-    return {} if job.status.is_over else {"openai-poll-after-ms": str(poll_after_ms(job))}
+    return {} if job.status.is_final else {"openai-poll-after-ms": str(poll_after_ms(job))}
 
 
 @router.get("", response_model=VideoList)
-def page(
-    shared: Shared,
-    who: From,
+def list_videos(
+    shared: AppStateDep,
+    who: CallerDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
@@ -228,133 +236,139 @@ def page(
     search: what the prompts contain.
     """
     if after is not None:
-        find(after, shared, who)
-    return listed(shared, who, limit, after=after, oldest_first=order == "asc", search=search)
+        get_job(after, shared, who)
+    return video_page(shared, who, limit, after=after, oldest_first=order == "asc", search=search)
 
 
-def listed(shared: House, who: Caller, limit: int, **wanted: Any) -> VideoList:
-    """A page of what somebody may see; wanted: as `Queue.jobs` takes it."""
-    jobs = shared.queue.jobs(who.sees, limit=limit + 1, **wanted)
-    data = [Video.of(job, shared.settings.keep_days) for job in jobs[:limit]]
+def video_page(shared: AppState, who: Caller, limit: int, **filters: Any) -> VideoList:
+    """A page of what somebody may see; filters: as `Queue.jobs` takes it."""
+    jobs = shared.queue.list_jobs(who.visible_owner, limit=limit + 1, **filters)
+    data = [Video.from_job(job, shared.settings.keep_days) for job in jobs[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)
 
 
 @router.post("/plan", response_model=VideoPlan, openapi_extra=CREATE)
-async def plan(request: Request, shared: Shared, who: From) -> VideoPlan:
+async def plan(request: Request, shared: AppStateDep, who: CallerDep) -> VideoPlan:
     """What a video would come to: its shape, its steps, its time, and what would differ."""
-    async with _body(request) as (fields, files):
+    async with _read_body(request) as (fields, files):
         pictures = uploads.references(fields, files)
-        asked = _valid(VideoCreate, fields, files)
-        return await shared.run_expensive(who, _foresee, shared, asked, pictures)
+        body = _validate_body(VideoCreate, fields, files)
+        return await shared.run_expensive(who, _plan_upload, shared, body, pictures)
 
 
-def _foresee(shared: House, asked: VideoCreate, pictures: dict[str, UploadFile]) -> VideoPlan:
-    with _pictured(pictures) as guides:
-        return foresee(shared, asked, guides)
+def _plan_upload(shared: AppState, body: VideoCreate, pictures: dict[str, UploadFile]) -> VideoPlan:
+    with _uploaded_guides(pictures) as guides:
+        return plan_video(shared, body, guides)
 
 
-def foresee(shared: House, asked: VideoCreate, guides: Sequence[Guide] = ()) -> VideoPlan:
+def plan_video(shared: AppState, body: VideoCreate, guides: Sequence[Guide] = ()) -> VideoPlan:
     """The same for the page. Raises what `Queue.forecast` raises."""
-    offered(asked.model)
-    forecast = shared.queue.forecast(asked.request(guides))
+    check_model(body.model)
+    forecast = shared.queue.forecast(body.to_clip_request(guides))
     card, prompts = forecast.plan.card, forecast.plan.request.prompts
-    return VideoPlan.of(forecast, [count(card, prompt) for prompt in prompts])
+    return VideoPlan.from_forecast(forecast, [check_prompt(card, prompt) for prompt in prompts])
 
 
 @router.post("/characters", response_model=Video)
 @router.post("/edits", response_model=Video)
-async def change(request: Request, shared: Shared, who: From) -> Video:
+async def edit(request: Request, shared: AppStateDep, who: CallerDep) -> Video:
     """Change what is in a video. No model here can: the video is checked, and this is said."""
     name = "name" if request.url.path.endswith("/characters") else "prompt"
-    async with _body(request) as (fields, files):
+    async with _read_body(request) as (fields, files):
         if not str(fields.get(name, "")).strip():
             raise InvalidRequest(f"{name} is empty.", param=name)
         if upload := files.get("video"):
             await shared.run_expensive(who, partial(uploads.check, upload, "video", video=True))
-    raise NotOffered("No model of this server can change a video yet.", param="video")
+    raise NotSupported("No model of this server can change a video yet.", param="video")
 
 
 @router.post("/extensions", response_model=Video, openapi_extra=EXTEND)
 async def extend(
-    request: Request, response: Response, shared: Shared, who: From, key: IdempotencyKey = None
+    request: Request,
+    response: Response,
+    shared: AppStateDep,
+    who: CallerDep,
+    key: IdempotencyKey = None,
 ) -> Video:
     """A video of this server, or one that is sent, and what comes after it.
 
     `seconds` are added to it; those of the answer count both.
     """
-    async with _body(request) as (fields, files):
+    async with _read_body(request) as (fields, files):
         upload, table = files.pop("video", None), fields.pop("video", None)
         id = fields.pop("video[id]", table.get("id") if isinstance(table, dict) else None)
-        asked = _valid(VideoExtend, fields, files)
-        asking = _asking(who, asked, key)
+        body = _validate_body(VideoExtend, fields, files)
+        asking = _submit_options(who, body, key)
         if upload:
-            job = await shared.run_expensive(who, _extend_sent, shared, asked, asking, upload)
+            job = await shared.run_expensive(who, _extend_sent, shared, body, asking, upload)
         elif isinstance(id, str):
-            source = await run_in_threadpool(find, id, shared, who)
-            job = await shared.run_expensive(who, extend_own, shared, asked, asking, source)
+            source = await run_in_threadpool(get_job, id, shared, who)
+            job = await shared.run_expensive(who, extend_own, shared, body, asking, source)
         else:
             raise InvalidRequest('video must be a file or {"id": "clip_..."}.', param="video")
-    return _shown(shared, job, response)
+    return _video_response(shared, job, response)
 
 
-def _extend_sent(shared: House, asked: VideoExtend, asking: Asking, upload: UploadFile) -> Job:
-    with uploads.kept({"video": upload}, video=True) as paths:
-        return extend_file(shared, asked, asking, paths["video"])
+def _extend_sent(
+    shared: AppState, body: VideoExtend, asking: SubmitOptions, upload: UploadFile
+) -> Job:
+    with uploads.saved_uploads({"video": upload}, video=True) as paths:
+        return extend_file(shared, body, asking, paths["video"])
 
 
-def extend_file(shared: House, asked: VideoExtend, asking: Asking, path: Path) -> Job:
+def extend_file(shared: AppState, body: VideoExtend, asking: SubmitOptions, path: Path) -> Job:
     """Go on from a video that lies here as a file. Raises what `Queue.submit` raises."""
-    model = offered(asked.model or "pocket")
-    with _named(OF_THE_VIDEO):
-        return shared.queue.submit(asked.request(model, str(path)), asking)
+    model = check_model(body.model or "pocket")
+    with _rename_params(EXTEND_PARAM_NAMES):
+        return shared.queue.submit(body.to_clip_request(model, str(path)), asking)
 
 
-def extend_own(shared: House, asked: VideoExtend, asking: Asking, source: Job) -> Job:
+def extend_own(shared: AppState, body: VideoExtend, asking: SubmitOptions, source: Job) -> Job:
     """Go on from a clip of this server. Raises what `Queue.extend` raises."""
-    model = offered(asked.model or source.model)
-    with _named(OF_THE_VIDEO):
-        return shared.queue.extend(source.id, asked.request(model), asking)
+    model = check_model(body.model or source.model)
+    with _rename_params(EXTEND_PARAM_NAMES):
+        return shared.queue.extend(source.id, body.to_clip_request(model), asking)
 
 
 @router.get("/{id}", response_model=Video)
-async def retrieve(job: Found, shared: Shared, response: Response) -> Video:
+async def retrieve(job: JobDep, shared: AppStateDep, response: Response) -> Video:
     """One job; `openai-poll-after-ms` says when asking again is worth it."""
-    return _shown(shared, job, response)
+    return _video_response(shared, job, response)
 
 
 @router.post("/{id}/cancel", response_model=Video)
-def cancel(job: Found, shared: Shared, response: Response) -> Video:
+def cancel(job: JobDep, shared: AppStateDep, response: Response) -> Video:
     """Stop a video and keep what it has come to: `retry` goes on from there."""
-    return _shown(shared, shared.queue.cancel(job.id), response)
+    return _video_response(shared, shared.queue.cancel(job.id), response)
 
 
 @router.post("/{id}/retry", response_model=Video)
-def retry(job: Found, shared: Shared, response: Response) -> Video:
+def retry(job: JobDep, shared: AppStateDep, response: Response) -> Video:
     """Queue a failed or stopped video again; it goes on from its last finished stage."""
-    return _shown(shared, shared.queue.retry(job.id), response)
+    return _video_response(shared, shared.queue.retry(job.id), response)
 
 
 @router.post("/{id}/priority", response_model=Video)
-def prioritise(
-    job: Found, asked: VideoPriority, shared: Shared, who: Admin, response: Response
+def set_priority(
+    job: JobDep, body: VideoPriority, shared: AppStateDep, who: AdminDep, response: Response
 ) -> Video:
     """Move a waiting video into another class; for admins."""
     del who
-    return _shown(shared, shared.queue.prioritise(job.id, asked.priority), response)
+    return _video_response(shared, shared.queue.set_priority(job.id, body.priority), response)
 
 
 @router.delete("/{id}", response_model=VideoDeleted)
-async def delete(job: Found, shared: Shared) -> VideoDeleted:
+async def delete(job: JobDep, shared: AppStateDep) -> VideoDeleted:
     """Cancel, wait until the worker is free, remove the job and its files."""
-    queue, until = shared.queue, time.monotonic() + FREE_S
+    queue, until = shared.queue, time.monotonic() + DELETE_TIMEOUT_S
     job = await run_in_threadpool(queue.cancel, job.id)
-    while not job.status.is_over and time.monotonic() < until:
+    while not job.status.is_final and time.monotonic() < until:
         await asyncio.sleep(0.1)
-        job = await run_in_threadpool(queue.get, job.id)
-    if job.status.is_over:
+        job = await run_in_threadpool(queue.get_job, job.id)
+    if job.status.is_final:
         await run_in_threadpool(queue.delete, job.id)
-    return VideoDeleted(id=job.id, deleted=job.status.is_over, worker_idle=job.status.is_over)
+    return VideoDeleted(id=job.id, deleted=job.status.is_final, worker_idle=job.status.is_final)
 
 
 @router.get(
@@ -363,16 +377,16 @@ async def delete(job: Found, shared: Shared) -> VideoDeleted:
     responses={200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
 )
 async def download(
-    job: Found,
-    shared: Shared,
+    job: JobDep,
+    shared: AppStateDep,
     access: Entered,
     variant: Literal["video", "thumbnail", "spritesheet"] = "video",
     stream: bool = False,
     range: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The clip, in ranges if wanted; `stream=true` sends it while it is still being made."""
-    if stream and variant == "video" and not job.status.is_over:
-        grown = while_allowed(video_responses.growing(shared, job), access.is_current)
+    if stream and variant == "video" and not job.status.is_final:
+        grown = while_allowed(video_responses.stream_growing_file(shared, job), access.is_current)
         return video_responses.GrowingResponse(grown, media_type="video/mp4")
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
@@ -381,10 +395,10 @@ async def download(
         return await shared.run_expensive(access.who, _picture, shared, job, *PICTURES[variant])
     file = await shared.run_at_storage(storage.open, job.id, job.clip)
     size = await shared.run_at_storage(storage.length, job.id, job.clip)
-    return video_responses.ranged(shared, file, size, range, f"{job.id}.mp4")
+    return video_responses.range_response(shared, file, size, range, f"{job.id}.mp4")
 
 
-def _picture(shared: House, job: Job, draw: Callable[[BinaryIO], bytes], kind: str) -> Response:
+def _picture(shared: AppState, job: Job, draw: Callable[[BinaryIO], bytes], kind: str) -> Response:
     assert job.clip
     with shared.queue.storage.open(job.id, job.clip) as file:
         kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
@@ -396,7 +410,7 @@ def _picture(shared: House, job: Job, draw: Callable[[BinaryIO], bytes], kind: s
     response_class=Response,
     responses={200: {"content": {"image/png": {}}}},
 )
-async def preview(job: Found, shared: Shared) -> Response:
+async def preview(job: JobDep, shared: AppStateDep) -> Response:
     """A rough picture of the clip as it is now."""
     if job.preview is None:
         raise UnknownJob(f"{job.id} has no preview yet.")
@@ -406,27 +420,27 @@ async def preview(job: Found, shared: Shared) -> Response:
 
 @router.post("/{id}/remix", response_model=Video)
 def remix(
-    job: Found, asked: VideoRemix, shared: Shared, who: From, response: Response,
+    job: JobDep, body: VideoRemix, shared: AppStateDep, who: CallerDep, response: Response,
     key: IdempotencyKey = None,
 ) -> Video:  # fmt: skip
     """The same settings and seed with another prompt."""
-    asking = who.asking(job.priority, key)
-    return _shown(shared, shared.queue.vary(job.id, asked.prompt, asking), response)
+    asking = who.submit_options(job.priority, key)
+    return _video_response(shared, shared.queue.remix(job.id, body.prompt, asking), response)
 
 
 @router.post("/{id}/refine", response_model=Video)
 def refine(
-    job: Found, shared: Shared, who: From, response: Response, key: IdempotencyKey = None
+    job: JobDep, shared: AppStateDep, who: CallerDep, response: Response, key: IdempotencyKey = None
 ) -> Video:
     """Finish a draft, as a new video that starts from the draft's latents."""
-    asking = who.asking(job.priority, key)
-    return _shown(shared, shared.queue.refine(job.id, asking), response)
+    asking = who.submit_options(job.priority, key)
+    return _video_response(shared, shared.queue.refine(job.id, asking), response)
 
 
 @router.get("/{id}/events", response_class=EventSourceResponse)
 async def events(
-    job: Found,
-    shared: Shared,
+    job: JobDep,
+    shared: AppStateDep,
     access: Entered,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
@@ -434,19 +448,21 @@ async def events(
 
     Each carries the whole job. Who comes back with Last-Event-ID hears what changed meanwhile.
     """
-    seen: Job | None = None
+    previous: Job | None = None
     with suppress(UnknownKey):  # the key is gone: so is the stream
         async for now in while_allowed(shared.hub.follow(job), access.is_current):
-            if mark(now) == last_event_id and not now.status.is_over:
-                seen = now
+            if revision_tag(now) == last_event_id and not now.status.is_final:
+                previous = now
                 continue
-            told = Video.of(now, shared.settings.keep_days)
-            yield ServerSentEvent(data=told, event=_kind(now, seen), id=mark(now), retry=1000)
-            seen = now
+            video = Video.from_job(now, shared.settings.keep_days)
+            yield ServerSentEvent(
+                data=video, event=_event_name(now, previous), id=revision_tag(now), retry=1000
+            )
+            previous = now
 
 
-def _kind(now: Job, before: Job | None) -> str:
-    if now.status.is_over:
+def _event_name(now: Job, before: Job | None) -> str:
+    if now.status.is_final:
         return "done"
     if now.status == Status.QUEUED:
         return "position"

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from filmlet.core import logs
 from filmlet.core.request import ClipRequest
 from filmlet.errors import InvalidRequest
-from filmlet.jobs import Asking, Job, Priority, Queue, Status
+from filmlet.jobs import Job, Priority, Queue, Status, SubmitOptions
 from filmlet.settings import Settings
 
 
 def submit(options: argparse.Namespace, request: ClipRequest) -> int:
     """Put a clip into the queue and print its id."""
     with _queue() as queue:
-        asking = Asking(priority=Priority(options.priority), key=options.key)
+        asking = SubmitOptions(priority=Priority(options.priority), idempotency_key=options.key)
         job = queue.submit(request, asking)
     print(as_json(job) if options.json else job.id)
     return 0
@@ -33,33 +33,35 @@ def jobs(options: argparse.Namespace) -> int:
 
 def worker(options: argparse.Namespace) -> int:
     """Run jobs until told to stop."""
-    from filmlet.jobs.worker import run
+    from filmlet.jobs.worker import run_worker
 
-    logs.begin(options.log, quiet=options.quiet)
-    return run(Settings.from_environment(), finishes=options.finish, supervised=options.supervised)
+    logs.configure_logging(options.log, quiet=options.quiet)
+    return run_worker(
+        Settings.from_environment(), finishes=options.finish, supervised=options.supervised
+    )
 
 
-def _list(queue: Queue, options: argparse.Namespace) -> None:
-    found = queue.jobs(limit=options.limit)
+def _list_jobs(queue: Queue, options: argparse.Namespace) -> None:
+    jobs = queue.list_jobs(limit=options.limit)
     if options.json:
-        print(json.dumps([_table(job) for job in found], ensure_ascii=False, indent=2))
-    for job in found if not options.json else ():
+        print(json.dumps([_table(job) for job in jobs], ensure_ascii=False, indent=2))
+    for job in jobs if not options.json else ():
         print(line(job))
 
 
-def _show(queue: Queue, options: argparse.Namespace) -> None:
-    job = queue.get(options.id)
+def _show_job(queue: Queue, options: argparse.Namespace) -> None:
+    job = queue.get_job(options.id)
     print(as_json(job) if options.json else as_text(queue, job))
 
 
-def _watch(queue: Queue, options: argparse.Namespace) -> None:
+def _watch_job(queue: Queue, options: argparse.Namespace) -> None:
     for job in queue.follow(options.id):
         print(
             json.dumps(_table(job), ensure_ascii=False) if options.json else line(job), flush=True
         )
 
 
-def _change(change: Callable[[Queue, str], Job]) -> Callable[[Queue, argparse.Namespace], None]:
+def _change_job(change: Callable[[Queue, str], Job]) -> Callable[[Queue, argparse.Namespace], None]:
     def run(queue: Queue, options: argparse.Namespace) -> None:
         job = change(queue, options.id)
         print(as_json(job) if options.json else line(job))
@@ -67,45 +69,45 @@ def _change(change: Callable[[Queue, str], Job]) -> Callable[[Queue, argparse.Na
     return run
 
 
-def _delete(queue: Queue, options: argparse.Namespace) -> None:
+def _delete_job(queue: Queue, options: argparse.Namespace) -> None:
     queue.delete(options.id)
     print(json.dumps({"deleted": options.id}) if options.json else f"{options.id} deleted")
 
 
 ACTIONS: dict[str, Callable[[Queue, argparse.Namespace], None]] = {
-    "list": _list,
-    "show": _show,
-    "watch": _watch,
-    "cancel": _change(Queue.cancel),
-    "retry": _change(Queue.retry),
-    "refine": _change(lambda queue, job: queue.refine(job, Asking())),
-    "delete": _delete,
+    "list": _list_jobs,
+    "show": _show_job,
+    "watch": _watch_job,
+    "cancel": _change_job(Queue.cancel),
+    "retry": _change_job(Queue.retry),
+    "refine": _change_job(lambda queue, job: queue.refine(job, SubmitOptions())),
+    "delete": _delete_job,
 }
 
 
 def line(job: Job) -> str:
     """One line a job."""
-    told = [job.id, f"{job.status:9}", f"{job.progress:4.0%}"]
+    columns = [job.id, f"{job.status:9}", f"{job.progress:4.0%}"]
     match job.status:
         case Status.QUEUED:
-            told.append(f"position {job.position}")
+            columns.append(f"position {job.position}")
         case Status.RUNNING if job.stage:
-            told.append(f"{job.stage} {job.done}/{job.total}")
+            columns.append(f"{job.stage} {job.done}/{job.total}")
         case Status.FAILED if job.failure:
-            told.append(job.failure.message)
+            columns.append(job.failure.message)
         case _:
-            told.append("")
+            columns.append("")
     if job.eta:
-        told.append(f"done in {job.eta.seconds:.0f} s ({job.eta.low:.0f} to {job.eta.high:.0f})")
-    told.append(repr(job.requested["prompt"]))
-    return "  ".join(part for part in told if part)
+        columns.append(f"done in {job.eta.seconds:.0f} s ({job.eta.low:.0f} to {job.eta.high:.0f})")
+    columns.append(repr(job.requested["prompt"]))
+    return "  ".join(part for part in columns if part)
 
 
 def as_text(queue: Queue, job: Job) -> str:
     """All that a person wants to know of one job."""
     lines = [line(job)]
     if job.clip:
-        lines.append(f"  {queue.storage.where(job.id, job.clip)}")
+        lines.append(f"  {queue.storage.display_path(job.id, job.clip)}")
     for record in job.stages:
         how = "reused" if record.reused else f"{record.seconds:.2f} s"
         lines.append(f"  {record.stage}: {how} (attempt {record.attempt})")

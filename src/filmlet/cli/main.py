@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from filmlet.cli import space
-from filmlet.cli.options import parser
+from filmlet.cli.options import build_parser
 from filmlet.cli.process import (
     check_words,
     drop_output,
@@ -24,20 +24,23 @@ from filmlet.cli.process import (
 )
 from filmlet.core.guide import parse_keyframe
 from filmlet.core.lora import parse_lora
-from filmlet.core.request import FORMATS, ClipRequest, clip_request, parse_number, parse_whole
-from filmlet.errors import FilmletError, InvalidRequest, LibraryMissing, OutOfMemory
+from filmlet.core.request import FORMATS, ClipRequest, build_request, parse_float, parse_int
+from filmlet.errors import FilmletError, InvalidRequest, MissingDependency, OutOfMemory
 
 if TYPE_CHECKING:
     from filmlet.core.events import Event
     from filmlet.pipeline.plan import Plan
-    from filmlet.pipeline.prepare import Work
+    from filmlet.pipeline.prepare import GenerationState
 
 
-REFUSED = 2
-UNREAD = 128 + 13  # a shell's status of a process that SIGPIPE has ended
+EXIT_ERROR = 2
+EXIT_SIGPIPE = 128 + 13  # a shell's status of a process that SIGPIPE has ended
 CLIPS = Path("clips")
 AGAIN_S = 0.01  # until an interruption that was dropped is raised once more
-ALONE = ("generate", "models")  # commands that take none of the server's libraries
+COMMANDS_WITHOUT_SERVER = (
+    "generate",
+    "models",
+)  # commands that take none of the server's libraries
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,20 +65,20 @@ def _interrupt(number: int, _: object) -> None:
     raise heard[-1]
 
 
-def _listen() -> None:
+def _install_signal_handlers() -> None:
     """Be interrupted wherever it is. Python drops what its own callbacks raise: then once more."""
     heard.clear()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, _interrupt)
     tell = sys.unraisablehook
 
-    def again(dropped: "sys.UnraisableHookArgs") -> None:
+    def interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, Interrupted):
             signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         else:
             tell(dropped)
 
-    sys.unraisablehook = again
+    sys.unraisablehook = interrupt_again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,23 +87,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Interrupted, it is a shell's status of that: 130 by Ctrl-C, 143 by SIGTERM. Where nobody reads
     its output any more, it ends as if by SIGPIPE, without a word.
     """
-    _listen()
+    _install_signal_handlers()
     prepare_streams()
     options = argparse.Namespace()
     try:
-        parser().parse_args(arguments, options)
+        build_parser().parse_args(arguments, options)
         check_words(options)
         status = COMMANDS[options.command](options)
         sys.stdout.flush()
         return status
     except BaseException as error:
-        if isinstance(error, BrokenPipeError) and _is_unread():
+        if isinstance(error, BrokenPipeError) and _is_pipe_closed():
             drop_output(sys.stdout)
-            return UNREAD
+            return EXIT_SIGPIPE
         told = _explained(error, options)
         if told is None:
             raise
-        return _refuse(told, options)
+        return _print_error(told, options)
 
 
 def _explained(
@@ -116,13 +119,13 @@ def _explained(
             return explain_system_error(error)
         case MemoryError():
             return OutOfMemory("This machine has too little memory for that.")
-        case ModuleNotFoundError() if options.command not in ALONE:
+        case ModuleNotFoundError() if options.command not in COMMANDS_WITHOUT_SERVER:
             needs = f"filmlet {options.command} takes {error.name}: pip install 'filmlet[server]'"
-            return LibraryMissing(needs)
+            return MissingDependency(needs)
     return None
 
 
-def _is_unread() -> bool:
+def _is_pipe_closed() -> bool:
     """Whether nobody reads any more what is printed."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)  # tells errors alone
@@ -133,7 +136,7 @@ def submit(options: argparse.Namespace) -> int:
     """Put a clip into the queue."""
     from filmlet.cli import jobs as cli_jobs
 
-    return cli_jobs.submit(options, _request(options))
+    return cli_jobs.submit(options, _build_request(options))
 
 
 def jobs(options: argparse.Namespace) -> int:
@@ -154,7 +157,7 @@ def plan(options: argparse.Namespace) -> int:
     """Say what a clip would take."""
     from filmlet.cli import models as cli_models
 
-    return cli_models.plan(options, _request(options))
+    return cli_models.plan(options, _build_request(options))
 
 
 def worker(options: argparse.Namespace) -> int:
@@ -180,47 +183,51 @@ def keys(options: argparse.Namespace) -> int:
 
 def generate(options: argparse.Namespace) -> int:
     """Make a clip as `options` ask and tell where it is."""
-    from filmlet.pipeline.plan import plan as planning
+    from filmlet.pipeline.plan import make_plan as planning
 
     started = time.perf_counter()
-    request = _request(options)
-    suffix = _suffix(options)
+    request = _build_request(options)
+    suffix = _output_suffix(options)
     planned = planning(request)
-    with _room(options.output or CLIPS / "clip"):
-        report = _film(options, planned, suffix, started)
+    with _cleanup_new_folders(options.output or CLIPS / "clip"):
+        report = _generate(options, planned, suffix, started)
     print(report.as_json() if options.json else report.as_text())
     return 0
 
 
-def _film(options: argparse.Namespace, planned: "Plan", suffix: str, started: float) -> "Report":
-    from filmlet.media import check_target
+def _generate(
+    options: argparse.Namespace, planned: "Plan", suffix: str, started: float
+) -> "Report":
+    from filmlet.media import check_output_path
 
     if options.output:
-        check_target(options.output, options.force)
-    from filmlet.core.events import Finished
+        check_output_path(options.output, options.force)
+    from filmlet.core.events import StageFinished
     from filmlet.pipeline import stages
     from filmlet.pipeline.prepare import prepare
     from filmlet.settings import Settings
 
     timings: dict[str, float] = {}
-    with _bar(quiet=options.json) as bar:
-        work = _shown(prepare(planned, Settings.from_environment()), bar.show)
-        path = options.output or _free_name(planned.request.prompt, work.effective.seed, suffix)
-        check_target(path, options.force)
+    with _progress_bar(quiet=options.json) as bar:
+        work = _drain_with_progress(prepare(planned, Settings.from_environment()), bar.update)
+        path = options.output or _unused_path(planned.request.prompt, work.effective.seed, suffix)
+        check_output_path(path, options.force)
         with (
-            _preview(path if options.preview else None) as preview,
-            closing(stages.film(work, path, options.force)) as events,
+            _save_previews(path if options.preview else None) as preview,
+            closing(stages.write_clip(work, path, options.force)) as events,
         ):
             for event in events:
-                if isinstance(event, Finished):
+                if isinstance(event, StageFinished):
                     before = timings.get(event.stage.value, 0.0)
                     timings[event.stage.value] = round(before + event.seconds, 3)
-                bar.show(event)
+                bar.update(event)
                 preview(event)
     return Report(path, work, timings, time.perf_counter() - started)
 
 
-def _shown(events: "Generator[Event, None, Work]", show: Callable[["Event"], None]) -> "Work":
+def _drain_with_progress(
+    events: "Generator[Event, None, GenerationState]", show: Callable[["Event"], None]
+) -> "GenerationState":
     """What the events come to, each of them shown."""
     with closing(events):
         while True:
@@ -231,7 +238,7 @@ def _shown(events: "Generator[Event, None, Work]", show: Callable[["Event"], Non
 
 
 @contextmanager
-def _room(path: Path) -> Iterator[None]:
+def _cleanup_new_folders(path: Path) -> Iterator[None]:
     """Folders that are made for a clip go with it if it fails."""
     new = [folder for folder in path.parents if not folder.exists()]
     try:
@@ -261,7 +268,7 @@ class Report:
     """What was made, for people and for programs."""
 
     path: Path
-    work: "Work"
+    work: "GenerationState"
     timings: dict[str, float]
     seconds: float
 
@@ -280,7 +287,7 @@ class Report:
         table = {
             "path": str(self.path),
             "seed": self.work.effective.seed,
-            "requested": self.work.plan.request.asked(),
+            "requested": self.work.plan.request.explicit_settings(),
             "effective": self.work.effective.as_json(),
             "seconds_taken": round(self.seconds, 3),
             "timings": self.timings,
@@ -288,8 +295,8 @@ class Report:
         return json.dumps(table, ensure_ascii=False, indent=2)
 
 
-def _request(options: argparse.Namespace) -> ClipRequest:
-    return clip_request(
+def _build_request(options: argparse.Namespace) -> ClipRequest:
+    return build_request(
         options.prompt,
         size=options.size,
         model=options.model,
@@ -300,25 +307,25 @@ def _request(options: argparse.Namespace) -> ClipRequest:
         last_image=options.last_image,
         guides=[parse_keyframe(text) for text in options.keyframe],
         extend=options.extend,
-        backward=options.backward,
+        extend_backward=options.backward,
         loras=[parse_lora(text) for text in options.lora],
-        then=options.then,
-        **_numbers(options),
+        extra_prompts=options.then,
+        **_parse_numbers(options),
     )
 
 
-def _numbers(options: argparse.Namespace) -> dict[str, Any]:
+def _parse_numbers(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that are numbers, those given."""
     numbers: dict[str, Any] = {}
     for name in ("seed", "frames", "steps", "seconds", "fps", "guidance"):
         text = getattr(options, name)
         if text is not None:
-            whole = name in ("seed", "frames", "steps")
-            numbers[name] = parse_whole(text, name) if whole else parse_number(text, name)
+            is_int = name in ("seed", "frames", "steps")
+            numbers[name] = parse_int(text, name) if is_int else parse_float(text, name)
     return numbers
 
 
-def _suffix(options: argparse.Namespace) -> str:
+def _output_suffix(options: argparse.Namespace) -> str:
     """The file's suffix; --format and --output must agree."""
     if options.format is not None and options.format not in FORMATS:
         raise InvalidRequest(
@@ -334,64 +341,64 @@ def _suffix(options: argparse.Namespace) -> str:
     return str(suffix)
 
 
-def _free_name(prompt: str, seed: int, suffix: str) -> Path:
+def _unused_path(prompt: str, seed: int, suffix: str) -> Path:
     """A name in clips/ that says what the clip shows and is not taken."""
-    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "clip"
-    path, number = CLIPS / f"{words}-{seed}{suffix}", 2
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "clip"
+    path, number = CLIPS / f"{slug}-{seed}{suffix}", 2
     while path.exists():
-        path, number = path.with_name(f"{words}-{seed}-{number}{suffix}"), number + 1
+        path, number = path.with_name(f"{slug}-{seed}-{number}{suffix}"), number + 1
     return path
 
 
-class Bar(Protocol):
+class ProgressReporter(Protocol):
     """Whatever shows progress to a person."""
 
-    def show(self, event: "Event") -> None: ...
+    def update(self, event: "Event") -> None: ...
 
 
-class NoBar:
+class NullProgressBar:
     """Shows nothing: for pipes and for --json."""
 
-    def show(self, event: "Event") -> None:
+    def update(self, event: "Event") -> None:
         """Take one event."""
 
 
 @contextmanager
-def _bar(quiet: bool) -> Iterator[Bar]:
+def _progress_bar(quiet: bool) -> Iterator[ProgressReporter]:
     """A progress bar with the stage's name where a person watches."""
     if quiet or not sys.stderr.isatty():
-        yield NoBar()
+        yield NullProgressBar()
         return
-    from filmlet.cli.progress_bar import TerminalBar
+    from filmlet.cli.progress_bar import StageProgressBar
 
-    with TerminalBar() as bar:
+    with StageProgressBar() as bar:
         yield bar
 
 
 @contextmanager
-def _preview(clip: Path | None) -> Iterator[Callable[["Event"], None]]:
+def _save_previews(clip: Path | None) -> Iterator[Callable[["Event"], None]]:
     """Keeps a picture beside the clip up to date; a clip that fails takes it along."""
     from filmlet.core.events import Preview
-    from filmlet.media import save_still
+    from filmlet.media import save_image
 
     picture = clip.with_name(clip.name + ".preview.png") if clip else None
 
-    def keep(event: "Event") -> None:
+    def save_preview(event: "Event") -> None:
         if picture and isinstance(event, Preview):
-            save_still(picture, event.image)
+            save_image(picture, event.image)
 
     try:
-        yield keep
+        yield save_preview
     except BaseException:
         if picture:
             picture.unlink(missing_ok=True)
         raise
 
 
-def _refuse(error: FilmletError | Interrupted, options: argparse.Namespace) -> int:
+def _print_error(error: FilmletError | Interrupted, options: argparse.Namespace) -> int:
     if getattr(options, "json", False):
         param = getattr(error, "param", None)
-        told = {"error": {"code": error.code, "message": str(error), "param": param}}
-        print_out(json.dumps(told, ensure_ascii=False, indent=2), sys.stdout)
+        error_json = {"error": {"code": error.code, "message": str(error), "param": param}}
+        print_out(json.dumps(error_json, ensure_ascii=False, indent=2), sys.stdout)
     print_out(f"filmlet: {error} [{error.code}]", sys.stderr)
-    return error.status if isinstance(error, Interrupted) else REFUSED
+    return error.status if isinstance(error, Interrupted) else EXIT_ERROR

@@ -9,10 +9,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filmlet.core.model_card import ModelCard, Source
+from filmlet.core.model_card import ComponentSource, ModelCard
 from filmlet.core.request import ClipRequest
-from filmlet.errors import CheckpointMissing, FilmletError, InvalidRequest
-from filmlet.models import CARDS, drop, fetch, find, hub_cache, locate, repository, size, vocabulary
+from filmlet.errors import CheckpointNotFound, FilmletError, InvalidRequest
+from filmlet.models import (
+    REGISTRY,
+    delete_model,
+    disk_usage,
+    download_model,
+    download_repository,
+    get_card,
+    hub_cache,
+    list_vocabulary,
+    local_files,
+)
 from filmlet.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +39,7 @@ def models(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace, request: ClipRequest) -> int:
     """Say what a clip would take on this machine."""
-    from filmlet.engine.selection import machine, torchs
+    from filmlet.engine.selection import device_info, why_not_openvino_model
     from filmlet.jobs import Queue
 
     settings = Settings.from_environment()
@@ -39,93 +49,101 @@ def plan(options: argparse.Namespace, request: ClipRequest) -> int:
     finally:
         queue.close()
     planned = forecast.plan
-    is_torchs = settings.engine == "torch" or bool(torchs(planned.card, planned.parameters))
-    forecast = replace(forecast, machine=machine(settings.device, is_torchs))
-    table = _outlay(forecast)
+    is_torchs = settings.engine == "torch" or bool(
+        why_not_openvino_model(planned.card, planned.parameters)
+    )
+    forecast = replace(forecast, machine=device_info(settings.device, is_torchs))
+    table = _plan_dict(forecast)
     print(_json(table) if options.json else _as_text(forecast, table))
     return 0
 
 
-def _list(options: argparse.Namespace) -> None:
-    rows = [_row(card) for card in CARDS.values()]
+def _list_models(options: argparse.Namespace) -> None:
+    rows = [_model_row(card) for card in REGISTRY.values()]
     if options.json:
         print(_json(rows))
         return
     print(f"{'':30} {'':14} {'in all':>8}  {'on disk':>8}")
     for row in rows:
-        there = "bundled" if not row["bytes"] else "here" if row["is_here"] else "to be fetched"
-        whole = _gigabytes(row["bytes"] or row["bytes_on_disk"])
-        told = f"{whole:>8}  {_gigabytes(row['bytes_on_disk']):>8}"
-        print(f"{row['name']:30} {there:14} {told}  {row['summary']}")
+        status = "bundled" if not row["bytes"] else "here" if row["is_here"] else "to be fetched"
+        size = _format_gigabytes(row["bytes"] or row["bytes_on_disk"])
+        line = f"{size:>8}  {_format_gigabytes(row['bytes_on_disk']):>8}"
+        print(f"{row['name']:30} {status:14} {line}  {row['summary']}")
 
 
-def _show(options: argparse.Namespace) -> None:
+def _show_model(options: argparse.Namespace) -> None:
     for name in options.names:
-        card = find(name)
-        parts = {part: asdict(source) for part, source in card.sources.there()}
-        table = _row(card) | {"licence": card.licence, "components": parts}
-        table |= {"words": vocabulary(card), "default": asdict(card.grid)}
-        print(_json(table) if options.json else _told(card, table))
+        card = get_card(name)
+        parts = {part: asdict(source) for part, source in card.sources.present()}
+        table = _model_row(card) | {"licence": card.licence, "components": parts}
+        table |= {"words": list_vocabulary(card), "default": asdict(card.grid)}
+        print(_json(table) if options.json else _model_text(card, table))
 
 
-def _pull(options: argparse.Namespace) -> None:
-    from filmlet.cli.progress_bar import FetchBar
+def _pull_models(options: argparse.Namespace) -> None:
+    from filmlet.cli.progress_bar import DownloadProgressBar
 
     for name in options.names:
-        is_own = hub_cache.is_name(name) and name not in CARDS
-        events = repository(name) if is_own else fetch(find(name))
-        with FetchBar(quiet=options.json) as bar:
+        is_own = hub_cache.is_name(name) and name not in REGISTRY
+        events = download_repository(name) if is_own else download_model(get_card(name))
+        with DownloadProgressBar(quiet=options.json) as bar:
             for so_far in events:
-                bar.show(so_far)
-        row = _row(find(name))
-        print(_json(row) if options.json else f"{name}: {_gigabytes(row['bytes_on_disk'])} here")
+                bar.update(so_far)
+        row = _model_row(get_card(name))
+        print(
+            _json(row)
+            if options.json
+            else f"{name}: {_format_gigabytes(row['bytes_on_disk'])} here"
+        )
 
 
-def _prune(options: argparse.Namespace) -> None:
-    freed = hub_cache.sweep() + sum(drop(find(name)) for name in options.names)
-    print(_json({"bytes_freed": freed}) if options.json else f"{_gigabytes(freed)} freed")
+def _prune_models(options: argparse.Namespace) -> None:
+    freed = hub_cache.delete_partial_downloads() + sum(
+        delete_model(get_card(name)) for name in options.names
+    )
+    print(_json({"bytes_freed": freed}) if options.json else f"{_format_gigabytes(freed)} freed")
 
 
-def _export(options: argparse.Namespace) -> None:
+def _export_models(options: argparse.Namespace) -> None:
     from filmlet.engine.selection import export
-    from filmlet.models import parameters
-    from filmlet.pipeline.prepare import fold
+    from filmlet.models import count_parameters
+    from filmlet.pipeline.prepare import drain
 
     settings = Settings.from_environment()
     cache = settings.cache
     for name in options.names:
-        card, began = find(name), time.perf_counter()
-        files = locate(card)
+        card, began = get_card(name), time.perf_counter()
+        files = local_files(card)
         if files is None:
-            raise CheckpointMissing(f"{name} is not on this machine: filmlet models pull {name}")
-        counts = card.parameters or parameters(files)
-        made = fold(export(card, files, counts, cache, settings.int8 > 0))
+            raise CheckpointNotFound(f"{name} is not on this machine: filmlet models pull {name}")
+        counts = card.parameters or count_parameters(files)
+        placement = drain(export(card, files, counts, cache, settings.int8 > 0))
         seconds = round(time.perf_counter() - began, 1)
         table = {
             "name": name,
-            "dtype": made.dtype,
-            "levers": sorted(made.levers),
-            "reason": made.reason,
+            "dtype": placement.dtype,
+            "optimizations": sorted(placement.optimizations),
+            "reason": placement.reason,
             "cache": str(cache),
             "bytes_in_cache": sum(file.stat().st_size for file in cache.glob("*.blob")),
             "seconds": seconds,
         }
-        told = f"{name}: compiled in {made.dtype}, {seconds} s, kept in {cache}"
-        print(_json(table) if options.json else told)
+        line = f"{name}: compiled in {placement.dtype}, {seconds} s, kept in {cache}"
+        print(_json(table) if options.json else line)
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "list": _list,
-    "show": _show,
-    "pull": _pull,
-    "prune": _prune,
-    "export": _export,
+    "list": _list_models,
+    "show": _show_model,
+    "pull": _pull_models,
+    "prune": _prune_models,
+    "export": _export_models,
 }
 
 
-def _row(card: ModelCard) -> dict[str, object]:
+def _model_row(card: ModelCard) -> dict[str, object]:
     try:
-        is_here, trouble = locate(card) is not None, None
+        is_here, trouble = local_files(card) is not None, None
     except FilmletError as error:
         is_here, trouble = False, str(error)
     return {
@@ -134,31 +152,31 @@ def _row(card: ModelCard) -> dict[str, object]:
         "revision": card.revision,
         "is_here": is_here,
         "trouble": trouble,
-        "bytes": card.bytes,
-        "bytes_on_disk": size(card),
+        "bytes": card.size_bytes,
+        "bytes_on_disk": disk_usage(card),
     }
 
 
-def _told(card: ModelCard, table: dict[str, object]) -> str:
+def _model_text(card: ModelCard, table: dict[str, object]) -> str:
     lines = [f"{card.name}, revision {card.revision}: {card.summary}", f"  {card.licence}"]
-    for part, source in card.sources.there():
+    for part, source in card.sources.present():
         where = f"{source.repo or source.root}/{source.path}"
-        taken = sum(file.stat().st_size for file in _files(source))
-        lines.append(f"  {part:13} {_gigabytes(source.bytes or taken):>8}  {where}")
+        taken = sum(file.stat().st_size for file in _file_list(source))
+        lines.append(f"  {part:13} {_format_gigabytes(source.size_bytes or taken):>8}  {where}")
     if table["trouble"]:
         lines.append(f"  it cannot be used: {table['trouble']}")
-    words = table["words"]
-    if isinstance(words, list) and words:
-        lines += ["  knows these words:", *_wrapped(words)]
+    vocabulary = table["words"]
+    if isinstance(vocabulary, list) and vocabulary:
+        lines += ["  knows these words:", *_wrap_words(vocabulary)]
     return "\n".join(lines)
 
 
-def _files(source: Source) -> list[Path]:
-    place = hub_cache.place(source)
-    return hub_cache.files(place) if place and place.exists() else []
+def _file_list(source: ComponentSource) -> list[Path]:
+    path = hub_cache.local_path(source)
+    return hub_cache.files(path) if path and path.exists() else []
 
 
-def _wrapped(words: list[str]) -> Iterator[str]:
+def _wrap_words(words: list[str]) -> Iterator[str]:
     line = "   "
     for word in words:
         if len(line) + len(word) > 98:
@@ -168,20 +186,20 @@ def _wrapped(words: list[str]) -> Iterator[str]:
     yield line
 
 
-def _outlay(forecast: "Forecast") -> dict[str, object]:
+def _plan_dict(forecast: "Forecast") -> dict[str, object]:
     """What a clip takes, as plain values."""
     planned, machine, need = forecast.plan, forecast.machine, forecast.need
     assert machine
-    needs = {n.hold.value: n.bytes for n in planned.needs(machine.value_bytes)}
+    needs = {n.offload.value: n.bytes for n in planned.memory_estimates(machine.bytes_per_value)}
     return {
         "model": planned.card.name,
         "shape": asdict(planned.shape),
         "calls": len(planned.sigmas) + len(planned.refine_sigmas),
         "fetch_bytes": forecast.fetch,
-        "disk_free": shutil.disk_usage(hub_cache.existing(hub_cache.cache())).free,
+        "disk_free": shutil.disk_usage(hub_cache.nearest_existing_folder(hub_cache.cache())).free,
         "machine": asdict(machine),
         "memory_by_hold": needs,
-        "hold": need.hold if need else None,
+        "offload": need.offload if need else None,
         "memory_missing": 0 if need else min(needs.values()) - machine.memory,
         "eta": asdict(forecast.eta),
         "ahead": forecast.ahead,
@@ -196,27 +214,27 @@ def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
     lines = [
         f"{planned.card.name}: {shape.width}x{shape.height}, {shape.frames} frames at "
         f"{shape.fps:g} a second, {table['calls']} model calls",
-        f"  fetch  {_gigabytes(forecast.fetch)}, {_gigabytes(table['disk_free'])} of disk free",
+        f"  fetch  {_format_gigabytes(forecast.fetch)}, {_format_gigabytes(table['disk_free'])} of disk free",
         f"  device {machine.device} ({machine.name}), {machine.dtype}, "
-        f"{_gigabytes(machine.memory)} of memory free",
-        f"  time   {_time(eta.seconds)} ({_time(eta.low)} to {_time(eta.high)})"
+        f"{_format_gigabytes(machine.memory)} of memory free",
+        f"  time   {_format_time(eta.seconds)} ({_format_time(eta.low)} to {_format_time(eta.high)})"
         + (", and the fetch" if forecast.fetch else ""),
     ]
-    least = min(planned.needs(machine.value_bytes), key=lambda n: n.bytes)
+    least = min(planned.memory_estimates(machine.bytes_per_value), key=lambda n: n.bytes)
     if need:
-        lines.insert(3, f"  hold   {need.hold}, about {_gigabytes(need.bytes)}")
+        lines.insert(3, f"  offload {need.offload}, about {_format_gigabytes(need.bytes)}")
     else:
-        lines.insert(3, f"  hold   no way: the leanest takes {_gigabytes(least.bytes)}")
+        lines.insert(3, f"  hold   no way: the leanest takes {_format_gigabytes(least.bytes)}")
     return "\n".join([*lines, *(f"  note: {change.reason}" for change in planned.changes)])
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _gigabytes(count: object) -> str:
+def _format_gigabytes(count: object) -> str:
     assert isinstance(count, int)
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 

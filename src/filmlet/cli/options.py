@@ -11,7 +11,7 @@ from filmlet.core.request import FORMATS
 MAX_SECONDS = 1e9
 
 
-class Command(argparse.ArgumentParser):
+class IntermixedParser(argparse.ArgumentParser):
     """Takes its options before, between and after its words."""
 
     is_mixing = False
@@ -27,14 +27,14 @@ class Command(argparse.ArgumentParser):
             self.is_mixing = False
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Every command and option."""
     top = argparse.ArgumentParser(
         prog="filmlet", description="Turn a sentence into a short video on this machine."
     )
     top.add_argument("--version", action="version", version=f"filmlet {__version__}")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=Command
+        dest="command", required=True, metavar="COMMAND", parser_class=IntermixedParser
     )
     make = commands.add_parser("generate", help="make one clip", description="Make one clip.")
     _clip_options(make)
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--json", action="store_true", help="print JSON")
     _model_commands(commands)
     _server_commands(commands)
-    space.options(commands)
+    space.add_commands(commands)
     return top
 
 
@@ -81,11 +81,11 @@ def _seconds(text: str) -> float:
 
 def _model_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     """Which models there are, and what a clip would take."""
-    known = commands.add_parser("models", help="list, show, pull, prune, export models")
+    models = commands.add_parser("models", help="list, show, pull, prune, export models")
     actions = ("list", "show", "pull", "prune", "export")
-    known.add_argument("action", nargs="?", choices=actions, default="list")
-    known.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue, or OWNER/NAME")
-    known.add_argument("--json", action="store_true", help="print JSON")
+    models.add_argument("action", nargs="?", choices=actions, default="list")
+    models.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue, or OWNER/NAME")
+    models.add_argument("--json", action="store_true", help="print JSON")
     ahead = commands.add_parser("plan", help="say what a clip would take, make none")
     _clip_options(ahead, is_made=False)
 
@@ -133,8 +133,8 @@ def _log_option(command: argparse.ArgumentParser) -> None:
 
 def _clip_options(make: argparse.ArgumentParser, *, is_made: bool = True) -> None:
     """What a clip can be asked for."""
-    words = 'what to show, such as "a cat moving left on white"'
-    make.add_argument("prompt", help=words, nargs=None if is_made else "?", default="a clip")
+    prompt_help = 'what to show, such as "a cat moving left on white"'
+    make.add_argument("prompt", help=prompt_help, nargs=None if is_made else "?", default="a clip")
     make.add_argument(
         "--then", metavar="PROMPT", action="append", default=[],
         help="what to show after that, for an equal share of the clip; may be said again",

@@ -15,14 +15,14 @@ from rich.progress import (
 from rich.progress import Progress as Lines
 
 from filmlet.core.events import Event, Progress, Stage
-from filmlet.models import Fetched
+from filmlet.models import DownloadProgress
 
 
-class TerminalBar:
+class StageProgressBar:
     """A context in which events become bars."""
 
     def __init__(self) -> None:
-        self.lines = Lines(
+        self.progress = Lines(
             TextColumn("{task.description:8}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -32,22 +32,22 @@ class TerminalBar:
         self.tasks: dict[Stage, TaskID] = {}
 
     def __enter__(self) -> Self:
-        self.lines.start()
+        self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lines.stop()
+        self.progress.stop()
 
-    def show(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         """Move the bar of the stage that the event tells of."""
         if not isinstance(event, Progress):
             return
         if event.stage not in self.tasks:
-            self.tasks[event.stage] = self.lines.add_task(event.stage.value, total=event.total)
-        self.lines.update(self.tasks[event.stage], completed=event.done)
+            self.tasks[event.stage] = self.progress.add_task(event.stage.value, total=event.total)
+        self.progress.update(self.tasks[event.stage], completed=event.done)
 
 
-class FetchBar:
+class DownloadProgressBar:
     """A context in which a download becomes a bar a file, and one of all."""
 
     def __init__(self, quiet: bool) -> None:
@@ -68,7 +68,7 @@ class FetchBar:
     def __exit__(self, *_: object) -> None:
         self.lines.stop()
 
-    def show(self, so_far: Fetched) -> None:
+    def update(self, so_far: DownloadProgress) -> None:
         """Move the bars of the file and of all."""
         if not so_far.file:
             return  # nothing has come yet

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from filmlet.core import logs
 from filmlet.errors import InvalidRequest
-from filmlet.jobs import Granted, Key, Keys, Limits
+from filmlet.jobs import ApiKey, ApiKeyStore, CreatedApiKey, Limits
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 
@@ -17,15 +17,15 @@ def serve(options: argparse.Namespace) -> int:
     """Serve until told to stop."""
     from filmlet import server
 
-    logs.begin(options.log)
+    logs.configure_logging(options.log)
     server.serve(
         Settings.from_environment(),
-        server.Serving(
+        server.ServerConfig(
             host=options.host,
             port=options.port,
             is_open=options.open,
             has_worker=not options.no_worker,
-            finishes=options.finish,
+            drain_on_stop=options.finish,
             log=options.log,
             allowed_hosts=tuple(options.allowed_host),
         ),
@@ -40,31 +40,31 @@ def keys(options: argparse.Namespace) -> int:
     if options.action == "add" and not (options.name.isprintable() and len(options.name) <= 200):
         raise InvalidRequest("A key's name is at most 200 characters of text.", param="name")
     settings = Settings.from_environment()
-    with _keys(settings) as found:
+    with _open_key_store(settings) as key_store:
         match options.action:
             case "add":
-                limits = _limits(options, Limits.of(settings))
-                granted = found.add(
+                limits = _limits(options, Limits.from_settings(settings))
+                granted = key_store.add(
                     options.name, admin=options.admin, limits=limits, webhook=options.webhook
                 )
                 print(_json(granted) if options.json else _text(granted))
             case "remove":
-                found.remove(options.name)
+                key_store.remove(options.name)
                 print(_json({"removed": options.name}) if options.json else "removed")
             case _ if options.json:
-                print(_json(found.all()))
+                print(_json(key_store.list_keys()))
             case _:
-                _list(found.all())
+                _list_keys(key_store.list_keys())
     return 0
 
 
 def _limits(options: argparse.Namespace, usual: Limits) -> Limits:
-    given = {name: getattr(options, name) for name in vars(usual)}
-    return replace(usual, **{name: value for name, value in given.items() if value is not None})
+    values = {name: getattr(options, name) for name in vars(usual)}
+    return replace(usual, **{name: value for name, value in values.items() if value is not None})
 
 
-def _list(found: list[Key]) -> None:
-    for key in found:
+def _list_keys(keys: list[ApiKey]) -> None:
+    for key in keys:
         limits = key.limits
         seconds = f", {limits.seconds_per_day:g} s a day" if limits.seconds_per_day else ""
         print(
@@ -73,16 +73,16 @@ def _list(found: list[Key]) -> None:
         )
 
 
-def _text(granted: Granted) -> str:
+def _text(granted: CreatedApiKey) -> str:
     lines = [granted.secret, "This is shown only once; send it as Authorization: Bearer sk-..."]
     if granted.webhook_secret:
         lines.append(f"Webhooks are signed with {granted.webhook_secret}")
     return "\n".join(lines)
 
 
-def _json(value: Granted | list[Key] | dict[str, str]) -> str:
+def _json(value: CreatedApiKey | list[ApiKey] | dict[str, str]) -> str:
     match value:
-        case Granted():
+        case CreatedApiKey():
             plain: object = asdict(value)
         case list():
             plain = [asdict(key) for key in value]
@@ -92,9 +92,9 @@ def _json(value: Granted | list[Key] | dict[str, str]) -> str:
 
 
 @contextmanager
-def _keys(settings: Settings) -> Iterator[Keys]:
+def _open_key_store(settings: Settings) -> Iterator[ApiKeyStore]:
     database = Database(settings)
     try:
-        yield Keys(database, settings)
+        yield ApiKeyStore(database, settings)
     finally:
         database.close()

@@ -8,13 +8,13 @@ from typing import Any
 from filmlet.errors import InvalidRequest
 
 
-def options(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     """`space create` and `space files`."""
     space = commands.add_parser("space", help="put the page on Hugging Face Spaces")
     actions = space.add_subparsers(dest="action", required=True, metavar="ACTION")
     make = actions.add_parser("create", help="create a Space, or bring it up to date")
     make.add_argument("space", metavar="OWNER/NAME")
-    _making(make)
+    _add_space_options(make)
     make.add_argument("--private", action="store_true", default=None, help="only you see it")
     make.add_argument("--bucket", metavar="OWNER/NAME", help="storage bucket that keeps the clips")
     make.add_argument(
@@ -29,11 +29,11 @@ def options(commands: "argparse._SubParsersAction[Any]") -> None:
     make.add_argument("--json", action="store_true", help="print JSON")
     write = actions.add_parser("files", help="write the same files into a folder")
     write.add_argument("folder", type=Path, metavar="DIR")
-    _making(write)
+    _add_space_options(write)
     write.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _making(command: argparse.ArgumentParser) -> None:
+def _add_space_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="that the page begins with (a new one: pocket)")
     command.add_argument(
         "--hardware", help="zero-a10g, cpu-basic, l4x1, ... (a new one: cpu-basic)"
@@ -44,19 +44,19 @@ def _making(command: argparse.ArgumentParser) -> None:
 def space(options: argparse.Namespace) -> int:
     """Create a Space, or write its files."""
     if options.action == "files":
-        return _files(options)
-    return _create(options)
+        return _write_files(options)
+    return _create_space(options)
 
 
-def _files(options: argparse.Namespace) -> int:
-    from filmlet.spaces.space_files import Making, write
+def _write_files(options: argparse.Namespace) -> int:
+    from filmlet.spaces.space_files import SpaceConfig, write_files
 
-    making = Making(
-        model=options.model or Making.model,
-        hardware=options.hardware or Making.hardware,
+    making = SpaceConfig(
+        model=options.model or SpaceConfig.model,
+        hardware=options.hardware or SpaceConfig.hardware,
         source=options.source,
     )
-    written = write(making, options.folder)
+    written = write_files(making, options.folder)
     if options.json:
         print(json.dumps([str(path) for path in written], indent=2))
         return 0
@@ -64,29 +64,29 @@ def _files(options: argparse.Namespace) -> int:
     return 0
 
 
-def _create(options: argparse.Namespace) -> int:
-    from filmlet.settings import value_of
+def _create_space(options: argparse.Namespace) -> int:
+    from filmlet.settings import read_variable
     from filmlet.spaces import deploy
 
     owner, _, name = options.space.partition("/")
     if not owner or not name or "/" in name:
         raise InvalidRequest(f"A Space is called OWNER/NAME, not {options.space!r}.", param="space")
-    wish = deploy.Wish(
+    wish = deploy.SpaceSpec(
         options.space,
         model=options.model,
         hardware=options.hardware,
         source=options.source,
         private=options.private,
         bucket=options.bucket,
-        secrets={name: value_of(name) for name in options.secret},
-        variables=dict(_pair(text) for text in options.variable),
+        secrets={name: read_variable(name) for name in options.secret},
+        variables=dict(_parse_pair(text) for text in options.variable),
     )
     done = []
-    for text in deploy.bring(wish, only_look=options.dry_run):
+    for text in deploy.deploy(wish, only_look=options.dry_run):
         done.append(text)
         if not options.json:
             print(f"would {text}" if options.dry_run else text)
-    url = deploy.address(options.space)
+    url = deploy.space_url(options.space)
     if options.json:
         print(json.dumps({"url": url, "dry_run": options.dry_run, "steps": done}, indent=2))
     else:
@@ -94,7 +94,7 @@ def _create(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _parse_pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not name or not sign:
         raise InvalidRequest(f"A variable is NAME=VALUE, not {text!r}.", param="variable")

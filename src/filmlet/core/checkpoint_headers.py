@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filmlet.core.files import open_regular_file
-from filmlet.errors import CheckpointDamaged
+from filmlet.errors import CheckpointCorrupt
 
 MAX_JSON_BYTES = 2**24  # a header of 10,000 tensors has 1.5 MB
 MAX_TOKENIZER_BYTES = 2**26  # the largest published has 33 MB
@@ -44,24 +44,24 @@ class Header:
 
 
 def read_bounded(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
-    """A whole regular file of at most so many bytes. Raises CheckpointDamaged."""
+    """A whole regular file of at most so many bytes. Raises CheckpointCorrupt."""
     try:
         with open_regular_file(path) as file:
             content = file.read(most + 1)
     except OSError as error:
-        raise CheckpointDamaged(f"{path} cannot be read: {error.strerror}.") from error
+        raise CheckpointCorrupt(f"{path} cannot be read: {error.strerror}.") from error
     if len(content) > most:
-        raise CheckpointDamaged(f"{path} has more than {most // 2**20} MB; no such file needs so.")
+        raise CheckpointCorrupt(f"{path} has more than {most // 2**20} MB; no such file needs so.")
     return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object. Raises CheckpointDamaged."""
+    """One JSON object. Raises CheckpointCorrupt."""
     content = read_bounded(path)
     try:
         return parse_object(content)
     except ValueError as error:
-        raise CheckpointDamaged(f"{path} cannot be read as JSON: {error}.") from error
+        raise CheckpointCorrupt(f"{path} cannot be read as JSON: {error}.") from error
 
 
 def parse_object(content: bytes | str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _refuse_constant(text: str) -> object:
 def read_header(path: Path) -> Header:
     """The header of a .safetensors file, whose tensors fill the rest of it.
 
-    Raises CheckpointDamaged, for a file that is cut off as well.
+    Raises CheckpointCorrupt, for a file that is cut off as well.
     """
     try:
         with open_regular_file(path) as file:
@@ -104,9 +104,9 @@ def read_header(path: Path) -> Header:
         end = _end_of_tensors(tensors, 8 + length)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointDamaged(f"{path} is not a .safetensors file: {reason}.") from error
+        raise CheckpointCorrupt(f"{path} is not a .safetensors file: {reason}.") from error
     if size != end:
-        raise CheckpointDamaged(f"{path} has {size} bytes and should have {end}; fetch it again.")
+        raise CheckpointCorrupt(f"{path} has {size} bytes and should have {end}; fetch it again.")
     return Header(tensors, metadata)
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 
 @cache
-def instructions() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
     """Sets of instructions by their names in Linux ("avx512f"); empty elsewhere, and unknown."""
     try:
-        with Path("/proc/cpuinfo").open() as told:
-            line = next((line for line in told if line.startswith(("flags", "Features"))), "")
+        with Path("/proc/cpuinfo").open() as cpuinfo:
+            line = next((line for line in cpuinfo if line.startswith(("flags", "Features"))), "")
     except OSError:
         return frozenset()
     return frozenset(line.split()[2:])
 
 
-def stops_at_avx2() -> bool:
+def is_avx2_only() -> bool:
     """Whether vectors are of eight numbers here and not sixteen, as AVX-512's are."""
-    return "avx2" in instructions() and "avx512f" not in instructions()
+    return "avx2" in cpu_flags() and "avx512f" not in cpu_flags()

@@ -4,14 +4,14 @@ import secrets
 from dataclasses import asdict, dataclass
 
 from filmlet.core.guide import Guide
-from filmlet.core.lora import UsedLora
+from filmlet.core.lora import AppliedLora
 from filmlet.core.request import MAX_SEED
-from filmlet.core.shape import Change, Shape
+from filmlet.core.shape import Change, VideoShape
 from filmlet.core.windows import Window
 
 
 @dataclass(frozen=True)
-class Effective:
+class EffectiveSettings:
     """What is really done, with a reason for each difference from the request."""
 
     prompt: str  # as the model reads it
@@ -21,34 +21,34 @@ class Effective:
     model: str
     revision: str
     seed: int
-    shape: Shape
+    shape: VideoShape
     sigmas: tuple[float, ...]  # noise level before each model call
     refine_sigmas: tuple[float, ...]  # of the second stage, where there is one
     guidance: float
     device: str
     dtype: str
-    hold: str  # how much of the model is in memory at once
+    offload: str  # how much of the model is in memory at once
     guides: tuple[Guide, ...]  # files by their content, frames as they stand in the clip
     extend: str | None
-    loras: tuple[UsedLora, ...]  # files by their content, or Hub names
+    loras: tuple[AppliedLora, ...]  # files by their content, or Hub names
     changes: tuple[Change, ...]
-    then: tuple[str, ...] = ()  # further prompts, as the model reads them
+    extra_prompts: tuple[str, ...] = ()  # further prompts, as the model reads them
     windows: tuple[Window, ...] = ()  # that the clip is made in; frames of what the model makes
     engine: str = "torch"  # what computes transformer and decoder
-    levers: tuple[str, ...] = ()  # that are used; fp8 and int8 are lossy
+    optimizations: tuple[str, ...] = ()  # that are used; fp8 and int8 are lossy
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""
         table: dict[str, object] = asdict(self)
         del table["shape"]
         if len(self.windows) < 2:  # nothing to tell: the file of a short clip stays as it was
-            del table["then"], table["windows"]
-        if not self.levers:
-            del table["levers"]
+            del table["extra_prompts"], table["windows"]
+        if not self.optimizations:
+            del table["optimizations"]
         seconds = round(self.shape.frames / self.shape.fps, 4)
         return table | asdict(self.shape) | {"seconds": seconds, "steps": len(self.sigmas)}
 
     @classmethod
-    def fresh_seed(cls) -> int:
+    def random_seed(cls) -> int:
         """A seed for a request that names none."""
         return secrets.randbelow(MAX_SEED + 1)

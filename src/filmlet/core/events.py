@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 # (frames, height * 3 / 2, width): Y, and below it U and V at half the sides, one after the other;
 # BT.709 in the range of television. What an encoder takes as it is.
-Planes = NDArray[np.uint8]
+YuvPlanes = NDArray[np.uint8]
 
 
 class Stage(StrEnum):
@@ -35,7 +35,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Finished:
+class StageFinished:
     """A stage is over; `reused` if its result was there from an earlier attempt."""
 
     stage: Stage
@@ -58,7 +58,7 @@ class Frames:
     pixels: RGB; on its way into a video they may be Planes, on a GPU that makes these.
     """
 
-    pixels: Pixels | Planes
+    pixels: Pixels | YuvPlanes
 
 
-Event = Progress | Finished | Preview | Frames
+Event = Progress | StageFinished | Preview | Frames

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from filmlet.errors import InvalidRequest, abbreviate
 
-MOST = 16
+MAX_GUIDES = 16
 MAX_FRAME = 10**9
 
 
@@ -50,23 +50,25 @@ class Guide:
             )
 
 
-def read_guides(given: object) -> tuple[Guide, ...]:
+def parse_guides(value: object) -> tuple[Guide, ...]:
     """Guides, or tables of their fields as they come out of JSON. Raises InvalidRequest."""
     wrong = "guides must be a list of file, frame and strength."
-    if not isinstance(given, (tuple, list)):
+    if not isinstance(value, (tuple, list)):
         raise InvalidRequest(wrong, param="guides")
-    if len(given) > MOST:
-        raise InvalidRequest(f"{len(given)} guides are too many; at most {MOST}.", param="guides")
+    if len(value) > MAX_GUIDES:
+        raise InvalidRequest(
+            f"{len(value)} guides are too many; at most {MAX_GUIDES}.", param="guides"
+        )
     try:
-        return tuple(g if isinstance(g, Guide) else Guide(**g) for g in given)
+        return tuple(g if isinstance(g, Guide) else Guide(**g) for g in value)
     except TypeError as error:
         raise InvalidRequest(wrong, param="guides") from error
 
 
 def parse_keyframe(text: str) -> Guide:
     """`cat.png@48` or `cat.png@48:0.7`: a file, its frame and its strength."""
-    file, _, place = text.rpartition("@")
-    frame, colon, strength = place.partition(":")
+    file, _, position = text.rpartition("@")
+    frame, colon, strength = position.partition(":")
     try:
         return Guide(file, int(frame), float(strength) if colon else 1.0)
     except ValueError:

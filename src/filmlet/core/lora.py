@@ -7,12 +7,12 @@ from pathlib import Path
 
 from filmlet.errors import InvalidRequest, abbreviate
 
-MOST = 8
-STRONGEST = 4.0
+MAX_LORAS = 8
+MAX_STRENGTH = 4.0
 SUFFIX = ".safetensors"
-PICKLES = ("bin", "ckpt", "pkl", "pt", "pth")
-WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # an owner or a name on the Hub
-PART = re.compile(r"[\w,()+=. -]+")  # of a file's path in a repository
+PICKLE_SUFFIXES = ("bin", "ckpt", "pkl", "pt", "pth")
+HUB_NAME_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # an owner or a name on the Hub
+HUB_PATH_PART = re.compile(r"[\w,()+=. -]+")  # of a file's path in a repository
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Lora:
                 f"A LoRA needs a file or a Hub name, got {abbreviate(self.source)}.", param="loras"
             )
         is_readable = self.is_on_hub or self.source.lower().endswith(SUFFIX)
-        if not is_readable or self.source.lower().rpartition(".")[2] in PICKLES:
+        if not is_readable or self.source.lower().rpartition(".")[2] in PICKLE_SUFFIXES:
             raise InvalidRequest(
                 f"A LoRA is a {SUFFIX} file, owner/name or owner/name/file{SUFFIX} on the Hub, "
                 f"got {abbreviate(self.source)}; no other kind of file is read.",
                 param="loras",
             )
         number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
-        if not number or not -STRONGEST <= self.strength <= STRONGEST:
+        if not number or not -MAX_STRENGTH <= self.strength <= MAX_STRENGTH:
             raise InvalidRequest(
-                f"The strength of a LoRA must be between -{STRONGEST:g} and {STRONGEST:g}, "
+                f"The strength of a LoRA must be between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}, "
                 f"got {abbreviate(self.strength)}.",
                 param="loras",
             )
@@ -51,15 +51,15 @@ class Lora:
     def is_on_hub(self) -> bool:
         """Whether `source` names a repository of the Hub, or a file in one."""
         owner, *rest = self.source.split("/")
-        if not rest or not WORD.fullmatch(owner) or not WORD.fullmatch(rest[0]):
+        if not rest or not HUB_NAME_PART.fullmatch(owner) or not HUB_NAME_PART.fullmatch(rest[0]):
             return False
-        inside = [part for part in rest[1:] if PART.fullmatch(part) and part.strip(".")]
+        inside = [part for part in rest[1:] if HUB_PATH_PART.fullmatch(part) and part.strip(".")]
         is_file = self.source.lower().endswith(SUFFIX)
         return inside == rest[1:] and is_file == bool(inside)
 
 
 @dataclass(frozen=True)
-class Pair:
+class LoraLayer:
     """Two matrices that change one linear layer: its weight gains scale x up @ down.
 
     layer: by its name in diffusers; down, up, alpha: names of tensors in the file. shape:
@@ -76,7 +76,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class UsedLora:
+class AppliedLora:
     """What was done with a LoRA. file, sha256: by its content; rank: the largest of its layers."""
 
     file: str
@@ -87,54 +87,56 @@ class UsedLora:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LoraAdapter:
     """A LoRA whose file was looked at. name: a Hub name, or one made from the content."""
 
     path: Path
     name: str
     sha256: str
     strength: float
-    pairs: tuple[Pair, ...]
+    layers: tuple[LoraLayer, ...]
 
     @property
     def label(self) -> str:
         """What people know it by: its Hub name, or its file's name."""
         return self.name if "/" in self.name else self.path.name
 
-    def as_used(self) -> UsedLora:
+    def to_applied(self) -> AppliedLora:
         """The same for the report; of a strength of 0 nothing is used."""
-        layers = len(self.pairs) if self.strength else 0
-        rank = max(pair.rank for pair in self.pairs)
-        return UsedLora(self.name, self.sha256[:16], self.strength, rank, layers)
+        layers = len(self.layers) if self.strength else 0
+        rank = max(pair.rank for pair in self.layers)
+        return AppliedLora(self.name, self.sha256[:16], self.strength, rank, layers)
 
 
-def read_loras(given: object) -> tuple[Lora, ...]:
+def parse_loras(value: object) -> tuple[Lora, ...]:
     """LoRAs, tables of their fields as they come out of JSON, or the command line's words.
 
     Raises InvalidRequest.
     """
     wrong = "loras must be a list of source and strength."
-    if not isinstance(given, (tuple, list)):
+    if not isinstance(value, (tuple, list)):
         raise InvalidRequest(wrong, param="loras")
-    if len(given) > MOST:
-        raise InvalidRequest(f"{len(given)} LoRAs are too many; at most {MOST}.", param="loras")
+    if len(value) > MAX_LORAS:
+        raise InvalidRequest(
+            f"{len(value)} LoRAs are too many; at most {MAX_LORAS}.", param="loras"
+        )
     try:
-        return tuple(_read(one) for one in given)
+        return tuple(_parse_one(item) for item in value)
     except TypeError as error:
         raise InvalidRequest(wrong, param="loras") from error
 
 
-def _read(given: object) -> Lora:
-    match given:
+def _parse_one(value: object) -> Lora:
+    match value:
         case Lora():
-            return given
+            return value
         case str():
-            return parse_lora(given)
+            return parse_lora(value)
         case os.PathLike():
-            return Lora(os.fspath(given))
+            return Lora(os.fspath(value))
         case dict():
-            return Lora(**given)
-    raise TypeError(f"{given!r} is no LoRA")
+            return Lora(**value)
+    raise TypeError(f"{value!r} is no LoRA")
 
 
 def parse_lora(text: str) -> Lora:

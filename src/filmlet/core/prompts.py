@@ -2,10 +2,10 @@
 
 from filmlet.errors import InvalidRequest
 
-MOST = 32
+MAX_PROMPTS = 32
 
 
-def check_text(param: str, text: object) -> None:
+def validate_text(param: str, text: object) -> None:
     """Text that every file, database and tokenizer can hold. Raises InvalidRequest."""
     if not isinstance(text, str):
         raise InvalidRequest(f"{param} must be text.", param=param)
@@ -19,12 +19,16 @@ def check_text(param: str, text: object) -> None:
         raise InvalidRequest(f"{param} has characters that are no text.", param=param)
 
 
-def read_then(given: object) -> tuple[str, ...]:
+def parse_extra_prompts(value: object) -> tuple[str, ...]:
     """The prompts after the first. Raises InvalidRequest."""
-    if not isinstance(given, (tuple, list)) or len(given) >= MOST:
-        raise InvalidRequest(f"then is a list of at most {MOST - 1} prompts.", param="then")
-    for prompt in given:
-        check_text("then", prompt)
+    if not isinstance(value, (tuple, list)) or len(value) >= MAX_PROMPTS:
+        raise InvalidRequest(
+            f"extra_prompts is a list of at most {MAX_PROMPTS - 1} prompts.", param="extra_prompts"
+        )
+    for prompt in value:
+        validate_text("extra_prompts", prompt)
         if not prompt.strip():
-            raise InvalidRequest("A further prompt is empty; say what comes then.", param="then")
-    return tuple(given)
+            raise InvalidRequest(
+                "A further prompt is empty; say what comes then.", param="extra_prompts"
+            )
+    return tuple(value)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
-from filmlet.core.guide import Guide, read_guides
-from filmlet.core.lora import Lora, read_loras
-from filmlet.core.prompts import check_text, read_then
+from filmlet.core.guide import Guide, parse_guides
+from filmlet.core.lora import Lora, parse_loras
+from filmlet.core.prompts import parse_extra_prompts, validate_text
 from filmlet.errors import InvalidRequest, abbreviate
 
 MAX_SEED = 2**32 - 1
@@ -23,10 +23,10 @@ class ClipRequest:
     steps: model calls; guidance: classifier-free guidance scale, 1 means none. draft: of a model
     with two stages the first alone, at half the size. guides: pictures and videos that the clip
     shows. extend: a clip that this one goes on from; it comes first, seconds or frames are added;
-    backward: it comes last, and they lead to it.
+    extend_backward: it comes last, and they lead to it.
     loras: what changes the model for this clip; several add up.
-    then: further prompts; they share the clip's length with the first, one after the other.
-    Raises InvalidRequest for anything that no model could mean.
+    extra_prompts: further prompts; they share the clip's length with the first, one after the
+    other. Raises InvalidRequest for anything that no model could mean.
     """
 
     prompt: str
@@ -44,13 +44,13 @@ class ClipRequest:
     draft: bool = False
     guides: tuple[Guide, ...] = ()
     extend: str | None = None
-    backward: bool = False
+    extend_backward: bool = False
     loras: tuple[Lora, ...] = ()
-    then: tuple[str, ...] = ()
+    extra_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative_prompt", "model"):
-            check_text(field, getattr(self, field))
+            validate_text(field, getattr(self, field))
         if not self.prompt.strip():
             raise InvalidRequest(
                 'The prompt is empty; say what to show, such as "a cat moving left on white".',
@@ -62,13 +62,13 @@ class ClipRequest:
             _check_number(name, getattr(self, name), int)
         for name in ("seconds", "fps", "guidance"):
             _check_number(name, getattr(self, name), float)
-        object.__setattr__(self, "guides", read_guides(self.guides))
-        object.__setattr__(self, "loras", read_loras(self.loras))
-        object.__setattr__(self, "then", read_then(self.then))
+        object.__setattr__(self, "guides", parse_guides(self.guides))
+        object.__setattr__(self, "loras", parse_loras(self.loras))
+        object.__setattr__(self, "extra_prompts", parse_extra_prompts(self.extra_prompts))
         if self.extend is not None and (not isinstance(self.extend, str) or not self.extend):
             raise InvalidRequest(f"extend must name a file, got {self.extend!r}.", param="extend")
 
-    def asked(self) -> dict[str, object]:
+    def explicit_settings(self) -> dict[str, object]:
         """The settings that were given as plain values, defaults left out."""
         table = asdict(self)
         return {f.name: table[f.name] for f in fields(self) if getattr(self, f.name) != f.default}
@@ -76,7 +76,7 @@ class ClipRequest:
     @property
     def prompts(self) -> tuple[str, ...]:
         """All of them, in order."""
-        return (self.prompt, *self.then)
+        return (self.prompt, *self.extra_prompts)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def parse_number(text: str, param: str) -> float:
+def parse_float(text: str, param: str) -> float:
     """A number from the command line, or InvalidRequest that names its setting."""
     try:
         return float(text)
@@ -130,7 +130,7 @@ def parse_number(text: str, param: str) -> float:
         ) from None
 
 
-def parse_whole(text: str, param: str) -> int:
+def parse_int(text: str, param: str) -> int:
     """A whole number from the command line, or InvalidRequest that names its setting."""
     try:
         return int(text)
@@ -140,7 +140,7 @@ def parse_whole(text: str, param: str) -> int:
         ) from None
 
 
-class ClipSettings(TypedDict, total=False):
+class ClipOptions(TypedDict, total=False):
     """The settings of a clip in the command line's words; ClipRequest says what they mean."""
 
     negative_prompt: str
@@ -158,27 +158,27 @@ class ClipSettings(TypedDict, total=False):
     last_image: str | os.PathLike[str]  # its last
     guides: Sequence[Guide]  # anywhere
     extend: str | os.PathLike[str]
-    backward: bool
+    extend_backward: bool
     loras: Sequence[Lora | str | os.PathLike[str]]  # text as the command line takes it
-    then: Sequence[str]  # further prompts, one after the other
+    extra_prompts: Sequence[str]  # further prompts, one after the other
 
 
-def clip_request(prompt: str, **settings: Unpack[ClipSettings]) -> ClipRequest:
+def build_request(prompt: str, **settings: Unpack[ClipOptions]) -> ClipRequest:
     """A request in the command line's words; a setting that is None counts as not given."""
-    unknown = settings.keys() - ClipSettings.__annotations__.keys()
+    unknown = settings.keys() - ClipOptions.__annotations__.keys()
     if unknown:
         raise InvalidRequest(
             f"There is no setting {min(unknown)!r}; there are "
-            f"{', '.join(ClipSettings.__annotations__)}.",
+            f"{', '.join(ClipOptions.__annotations__)}.",
             param="settings",
         )
-    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    size = given.pop("size", None)
+    values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    size = values.pop("size", None)
     if size is not None:
-        given["width"], given["height"] = parse_size(size)
-    ends = {name: frame for name, frame in (("image", 0), ("last_image", -1)) if name in given}
-    guides = [Guide(os.fspath(given.pop(name)), frame) for name, frame in ends.items()]
-    given["guides"] = (*guides, *given.get("guides", ()))
-    if "extend" in given:
-        given["extend"] = os.fspath(given["extend"])
-    return ClipRequest(prompt, **given)
+        values["width"], values["height"] = parse_size(size)
+    ends = {name: frame for name, frame in (("image", 0), ("last_image", -1)) if name in values}
+    guides = [Guide(os.fspath(values.pop(name)), frame) for name, frame in ends.items()]
+    values["guides"] = (*guides, *values.get("guides", ()))
+    if "extend" in values:
+        values["extend"] = os.fspath(values["extend"])
+    return ClipRequest(prompt, **values)

@@ -10,39 +10,39 @@ Array: TypeAlias = Any  # numpy's or torch's, whichever the engine computes with
 Tensors = dict[str, Array]
 
 
-def words(array: Array) -> Any:
+def array_namespace(array: Array) -> Any:
     """The module whose functions take it; used are those of one name and meaning in both."""
     return np if isinstance(array, np.ndarray | np.generic) else import_module("torch")
 
 
-def as_numpy(array: Array) -> NDArray:
+def to_numpy(array: Array) -> NDArray:
     """In main memory."""
     return array if isinstance(array, np.ndarray) else array.float().cpu().numpy()
 
 
-def copied(array: Array) -> Array:
+def copy_array(array: Array) -> Array:
     """With memory of its own, laid out as what comes from a file is."""
-    return words(array).asarray(array, copy=True)
+    return array_namespace(array).asarray(array, copy=True)
 
 
-def mixed(start: Array, end: Array, weight: float) -> Array:
+def lerp(start: Array, end: Array, weight: float) -> Array:
     """From `start` (weight 0) to `end` (weight 1), both of which are met exactly."""
     if weight < 0.5:
         return start + weight * (end - start)
     return end - (end - start) * (1 - weight)
 
 
-def pack(latents: Array) -> Array:
+def pack_latents(latents: Array) -> Array:
     """(batch, channels, frames, height, width) -> (batch, frames x height x width, channels).
 
     Contiguous, as what comes from a file is: a matrix product rounds by the layout it is given.
     """
     batch, channels = latents.shape[:2]
     tokens = latents.reshape(batch, channels, -1).swapaxes(1, 2)
-    return np.ascontiguousarray(tokens) if words(tokens) is np else tokens.contiguous()
+    return np.ascontiguousarray(tokens) if array_namespace(tokens) is np else tokens.contiguous()
 
 
-def unpack(tokens: Array, frames: int, height: int, width: int) -> Array:
-    """The inverse of `pack`."""
+def unpack_latents(tokens: Array, frames: int, height: int, width: int) -> Array:
+    """The inverse of `pack_latents`."""
     batch, _, channels = tokens.shape
     return tokens.swapaxes(1, 2).reshape(batch, channels, frames, height, width)

@@ -13,42 +13,56 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from filmlet.core.events import Pixels, Planes
-from filmlet.core.lora import Adapter
+from filmlet.core.events import Pixels, YuvPlanes
+from filmlet.core.lora import LoraAdapter
 from filmlet.core.model_card import ModelCard
-from filmlet.core.shape import Shape
-from filmlet.engine.arrays import Array, Tensors, as_numpy, mixed, pack, unpack, words
-from filmlet.engine.conditioning import Draw, Places, Scene, Shown, lay_out
+from filmlet.core.shape import VideoShape
+from filmlet.engine.arrays import (
+    Array,
+    Tensors,
+    array_namespace,
+    lerp,
+    pack_latents,
+    to_numpy,
+    unpack_latents,
+)
+from filmlet.engine.conditioning import (
+    ConditionedLatents,
+    GuideLatents,
+    NoiseFn,
+    VideoCoords,
+    condition_latents,
+)
 from filmlet.engine.placement import Placement
-from filmlet.engine.sampler import Held, Step, Velocity, euler
-from filmlet.engine.tokenizer import Reading
+from filmlet.engine.sampler import ConditioningMask, DenoiseStep, Velocity, euler_steps
+from filmlet.engine.tokenizer import TokenizedPrompt
 
-PROMPTS = 64  # that are remembered
-ENLARGED = 4  # a preview's sides against those of the latents
+PROMPT_CACHE_SIZE = 64  # that are remembered
+PREVIEW_UPSCALE = 4  # a preview's sides against those of the latents
 CUBIC = -0.75  # of bicubic interpolation, as torch has it
 KILOBYTE = 1000
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DenoiseParams:
     """How one stage of a clip is denoised. sigmas: noise level before each model call.
 
     loras: that the transformer wears meanwhile.
     """
 
-    shape: Shape
+    shape: VideoShape
     sigmas: tuple[float, ...]
     guidance: float
     seed: int
-    loras: tuple[Adapter, ...] = ()
+    loras: tuple[LoraAdapter, ...] = ()
 
-    def first(self) -> "Recipe":
+    def first_stage(self) -> "DenoiseParams":
         """The first of two stages, whose second is this one's shape."""
-        return replace(self, shape=self.shape.halved())
+        return replace(self, shape=self.shape.half_size())
 
 
 @dataclass(frozen=True, eq=False)
-class Embeddings:
+class PromptEmbeds:
     """What the transformer is told, (1, tokens, channels); `negative` only under guidance."""
 
     prompt: Array
@@ -56,43 +70,44 @@ class Embeddings:
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class ResumeState:
     """Where denoising was left: the latents after `done` model calls, and what went beside them."""
 
     done: int
     latents: Array
-    beside: Array | None = None
+    keyframe_tokens: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
+class LatentStats:
     """How a VAE's latents are spread: (1, channels, 1, 1, 1) each."""
 
     mean: Array
     deviation: Array
     scaling: float
 
-    def normalised(self, video: Array) -> Array:
+    def normalize(self, video: Array) -> Array:
         """From the VAE's to the transformer's."""
         return (video - self.mean) * self.scaling / self.deviation
 
-    def denormalised(self, video: Array) -> Array:
+    def denormalize(self, video: Array) -> Array:
         """The inverse."""
         return video * self.deviation / self.scaling + self.mean
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """What the transformer is asked. latents, text: (1, tokens, channels); places: (1, 3, tokens).
+class TransformerInputs:
+    """What the transformer is asked. latents, prompt_embeds: (1, tokens, channels); video_coords:
+    (1, 3, tokens).
 
-    levels: how noisy the latents are, of all or (1, tokens).
+    timesteps: how noisy the latents are, of all or (1, tokens).
     """
 
     latents: Array
-    text: Array
-    levels: Array
-    places: Array
-    loras: tuple[Adapter, ...]
+    prompt_embeds: Array
+    timesteps: Array
+    video_coords: Array
+    loras: tuple[LoraAdapter, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +115,12 @@ class Engine(ABC):
     """One loaded checkpoint. Every method leaves nothing behind but prompts that it remembers."""
 
     card: ModelCard
-    projection: NDArray | None  # (channels + 1, 3): latent to RGB in [0, 1], the last row is added
-    told: OrderedDict[bytes, Array] = field(default_factory=OrderedDict)  # prompts, latest last
+    latent_rgb_factors: (
+        NDArray | None
+    )  # (channels + 1, 3): latent to RGB in [0, 1], the last row is added
+    prompt_cache: OrderedDict[bytes, Array] = field(
+        default_factory=OrderedDict
+    )  # prompts, latest last
 
     # What each library does in its own way
 
@@ -117,44 +136,44 @@ class Engine(ABC):
 
     @property
     @abstractmethod
-    def statistics(self) -> Statistics:
+    def statistics(self) -> LatentStats:
         """Of the VAE's latents."""
 
     @property
     @abstractmethod
-    def is_timed(self) -> bool:
+    def has_timestep_conditioning(self) -> bool:
         """Whether the decoder is told a timestep, and sees so much noise."""
 
     @property
     @abstractmethod
-    def parts_of_every_clip(self) -> tuple[str, ...]:
+    def core_components(self) -> tuple[str, ...]:
         """What is read at once where there is room for all."""
 
     @abstractmethod
-    def weigh(self, *names: str) -> int:
-        """Bytes that `bring` would read."""
+    def bytes_to_load(self, *names: str) -> int:
+        """Bytes that `load_components` would read."""
 
     @abstractmethod
-    def bring(self, *names: str) -> Iterator[int]:
-        """Read components that are not in memory; yields bytes. Raises CheckpointDamaged.
+    def load_components(self, *names: str) -> Iterator[int]:
+        """Read components that are not in memory; yields bytes. Raises CheckpointCorrupt.
 
         names: `text_encoder`, `encoder`, `transformer`, `upsampler`, `decoder`.
         """
 
     @abstractmethod
-    def dress(self, loras: Sequence[Adapter]) -> Iterator[None]:
+    def set_loras(self, loras: Sequence[LoraAdapter]) -> Iterator[None]:
         """Give the transformer its LoRAs, a layer at a time."""
 
     @abstractmethod
-    def drawn(self, seed: int) -> Draw:
+    def noise_source(self, seed: int) -> NoiseFn:
         """Normal noise of torch's generator on the CPU: one seed, one clip, on every device."""
 
     @abstractmethod
-    def see(self, pixels: Pixels) -> Array:
+    def encode_frames(self, pixels: Pixels) -> Array:
         """Frames, (8k+1, height, width, 3), as latents (1, channels, k+1, ...), normalised."""
 
     @abstractmethod
-    def upsample(self, latents: Array, recipe: Recipe) -> Array:
+    def upsample(self, latents: Array, recipe: DenoiseParams) -> Array:
         """The first stage's latents at twice the sides; both (1, tokens, channels), normalised.
 
         Each channel gets back the mean and deviation that it had (AdaIN), as in Lightricks' own
@@ -162,194 +181,212 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def stopping(self, wanted: Callable[[], bool]) -> AbstractContextManager[None]:
+    def cancel_when(self, is_cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
         """Ask inside each call of the transformer; raises Cancelled once nobody wants the clip."""
 
     @abstractmethod
     def decode(
-        self, latents: Array, recipe: Recipe, is_planar: bool = False
-    ) -> Iterator[Pixels | Planes]:
+        self, latents: Array, recipe: DenoiseParams, is_planar: bool = False
+    ) -> Iterator[Pixels | YuvPlanes]:
         """Yield every made frame in order, at the size asked for, as soon as each is known.
 
         latents: (1, tokens, channels), normalised. is_planar: Planes are welcome, where the engine
-        makes them sooner than who encodes them. Raises NotFinite.
+        makes them sooner than who encodes them. Raises NonFiniteValues.
         """
 
     @abstractmethod
-    def take(self, tensors: Tensors) -> Tensors:
+    def to_device(self, tensors: Tensors) -> Tensors:
         """What another engine has made, in arrays of this one."""
 
     @abstractmethod
-    def _read(self, ids: NDArray[np.int64]) -> Array:
+    def _encode_ids(self, ids: NDArray[np.int64]) -> Array:
         """(1, tokens) of the text encoder: (1, tokens, channels)."""
 
     @abstractmethod
-    def _flow(self, call: Call) -> Array:
+    def _predict_velocity(self, call: TransformerInputs) -> Array:
         """What the transformer says: velocities of the latents, in float32."""
 
     # What all do alike
 
-    def knows(self, reading: Reading) -> bool:
+    def has_cached(self, reading: TokenizedPrompt) -> bool:
         """Whether a prompt was encoded lately: the text encoder is not needed for it."""
-        return _key(reading) in self.told
+        return _prompt_key(reading) in self.prompt_cache
 
-    def encode(self, reading: Reading) -> Array:
+    def encode_prompt(self, reading: TokenizedPrompt) -> Array:
         """(1, tokens, channels): encoded with the padding it was trained with, cut to real tokens.
 
         Cutting equals diffusers' attention mask, and costs less. The latest are remembered.
         """
-        key = _key(reading)
-        if key not in self.told:
-            ids = reading.ids[:, : reading.tokens] if self.card.causal else reading.ids
-            self.told[key] = self._read(ids)[:, : reading.tokens]
-            if len(self.told) > PROMPTS:
-                self.told.popitem(last=False)
-        self.told.move_to_end(key)
-        return self.told[key]
+        key = _prompt_key(reading)
+        if key not in self.prompt_cache:
+            ids = (
+                reading.ids[:, : reading.token_count]
+                if self.card.is_condition_pipeline
+                else reading.ids
+            )
+            self.prompt_cache[key] = self._encode_ids(ids)[:, : reading.token_count]
+            if len(self.prompt_cache) > PROMPT_CACHE_SIZE:
+                self.prompt_cache.popitem(last=False)
+        self.prompt_cache.move_to_end(key)
+        return self.prompt_cache[key]
 
     def denoise(
         self,
-        embeddings: Embeddings,
-        recipe: Recipe,
-        start: Start | None = None,
-        guides: Sequence[Shown] = (),
-    ) -> Iterator[Step]:
+        embeddings: PromptEmbeds,
+        recipe: DenoiseParams,
+        start: ResumeState | None = None,
+        guides: Sequence[GuideLatents] = (),
+    ) -> Iterator[DenoiseStep]:
         """Yield after each model call; the last step's latents are the clip's, normalised.
 
         Latents are (1, tokens, channels) in float32; `start` goes on after an earlier step, to the
-        same end, or from latents that are not noise. Raises NotFinite.
+        same end, or from latents that are not noise. Raises NonFiniteValues.
         """
         shape = self.latent_shape(recipe.shape)
-        draw = self.drawn(recipe.seed)
+        draw = self.noise_source(recipe.seed)
         video = draw(1, self.channels, *shape)
         if start and not start.done:
-            video = unpack(start.latents, *shape)
-        scene = lay_out(video, guides, Places(self.card, recipe.shape.fps), draw)
-        held = None
+            video = unpack_latents(start.latents, *shape)
+        scene = condition_latents(video, guides, VideoCoords(self.card, recipe.shape.fps), draw)
+        mask = None
         if guides:
             size = scene.tokens.shape
-            held = Held(scene.free, scene.tokens, self.card.guide_noise, lambda: draw(*size))
+            mask = ConditioningMask(
+                scene.max_sigma, scene.tokens, self.card.image_cond_noise_scale, lambda: draw(*size)
+            )
 
-        def noise() -> Array:
-            own = pack(draw(1, self.channels, *shape))
-            if not scene.beside:
-                return own
-            return words(own).concat([draw(1, scene.beside, self.channels), own], 1)
+        def draw_noise() -> Array:
+            noise = pack_latents(draw(1, self.channels, *shape))
+            if not scene.keyframe_tokens:
+                return noise
+            return array_namespace(noise).concat(
+                [draw(1, scene.keyframe_tokens, self.channels), noise], 1
+            )
 
         latents, done = scene.tokens, 0
         if start and start.done:
             latents, done = start.latents, start.done
-            if start.beside is not None:
-                latents = words(latents).concat([start.beside, latents], 1)
-        fresh = noise if self.card.stochastic else None
+            if start.keyframe_tokens is not None:
+                latents = array_namespace(latents).concat([start.keyframe_tokens, latents], 1)
+        fresh = draw_noise if self.card.stochastic_sampling else None
         for _ in range(done):  # the steps that were done have drawn theirs
-            if held and held.noise:
-                held.draw()
+            if mask and mask.noise_scale:
+                mask.sample_noise()
             if fresh:
                 fresh()
-        velocity = self._velocity(embeddings, recipe, scene, held)
-        yield from map(scene.apart, euler(velocity, latents, recipe.sigmas, fresh, done, held))
+        velocity = self._guided_velocity(embeddings, recipe, scene, mask)
+        yield from map(
+            scene.split_step, euler_steps(velocity, latents, recipe.sigmas, fresh, done, mask)
+        )
 
-    def _velocity(
-        self, embeddings: Embeddings, recipe: Recipe, scene: Scene, held: Held | None
+    def _guided_velocity(
+        self,
+        embeddings: PromptEmbeds,
+        recipe: DenoiseParams,
+        scene: ConditionedLatents,
+        mask: ConditioningMask | None,
     ) -> Velocity:
         """What the transformer says of latents, guided away from the negative prompt."""
 
-        def velocity(latents: Array, sigma: float) -> Array:
-            levels = words(latents).full_like(latents[0, :1, 0], sigma)
-            if held:  # each token has its own
-                levels = held.levels(sigma)[..., 0]
-            call = Call(latents, embeddings.prompt, levels, scene.places, recipe.loras)
-            flow = self._flow(call)
+        def predict(latents: Array, sigma: float) -> Array:
+            levels = array_namespace(latents).full_like(latents[0, :1, 0], sigma)
+            if mask:  # each token has its own
+                levels = mask.token_sigmas(sigma)[..., 0]
+            call = TransformerInputs(
+                latents, embeddings.prompt, levels, scene.video_coords, recipe.loras
+            )
+            flow = self._predict_velocity(call)
             if embeddings.negative is None:
                 return flow
-            away = self._flow(replace(call, text=embeddings.negative))
+            away = self._predict_velocity(replace(call, prompt_embeds=embeddings.negative))
             guided = away + recipe.guidance * (flow - away)
             # Lin et al., 2023, arXiv 2305.08891, section 3.4: guidance must not raise the contrast.
-            return mixed(guided, guided * (_spread(flow) / _spread(guided)), self.card.rescale)
+            return lerp(guided, guided * (_std(flow) / _std(guided)), self.card.guidance_rescale)
 
-        return velocity
+        return predict
 
     def refine(
         self,
-        embeddings: Embeddings,
-        recipe: Recipe,
+        embeddings: PromptEmbeds,
+        recipe: DenoiseParams,
         latents: Array,
-        start: Start | None = None,
-        guides: Sequence[Shown] = (),
-    ) -> Iterator[Step]:
+        start: ResumeState | None = None,
+        guides: Sequence[GuideLatents] = (),
+    ) -> Iterator[DenoiseStep]:
         """The second stage: `latents` are noised to its first level and denoised from there."""
-        draw = self.drawn(recipe.seed + 1)  # the first stage has its own
-        noisy = mixed(latents, draw(*latents.shape), recipe.sigmas[0])
-        return self.denoise(embeddings, recipe, start or Start(0, noisy), guides)
+        draw = self.noise_source(recipe.seed + 1)  # the first stage has its own
+        noisy = lerp(latents, draw(*latents.shape), recipe.sigmas[0])
+        return self.denoise(embeddings, recipe, start or ResumeState(0, noisy), guides)
 
-    def _clean(self, latents: Array, recipe: Recipe, draw: Draw) -> Array:
+    def _latents_for_decoder(self, latents: Array, recipe: DenoiseParams, draw: NoiseFn) -> Array:
         """(1, tokens, channels), normalised, as the decoder takes them: (1, channels, ...)."""
-        video = unpack(latents, *self.latent_shape(recipe.shape))
-        if self.card.tone_map:
-            video = tone_mapped(video, self.card.tone_map)
-        video = self.statistics.denormalised(video)
+        video = unpack_latents(latents, *self.latent_shape(recipe.shape))
+        if self.card.tone_map_compression_ratio:
+            video = tone_map_latents(video, self.card.tone_map_compression_ratio)
+        video = self.statistics.denormalize(video)
         draw(*video.shape)  # spent on the first latents, as in stock
-        if self.is_timed:
-            video = mixed(video, draw(*video.shape), self.card.decode_noise)
+        if self.has_timestep_conditioning:
+            video = lerp(video, draw(*video.shape), self.card.decode_noise_scale)
         return video
 
-    def preview(self, clean: Array, shape: Shape) -> NDArray[np.uint8] | None:
+    def preview(self, clean: Array, shape: VideoShape) -> NDArray[np.uint8] | None:
         """A rough picture of the clip's middle from clean latents: (height / 8, width / 8, 3)."""
-        if self.projection is None:
+        if self.latent_rgb_factors is None:
             return None
         frames, height, width = self.latent_shape(shape)
-        middle = as_numpy(clean[0].reshape(frames, height, width, -1)[frames // 2])
-        picture = middle @ self.projection[:-1] + self.projection[-1]
-        rows = np.tensordot(_enlarging(height), picture, 1)
-        smooth = _enlarging(width) @ rows
+        middle = to_numpy(clean[0].reshape(frames, height, width, -1)[frames // 2])
+        picture = middle @ self.latent_rgb_factors[:-1] + self.latent_rgb_factors[-1]
+        rows = np.tensordot(_bicubic_matrix(height), picture, 1)
+        smooth = _bicubic_matrix(width) @ rows
         return (smooth * 255).round().clip(0, 255).astype(np.uint8)
 
-    def latent_shape(self, shape: Shape) -> tuple[int, int, int]:
+    def latent_shape(self, shape: VideoShape) -> tuple[int, int, int]:
         """(frames, height, width) of the latents of a clip."""
         grid = self.card.grid
         return (
-            (shape.made_frames - 1) // grid.time + 1,
-            shape.made_height // grid.side,
-            shape.made_width // grid.side,
+            (shape.generated_frames - 1) // grid.temporal_compression + 1,
+            shape.generated_height // grid.spatial_compression,
+            shape.generated_width // grid.spatial_compression,
         )
 
 
-def kilobytes(bytes: int) -> int:
+def to_kilobytes(bytes: int) -> int:
     """Rounded up, at least 1: what progress counts, so that it fits a database's integer."""
     return max(1, -(-bytes // KILOBYTE))
 
 
-def tone_mapped(latents: Array, ratio: float) -> Array:
+def tone_map_latents(latents: Array, ratio: float) -> Array:
     """Large values pulled in, as the 13B models' recipe does before decoding (ratio 0 to 1)."""
     scale = 0.75 * ratio
-    beyond = words(latents).tanh(2 * scale * (abs(latents) - 1))  # a sigmoid of twice as much
+    beyond = array_namespace(latents).tanh(
+        2 * scale * (abs(latents) - 1)
+    )  # a sigmoid of twice as much
     return latents * (1 - 0.4 * scale * (1 + beyond))
 
 
-def _key(reading: Reading) -> bytes:
-    return reading.ids[:, : reading.tokens].tobytes()
+def _prompt_key(reading: TokenizedPrompt) -> bytes:
+    return reading.ids[:, : reading.token_count].tobytes()
 
 
-def _spread(flow: Array) -> Array:
+def _std(flow: Array) -> Array:
     """The deviation of each clip's values, (batch, 1, 1)."""
     centred = flow - flow.mean(axis=(1, 2), keepdims=True)
     return (centred**2).mean(axis=(1, 2), keepdims=True) ** 0.5
 
 
 @cache
-def _enlarging(size: int) -> NDArray[np.float32]:
+def _bicubic_matrix(size: int) -> NDArray[np.float32]:
     """(size x ENLARGED, size): bicubic interpolation of a row, its ends repeated."""
-    place = (np.arange(size * ENLARGED) + 0.5) / ENLARGED - 0.5
-    whole, rows = np.zeros((len(place), size), np.float32), np.arange(len(place))
+    positions = (np.arange(size * PREVIEW_UPSCALE) + 0.5) / PREVIEW_UPSCALE - 0.5
+    matrix, rows = np.zeros((len(positions), size), np.float32), np.arange(len(positions))
     for offset in range(-1, 3):
-        column = np.floor(place) + offset
-        distance = np.abs(place - column)
+        column = np.floor(positions) + offset
+        distance = np.abs(positions - column)
         near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
         far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
         np.add.at(
-            whole,
+            matrix,
             (rows, column.clip(0, size - 1).astype(int)),
             np.where(distance <= 1, near, far),
         )
-    return whole
+    return matrix

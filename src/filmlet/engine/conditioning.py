@@ -7,15 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.model_card import ModelCard
-from filmlet.engine.arrays import Array, copied, mixed, pack, words
-from filmlet.engine.sampler import Step
+from filmlet.engine.arrays import Array, array_namespace, copy_array, lerp, pack_latents
+from filmlet.engine.sampler import DenoiseStep
 
-BESIDE = 2  # latent frames of a video that stand beside the clip; what follows them is in it
-Draw = Callable[..., Array]
+KEYFRAME_LATENT_FRAMES = (
+    2  # latent frames of a video that stand beside the clip; what follows them is in it
+)
+NoiseFn = Callable[..., Array]
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class GuideLatents:
     """What a guide shows: (1, channels, frames, height, width), normalised. frame: its first."""
 
     latents: Array
@@ -24,70 +26,88 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Places:
+class VideoCoords:
     """Where tokens are, in seconds, rows and columns of pixels."""
 
     card: ModelCard
     fps: float
 
-    def of(self, video: Array, first: int = 0) -> NDArray[np.float32]:
+    def coords(self, video: Array, first: int = 0) -> NDArray[np.float32]:
         """(1, 3, tokens) of latents whose first frame is the clip's `first`."""
         grid, (frames, height, width) = self.card.grid, video.shape[2:]
         times = np.arange(frames, dtype=np.float32)
-        if self.card.causal:  # the first latent is one frame, the others are `time` each
-            times = (np.clip(times * grid.time + 1 - grid.time, 0, None) + first) / self.fps
+        if (
+            self.card.is_condition_pipeline
+        ):  # the first latent is one frame, the others are `time` each
+            times = (
+                np.clip(times * grid.temporal_compression + 1 - grid.temporal_compression, 0, None)
+                + first
+            ) / self.fps
         else:
-            times = times * (grid.time / self.fps)
-        sides = (np.arange(n, dtype=np.float32) * grid.side for n in (height, width))
+            times = times * (grid.temporal_compression / self.fps)
+        sides = (np.arange(n, dtype=np.float32) * grid.spatial_compression for n in (height, width))
         return np.stack(np.meshgrid(times, *sides, indexing="ij")).reshape(1, 3, -1)
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """All tokens of a call. tokens: (1, beside + the clip's, channels); places: (1, 3, all).
+class ConditionedLatents:
+    """All tokens of a call. tokens: (1, beside + the clip's, channels); video_coords: (1, 3, all).
 
-    free: (1, all, 1), the most noise that each may have: 1 - the strength of its guide.
+    max_sigma: (1, all, 1), the most noise that each may have: 1 - the strength of its guide.
     """
 
     tokens: Array
-    free: Array
-    places: Array
-    beside: int
+    max_sigma: Array
+    video_coords: Array
+    keyframe_tokens: int
 
-    def apart(self, step: Step) -> Step:
+    def split_step(self, step: DenoiseStep) -> DenoiseStep:
         """The clip's tokens without those that stand beside it."""
-        if not self.beside:
+        if not self.keyframe_tokens:
             return step
-        beside, own = step.latents[:, : self.beside], step.latents[:, self.beside :]
+        keyframes, video_latents = (
+            step.latents[:, : self.keyframe_tokens],
+            step.latents[:, self.keyframe_tokens :],
+        )
         # Copies, laid out as what comes from a file is.
         return replace(
-            step, latents=copied(own), clean=step.clean[:, self.beside :], beside=copied(beside)
+            step,
+            latents=copy_array(video_latents),
+            pred_x0=step.pred_x0[:, self.keyframe_tokens :],
+            keyframe_tokens=copy_array(keyframes),
         )
 
 
-def lay_out(video: Array, guides: Sequence[Shown], places: Places, draw: Draw) -> Scene:
+def condition_latents(
+    video: Array, guides: Sequence[GuideLatents], places: VideoCoords, draw: NoiseFn
+) -> ConditionedLatents:
     """The clip's noisy latents (1, channels, frames, height, width) with the guides laid in.
 
     draw: noise of a shape, for guides that are not exact. As LTXConditionPipeline of diffusers.
     """
-    video = copied(video)
-    free = words(video).ones_like(video[:, :1])
-    beside: list[tuple[Array, Array, NDArray[np.float32]]] = []
+    video = copy_array(video)
+    free = array_namespace(video).ones_like(video[:, :1])
+    keyframes: list[tuple[Array, Array, NDArray[np.float32]]] = []
     for guide in guides:
         shown, start = guide.latents, 0
         if guide.frame:
-            start = guide.frame // places.card.grid.time + BESIDE
-            apart, shown = shown[:, :, :BESIDE], shown[:, :, BESIDE:]
-            noisy = mixed(draw(*apart.shape), apart, guide.strength)
-            level = words(free).full_like(noisy[:, :1], 1 - guide.strength)
-            beside.append((pack(noisy), pack(level), places.of(apart, guide.frame)))
+            start = guide.frame // places.card.grid.temporal_compression + KEYFRAME_LATENT_FRAMES
+            separate, shown = (
+                shown[:, :, :KEYFRAME_LATENT_FRAMES],
+                shown[:, :, KEYFRAME_LATENT_FRAMES:],
+            )
+            noisy = lerp(draw(*separate.shape), separate, guide.strength)
+            level = array_namespace(free).full_like(noisy[:, :1], 1 - guide.strength)
+            keyframes.append(
+                (pack_latents(noisy), pack_latents(level), places.coords(separate, guide.frame))
+            )
         span = slice(start, start + shown.shape[2])
-        video[:, :, span] = mixed(video[:, :, span], shown, guide.strength)
+        video[:, :, span] = lerp(video[:, :, span], shown, guide.strength)
         free[:, :, span] = 1 - guide.strength
-    parts = [*beside, (pack(video), pack(free), places.of(video))]
+    parts = [*keyframes, (pack_latents(video), pack_latents(free), places.coords(video))]
     tokens, levels, spots = zip(*parts, strict=True)
-    arithmetic = words(video)
-    return Scene(
+    arithmetic = array_namespace(video)
+    return ConditionedLatents(
         arithmetic.concat(tokens, 1),
         arithmetic.concat(levels, 1),
         arithmetic.asarray(np.concat(spots, 2), device=video.device),

@@ -4,19 +4,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filmlet.core.lora import Adapter
-from filmlet.core.model_card import Files
+from filmlet.core.lora import LoraAdapter
+from filmlet.core.model_card import ComponentFiles
 from filmlet.engine.placement import is_out_of_memory
-from filmlet.engine.state_dict import Weights
-from filmlet.errors import CheckpointDamaged, FilmletError, InvalidRequest
+from filmlet.engine.state_dict import CheckpointWeights
+from filmlet.errors import CheckpointCorrupt, FilmletError, InvalidRequest
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a text encoder
 
 
-def check_components(files: Files) -> None:
-    """That the components of a checkpoint fit each other. Raises CheckpointDamaged."""
+def check_components(files: ComponentFiles) -> None:
+    """That the components of a checkpoint fit each other. Raises CheckpointCorrupt."""
     text, transformer, vae = (
-        Weights(name, getattr(files, name)) for name in ("text_encoder", "transformer", "vae")
+        CheckpointWeights(name, getattr(files, name))
+        for name in ("text_encoder", "transformer", "vae")
     )
     _check_transformer(transformer)
     _check_vae(vae)
@@ -28,18 +29,18 @@ def check_components(files: Files) -> None:
     captions = transformer.config["caption_channels"]
     _check(text, "d_model", _embedding(text)[1], captions)
     if files.upsampler:
-        upsampler = Weights("upsampler", files.upsampler)
+        upsampler = CheckpointWeights("upsampler", files.upsampler)
         _check(upsampler, "in_channels", _shape(upsampler, "initial_conv.weight")[1], channels)
     if files.preview:
-        preview = Weights("preview", files.preview)
+        preview = CheckpointWeights("preview", files.preview)
         _check(preview, "latent_to_rgb", _shape(preview, "latent_to_rgb"), (channels + 1, 3))
 
 
-def check_loras(files: Files, adapters: Iterable[Adapter]) -> None:
+def check_loras(files: ComponentFiles, adapters: Iterable[LoraAdapter]) -> None:
     """That LoRAs change layers that the transformer has. Raises InvalidRequest."""
-    shapes = Weights("transformer", files.transformer).shapes
+    shapes = CheckpointWeights("transformer", files.transformer).shapes
     for adapter in adapters:
-        for pair in adapter.pairs:
+        for pair in adapter.layers:
             here = shapes.get(f"{pair.layer}.weight")
             if here != pair.shape:
                 what = f"{_sides(here)} here" if here else "not here"
@@ -54,16 +55,16 @@ def _sides(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def check_vocabulary(files: Files, highest: int) -> None:
-    """That the text encoder knows a tokenizer's highest id. Raises CheckpointDamaged."""
-    words = _embedding(Weights("text_encoder", files.text_encoder))[0]
+def check_vocabulary(files: ComponentFiles, highest: int) -> None:
+    """That the text encoder knows a tokenizer's highest id. Raises CheckpointCorrupt."""
+    words = _embedding(CheckpointWeights("text_encoder", files.text_encoder))[0]
     if not 0 <= highest < words:
-        raise CheckpointDamaged(
+        raise CheckpointCorrupt(
             f"{files.tokenizer} gives the token {highest}; {files.text_encoder} knows {words}."
         )
 
 
-def _check_transformer(weights: Weights) -> None:
+def _check_transformer(weights: CheckpointWeights) -> None:
     config = weights.config
     width = config["num_attention_heads"] * config["attention_head_dim"]
     _check(
@@ -74,7 +75,7 @@ def _check_transformer(weights: Weights) -> None:
     )
 
 
-def _check_vae(weights: Weights) -> None:
+def _check_vae(weights: CheckpointWeights) -> None:
     config = weights.config
     _check(weights, "in_channels", config.get("in_channels", 3), 3)
     _check(weights, "out_channels", config.get("out_channels", 3), 3)
@@ -84,7 +85,7 @@ def _check_vae(weights: Weights) -> None:
     _check(weights, "patch_size", _shape(weights, "decoder.conv_out.conv.weight")[0], patch)
 
 
-def _check_text_encoder(weights: Weights) -> None:
+def _check_text_encoder(weights: CheckpointWeights) -> None:
     config = weights.config
     inner = config["num_heads"] * config["d_kv"]
     query = "encoder.block.0.layer.0.SelfAttention.q.weight"
@@ -92,31 +93,31 @@ def _check_text_encoder(weights: Weights) -> None:
     _check(weights, "vocab_size", _embedding(weights), (config["vocab_size"], config["d_model"]))
     exact = config.get("relative_attention_num_buckets", 32) // 4
     if not 0 < exact < config.get("relative_attention_max_distance", 128):
-        raise CheckpointDamaged(f"{weights.place}: its relative attention has no such buckets.")
+        raise CheckpointCorrupt(f"{weights.path}: its relative attention has no such buckets.")
 
 
-def _embedding(weights: Weights) -> tuple[int, ...]:
+def _embedding(weights: CheckpointWeights) -> tuple[int, ...]:
     name = next((name for name in EMBEDDINGS if name in weights.shapes), EMBEDDINGS[0])
     return _shape(weights, name)
 
 
-def _shape(weights: Weights, name: str) -> tuple[int, ...]:
+def _shape(weights: CheckpointWeights, name: str) -> tuple[int, ...]:
     shape = weights.shapes.get(name, ())
     if not shape:
-        raise CheckpointDamaged(f"{weights.place} holds no {name} of a {weights.component}.")
+        raise CheckpointCorrupt(f"{weights.path} holds no {name} of a {weights.component}.")
     return *shape, *[1] * (2 - len(shape) if name.endswith(".weight") else 0)
 
 
-def _check(weights: Weights, what: str, found: object, wanted: object) -> None:
+def _check(weights: CheckpointWeights, what: str, found: object, wanted: object) -> None:
     if found != wanted:
-        raise CheckpointDamaged(
-            f"{weights.place} does not fit the rest: {what} is {found} and should be {wanted}."
+        raise CheckpointCorrupt(
+            f"{weights.path} does not fit the rest: {what} is {found} and should be {wanted}."
         )
 
 
 @contextmanager
 def blame_files(place: Path) -> Iterator[None]:
-    """What a library raises while it builds from these files becomes CheckpointDamaged."""
+    """What a library raises while it builds from these files becomes CheckpointCorrupt."""
     try:
         yield
     except (FilmletError, MemoryError):
@@ -125,4 +126,4 @@ def blame_files(place: Path) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
-        raise CheckpointDamaged(f"{place} cannot be used ({reason}).") from error
+        raise CheckpointCorrupt(f"{place} cannot be used ({reason}).") from error

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
-from filmlet.errors import CheckpointDamaged
+from filmlet.errors import CheckpointCorrupt
 
 Shapes = Mapping[str, tuple[int, ...]]
 HEADS = 32  # of every LTX-Video transformer; no shape tells it
@@ -30,30 +30,32 @@ STATISTICS = {"mean-of-means": "latents_mean", "std-of-means": "latents_std"}
 DOWN = {4: "spatial", 2: "temporal", 8: "spatiotemporal"}  # by the product of the strides
 
 
-def names(component: str, theirs: Iterable[str]) -> dict[str, str]:
+def to_diffusers_keys(component: str, theirs: Iterable[str]) -> dict[str, str]:
     """Their names of a component's weights, with the names that they have in diffusers' module."""
     prefix = PREFIX[component]
-    own = {name: name.removeprefix(prefix) for name in theirs if name.startswith(prefix)}
+    renamed = {name: name.removeprefix(prefix) for name in theirs if name.startswith(prefix)}
     match component:
         case "transformer":
-            return {name: _replaced(short, TRANSFORMER) for name, short in own.items()}
+            return {name: _replace_all(short, TRANSFORMER) for name, short in renamed.items()}
         case "vae":
-            found = [int(n) for n in re.findall(r"encoder\.down_blocks\.(\d+)", " ".join(own))]
-            last = max(found, default=0)
-            pairs = {name: _of_vae(short, last) for name, short in own.items()}
+            block_numbers = [
+                int(n) for n in re.findall(r"encoder\.down_blocks\.(\d+)", " ".join(renamed))
+            ]
+            last = max(block_numbers, default=0)
+            pairs = {name: _vae_key(short, last) for name, short in renamed.items()}
             return {name: new for name, new in pairs.items() if new}
         case _:
-            return own
+            return renamed
 
 
-def _of_vae(name: str, last: int) -> str | None:
+def _vae_key(name: str, last: int) -> str | None:
     """A weight of the VAE, whose encoder has blocks up to `last`; None for what nobody needs."""
     if name.startswith("per_channel_statistics."):
         return STATISTICS.get(name.partition(".")[2])
-    found = BLOCK.match(name)
-    if not found:
-        return _replaced(name, VAE)
-    coder, kind, number, rest = found.groups()
+    match = BLOCK.match(name)
+    if not match:
+        return _replace_all(name, VAE)
+    coder, kind, number, rest = match.groups()
     # Blocks and what resamples between them are counted in one row there, and apart in diffusers.
     middle = last if kind == "down" else 0
     half, is_between = divmod(int(number), 2)
@@ -63,27 +65,27 @@ def _of_vae(name: str, last: int) -> str | None:
         block = f"{kind}_blocks.{half}.{kind}samplers.0"
     else:
         block = f"{kind}_blocks.{half if kind == 'down' else half - 1}"
-    return _replaced(f"{coder}.{block}.{rest}", VAE)
+    return _replace_all(f"{coder}.{block}.{rest}", VAE)
 
 
-def _replaced(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
+def _replace_all(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
     for theirs, ours in pairs:
         name = name.replace(theirs, ours)
     return name
 
 
-def config(component: str, shapes: Shapes) -> dict[str, object]:
+def infer_config(component: str, shapes: Shapes) -> dict[str, object]:
     """What diffusers' module is built from, for weights of these shapes by diffusers' names."""
     makers = {"transformer": _transformer, "vae": _vae, "upsampler": _upsampler}
     try:
         return makers[component](shapes)
     except KeyError as error:
-        raise CheckpointDamaged(
+        raise CheckpointCorrupt(
             f"there is no {error.args[0]} for the {component}; is it a file of LTX-Video 0.9.5 or "
             "later?"
         ) from error
     except (ArithmeticError, IndexError, ValueError) as error:
-        raise CheckpointDamaged(f"its shapes are those of no {component} ({error}).") from error
+        raise CheckpointCorrupt(f"its shapes are those of no {component} ({error}).") from error
 
 
 def _transformer(shapes: Shapes) -> dict[str, object]:
@@ -103,8 +105,8 @@ def _vae(shapes: Shapes) -> dict[str, object]:
     downs, ups = _count(shapes, "encoder.down_blocks"), _count(shapes, "decoder.up_blocks")
     blocks = [f"encoder.down_blocks.{i}" for i in range(downs)] + ["encoder.mid_block"]
     widths = [_width(shapes, block) for block in blocks]
-    made = [shapes[f"{block}.downsamplers.0.conv.conv.weight"][0] for block in blocks[:-1]]
-    down = [DOWN[after // conv] for after, conv in zip(widths[1:], made, strict=True)]
+    out_channels = [shapes[f"{block}.downsamplers.0.conv.conv.weight"][0] for block in blocks[:-1]]
+    down = [DOWN[after // conv] for after, conv in zip(widths[1:], out_channels, strict=True)]
     latent, _ = shapes["encoder.conv_out.conv.weight"][:2]
     stages = ["decoder.mid_block", *(f"decoder.up_blocks.{i}" for i in range(ups))]
     inner = [_width(shapes, stage) for stage in stages]
@@ -147,5 +149,5 @@ def _width(shapes: Shapes, block: str) -> int:
 def _count(shapes: Shapes, stem: str) -> int:
     """How many numbered parts there are under a name."""
     stem += "."
-    found = {n.removeprefix(stem).partition(".")[0] for n in shapes if n.startswith(stem)}
-    return len(found)
+    indices = {n.removeprefix(stem).partition(".")[0] for n in shapes if n.startswith(stem)}
+    return len(indices)

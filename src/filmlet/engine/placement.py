@@ -12,28 +12,28 @@ from pathlib import Path
 
 import psutil
 
-from filmlet.core.memory import Hold
+from filmlet.core.memory import OffloadMode
 from filmlet.errors import InvalidRequest
 
 CGROUP = Path("/sys/fs/cgroup")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "t allocate memory", "bad_alloc")
 GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))  # NVIDIA's, AMD's, of WSL
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one value
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one value
 
 
-class Lever(StrEnum):
+class Optimization(StrEnum):
     """What makes a model quicker, by the names of their settings: the first three torch's."""
 
     COMPILE = "compile"  # the transformer's blocks are compiled
     FP8 = "fp8"  # its products are in 8 bits
-    GRAPHS = "graphs"  # a step of a short clip is one graph
+    CUDA_GRAPHS = "cuda_graphs"  # a step of a short clip is one graph
     INT8 = "int8"  # OpenVINO's decoder multiplies in 8 bits
 
 
-TORCHS = (Lever.COMPILE, Lever.FP8, Lever.GRAPHS)
+TORCH_OPTIMIZATIONS = (Optimization.COMPILE, Optimization.FP8, Optimization.CUDA_GRAPHS)
 
 
-class Library(StrEnum):
+class Backend(StrEnum):
     """What computes."""
 
     TORCH = "torch"
@@ -44,26 +44,26 @@ class Library(StrEnum):
 class Placement:
     """How a model is held; `reason` says why so. cache: folder of what was found out or compiled.
 
-    levers: that are in use.
+    optimizations: that are in use.
     """
 
     device: str
     dtype: str  # of transformer and decoder
     reason: str
-    hold: Hold = Hold.ALL
-    library: Library = Library.TORCH
+    offload: OffloadMode = OffloadMode.NONE
+    backend: Backend = Backend.TORCH
     cache: Path | None = None
-    levers: frozenset[Lever] = frozenset()
+    optimizations: frozenset[Optimization] = frozenset()
 
     @property
-    def is_exact(self) -> bool:
+    def is_full_precision(self) -> bool:
         """Whether nothing is rounded more than float32 does."""
-        return self.dtype == "float32" and Lever.INT8 not in self.levers
+        return self.dtype == "float32" and Optimization.INT8 not in self.optimizations
 
     @property
     def value_bytes(self) -> int:
         """Of one weight in memory: OpenVINO is given float32."""
-        return BYTES["float32" if self.library is Library.OPENVINO else self.dtype]
+        return BYTES_PER_VALUE["float32" if self.backend is Backend.OPENVINO else self.dtype]
 
 
 def has_torch() -> bool:
@@ -71,21 +71,21 @@ def has_torch() -> bool:
     return find_spec("torch") is not None
 
 
-def best_device(wanted: str | None = None) -> str:
+def best_device(requested: str | None = None) -> str:
     """The one that is asked for, if it is there, or the best there is. Raises InvalidRequest."""
-    there = {"cpu": True, "cuda": False, "mps": False}
-    if (wanted or "cuda") != "cpu" and has_torch() and _may_have_gpu():
+    available = {"cpu": True, "cuda": False, "mps": False}
+    if (requested or "cuda") != "cpu" and has_torch() and _may_have_gpu():
         torch = import_module("torch")
-        there |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted is None:
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there.get(wanted.partition(":")[0], False):
+        available |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if requested is None:
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available.get(requested.partition(":")[0], False):
         raise InvalidRequest(
-            f"This machine has no device {wanted!r}; it has "
-            f"{', '.join(name for name, here in there.items() if here)}.",
+            f"This machine has no device {requested!r}; it has "
+            f"{', '.join(name for name, is_available in available.items() if is_available)}.",
             param="device",
         )
-    return wanted
+    return requested
 
 
 def _may_have_gpu() -> bool:
@@ -95,7 +95,7 @@ def _may_have_gpu() -> bool:
     )
 
 
-def processor(device: str) -> str:
+def device_name(device: str) -> str:
     """Its name."""
     if device.startswith("cuda"):
         name: str = import_module("torch").cuda.get_device_name(device)
@@ -109,10 +109,10 @@ def free_memory(device: str) -> int:
         room: int = import_module("torch").cuda.mem_get_info(device)[0]
         return room
     available: int = psutil.virtual_memory().available
-    return min(available, _of_the_container())
+    return min(available, _cgroup_free_memory())
 
 
-def _of_the_container() -> int:
+def _cgroup_free_memory() -> int:
     """What a container's limit leaves, which the system's own figures do not tell."""
     limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
     try:
@@ -125,10 +125,10 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether it says so: on the CPU no library has an error of its own for it."""
     if isinstance(error, MemoryError):
         return True
-    return any(words in str(error) for words in OUT_OF_MEMORY)
+    return any(message in str(error) for message in OUT_OF_MEMORY)
 
 
-def free(device: str) -> None:
+def release_memory(device: str) -> None:
     """Give memory back that nobody refers to."""
     gc.collect()
     if device.startswith("cuda"):

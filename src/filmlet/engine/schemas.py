@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filmlet.errors import CheckpointDamaged
+from filmlet.errors import CheckpointCorrupt
 
 MAX_SIDE = 2**20  # of a layer
 MAX_BLOCKS = 64
@@ -123,16 +123,16 @@ def select_config(
 ) -> dict[str, Any]:
     """What of a configuration is used. tensors: in the component's files, more than layers.
 
-    Raises CheckpointDamaged that names the key.
+    Raises CheckpointCorrupt that names the key.
     """
     if missing := [key for key in NEEDED[component] if key not in given]:
-        raise CheckpointDamaged(f"{place}: its configuration lacks {', '.join(missing)}.")
+        raise CheckpointCorrupt(f"{place}: its configuration lacks {', '.join(missing)}.")
     schema = SCHEMAS[component]
     config = {key: value for key, value in given.items() if key in schema}
     for key, value in config.items():
         layers = _count(value) if key in COUNTED and schema[key](value) else 0
         if not schema[key](value) or layers > tensors:
-            raise CheckpointDamaged(
+            raise CheckpointCorrupt(
                 f"{place}: its configuration cannot have {str(value)[:60]!r} as {key}."
             )
     return config

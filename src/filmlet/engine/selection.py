@@ -9,56 +9,68 @@ from pathlib import Path
 from types import ModuleType
 
 from filmlet.core.events import Progress, Stage
-from filmlet.core.lora import Adapter
-from filmlet.core.memory import Hold, Machine
-from filmlet.core.model_card import Components, Files, ModelCard
-from filmlet.engine.base import KILOBYTE, Engine, kilobytes
+from filmlet.core.lora import LoraAdapter
+from filmlet.core.memory import DeviceInfo, OffloadMode
+from filmlet.core.model_card import ComponentFiles, Components, ModelCard
+from filmlet.engine.base import KILOBYTE, Engine, to_kilobytes
 from filmlet.engine.configs import check_components
 from filmlet.engine.placement import (
-    BYTES,
-    Lever,
-    Library,
+    BYTES_PER_VALUE,
+    Backend,
+    Optimization,
     Placement,
     best_device,
+    device_name,
     free_memory,
     has_torch,
-    processor,
 )
-from filmlet.engine.state_dict import Weights
-from filmlet.errors import LibraryMissing, NotFinite, NotOffered
+from filmlet.engine.state_dict import CheckpointWeights
+from filmlet.errors import MissingDependency, NonFiniteValues, NotSupported
 
-SMALL = 4_000_000  # bytes of a transformer that torch computes sooner than it is compiled
-LARGEST = 1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
-HELD = (Hold.ALL, Hold.TURNS)  # how OpenVINO holds a model, and torch one that is compiled
+TORCH_ONLY_BELOW_BYTES = (
+    4_000_000  # bytes of a transformer that torch computes sooner than it is compiled
+)
+OPENVINO_MAX_BYTES = (
+    1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
+)
+OPENVINO_OFFLOAD_MODES = (
+    OffloadMode.NONE,
+    OffloadMode.MODEL,
+)  # how OpenVINO holds a model, and torch one that is compiled
 COMPILERS = ("c++", "g++", "clang++")  # that torch looks for
-LAYERS = "a model that is brought in layers is torch's"
+SEQUENTIAL_NEEDS_TORCH = "sequential offload needs the torch backend"
 
 
-def by_openvino(
-    card: ModelCard, files: Files, cache: Path, allow_int8: bool, dtype: str | None = None
+def openvino_placement(
+    card: ModelCard, files: ComponentFiles, cache: Path, allow_int8: bool, dtype: str | None = None
 ) -> Placement | str:
     """OpenVINO's placement of a checkpoint on the CPU, or why it cannot compute it.
 
     cache: folder of what is compiled. allow_int8: products may be in 8 bits. dtype: of an earlier
     attempt.
     """
-    found: Placement | str = import_module("filmlet.engine.openvino.engine").choose(
+    placement: Placement | str = import_module("filmlet.engine.openvino.engine").choose_placement(
         card, files, cache, allow_int8, dtype
     )
-    return found
+    return placement
 
 
-def torchs(card: ModelCard, parameters: Components[float]) -> str | None:
+def why_not_openvino_model(card: ModelCard, parameters: Components[float]) -> str | None:
     """Why a model is torch's on every CPU, whether or not its files are here."""
-    if card.refine:  # its drafts, too: what finishes one goes on with the engine that began it
+    if (
+        card.refine_schedule
+    ):  # its drafts, too: what finishes one goes on with the engine that began it
         return "the second stage's upsampler is torch's"
-    if sum(count for _, count in parameters.there()) * BYTES["float32"] > LARGEST:
+    if (
+        sum(count for _, count in parameters.present()) * BYTES_PER_VALUE["float32"]
+        > OPENVINO_MAX_BYTES
+    ):
         return "a model this large takes too much memory to be compiled"
     return None
 
 
-def against_openvino(
-    files: Files, device: str, loras: Sequence[Adapter], is_forced: bool
+def why_not_openvino_clip(
+    files: ComponentFiles, device: str, loras: Sequence[LoraAdapter], is_forced: bool
 ) -> str | None:
     """Why not OpenVINO for this clip, as far as can be told without it."""
     if device != "cpu":
@@ -67,118 +79,132 @@ def against_openvino(
         return "OpenVINO is not installed"
     if loras:
         return "LoRAs are merged into torch's weights"
-    is_small = Weights("transformer", files.transformer).bytes < SMALL
+    is_small = CheckpointWeights("transformer", files.transformer).bytes < TORCH_ONLY_BELOW_BYTES
     if is_small and has_torch() and not is_forced:
         return "a model this small computes sooner than it is compiled"
     return None
 
 
-def by_torch(device: str, dtype: str | None = None, against: str | None = None) -> Placement:
+def torch_placement(device: str, dtype: str | None = None, reason: str | None = None) -> Placement:
     """torch's placement on a device that is there. dtype: of an earlier attempt.
 
-    against: why not OpenVINO. Raises LibraryMissing.
+    reason: why not OpenVINO. Raises MissingDependency.
     """
     if not has_torch():
-        why = f" ({against})" if against else ""
-        raise LibraryMissing(f"This clip takes torch{why}: pip install 'filmlet[torch]'")
-    found: Placement = import_module("filmlet.engine.torch.dtype").choose(device, dtype)
-    return found
+        why = f" ({reason})" if reason else ""
+        raise MissingDependency(f"This clip takes torch{why}: pip install 'filmlet[torch]'")
+    placement: Placement = import_module("filmlet.engine.torch.dtype").choose_dtype(device, dtype)
+    return placement
 
 
-def against(lever: Lever, placement: Placement, loras: Sequence[Adapter]) -> str | None:
+def why_not_optimization(
+    lever: Optimization, placement: Placement, loras: Sequence[LoraAdapter]
+) -> str | None:
     """Why a lever is not used for a clip, if it is not."""
     device = placement.device
-    if placement.library is Library.OPENVINO:
+    if placement.backend is Backend.OPENVINO:
         return "OpenVINO has levers of its own"
-    if placement.hold not in HELD:
+    if placement.offload not in OPENVINO_OFFLOAD_MODES:
         return "the weights of blocks come and go"
     match lever:
-        case Lever.COMPILE if device == "cpu" and not any(map(shutil.which, COMPILERS)):
+        case Optimization.COMPILE if device == "cpu" and not any(map(shutil.which, COMPILERS)):
             return f"there is no C++ compiler, {', '.join(COMPILERS)}"
-        case Lever.GRAPHS if not device.startswith("cuda"):
+        case Optimization.CUDA_GRAPHS if not device.startswith("cuda"):
             return "graphs are a GPU's"
-        case Lever.FP8 if loras:
+        case Optimization.FP8 if loras:
             return "LoRAs are merged into weights of 16 bits"
-        case Lever.FP8:
-            why: str | None = import_module("filmlet.engine.torch.fp8").against(device)
+        case Optimization.FP8:
+            why: str | None = import_module("filmlet.engine.torch.fp8").why_not_fp8(device)
             return why
     return None
 
 
-def leaner(placement: Placement) -> Placement | None:
+def with_more_offload(placement: Placement) -> Placement | None:
     """One rung down the ladder, where there is one."""
-    hold = placement.hold.leaner
+    hold = placement.offload.next_lower
     if hold is None:
         return None
-    if placement.library is Library.TORCH or hold in HELD:
-        levers = placement.levers if hold in HELD else frozenset[Lever]()
-        return replace(placement, hold=hold, levers=levers)
-    return replace(by_torch(placement.device), hold=hold) if has_torch() else None
+    if placement.backend is Backend.TORCH or hold in OPENVINO_OFFLOAD_MODES:
+        levers = (
+            placement.optimizations if hold in OPENVINO_OFFLOAD_MODES else frozenset[Optimization]()
+        )
+        return replace(placement, offload=hold, optimizations=levers)
+    return replace(torch_placement(placement.device), offload=hold) if has_torch() else None
 
 
-def load(card: ModelCard, files: Files, placement: Placement) -> Generator[Progress, None, Engine]:
-    """A checkpoint, ready; Progress counts kilobytes. Raises CheckpointDamaged, NotFinite.
+def load_engine(
+    card: ModelCard, files: ComponentFiles, placement: Placement
+) -> Generator[Progress, None, Engine]:
+    """A checkpoint, ready; Progress counts kilobytes. Raises CheckpointCorrupt, NonFiniteValues.
 
     Where all of it has no room at once, its components are read when they are needed.
     """
     check_components(files)
-    engine: Engine = _module(placement).begin(card, files, placement)
-    names = engine.parts_of_every_clip if placement.hold is Hold.ALL else ()
-    done, total = 0, engine.weigh(*names)
-    yield Progress(Stage.LOAD, 0, kilobytes(total))
-    for read in engine.bring(*names):
+    engine: Engine = _engine_module(placement).create_engine(card, files, placement)
+    names = engine.core_components if placement.offload is OffloadMode.NONE else ()
+    done, total = 0, engine.bytes_to_load(*names)
+    yield Progress(Stage.LOAD, 0, to_kilobytes(total))
+    for read in engine.load_components(*names):
         done = min(done + read, total)
-        yield Progress(Stage.LOAD, done // KILOBYTE, kilobytes(total))
-    yield Progress(Stage.LOAD, kilobytes(total), kilobytes(total))
+        yield Progress(Stage.LOAD, done // KILOBYTE, to_kilobytes(total))
+    yield Progress(Stage.LOAD, to_kilobytes(total), to_kilobytes(total))
     return engine
 
 
 def export(
-    card: ModelCard, files: Files, parameters: Components[float], cache: Path, allow_int8: bool
+    card: ModelCard,
+    files: ComponentFiles,
+    parameters: Components[float],
+    cache: Path,
+    allow_int8: bool,
 ) -> Generator[int, None, Placement]:
     """Compile all of a checkpoint for OpenVINO into the cache; yields bytes that were read.
 
-    What is there already is not compiled again. Raises NotOffered where it is torch's.
+    What is there already is not compiled again. Raises NotSupported where it is torch's.
     """
-    against = torchs(card, parameters) or against_openvino(files, "cpu", (), is_forced=True)
-    found = against or by_openvino(card, files, cache, allow_int8)
-    if isinstance(found, str):
-        raise NotOffered(f"{card.name} is not exported: {found}.", param="model")
+    reason = why_not_openvino_model(card, parameters) or why_not_openvino_clip(
+        files, "cpu", (), is_forced=True
+    )
+    placement = reason or openvino_placement(card, files, cache, allow_int8)
+    if isinstance(placement, str):
+        raise NotSupported(f"{card.name} is not exported: {placement}.", param="model")
     check_components(files)
-    engine: Engine = _module(found).begin(card, files, replace(found, hold=Hold.TURNS))
+    engine: Engine = _engine_module(placement).create_engine(
+        card, files, replace(placement, offload=OffloadMode.MODEL)
+    )
     try:
-        for name in (*engine.parts_of_every_clip, "encoder"):
-            yield from engine.bring(name)
-    except NotFinite:  # a check found it to be too far off, and this is remembered
-        if found.is_exact:
+        for name in (*engine.core_components, "encoder"):
+            yield from engine.load_components(name)
+    except NonFiniteValues:  # a check found it to be too far off, and this is remembered
+        if placement.is_full_precision:
             raise
-        found = yield from export(card, files, parameters, cache, allow_int8)
-    return found
+        placement = yield from export(card, files, parameters, cache, allow_int8)
+    return placement
 
 
-def _module(placement: Placement) -> ModuleType:
+def _engine_module(placement: Placement) -> ModuleType:
     """Of the engine that computes."""
-    is_torch = placement.library is Library.TORCH
+    is_torch = placement.backend is Backend.TORCH
     return import_module(f"filmlet.engine.{'torch.engine' if is_torch else 'openvino.engine'}")
 
 
-def machine(device: str | None = None, is_torchs: bool = False) -> Machine:
+def device_info(device: str | None = None, is_torchs: bool = False) -> DeviceInfo:
     """This machine, as a model finds it, or one that torch computes.
 
-    Raises InvalidRequest for a device that is not there, LibraryMissing.
+    Raises InvalidRequest for a device that is not there, MissingDependency.
     """
     device = best_device(device)
     if device == "cpu" and find_spec("openvino") and not is_torchs:
         dtype: str = import_module("filmlet.engine.openvino.runner").best_dtype()
-        value_bytes = BYTES["float32"]  # of what it is given
+        value_bytes = BYTES_PER_VALUE["float32"]  # of what it is given
     else:
-        placement = by_torch(device)
+        placement = torch_placement(device)
         dtype, value_bytes = placement.dtype, placement.value_bytes
-    return Machine(device, processor(device), free_memory(device), dtype, value_bytes)
+    return DeviceInfo(device, device_name(device), free_memory(device), dtype, value_bytes)
 
 
-def at_most(machine: Machine) -> Machine:
+def in_float32(machine: DeviceInfo) -> DeviceInfo:
     """The same for a model that torch computes on a CPU, whose dtype nobody has measured yet."""
     if machine.device != "cpu":
         return machine
-    return replace(machine, dtype="float32", value_bytes=BYTES["float32"])
+    return replace(machine, dtype="float32", bytes_per_value=BYTES_PER_VALUE["float32"])

@@ -11,24 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.checkpoint_headers import VALUE_BYTES, TensorEntry, read_header, read_json
-from filmlet.core.model_card import Files
+from filmlet.core.model_card import ComponentFiles
 from filmlet.engine import ltx_key_mapping
 from filmlet.engine.schemas import select_config
-from filmlet.errors import CheckpointDamaged
+from filmlet.errors import CheckpointCorrupt
 
-WHOLE = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+NUMPY_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
 @dataclass(frozen=True)
-class Weights:
+class CheckpointWeights:
     """The weights of a component: of a folder in diffusers' layout, or some of a file's."""
 
     component: str
-    place: Path
+    path: Path
 
     @property
     def files(self) -> list[Path]:
-        return [self.place] if self.place.is_file() else sorted(self.place.glob("*.safetensors"))
+        return [self.path] if self.path.is_file() else sorted(self.path.glob("*.safetensors"))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -47,71 +47,71 @@ class Weights:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the module is built from. Raises CheckpointDamaged."""
-        if self.place.is_file():
+        """What the module is built from. Raises CheckpointCorrupt."""
+        if self.path.is_file():
             try:
-                table = ltx_key_mapping.config(self.component, self.shapes)
-            except CheckpointDamaged as error:
-                raise CheckpointDamaged(f"{self.place}: {error}") from error
+                table = ltx_key_mapping.infer_config(self.component, self.shapes)
+            except CheckpointCorrupt as error:
+                raise CheckpointCorrupt(f"{self.path}: {error}") from error
         else:
-            table = read_json(self.place / "config.json")
-        return select_config(self.component, table, self.place, len(self.shapes))
+            table = read_json(self.path / "config.json")
+        return select_config(self.component, table, self.path, len(self.shapes))
 
     def arrays(
-        self, wanted: Container[str] | None = None
+        self, names: Container[str] | None = None
     ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Every tensor, or those wanted, with its name, in float32. Raises CheckpointDamaged."""
+        """Every tensor, or those wanted, with its name, in float32. Raises CheckpointCorrupt."""
         for file in self.files:
             tensors = read_header(file).tensors
             try:
                 with file.open("rb") as opened:
-                    for theirs, ours in self.own_names(tensors).items():
-                        if wanted is not None and ours not in wanted:
+                    for theirs, ours in self.to_diffusers_keys(tensors).items():
+                        if names is not None and ours not in names:
                             continue
                         entry = tensors[theirs]
                         opened.seek(entry.start)
-                        yield ours, _widened(entry, opened.read(entry.end - entry.start))
+                        yield ours, _to_float32(entry, opened.read(entry.end - entry.start))
             except (OSError, KeyError, ValueError) as error:
-                raise CheckpointDamaged(f"{file} cannot be read: {error}.") from error
+                raise CheckpointCorrupt(f"{file} cannot be read: {error}.") from error
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """One of them. Raises KeyError, CheckpointDamaged."""
-        return next(array for one, array in self.arrays({name}))
+        """One of them. Raises KeyError, CheckpointCorrupt."""
+        return next(array for array_name, array in self.arrays({name}))
 
     @property
-    def is_in_eight_bits(self) -> bool:
+    def has_8bit_weights(self) -> bool:
         """Whether some of them are, which only torch widens."""
         return any(size == 1 for _, size in self._headers.values())
 
     @cached_property
     def _headers(self) -> dict[str, tuple[tuple[int, ...], int]]:
         """Shape and bytes of one value, by the names of diffusers' module."""
-        found: dict[str, tuple[tuple[int, ...], int]] = {}
+        headers: dict[str, tuple[tuple[int, ...], int]] = {}
         for file in self.files:
             tensors = read_header(file).tensors
-            for theirs, ours in self.own_names(tensors).items():
+            for theirs, ours in self.to_diffusers_keys(tensors).items():
                 entry = tensors[theirs]
-                found[ours] = entry.shape, VALUE_BYTES[entry.dtype]
-        return found
+                headers[ours] = entry.shape, VALUE_BYTES[entry.dtype]
+        return headers
 
-    def own_names(self, theirs: Iterable[str]) -> dict[str, str]:
+    def to_diffusers_keys(self, theirs: Iterable[str]) -> dict[str, str]:
         """Names in a file, with those of diffusers' module."""
-        if self.place.is_file() and self.component in ltx_key_mapping.PREFIX:
-            return ltx_key_mapping.names(self.component, theirs)
+        if self.path.is_file() and self.component in ltx_key_mapping.PREFIX:
+            return ltx_key_mapping.to_diffusers_keys(self.component, theirs)
         return {name: name for name in theirs}
 
 
-def projection(files: Files) -> NDArray[np.float32] | None:
+def load_latent_rgb_factors(files: ComponentFiles) -> NDArray[np.float32] | None:
     """Of a preview, where a checkpoint has one: (channels + 1, 3)."""
     if not files.preview:
         return None
-    return dict(Weights("preview", files.preview).arrays())["latent_to_rgb"]
+    return dict(CheckpointWeights("preview", files.preview).arrays())["latent_to_rgb"]
 
 
-def _widened(entry: TensorEntry, content: bytes) -> NDArray[np.float32]:
+def _to_float32(entry: TensorEntry, content: bytes) -> NDArray[np.float32]:
     """Numbers of 16 bits and more as they are in a file."""
     if entry.dtype == "BF16":  # the upper half of a float32
         values = (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
-        values = np.frombuffer(content, WHOLE[entry.dtype]).astype(np.float32)
+        values = np.frombuffer(content, NUMPY_DTYPES[entry.dtype]).astype(np.float32)
     return values.reshape(entry.shape)

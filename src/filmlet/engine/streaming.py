@@ -9,14 +9,16 @@ from filmlet.engine.arrays import Array
 PIECE = 8  # frames
 
 
-class Take(NamedTuple):
-    """How a stream is fed: about so many frames at a time. lag: as many more come at the end."""
+class ChunkSize(NamedTuple):
+    """How a stream is fed: about so many frames at a time. extra_at_end: as many more come at the
+    end.
+    """
 
     frames: int = PIECE
-    lag: int = 0
+    extra_at_end: int = 0
 
 
-class Stream(Protocol):
+class StreamingModule(Protocol):
     """A piece of the decoder: frames in, as many frames out as can be known yet.
 
     All arrays are (batch, channels, frames, ...).
@@ -25,25 +27,25 @@ class Stream(Protocol):
     def push(self, x: Array, last: bool) -> Array: ...
 
 
-def flow(
-    streams: Sequence[Stream], chunks: Iterable[Array], takes: Sequence[Take] = ()
+def run_streaming(
+    streams: Sequence[StreamingModule], chunks: Iterable[Array], takes: Sequence[ChunkSize] = ()
 ) -> Iterator[Array]:
     """Frames through the streams, one after the other.
 
     takes: of each stream but the first, which takes chunks.
     """
-    takes = (*(takes or [Take()] * (len(streams) - 1)), Take())
-    held: Array | None = None
+    takes = (*(takes or [ChunkSize()] * (len(streams) - 1)), ChunkSize())
+    pending: Array | None = None
     for chunk in chunks:
-        if held is not None:
-            yield from _through(streams, takes, held, last=False)
-        held = chunk
-    if held is not None:
-        yield from _through(streams, takes, held, last=True)
+        if pending is not None:
+            yield from _push_through(streams, takes, pending, last=False)
+        pending = chunk
+    if pending is not None:
+        yield from _push_through(streams, takes, pending, last=True)
 
 
-def _through(
-    streams: Sequence[Stream], takes: Sequence[Take], x: Array, last: bool
+def _push_through(
+    streams: Sequence[StreamingModule], takes: Sequence[ChunkSize], x: Array, last: bool
 ) -> Iterator[Array]:
     """Push frames through the streams in pieces: the flush at the end stays small, too."""
     if not streams and x.shape[2]:
@@ -51,13 +53,13 @@ def _through(
     if not streams or not (x.shape[2] or last):
         return
     y = streams[0].push(x, last)
-    for start, stop in _pieces(y.shape[2], takes[0], last):
+    for start, stop in _even_chunks(y.shape[2], takes[0], last):
         is_end = last and stop == y.shape[2]
-        yield from _through(streams[1:], takes[1:], y[:, :, start:stop], is_end)
+        yield from _push_through(streams[1:], takes[1:], y[:, :, start:stop], is_end)
 
 
-def _pieces(count: int, take: Take, last: bool) -> Iterator[tuple[int, int]]:
+def _even_chunks(count: int, take: ChunkSize, last: bool) -> Iterator[tuple[int, int]]:
     """Where they begin and end, so that each gives about as many: no frame is left over."""
-    number, whole = max(1, round(count / take.frames)), count + take.lag * last
-    inner = (min(whole * i // number, count - number + i) for i in range(1, number))
+    number, total = max(1, round(count / take.frames)), count + take.extra_at_end * last
+    inner = (min(total * i // number, count - number + i) for i in range(1, number))
     return pairwise([0, *inner, count])

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from filmlet.engine.arrays import Tensors
-from filmlet.engine.placement import Library, Placement
+from filmlet.engine.placement import Backend, Placement
 
 
 def save(path: Path, tensors: Tensors, confirm: Callable[[], None] = lambda: None) -> None:
@@ -33,7 +33,7 @@ def save(path: Path, tensors: Tensors, confirm: Callable[[], None] = lambda: Non
 
 def load(path: Path, placement: Placement) -> Tensors | None:
     """The table at `path`, for its engine; None where there is none, or none that can be read."""
-    is_torch = placement.library is Library.TORCH
+    is_torch = placement.backend is Backend.TORCH
     where = {"device": placement.device} if is_torch else {}
     try:
         with safe_open(path, "pt" if is_torch else "np", **where) as file:

@@ -1,36 +1,36 @@
 """Jobs that survive: a durable queue over DBOS, workers with leases, learned ETA."""
 
-from filmlet.jobs.api_keys import Granted, Key, Keys
+from filmlet.jobs.api_keys import ApiKey, ApiKeyStore, CreatedApiKey
 from filmlet.jobs.job import (
     PREVIEW,
-    Census,
     Estimate,
     Failure,
     Forecast,
     Job,
-    Living,
     Priority,
+    QueueStats,
     StageRecord,
     Status,
+    WorkerInfo,
 )
-from filmlet.jobs.queue import Asking, Queue
+from filmlet.jobs.queue import Queue, SubmitOptions
 from filmlet.jobs.rate_limits import Limits
 
 __all__ = [
     "PREVIEW",
-    "Asking",
-    "Census",
+    "ApiKey",
+    "ApiKeyStore",
+    "CreatedApiKey",
     "Estimate",
     "Failure",
     "Forecast",
-    "Granted",
     "Job",
-    "Key",
-    "Keys",
     "Limits",
-    "Living",
     "Priority",
     "Queue",
+    "QueueStats",
     "StageRecord",
     "Status",
+    "SubmitOptions",
+    "WorkerInfo",
 ]

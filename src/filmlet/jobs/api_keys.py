@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-from filmlet.core.prompts import check_text
+from filmlet.core.prompts import validate_text
 from filmlet.errors import InvalidRequest, UnknownKey
 from filmlet.jobs.addresses import parse_webhook_url
 from filmlet.jobs.database import Database, Row
@@ -13,7 +13,7 @@ from filmlet.settings import Settings
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """Who may ask for clips. id: the owner of this key's jobs; admins see everybody's jobs."""
 
     id: str
@@ -25,15 +25,15 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Granted:
+class CreatedApiKey:
     """A new key with what is shown only once."""
 
-    key: Key
+    key: ApiKey
     secret: str
     webhook_secret: str | None
 
 
-class Keys:
+class ApiKeyStore:
     """The keys of one database."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -46,41 +46,48 @@ class Keys:
         admin: bool = False,
         limits: Limits | None = None,
         webhook: str | None = None,
-    ) -> Granted:
+    ) -> CreatedApiKey:
         """Make a key; what `limits` leaves out is the settings'. Raises InvalidRequest."""
-        check_text("name", name)
+        validate_text("name", name)
         if not name.strip():
             raise InvalidRequest("A key needs a name.", param="name")
         if webhook is not None:
             _check_webhook(webhook)
         secret = f"sk-{secrets.token_urlsafe(32)}"
         webhook_secret = f"whsec_{secrets.token_hex(24)}" if webhook else None
-        own = limits or Limits.of(self.settings)
-        own.check()
+        key_limits = limits or Limits.from_settings(self.settings)
+        key_limits.check()
         with self.database.transaction() as t:
             row = t.row(
                 "insert into filmlet_key values (:id, :name, :hash, :admin, :max_active,"
                 " :max_per_minute, :seconds_per_day, :webhook, :webhook_secret, {now})"
                 " on conflict (name) do nothing returning *",
-                id=f"key_{secrets.token_hex(8)}", name=name.strip(), hash=_hash(secret),
-                admin=int(admin), max_active=own.max_active, max_per_minute=own.max_per_minute,
-                seconds_per_day=own.seconds_per_day, webhook=webhook,
+                id=f"key_{secrets.token_hex(8)}",
+                name=name.strip(),
+                hash=_hash_secret(secret),
+                admin=int(admin),
+                max_active=key_limits.max_active,
+                max_per_minute=key_limits.max_per_minute,
+                seconds_per_day=key_limits.seconds_per_day,
+                webhook=webhook,
                 webhook_secret=webhook_secret,
-            )  # fmt: skip
+            )
         if row is None:
             raise InvalidRequest(f"There is a key named {name!r} already.", param="name")
-        return Granted(_key(row), secret, webhook_secret)
+        return CreatedApiKey(_key_from_row(row), secret, webhook_secret)
 
-    def find(self, secret: str) -> Key | None:
+    def find_by_secret(self, secret: str) -> ApiKey | None:
         """Whose secret this is."""
-        with self.database.reading() as t:
-            row = t.row("select * from filmlet_key where hash = :hash", hash=_hash(secret))
-        return _key(row) if row else None
+        with self.database.read() as t:
+            row = t.row("select * from filmlet_key where hash = :hash", hash=_hash_secret(secret))
+        return _key_from_row(row) if row else None
 
-    def all(self) -> list[Key]:
+    def list_keys(self) -> list[ApiKey]:
         """Every key, the oldest first."""
-        with self.database.reading() as t:
-            return [_key(row) for row in t.rows("select * from filmlet_key order by created")]
+        with self.database.read() as t:
+            return [
+                _key_from_row(row) for row in t.rows("select * from filmlet_key order by created")
+            ]
 
     def remove(self, name: str) -> None:
         """A removed key opens nothing from now on; its jobs stay. Raises UnknownKey."""
@@ -97,12 +104,12 @@ def _check_webhook(url: str) -> None:
         raise InvalidRequest(f"webhook: {error}", param="webhook") from error
 
 
-def _hash(secret: str) -> str:
+def _hash_secret(secret: str) -> str:
     """Secrets are long and random: a plain hash cannot be guessed back."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _key(row: Row) -> Key:
+def _key_from_row(row: Row) -> ApiKey:
     limits = Limits(row["max_active"], row["max_per_minute"], row["seconds_per_day"])
     admin = bool(row["admin"])
-    return Key(row["id"], row["name"], admin, limits, row["webhook"], row["created"])
+    return ApiKey(row["id"], row["name"], admin, limits, row["webhook"], row["created"])

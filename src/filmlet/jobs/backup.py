@@ -21,7 +21,7 @@ STATE = (  # a worker's sign of life is no change
 
 
 @contextmanager
-def kept(settings: Settings) -> Iterator[None]:
+def run_with_backups(settings: Settings) -> Iterator[None]:
     """Begin with the latest copy if there is no file yet; keep the copy up to date meanwhile.
 
     Only where clips are stored elsewhere and the queue is a file. Raises StorageUnusable.
@@ -29,10 +29,10 @@ def kept(settings: Settings) -> Iterator[None]:
     if settings.storage_url is None or settings.database_url is not None:
         yield
         return
-    snapshot = Snapshot(settings)
+    snapshot = DatabaseBackup(settings)
     snapshot.restore()
     stopping = threading.Event()
-    thread = threading.Thread(target=snapshot.keep, args=(stopping,), name="snapshot", daemon=True)
+    thread = threading.Thread(target=snapshot.run, args=(stopping,), name="snapshot", daemon=True)
     thread.start()
     try:
         yield
@@ -41,7 +41,7 @@ def kept(settings: Settings) -> Iterator[None]:
         thread.join()
 
 
-class Snapshot:
+class DatabaseBackup:
     """The SQLite file of these settings and its copy."""
 
     def __init__(self, settings: Settings) -> None:
@@ -50,39 +50,41 @@ class Snapshot:
 
     def restore(self) -> None:
         """Bring the copy here, unless there is a file already; its workers are gone."""
-        if self.file.exists() or not self.storage.holds(NAME):
+        if self.file.exists() or not self.storage.exists(NAME):
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_name(f"{NAME}.part")
-        self.storage.bring_down(NAME, part)
+        self.storage.download(NAME, part)
         with closing(sqlite3.connect(part)) as copy, copy:
             copy.execute("update filmlet_worker set dead = 1")
         part.replace(self.file)
         log.info("the queue goes on from its copy")
 
-    def keep(self, stopping: threading.Event) -> None:
+    def run(self, stopping: threading.Event) -> None:
         """Copy whenever something has changed, and once more at the end."""
-        seen = ""
+        saved_version = ""
         while True:
             is_last = stopping.wait(EVERY_S)
             try:
-                seen = self.save(seen)
+                saved_version = self.save(saved_version)
             except (FilmletError, OSError, sqlite3.Error) as error:
                 log.warning("the queue could not be copied: %s", error)
             if is_last:
                 return
 
-    def save(self, seen: str = "") -> str:
-        """Copy, if the jobs are not as they were when `seen` was returned."""
+    def save(self, saved_version: str = "") -> str:
+        """Copy, if the jobs are not as they were when `saved_version` was returned."""
         part = self.file.with_name(f"{NAME}.{os.getpid()}.part")
-        with closing(sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30)) as own:
-            now = repr(own.execute(STATE).fetchone())
-            if now == seen:
+        with closing(
+            sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30)
+        ) as connection:
+            now = repr(connection.execute(STATE).fetchone())
+            if now == saved_version:
                 return now
             try:
                 with closing(sqlite3.connect(part)) as copy:
-                    own.backup(copy)
-                self.storage.bring_up(part, NAME)
+                    connection.backup(copy)
+                self.storage.upload(part, NAME)
             finally:
                 part.unlink(missing_ok=True)
         return now

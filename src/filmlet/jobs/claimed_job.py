@@ -9,34 +9,36 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
-from filmlet.core.events import Finished, Progress, Stage
+from filmlet.core.events import Progress, Stage, StageFinished
 from filmlet.errors import JobLost
-from filmlet.jobs.cost_model import Size
-from filmlet.jobs.database import Database, Row, Transaction, tally
+from filmlet.jobs.cost_model import WorkloadSize
+from filmlet.jobs.database import Database, Row, Transaction, count_event
 from filmlet.jobs.job import Status
-from filmlet.jobs.webhooks import announce
-from filmlet.pipeline.prepare import Work
+from filmlet.jobs.webhooks import enqueue_webhook
+from filmlet.pipeline.prepare import GenerationState
 from filmlet.settings import Settings
 
 CONFIRMED_S = 1.0  # a job is not given to another worker sooner than this after a report
-LISTEN_S = 0.35  # between two questions for a cancel while nothing else is to be told
+CANCEL_POLL_S = 0.35  # between two questions for a cancel while nothing else is to be told
 
 
 @dataclass(eq=False)
-class Held:
-    """One job in hand. `told` is what was last reported of `latest`; `work` is there once known."""
+class ClaimedJob:
+    """One job in hand. `last_report` is what was last reported of `latest`; `work` is there once
+    known.
+    """
 
     database: Database
     settings: Settings
     row: Row
-    work: Work | None = None
+    work: GenerationState | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
     latest: Progress | None = None
     previews: int = 0  # so many were made; each takes the place of the one before
-    told: tuple[Progress | None, int] = (None, 0)
-    told_at: float = 0.0
+    last_report: tuple[Progress | None, int] = (None, 0)
+    last_report_at: float = 0.0
     confirmed_at: float = field(default_factory=time.monotonic)  # that the job was still ours
-    begun: Progress | None = None  # of the stage in hand
+    stage_start: Progress | None = None  # of the stage in hand
     records: list[dict[str, object]] = field(default_factory=list)
 
     @classmethod
@@ -65,8 +67,8 @@ class Held:
                     id=job, run=run,
                 )  # fmt: skip
                 if gone:
-                    tally(t, "jobs", Status.CANCELLED)
-                    announce(t, database, settings, job)
+                    count_event(t, "jobs", Status.CANCELLED)
+                    enqueue_webhook(t, database, settings, job)
         return cls(database, settings, row, records=json.loads(row["stages"])) if row else None
 
     @property
@@ -77,20 +79,20 @@ class Held:
     def attempt(self) -> int:
         return int(self.row["attempt"])
 
-    def seen(self, progress: Progress) -> None:
-        """Remember how far the work is; `report` tells it."""
-        if self.begun is None or self.begun.stage != progress.stage:
-            self.begun = progress
+    def update_progress(self, progress: Progress) -> None:
+        """Remember how far the work is; `report_progress` tells it."""
+        if self.stage_start is None or self.stage_start.stage != progress.stage:
+            self.stage_start = progress
         self.latest = progress
 
     def stop(self) -> None:
         """End the work, inside a model call if need be."""
         self.stopped.set()
 
-    def report(self) -> None:
+    def report_progress(self) -> None:
         """Progress, sign of life and the wish to cancel in one statement."""
         latest, now = (self.latest, self.previews), time.monotonic()
-        if latest == self.told and now - self.told_at < LISTEN_S:
+        if latest == self.last_report and now - self.last_report_at < CANCEL_POLL_S:
             return
         progress = self.latest or Progress(Stage.LOAD, 0, 1)
         with self.database.transaction() as t:
@@ -101,9 +103,9 @@ class Held:
                 " and status = 'running' returning cancel",
                 stage=progress.stage.value, done=progress.done, total=progress.total,
                 preview=str(self.previews) if self.previews else None,
-                changed=int(latest != self.told), **self._mine,
+                changed=int(latest != self.last_report), **self._where_owned,
             )  # fmt: skip
-        self.told, self.told_at = latest, now
+        self.last_report, self.last_report_at = latest, now
         if row is None or row["cancel"] is not None:
             self.stop()
         if row:
@@ -117,27 +119,27 @@ class Held:
         if time.monotonic() - self.confirmed_at < CONFIRMED_S:
             return
         now = time.monotonic()
-        with self.database.reading() as t:
+        with self.database.read() as t:
             row = t.row(
                 "select id from filmlet_job where id = :id and worker = :worker"
                 " and attempt = :attempt and run = :run and status = 'running'",
-                **self._mine,
+                **self._where_owned,
             )
         if row is None:
             self.stop()
             raise JobLost(f"{self.id} was given to another worker or deleted.")
         self.confirmed_at = now
 
-    def note_effective(self) -> None:
+    def save_effective(self) -> None:
         """Record what will really be done."""
         with self.database.transaction() as t:
             t.rows(
                 "update filmlet_job set effective = :effective, seq = seq + 1"
                 " where id = :id and worker = :worker and attempt = :attempt and run = :run",
-                effective=self._effective, **self._mine,
+                effective=self._effective_json, **self._where_owned,
             )  # fmt: skip
 
-    def record(self, event: Finished) -> None:
+    def save_stage(self, event: StageFinished) -> None:
         """Add the stage to the job's record, and what it took to what is known of costs."""
         self.records.append(
             {
@@ -147,22 +149,24 @@ class Held:
                 "reused": event.reused,
             }
         )
-        sample = None if event.reused else self._sample(event)
+        sample = None if event.reused else self._cost_sample(event)
         with self.database.transaction() as t:
             t.rows(
                 "update filmlet_job set stages = :stages,"
                 " effective = coalesce(:effective, effective), seq = seq + 1"
                 " where id = :id and worker = :worker and attempt = :attempt and run = :run",
-                stages=json.dumps(self.records), effective=self._effective, **self._mine,
-            )  # fmt: skip
+                stages=json.dumps(self.records),
+                effective=self._effective_json,
+                **self._where_owned,
+            )
             if not event.reused:
-                tally(t, "stage", event.stage.value, event.seconds)
+                count_event(t, "stage", event.stage.value, event.seconds)
             if sample:
                 units, seconds = sample
                 t.rows(
                     "insert into filmlet_cost values"
                     " (:model, :device, :stage, :units, :seconds, {now})",
-                    model=self.row["model"], device=self._device,
+                    model=self.row["model"], device=self._device_name,
                     stage=event.stage.value, units=units, seconds=seconds,
                 )  # fmt: skip
             t.rows(
@@ -182,12 +186,12 @@ class Held:
                 " effective = :effective, finished = {now}, seq = seq + 1"
                 " where id = :id and worker = :worker and attempt = :attempt and run = :run"
                 " and status = 'running' returning started - queued as waited",
-                bytes=size, effective=self._effective, **self._mine,
+                bytes=size, effective=self._effective_json, **self._where_owned,
             )  # fmt: skip
             if ended:
-                tally(t, "jobs", Status.COMPLETED)
-                tally(t, "wait", "", max(0.0, ended["waited"]))
-                announce(t, self.database, self.settings, self.id)
+                count_event(t, "jobs", Status.COMPLETED)
+                count_event(t, "wait", "", max(0.0, ended["waited"]))
+                enqueue_webhook(t, self.database, self.settings, self.id)
         return ended is not None
 
     def fail(self, code: str, message: str, size: int) -> bool:
@@ -201,15 +205,15 @@ class Held:
                 " failure = :message, bytes = :bytes, finished = {now}, seq = seq + 1"
                 " where id = :id and worker = :worker and attempt = :attempt and run = :run"
                 " and status = 'running' returning id",
-                code=code, message=message, bytes=size, **self._mine,
+                code=code, message=message, bytes=size, **self._where_owned,
             )  # fmt: skip
             if ended:
-                tally(t, "jobs", Status.FAILED)
-                tally(t, "failure", code)
-                announce(t, self.database, self.settings, self.id)
+                count_event(t, "jobs", Status.FAILED)
+                count_event(t, "failure", code)
+                enqueue_webhook(t, self.database, self.settings, self.id)
         return ended is not None
 
-    def cancelled(self, size: int) -> bool:
+    def mark_cancelled(self, size: int) -> bool:
         """The worker has stopped and is free again; size: bytes of what is kept of the job.
 
         Whether the job was still ours.
@@ -220,49 +224,51 @@ class Held:
                 " idle_s = {now} - cancel, seq = seq + 1"
                 " where id = :id and worker = :worker and attempt = :attempt and run = :run"
                 " and status = 'running' and cancel is not null returning idle_s",
-                bytes=size, **self._mine,
+                bytes=size, **self._where_owned,
             )  # fmt: skip
             if ended:
-                tally(t, "jobs", Status.CANCELLED)
-                tally(t, "cancel", "", ended["idle_s"])
-                announce(t, self.database, self.settings, self.id)
+                count_event(t, "jobs", Status.CANCELLED)
+                count_event(t, "cancel", "", ended["idle_s"])
+                enqueue_webhook(t, self.database, self.settings, self.id)
         return ended is not None
 
-    def give_back(self, t: Transaction) -> None:
+    def release(self, t: Transaction) -> None:
         """The attempt does not count: the worker was told to stop."""
         t.rows(
             "update filmlet_job set attempt = attempt - 1"
             " where id = :id and worker = :worker and attempt = :attempt and run = :run"
             " and status = 'running'",
-            **self._mine,
+            **self._where_owned,
         )
 
     @property
-    def _mine(self) -> dict[str, object]:
+    def _where_owned(self) -> dict[str, object]:
         return {
             "id": self.id, "worker": self.row["worker"], "attempt": self.attempt,
             "run": self.row["run"],
         }  # fmt: skip
 
     @property
-    def _device(self) -> str:
+    def _device_name(self) -> str:
         assert self.work
         return self.work.placement.device
 
     @property
-    def _effective(self) -> str | None:
+    def _effective_json(self) -> str | None:
         return json.dumps(self.work.effective.as_json()) if self.work else None
 
-    def _sample(self, event: Finished) -> tuple[float, float] | None:
+    def _cost_sample(self, event: StageFinished) -> tuple[float, float] | None:
         """Units and seconds of a stage for the cost model; a load that was none costs nothing."""
-        size = Size(**json.loads(self.row["work"]))
+        size = WorkloadSize(**json.loads(self.row["work"]))
         if event.stage == Stage.FETCH or (event.stage == Stage.LOAD and event.seconds < 0.05):
             return None
         seconds = event.seconds
         if event.stage in (Stage.DENOISE, Stage.REFINE):
-            begun = self.begun
-            left = 1 - begun.done / begun.total if begun and begun.stage == event.stage else 1.0
-            if not left:  # every window was there
+            begun = self.stage_start
+            remaining = (
+                1 - begun.done / begun.total if begun and begun.stage == event.stage else 1.0
+            )
+            if not remaining:  # every window was there
                 return None
-            seconds /= size.calls_of(event.stage) * left
+            seconds /= size.calls_of(event.stage) * remaining
         return size.units(event.stage), seconds

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 LATEST = 64  # measurements that count
 HALF_LIFE = 16  # measurements after which one counts half
 WINDOW = 24  # latest errors that make the band
-PACE = 5  # latest errors whose median says how fast the machine is now
+RECENT_ERRORS = 5  # latest errors whose median says how fast the machine is now
 BAND = 0.85  # of clips should end inside
 FEW_ERROR = 0.7  # logarithm; what an error may be, besides those seen
 # Before anything was measured: what a machine must compute, in operations, and how wrong that may
@@ -30,9 +30,17 @@ FEW_ERROR = 0.7  # logarithm; what an error may be, besides those seen
 GUESS_ERROR = 1.3
 OVERHEAD_S = 2.0
 PIXEL_OPERATIONS = 60_000.0
-ONCE = (Stage.LOAD, Stage.ENCODE)
-FLAT = ((0,),)  # powers of units
-GROWING = ((1,), (0,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2))  # attention: a call has the square
+CONSTANT_STAGES = (Stage.LOAD, Stage.ENCODE)
+CONSTANT_TERM = ((0,),)  # powers of units
+POLYNOMIAL_TERMS = (
+    (1,),
+    (0,),
+    (2,),
+    (0, 1),
+    (1, 2),
+    (0, 2),
+    (0, 1, 2),
+)  # attention: a call has the square
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Size:
+class WorkloadSize:
     """What a clip's cost depends on. parameters: of the transformer; refine_*: second stage."""
 
     tokens: int
@@ -56,14 +64,16 @@ class Size:
     refine_calls: int = 0
 
     @classmethod
-    def of(cls, plan: Plan, parameters: float) -> "Size":
+    def from_plan(cls, plan: Plan, parameters: float) -> "WorkloadSize":
         shape, grid = plan.shape, plan.card.grid
-        area = (shape.made_width // grid.side) * (shape.made_height // grid.side)
+        area = (shape.generated_width // grid.spatial_compression) * (
+            shape.generated_height // grid.spatial_compression
+        )
         times = (2 if plan.guidance > 1 else 1) * len(plan.windows)
         calls, refine_calls = times * len(plan.sigmas), times * len(plan.refine_sigmas)
-        pixels = shape.made_width * shape.made_height * shape.made_frames
-        tokens = plan.call_latents * area
-        first = tokens // grid.scale**2 if refine_calls else tokens
+        pixels = shape.generated_width * shape.generated_height * shape.generated_frames
+        tokens = plan.max_latent_frames_per_call * area
+        first = tokens // grid.upscale_factor**2 if refine_calls else tokens
         refined = tokens if refine_calls else 0
         return cls(first, calls, pixels, parameters, refined, refine_calls)
 
@@ -93,7 +103,7 @@ class Size:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class StageEstimate:
     """Seconds of one stage; errors: logarithms of true by predicted of the latest, newest first."""
 
     seconds: float
@@ -101,13 +111,13 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class StageCurve:
     """Seconds of one stage's call, by powers 0 to 2 of its units; errors: as a Part's."""
 
     coefficients: Floats
     errors: Floats
 
-    def at(self, units: float) -> float:
+    def estimate_seconds(self, units: float) -> float:
         return max(float(self.coefficients @ (1.0, units, units**2)), 1e-4)
 
 
@@ -117,25 +127,27 @@ class CostModel:
     def __init__(self, samples: Sequence[Sample], speed: float) -> None:
         """samples: latest last; speed: of the device, operations a second."""
         self.speed = speed
-        self.curves: dict[Stage, Curve] = {}
+        self.curves: dict[Stage, StageCurve] = {}
         for stage in Stage:
-            if known := [s for s in samples if s.stage == stage][-LATEST:]:
-                units = np.array([s.units for s in known])
-                seconds = np.array([max(s.seconds, 1e-4) for s in known])
-                self.curves[stage] = _fitted(units, seconds, FLAT if stage in ONCE else GROWING)
+            if stage_samples := [s for s in samples if s.stage == stage][-LATEST:]:
+                units = np.array([s.units for s in stage_samples])
+                seconds = np.array([max(s.seconds, 1e-4) for s in stage_samples])
+                self.curves[stage] = _fit_curve(
+                    units, seconds, CONSTANT_TERM if stage in CONSTANT_STAGES else POLYNOMIAL_TERMS
+                )
 
-    def part(self, stage: Stage, size: Size) -> Part:
+    def stage_estimate(self, stage: Stage, size: WorkloadSize) -> StageEstimate:
         """What one stage will take."""
         calls = size.calls_of(stage)
         if curve := self.curves.get(stage):
-            return Part(calls * curve.at(size.units(stage)), curve.errors)
-        return Part(calls * self._guess(stage, size), np.full(WINDOW, GUESS_ERROR))
+            return StageEstimate(calls * curve.estimate_seconds(size.units(stage)), curve.errors)
+        return StageEstimate(calls * self._guess_stage(stage, size), np.full(WINDOW, GUESS_ERROR))
 
-    def estimate(self, size: Size, stages: Sequence[Stage] = tuple(Stage)) -> Estimate:
+    def estimate(self, size: WorkloadSize, stages: Sequence[Stage] = tuple(Stage)) -> Estimate:
         """Seconds for these stages, and the band."""
-        return total([self.part(stage, size) for stage in stages])
+        return sum_estimates([self.stage_estimate(stage, size) for stage in stages])
 
-    def _guess(self, stage: Stage, size: Size) -> float:
+    def _guess_stage(self, stage: Stage, size: WorkloadSize) -> float:
         match stage:
             case Stage.LOAD:
                 return OVERHEAD_S + size.parameters / 5e8
@@ -147,7 +159,7 @@ class CostModel:
                 return 0.1
 
 
-def total(parts: Sequence[Part]) -> Estimate:
+def sum_estimates(parts: Sequence[StageEstimate]) -> Estimate:
     """The sum of parts, with a conformal band: how wrong it would have been about the latest clips.
 
     The errors of one clip's stages stay together: a busy machine makes all of them late.
@@ -161,7 +173,7 @@ def total(parts: Sequence[Part]) -> Estimate:
     return Estimate(seconds, seconds / factor, seconds * factor)
 
 
-def _fitted(units: Floats, seconds: Floats, choices: Sequence[Sequence[int]]) -> Curve:
+def _fit_curve(units: Floats, seconds: Floats, choices: Sequence[Sequence[int]]) -> StageCurve:
     """Weighted least squares of relative errors, coefficients at least 0; powers from `choices`.
 
     One size seen: the first choice, until another size says otherwise.
@@ -172,30 +184,30 @@ def _fitted(units: Floats, seconds: Floats, choices: Sequence[Sequence[int]]) ->
     coefficients, errors, least = np.zeros(3), np.zeros(0), math.inf
     for chosen in choices[: 1 if (units == units[0]).all() else None]:
         columns = table[:, chosen] * root[:, None]
-        found, _, rank, _ = np.linalg.lstsq(columns, root, rcond=None)
-        error = float(((columns @ found - root) ** 2).sum()) * (1 + 0.05 * len(chosen))
-        if rank == len(chosen) and (found >= 0).all() and error < least:
+        solution, _, rank, _ = np.linalg.lstsq(columns, root, rcond=None)
+        error = float(((columns @ solution - root) ** 2).sum()) * (1 + 0.05 * len(chosen))
+        if rank == len(chosen) and (solution >= 0).all() and error < least:
             coefficients, least = np.zeros(3), error
-            coefficients[list(chosen)] = found
-            errors = _left_out(columns, found, root)
-    pace = float(np.median(errors[:PACE])) if len(errors) >= PACE else 0.0
+            coefficients[list(chosen)] = solution
+            errors = _leave_one_out_errors(columns, solution, root)
+    pace = float(np.median(errors[:RECENT_ERRORS])) if len(errors) >= RECENT_ERRORS else 0.0
     # Few errors are repeated to fill the window, and a large one with them.
     errors = np.resize([*(errors - pace), FEW_ERROR][:WINDOW], WINDOW)
-    return Curve(coefficients * math.exp(pace) / scale ** np.arange(3), errors)
+    return StageCurve(coefficients * math.exp(pace) / scale ** np.arange(3), errors)
 
 
-def _left_out(columns: Floats, found: Floats, root: Floats) -> Floats:
+def _leave_one_out_errors(columns: Floats, coefficients: Floats, root: Floats) -> Floats:
     """Errors about each sample if it were left out of the fit, in closed form, newest first."""
     leverage = (columns * np.linalg.pinv(columns).T).sum(1)
     others = leverage < 0.999  # a sample that nothing else is like says nothing about errors
-    wrong = (1 - columns @ found / root)[others] / (1 - leverage[others])
+    wrong = (1 - columns @ coefficients / root)[others] / (1 - leverage[others])
     bound = math.exp(FEW_ERROR)
     errors: Floats = -np.log(np.clip(1 - wrong, 1 / bound, bound))[::-1]
     return errors
 
 
 @cache
-def probe(budget_s: float = 0.1) -> float:
+def measure_flops(budget_s: float = 0.1) -> float:
     """Operations a second of a matrix product on this machine's CPU."""
     matrix = np.ones((384, 384), dtype=np.float32)
     matrix @ matrix

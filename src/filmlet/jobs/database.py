@@ -89,7 +89,7 @@ create table filmlet_cost (
 """
 
 
-def _first(connection: Connection) -> None:
+def _create_tables(connection: Connection) -> None:
     for statement in (JOBS, WORKERS, COSTS):
         connection.execute(sa.text(statement))
     for index in (
@@ -100,7 +100,7 @@ def _first(connection: Connection) -> None:
         connection.execute(sa.text(index))
 
 
-def _second(connection: Connection) -> None:
+def _add_server_tables(connection: Connection) -> None:
     """What a server needs: shapes and sources of jobs, keys, use of them, counts for metrics."""
     for statement in (
         "alter table filmlet_job add column shape text",
@@ -141,12 +141,12 @@ def _second(connection: Connection) -> None:
         connection.execute(sa.text(statement))
 
 
-def _third(connection: Connection) -> None:
+def _add_worker_machine(connection: Connection) -> None:
     """What a worker computes on, so that a plan can say how a model will be held there."""
     connection.execute(sa.text("alter table filmlet_worker add column machine text"))
 
 
-def _fourth(connection: Connection) -> None:
+def _add_paging_indexes(connection: Connection) -> None:
     """A page of jobs, of everybody's or one owner's, costs the same however many there are."""
     for statement in (
         "drop index filmlet_job_owner",
@@ -171,7 +171,7 @@ def _fifth(connection: Connection) -> None:
 
 
 # A change of the schema is a new function at the end.
-MIGRATIONS = (_first, _second, _third, _fourth, _fifth)
+MIGRATIONS = (_create_tables, _add_server_tables, _add_worker_machine, _add_paging_indexes, _fifth)
 
 
 class Database:
@@ -192,14 +192,14 @@ class Database:
             if self.is_sqlite
             else "(cast(request as json) ->> 'prompt')"
         )
-        self.words = self.now, self.prompt
-        with self._refusals():
+        self.sql_placeholders = self.now, self.prompt
+        with self._as_database_error():
             if self.is_sqlite:
                 self.file = Path(self.url.removeprefix("sqlite:///"))
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                _write_ahead(self.file)
+                _enable_wal(self.file)
                 self.inode = _inode(self.file)
-                _count_subseconds()
+                _patch_unixepoch()
             else:
                 self.url = _with_keepalives(self.url)
             self.engine = self._engine()
@@ -214,7 +214,7 @@ class Database:
         url = sa.make_url(self.url)
         if self.is_sqlite:
             engine = sa.create_engine(url, connect_args={"timeout": 30})
-            sa.event.listen(engine, "connect", _leave_transactions_to_us)
+            sa.event.listen(engine, "connect", _disable_autocommit)
             sa.event.listen(engine, "begin", _begin_immediate)
             return engine
         if url.drivername == "postgresql":
@@ -243,48 +243,48 @@ class Database:
     @cached_property
     def client(self) -> DBOSClient:
         """DBOS' side of the same database."""
-        with self._refusals():
+        with self._as_database_error():
             return DBOSClient(system_database_url=self.url, retry_connection_errors=False)
 
     @cached_property
     def identity(self) -> str:
         """What tells this database from every other."""
-        with self.reading() as t:
+        with self.read() as t:
             row = t.row("select id from filmlet_identity")
         assert row
         return str(row["id"])
 
     def pending_workflows(self, worker: str) -> list[WorkflowStatus]:
         """Workflows that a worker has begun and not ended. Raises DatabaseUnusable."""
-        with self._refusals():
+        with self._as_database_error():
             return self.client.list_workflows(
                 status="PENDING", executor_id=worker, load_input=False
             )
 
     def resume_workflows(self, ids: Sequence[str], queue: str) -> None:
         """Put workflows back into a queue. Raises DatabaseUnusable."""
-        with self._refusals():
+        with self._as_database_error():
             self.client.resume_workflows([*ids], queue_name=queue)
 
     def cancel_workflow(self, id: str) -> None:
         """Take a workflow out of its queue. Raises DatabaseUnusable."""
-        with self._refusals():
+        with self._as_database_error():
             self.client.cancel_workflow(id)
 
     def delete_workflows(self, ids: Sequence[str]) -> None:
         """Forget workflows; those that are gone are no error. Raises DatabaseUnusable."""
-        with self._refusals():
+        with self._as_database_error():
             self.client.delete_workflows([*ids])
 
     @contextmanager
-    def reading(self) -> Iterator["Reader"]:
+    def read(self) -> Iterator["Reader"]:
         """Statements that see one state and change nothing."""
-        with self._refusals():
+        with self._as_database_error():
             if self.is_sqlite:
                 with closing(self.engine.raw_connection()) as lent:  # undoes it, by the pool
                     assert isinstance(lent.driver_connection, sqlite3.Connection)
                     lent.driver_connection.execute("begin")
-                    yield SQLiteReader(lent.driver_connection, self.words)
+                    yield SQLiteReader(lent.driver_connection, self.sql_placeholders)
             else:
                 with self.engine.connect() as connection:
                     yield Transaction(connection, self)
@@ -292,11 +292,11 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator["Transaction"]:
         """Statements that happen together or not at all."""
-        with self._refusals(), self.engine.begin() as connection:
+        with self._as_database_error(), self.engine.begin() as connection:
             yield Transaction(connection, self)
 
     @contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _as_database_error(self) -> Iterator[None]:
         """Turn errors of the drivers and of DBOS into DatabaseUnusable."""
         self._check_file()
         try:
@@ -304,8 +304,8 @@ class Database:
         except (SQLAlchemyError, sqlite3.Error, dbos_error.DBOSException, OSError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             reason = " ".join(str(cause).split()) or type(cause).__name__
-            place = sa.make_url(self.url).set(query={}).render_as_string(hide_password=True)
-            raise DatabaseUnusable(f"The database {place} cannot be used: {reason}.") from error
+            location = sa.make_url(self.url).set(query={}).render_as_string(hide_password=True)
+            raise DatabaseUnusable(f"The database {location} cannot be used: {reason}.") from error
 
     def _check_file(self) -> None:
         """Raise DatabaseGone where connections are open to a file that has no name any more."""
@@ -339,13 +339,13 @@ class Reader(ABC):
 class SQLiteReader(Reader):
     """The driver alone: most of what a server is asked is one look, which SQLAlchemy doubles."""
 
-    def __init__(self, connection: sqlite3.Connection, words: tuple[str, str]) -> None:
-        self.connection, self.words = connection, words
+    def __init__(self, connection: sqlite3.Connection, placeholders: tuple[str, str]) -> None:
+        self.connection, self.words = connection, placeholders
 
     def rows(self, statement: str, **values: Any) -> list[Row]:
-        found = self.connection.execute(_text(statement, *self.words), values)
-        names = [column[0] for column in found.description]
-        return [dict(zip(names, row, strict=True)) for row in found]
+        cursor = self.connection.execute(_as_text(statement, *self.words), values)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 class Transaction(Reader):
@@ -360,22 +360,22 @@ class Transaction(Reader):
             self.rows("select pg_advisory_xact_lock(hashtext(:name))", name=f"filmlet/{name}")
 
     def rows(self, statement: str, **values: Any) -> list[Row]:
-        done = self.connection.execute(_clause(statement, *self._database.words), values)
+        done = self.connection.execute(_clause(statement, *self._database.sql_placeholders), values)
         return [*done.mappings()] if done.returns_rows else []
 
 
 @cache
-def _text(statement: str, now: str, prompt: str) -> str:
+def _as_text(statement: str, now: str, prompt: str) -> str:
     return statement.format(now=now, prompt=prompt)
 
 
 @cache
 def _clause(statement: str, now: str, prompt: str) -> sa.TextClause:
     """A statement, taken apart once."""
-    return sa.text(_text(statement, now, prompt))
+    return sa.text(_as_text(statement, now, prompt))
 
 
-def tally(t: Transaction, name: str, label: str, seconds: float = 0.0) -> None:
+def count_event(t: Transaction, name: str, label: str, seconds: float = 0.0) -> None:
     """Count one more of something, and what it took; these only grow, as a metric must."""
     t.rows(
         "insert into filmlet_tally values (:name, :label, 1, :seconds) on conflict (name, label)"
@@ -401,14 +401,14 @@ def _with_keepalives(url: str) -> str:
     return parsed.update_query_dict(missing).render_as_string(hide_password=False)
 
 
-def _write_ahead(file: Path) -> None:
+def _enable_wal(file: Path) -> None:
     """A journal that lets readers read while a worker writes; four times quicker, too."""
     with sqlite3.connect(file, timeout=30) as connection:
         connection.execute("pragma journal_mode=wal")
     connection.close()
 
 
-def _count_subseconds() -> None:
+def _patch_unixepoch() -> None:
     """Give every connection what SQLite has since 3.42, and DBOS takes for granted on Python 3.12.
 
     Debian 12 has 3.40: there DBOS' times would be null. DBOS opens connections of its own.
@@ -431,7 +431,7 @@ def _now(of: object) -> float:
 SUBSECONDS = Engine, "connect", _knows_subseconds
 
 
-def _leave_transactions_to_us(connection: sqlite3.Connection, _: object) -> None:
+def _disable_autocommit(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None
 
 

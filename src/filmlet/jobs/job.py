@@ -5,8 +5,8 @@ from enum import StrEnum
 from typing import Any
 
 from filmlet.core.events import Stage
-from filmlet.core.memory import Machine, Need, choose
-from filmlet.core.shape import Shape
+from filmlet.core.memory import DeviceInfo, MemoryEstimate, choose_offload_mode
+from filmlet.core.shape import VideoShape
 from filmlet.pipeline.plan import Plan
 
 PREVIEW = "preview.png"  # of a job's files, the latest rough picture
@@ -22,7 +22,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
     @property
-    def is_over(self) -> bool:
+    def is_final(self) -> bool:
         return self in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
 
@@ -65,14 +65,16 @@ class Forecast:
     eta: Estimate
     ahead: int
     fetch: int
-    machine: Machine | None
+    machine: DeviceInfo | None
 
     @property
-    def need(self) -> Need | None:
+    def need(self) -> MemoryEstimate | None:
         """How the model would be held; None where it has no room, or nobody knows."""
         if self.machine is None:
             return None
-        return choose(self.plan.needs(self.machine.value_bytes), self.machine.memory)
+        return choose_offload_mode(
+            self.plan.memory_estimates(self.machine.bytes_per_value), self.machine.memory
+        )
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class Job:
     requested, effective: settings as asked and as done (None before the first start). shape: of
     the clip, known from the start. source: the job that this one varies or extends. progress: 0
     to 1. position: 1 is next, None unless queued. eta: None once over. clip: its name in the
-    storage. Times are seconds since 1970 by the database's clock. idle_s: from the wish to cancel
-    to the worker's being free.
+    storage. Times are seconds since 1970 by the database's clock. cancel_latency_s: from the wish
+    to cancel to the worker's being free.
     """
 
     id: str
@@ -102,7 +104,7 @@ class Job:
     effective: dict[str, Any] | None
     model: str
     seed: int
-    shape: Shape | None
+    shape: VideoShape | None
     source: str | None
     stage: Stage | None
     done: int
@@ -119,12 +121,12 @@ class Job:
     created: float
     started: float | None
     finished: float | None
-    idle_s: float | None
-    seq: int
+    cancel_latency_s: float | None
+    revision: int
 
 
 @dataclass(frozen=True)
-class Tally:
+class EventCount:
     """How often something happened since the database was made, and the seconds it took."""
 
     name: str
@@ -134,7 +136,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Living:
+class WorkerInfo:
     """A worker that is alive. model: that it holds in memory, "" before the first clip."""
 
     id: str
@@ -144,10 +146,10 @@ class Living:
 
 
 @dataclass(frozen=True)
-class Census:
+class QueueStats:
     """The queue as a whole. jobs: how many are queued and running."""
 
     jobs: dict[str, int]
-    workers: tuple[Living, ...]
+    workers: tuple[WorkerInfo, ...]
     oldest_wait_s: float
-    tallies: tuple[Tally, ...]
+    tallies: tuple[EventCount, ...]

@@ -9,33 +9,33 @@ from dataclasses import asdict, dataclass, replace
 
 from dbos import WorkflowSerializationFormat
 
-from filmlet.core.effective import Effective
+from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import Stage
-from filmlet.core.lora import Adapter, Lora
-from filmlet.core.prompts import check_text
+from filmlet.core.lora import Lora, LoraAdapter
+from filmlet.core.prompts import validate_text
 from filmlet.core.request import ClipRequest
-from filmlet.engine.selection import at_most, torchs
+from filmlet.engine.selection import in_float32, why_not_openvino_model
 from filmlet.errors import DatabaseUnusable, IdempotencyKeyReused, JobConflict, UnknownJob
-from filmlet.jobs.cost_model import Size
-from filmlet.jobs.database import Database, Reader, Row, Transaction, tally
+from filmlet.jobs.cost_model import WorkloadSize
+from filmlet.jobs.database import Database, Reader, Row, Transaction, count_event
 from filmlet.jobs.job import (
-    Census,
     Estimate,
+    EventCount,
     Forecast,
     Job,
-    Living,
     Priority,
+    QueueStats,
     Status,
-    Tally,
+    WorkerInfo,
 )
-from filmlet.jobs.queue_eta import Outlooks
-from filmlet.jobs.rate_limits import Limits, used
+from filmlet.jobs.queue_eta import QueueEtaCache
+from filmlet.jobs.rate_limits import Limits, record_usage
 from filmlet.jobs.retention import Retention
-from filmlet.jobs.serialization import job_of, request_of
+from filmlet.jobs.serialization import job_from_row, request_from_row
 from filmlet.jobs.storage import Storage
-from filmlet.jobs.webhooks import announce
-from filmlet.models import size as disk_use
-from filmlet.pipeline.plan import Plan, plan
+from filmlet.jobs.webhooks import enqueue_webhook
+from filmlet.models import disk_usage as disk_use
+from filmlet.pipeline.plan import Plan, make_plan
 from filmlet.settings import Settings
 
 QUEUE, WORKFLOW = "filmlet_clips", "filmlet_clip"
@@ -43,11 +43,11 @@ APPLICATION_VERSION = "1"  # of the workflow's arguments; a job waits for a work
 RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 CLASS_RANK = 100_000  # more than one user can have active
 FOLLOW_EVERY_S = 0.15
-OVER = tuple(status.value for status in Status if status.is_over)
+FINAL_STATUSES = tuple(status.value for status in Status if status.is_final)
 
 
 @dataclass(frozen=True)
-class Asking:
+class SubmitOptions:
     """Who asks, how urgent it is, and the key under which asking twice makes one job.
 
     limits: of this user, None takes the settings'. source: the job that this one varies.
@@ -56,7 +56,7 @@ class Asking:
 
     owner: str = "local"
     priority: Priority = Priority.NORMAL
-    key: str | None = None
+    idempotency_key: str | None = None
     limits: Limits | None = None
     source: str | None = None
     is_admin: bool = False
@@ -70,36 +70,39 @@ class Queue:
         self.settings = settings
         self.database = Database(settings)
         self.storage = Storage(settings)
-        self._outlooks = Outlooks()
+        self._outlooks = QueueEtaCache()
         self.retention = Retention(self.database, self.storage, settings, self.delete)
 
     @property
-    def is_near(self) -> bool:
+    def is_local(self) -> bool:
         """Whether its database is a file of this machine, which a look does not wait for."""
         return self.database.is_sqlite
 
     def submit(
-        self, request: ClipRequest, asking: Asking = Asking(), given_by: str | None = None
+        self,
+        request: ClipRequest,
+        asking: SubmitOptions = SubmitOptions(),
+        given_by: str | None = None,
     ) -> Job:
         """Put a clip into the queue: row and workflow in one transaction.
 
         given_by: the job in whose folder the request's files lie; None where they are paths.
-        Raises what `plan` raises, and TooManyJobs.
+        Raises what `make_plan` raises, and TooManyJobs.
         """
         job = f"clip_{secrets.token_hex(12)}"
         if not request.files:
-            return self._insert(job, request, plan(request), asking)
+            return self._insert(job, request, make_plan(request), asking)
         self.retention.make_room(asking.owner)
         try:  # The files are there before the row is: a worker may take it at once.
-            made = self._insert(job, *self._bring(job, request, given_by), asking)
+            row = self._insert(job, *self._copy_inputs(job, request, given_by), asking)
         except BaseException:
             self.storage.delete(job)
             raise
-        if made.id != job:
+        if row.id != job:
             self.storage.delete(job)
         else:
             self._note_size(job)
-        return made
+        return row
 
     def _note_size(self, job: str) -> None:
         """Bytes of a waiting job's files count, too."""
@@ -110,64 +113,71 @@ class Queue:
                 bytes=size, id=job,
             )  # fmt: skip
 
-    def _bring(
+    def _copy_inputs(
         self, job: str, request: ClipRequest, given_by: str | None
     ) -> tuple[ClipRequest, Plan]:
         """The request with its files in the job's folder, named by what is in them."""
         if given_by:
-            self.storage.bring(given_by, job, *request.files)
-        planned = plan(request, self.storage.folder(job) if given_by else None)
+            self.storage.copy_to_local(given_by, job, *request.files)
+        planned = make_plan(request, self.storage.folder(job) if given_by else None)
         pairs = zip(request.guides, planned.guides, strict=True)
-        guides = tuple(replace(guide, file=given.footage.name) for guide, given in pairs)
-        for given in planned.given:
-            self.storage.give(job, given.path, given.footage.name)
+        guides = tuple(replace(guide, file=media_input.info.name) for guide, media_input in pairs)
+        for media_input in planned.media_inputs:
+            self.storage.add_file(job, media_input.path, media_input.info.name)
         loras = tuple(
-            self._bring_lora(job, *pair) for pair in zip(request.loras, planned.loras, strict=True)
+            self._copy_lora(job, *pair) for pair in zip(request.loras, planned.loras, strict=True)
         )
-        self.storage.leave(job)
-        clip = planned.clip.footage.name if planned.clip else None
+        self.storage.clear_local(job)
+        clip = planned.source_clip.info.name if planned.source_clip else None
         return replace(request, guides=guides, extend=clip, loras=loras), planned
 
-    def _bring_lora(self, job: str, lora: Lora, adapter: Adapter | None) -> Lora:
+    def _copy_lora(self, job: str, lora: Lora, adapter: LoraAdapter | None) -> Lora:
         """The LoRA by the name of its file in the job's folder; a Hub name stays as it is."""
         if lora.is_on_hub or adapter is None:
             return lora
-        self.storage.give(job, adapter.path, adapter.name)
+        self.storage.add_file(job, adapter.path, adapter.name)
         return replace(lora, source=adapter.name)
 
-    def _insert(self, job: str, request: ClipRequest, planned: Plan, asking: Asking) -> Job:
+    def _insert(self, job: str, request: ClipRequest, planned: Plan, asking: SubmitOptions) -> Job:
         """Row and workflow; the job that was made before under the same key, if there is one."""
-        seed = Effective.fresh_seed() if request.seed is None else request.seed
+        seed = EffectiveSettings.random_seed() if request.seed is None else request.seed
         with self.database.transaction() as t:
             t.lock("submit")
-            there = asking.key is not None and t.row(
+            existing = asking.idempotency_key is not None and t.row(
                 "select * from filmlet_job where owner = :owner and key = :key",
-                owner=asking.owner, key=asking.key,
+                owner=asking.owner, key=asking.idempotency_key,
             )  # fmt: skip
-            if there:
-                _check_same(there, request, asking)
-                return self._jobs(t, [there])[0]
-            seconds = planned.shape.new / planned.shape.fps
-            rank = self._admit(t, asking, seconds)
+            if existing:
+                _check_same(existing, request, asking)
+                return self._jobs_from_rows(t, [existing])[0]
+            seconds = planned.shape.new_frames / planned.shape.fps
+            rank = self._check_limits(t, asking, seconds)
             row = t.row(
                 "insert into filmlet_job (id, owner, key, class, rank, request, model, seed, work,"
                 " shape, source, created, queued) values (:id, :owner, :key, :class, :rank,"
                 " :request, :model, :seed, :work, :shape, :source, {now}, {now}) returning *",
-                **{"class": asking.priority.value}, id=job, owner=asking.owner, key=asking.key,
-                rank=rank, request=json.dumps(asdict(request)), model=planned.card.name,
-                seed=seed, work=json.dumps(asdict(size_of(planned))),
-                shape=json.dumps(asdict(planned.shape)), source=asking.source,
-            )  # fmt: skip
-            used(t, asking.owner, seconds)
+                **{"class": asking.priority.value},
+                id=job,
+                owner=asking.owner,
+                key=asking.idempotency_key,
+                rank=rank,
+                request=json.dumps(asdict(request)),
+                model=planned.card.name,
+                seed=seed,
+                work=json.dumps(asdict(workload_size(planned))),
+                shape=json.dumps(asdict(planned.shape)),
+                source=asking.source,
+            )
+            record_usage(t, asking.owner, seconds)
             self._enqueue(t, job, 1, rank)
         assert row
-        with self.database.reading() as t:
-            return self._jobs(t, [row])[0]
+        with self.database.read() as t:
+            return self._jobs_from_rows(t, [row])[0]
 
-    def _admit(self, t: Transaction, asking: Asking, seconds: float) -> int:
+    def _check_limits(self, t: Transaction, asking: SubmitOptions, seconds: float) -> int:
         """The job's rank in the queue; raises TooManyJobs over a limit."""
-        limits = asking.limits or Limits.of(self.settings)
-        active = limits.admit(t, asking.owner, self.settings.max_queued, seconds)
+        limits = asking.limits or Limits.from_settings(self.settings)
+        active = limits.check(t, asking.owner, self.settings.max_queued, seconds)
         # Among equals, who has fewer unfinished jobs goes first. 0 would be DBOS' "not given".
         return 1 + RANKS[asking.priority] * CLASS_RANK + min(active, CLASS_RANK - 1)
 
@@ -185,12 +195,12 @@ class Queue:
             job,
         )
 
-    def get(self, job: str, owner: str | None = None) -> Job:
+    def get_job(self, job: str, owner: str | None = None) -> Job:
         """One job; `owner` None may see all. Raises UnknownJob."""
-        with self.database.reading() as t:
-            return self._jobs(t, [_row(t, job, owner)])[0]
+        with self.database.read() as t:
+            return self._jobs_from_rows(t, [_get_row(t, job, owner)])[0]
 
-    def jobs(
+    def list_jobs(
         self,
         owner: str | None = None,
         *,
@@ -203,7 +213,7 @@ class Queue:
 
         search: what the prompt contains, in any case. Raises UnknownJob, InvalidRequest.
         """
-        check_text("search", search)
+        validate_text("search", search)
         beyond, order = (">", "asc") if oldest_first else ("<", "desc")
         conditions = {
             "owner = :owner": owner,
@@ -211,70 +221,78 @@ class Queue:
             "lower({prompt}) like :like escape '!'": search.strip() or None,
         }
         # Only what is asked for is in the statement: an index then gives the page by itself.
-        asked = " and ".join(one for one, given in conditions.items() if given is not None)
-        with self.database.reading() as t:
-            since = _row(t, after, owner)["created"] if after else None
+        condition = " and ".join(
+            clause for clause, value in conditions.items() if value is not None
+        )
+        with self.database.read() as t:
+            since = _get_row(t, after, owner)["created"] if after else None
             rows = t.rows(
-                f"select * from filmlet_job where {asked or '1 = 1'}"
+                f"select * from filmlet_job where {condition or '1 = 1'}"
                 f" order by created {order}, id {order} limit :limit",
-                owner=owner, after=after, since=since or 0.0, limit=limit, like=_like(search),
-            )  # fmt: skip
-            return self._jobs(t, rows)
+                owner=owner,
+                after=after,
+                since=since or 0.0,
+                limit=limit,
+                like=_like_pattern(search),
+            )
+            return self._jobs_from_rows(t, rows)
 
-    def unfinished(self, limit: int = 200) -> list[Job]:
+    def unfinished_jobs(self, limit: int = 200) -> list[Job]:
         """Everybody's jobs that are not over, in the order in which they will be."""
-        with self.database.reading() as t:
+        with self.database.read() as t:
             rows = t.rows(
                 "select * from filmlet_job where status in ('queued', 'running')"
                 " order by case status when 'running' then 0 else 1 end, rank, queued, id"
                 " limit :limit",
                 limit=limit,
             )
-            return self._jobs(t, rows)
+            return self._jobs_from_rows(t, rows)
 
-    def vary(self, job: str, prompt: str, asking: Asking) -> Job:
+    def remix(self, job: str, prompt: str, asking: SubmitOptions) -> Job:
         """A new job with the settings and the seed of another and a prompt of its own.
 
         Raises UnknownJob and what `submit` raises.
         """
-        with self.database.reading() as t:
-            row = _row(t, job, None if asking.is_admin else asking.owner)
-        asked, asking = replace(request_of(row), prompt=prompt), replace(asking, source=job)
-        return self.submit(asked, asking, given_by=job)
+        with self.database.read() as t:
+            row = _get_row(t, job, None if asking.is_admin else asking.owner)
+        request, asking = replace(request_from_row(row), prompt=prompt), replace(asking, source=job)
+        return self.submit(request, asking, given_by=job)
 
-    def extend(self, job: str, request: ClipRequest, asking: Asking) -> Job:
+    def extend(self, job: str, request: ClipRequest, asking: SubmitOptions) -> Job:
         """A new job that goes on from the clip of a finished one.
 
         Raises UnknownJob, JobConflict and what `submit` raises.
         """
-        source = self.get(job, None if asking.is_admin else asking.owner)
+        source = self.get_job(job, None if asking.is_admin else asking.owner)
         if source.clip is None:
             raise JobConflict(f"{job} is {source.status}; it has no clip to extend.")
         request = replace(request, extend=source.clip)
         return self.submit(request, replace(asking, source=job), given_by=job)
 
     def forecast(self, request: ClipRequest) -> Forecast:
-        """What this request would come to now; nothing is queued. Raises what `plan` raises."""
-        planned = plan(request)
-        with self.database.reading() as t:
-            outlook = self._outlooks.fresh(t)
-            eta = outlook.of_another(t, planned.card.name, size_of(planned))
-        fetch = 0 if planned.files else max(0, planned.card.bytes - disk_use(planned.card))
+        """What this request would come to now; nothing is queued. Raises what `make_plan`
+        raises.
+        """
+        planned = make_plan(request)
+        with self.database.read() as t:
+            outlook = self._outlooks.compute(t)
+            eta = outlook.eta_if_submitted(t, planned.card.name, workload_size(planned))
+        fetch = 0 if planned.files else max(0, planned.card.size_bytes - disk_use(planned.card))
         machine = outlook.machine
-        if machine and torchs(planned.card, planned.parameters):
-            machine = at_most(machine)
+        if machine and why_not_openvino_model(planned.card, planned.parameters):
+            machine = in_float32(machine)
         return Forecast(planned, eta, len(outlook.etas), fetch, machine)
 
-    def cost(self, planned: Plan, stages: Sequence[Stage]) -> Estimate:
+    def estimate_cost(self, planned: Plan, stages: Sequence[Stage]) -> Estimate:
         """Seconds that some stages of a clip take where jobs are made now."""
-        with self.database.reading() as t:
-            outlook = self._outlooks.fresh(t)
-            return outlook.of_stages(t, planned.card.name, size_of(planned), stages)
+        with self.database.read() as t:
+            outlook = self._outlooks.compute(t)
+            return outlook.of_stages(t, planned.card.name, workload_size(planned), stages)
 
-    def prioritise(self, job: str, priority: Priority) -> Job:
+    def set_priority(self, job: str, priority: Priority) -> Job:
         """Move a waiting job into another class. Raises UnknownJob, JobConflict."""
         with self.database.transaction() as t:
-            row = _row(t, job, None)
+            row = _get_row(t, job, None)
             rank = 1 + RANKS[priority] * CLASS_RANK + (row["rank"] - 1) % CLASS_RANK
             moved = t.row(
                 "update filmlet_job set class = :class, rank = :rank, run = run + 1, seq = seq + 1"
@@ -285,7 +303,7 @@ class Queue:
                 raise JobConflict(f"{job} is {row['status']}; only a waiting job can be moved.")
             self._enqueue(t, job, moved["run"], rank)
         self._forget_workflow(job, row["run"])
-        return self.get(job)
+        return self.get_job(job)
 
     def _forget_workflow(self, job: str, run: int) -> None:
         """Take a workflow out of the queue, if the database answers: it would do nothing there."""
@@ -294,20 +312,20 @@ class Queue:
 
     def follow(self, job: str, owner: str | None = None) -> Iterator[Job]:
         """Yield the job whenever something about it changed, until it is over."""
-        seen: tuple[object, ...] | None = None
+        previous: tuple[object, ...] | None = None
         while True:
-            now = self.get(job, owner)
-            if (now.seq, now.status, now.position) != seen:
-                seen = now.seq, now.status, now.position
+            now = self.get_job(job, owner)
+            if (now.revision, now.status, now.position) != previous:
+                previous = now.revision, now.status, now.position
                 yield now
-            if now.status.is_over:
+            if now.status.is_final:
                 return
             time.sleep(FOLLOW_EVERY_S)
 
     def cancel(self, job: str, owner: str | None = None) -> Job:
         """A queued job never starts, a running one stops within a step; an ended one stays."""
         with self.database.transaction() as t:
-            row = _row(t, job, owner)
+            row = _get_row(t, job, owner)
             t.rows(
                 "update filmlet_job set cancel = coalesce(cancel, {now}), seq = seq + 1,"
                 " finished = case when status = 'queued' then {now} else finished end,"
@@ -317,12 +335,12 @@ class Queue:
                 id=job,
             )
             if row["status"] == Status.QUEUED:
-                tally(t, "jobs", Status.CANCELLED)
-                announce(t, self.database, self.settings, job)
-        self._outlooks.forget()
+                count_event(t, "jobs", Status.CANCELLED)
+                enqueue_webhook(t, self.database, self.settings, job)
+        self._outlooks.invalidate()
         if row["status"] == Status.QUEUED:
             self._forget_workflow(job, row["run"])
-        return self.get(job, owner)
+        return self.get_job(job, owner)
 
     def retry(self, job: str, owner: str | None = None) -> Job:
         """Queue a failed or cancelled job again; it goes on from its last finished stage.
@@ -331,14 +349,14 @@ class Queue:
         """
         with self.database.transaction() as t:
             t.lock("submit")
-            row = _row(t, job, owner)
+            row = _get_row(t, job, owner)
             if row["status"] not in (Status.FAILED, Status.CANCELLED):
                 raise JobConflict(
                     f"{job} is {row['status']}; only a failed or cancelled job can be retried."
                 )
-            limits = Limits.owned(t, row["owner"], self.settings)
-            asking = Asking(row["owner"], Priority(row["class"]), limits=limits)
-            rank = self._admit(t, asking, 0.0)
+            limits = Limits.for_owner(t, row["owner"], self.settings)
+            asking = SubmitOptions(row["owner"], Priority(row["class"]), limits=limits)
+            rank = self._check_limits(t, asking, 0.0)
             t.rows(
                 "update filmlet_job set status = 'queued', run = run + 1, rank = :rank,"
                 " cancel = null, attempt = 0, trimmed = 0, failure = null, failure_code = null,"
@@ -347,8 +365,8 @@ class Queue:
                 id=job, rank=rank,
             )  # fmt: skip
             self._enqueue(t, job, row["run"] + 1, rank)
-        self._outlooks.forget()
-        return self.get(job, owner)
+        self._outlooks.invalidate()
+        return self.get_job(job, owner)
 
     def delete(self, job: str, owner: str | None = None) -> None:
         """Remove a job that is over, with its clip. Raises JobConflict.
@@ -356,9 +374,9 @@ class Queue:
         Its row goes last but one: until then it can be asked for again. Files that stay behind
         are removed by a sweep.
         """
-        with self.database.reading() as t:
-            row = _row(t, job, owner)
-        if row["status"] not in OVER:
+        with self.database.read() as t:
+            row = _get_row(t, job, owner)
+        if row["status"] not in FINAL_STATUSES:
             raise JobConflict(f"{job} is {row['status']}; cancel it first.")
         self.database.delete_workflows([f"{job}.{n + 1}" for n in range(row["run"])])
         with self.database.transaction() as t:
@@ -371,26 +389,26 @@ class Queue:
             raise JobConflict(f"{job} was retried or deleted meanwhile.")
         self.storage.delete(job)
 
-    def sweep(self) -> int:
+    def delete_expired(self) -> int:
         """Remove what the settings do not allow any more; how many jobs went."""
         return self.retention.sweep()
 
-    def refine(self, job: str, asking: Asking) -> Job:
+    def refine(self, job: str, asking: SubmitOptions) -> Job:
         """A new job that finishes a draft: it starts from the draft's own latents.
 
         Raises UnknownJob, JobConflict, TooManyJobs.
         """
-        with self.database.reading() as t:
-            row = _row(t, job, None if asking.is_admin else asking.owner)
-        request = request_of(row)
+        with self.database.read() as t:
+            row = _get_row(t, job, None if asking.is_admin else asking.owner)
+        request = request_from_row(row)
         if not request.draft or row["status"] != Status.COMPLETED:
             raise JobConflict(f"{job} is no finished draft; there is nothing to refine.")
-        asked, asking = replace(request, draft=False), replace(asking, source=job)
-        return self.submit(asked, asking, given_by=job)
+        refine_request, asking = replace(request, draft=False), replace(asking, source=job)
+        return self.submit(refine_request, asking, given_by=job)
 
-    def census(self) -> Census:
+    def stats(self) -> QueueStats:
         """The whole queue in figures."""
-        with self.database.reading() as t:
+        with self.database.read() as t:
             counts = t.rows(
                 "select status, count(*) as count, {now} - min(queued) as oldest from filmlet_job"
                 " where status in ('queued', 'running') group by status"
@@ -402,24 +420,24 @@ class Queue:
             )
             tallies = t.rows("select * from filmlet_tally order by name, label")
         waiting = [row["oldest"] for row in counts if row["status"] == Status.QUEUED]
-        return Census(
+        return QueueStats(
             jobs={row["status"]: row["count"] for row in counts},
-            workers=tuple(Living(**row) for row in workers),
+            workers=tuple(WorkerInfo(**row) for row in workers),
             oldest_wait_s=max(0.0, *waiting, 0.0),
-            tallies=tuple(Tally(**row) for row in tallies),
+            tallies=tuple(EventCount(**row) for row in tallies),
         )
 
-    def _jobs(self, t: Reader, rows: Sequence[Row]) -> list[Job]:
-        open = [row for row in rows if row["status"] not in OVER]
-        outlook = self._outlooks.of(t, open) if open else None
-        return [job_of(row, outlook) for row in rows]
+    def _jobs_from_rows(self, t: Reader, rows: Sequence[Row]) -> list[Job]:
+        open = [row for row in rows if row["status"] not in FINAL_STATUSES]
+        outlook = self._outlooks.for_jobs(t, open) if open else None
+        return [job_from_row(row, outlook) for row in rows]
 
     def close(self) -> None:
         """Let go of the database."""
         self.database.close()
 
 
-def _check_same(row: Row, request: ClipRequest, asking: Asking) -> None:
+def _check_same(row: Row, request: ClipRequest, asking: SubmitOptions) -> None:
     """Whether a row was asked for by the same request. Raises IdempotencyKeyReused."""
     # Requests, not their text: a newer filmlet may write a field more.
     before = ClipRequest(**json.loads(row["request"]))
@@ -429,12 +447,12 @@ def _check_same(row: Row, request: ClipRequest, asking: Asking) -> None:
         )
 
 
-def size_of(planned: Plan) -> Size:
+def workload_size(planned: Plan) -> WorkloadSize:
     """What the clip's cost depends on; read off the files, nothing is loaded."""
-    return Size.of(planned, planned.parameters.transformer)
+    return WorkloadSize.from_plan(planned, planned.parameters.transformer)
 
 
-def _like(search: str) -> str:
+def _like_pattern(search: str) -> str:
     """A pattern that finds the text itself, whatever signs are in it."""
     text = search.strip().lower()
     for sign in "!%_":
@@ -442,7 +460,7 @@ def _like(search: str) -> str:
     return f"%{text}%"
 
 
-def _row(t: Reader, job: str, owner: str | None) -> Row:
+def _get_row(t: Reader, job: str, owner: str | None) -> Row:
     row = t.row("select * from filmlet_job where id = :id", id=job)
     if row is None or (owner is not None and row["owner"] != owner):
         raise UnknownJob(f"There is no job {job!r}; `filmlet jobs` lists yours.")

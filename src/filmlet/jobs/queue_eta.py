@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass, field, replace
 from heapq import heapreplace
 
 from filmlet.core.events import Stage
-from filmlet.core.memory import Machine
+from filmlet.core.memory import DeviceInfo
 from filmlet.jobs import cost_model
-from filmlet.jobs.cost_model import CostModel, Sample, Size
+from filmlet.jobs.cost_model import CostModel, Sample, WorkloadSize
 from filmlet.jobs.database import Reader, Row
 from filmlet.jobs.job import Estimate, Status
 
 GUESS_KB_S = 20_000  # of a download, before anything of it has come
 FETCH_BAND = 2.0
-LASTS_S, BURST_S = 0.25, 0.05  # of an outlook, and where jobs are new to it
-TAKE = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
+CACHE_TTL_S, BURST_S = 0.25, 0.05  # of an outlook, and where jobs are new to it
+PICKUP_DELAY = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
 
 
 @dataclass(frozen=True)
-class Known:
+class FittedCostModel:
     """What was learned from the samples up to `at`.
 
     waiting: seconds from a free worker to the clip, by size and whether the model is loaded.
@@ -33,22 +33,22 @@ class Known:
     waiting: dict[tuple[str, bool], Estimate] = field(default_factory=dict)
 
 
-Fitted = dict[tuple[str, str], Known]  # by model and device
+Fitted = dict[tuple[str, str], FittedCostModel]  # by model and device
 
 
-class Outlook:
+class QueueEta:
     """positions, etas: of every unfinished job by its id, as one transaction sees them."""
 
     def __init__(self, t: Reader, fitted: Fitted) -> None:
         """fitted: models of earlier outlooks, kept while nothing new was measured."""
-        self.known: dict[str, Known] = {}
+        self.known: dict[str, FittedCostModel] = {}
         self.fitted = fitted
         workers = t.rows("select device, speed, model, machine from filmlet_worker where dead = 0")
-        known = workers[0]["machine"] if workers else None
-        self.machine = Machine(**json.loads(known)) if known else None
+        machine_json = workers[0]["machine"] if workers else None
+        self.machine = DeviceInfo(**json.loads(machine_json)) if machine_json else None
         self.loaded = {str(w["model"]) for w in workers}
         self.device = str(workers[0]["device"]) if workers else "cpu"
-        self.speed = float(workers[0]["speed"]) if workers else cost_model.probe()
+        self.speed = float(workers[0]["speed"]) if workers else cost_model.measure_flops()
         rows = t.rows(
             "select id, status, rank, queued, model, work, stage, done, total,"
             " {now} - started as running from filmlet_job where status in ('queued', 'running')"
@@ -62,76 +62,87 @@ class Outlook:
         self.starts: list[Estimate] = []  # when a worker is free for each of them
         for row in rows:
             if row["status"] == Status.QUEUED:
-                self.add(t, row)
+                self.add_waiting_job(t, row)
             else:
-                self.etas[row["id"]] = left = self._left(t, row)
-                heapreplace(self.free, left)
+                self.etas[row["id"]] = remaining = self._remaining_seconds(t, row)
+                heapreplace(self.free, remaining)
 
-    def of_another(self, t: Reader, model: str, size: Size) -> Estimate:
+    def eta_if_submitted(self, t: Reader, model: str, size: WorkloadSize) -> Estimate:
         """Seconds until a clip would be done that came last now."""
-        return _after(self.free[0], self._waiting(t, model, json.dumps(asdict(size))))
+        return _add(self.free[0], self._job_duration(t, model, json.dumps(asdict(size))))
 
-    def of_stages(self, t: Reader, model: str, size: Size, stages: Sequence[Stage]) -> Estimate:
+    def of_stages(
+        self, t: Reader, model: str, size: WorkloadSize, stages: Sequence[Stage]
+    ) -> Estimate:
         """Seconds that some stages of a clip take."""
-        return self._known(t, model).model.estimate(size, stages)
+        return self._cost_model(t, model).model.estimate(size, stages)
 
-    def add(self, t: Reader, row: Row) -> None:
+    def add_waiting_job(self, t: Reader, row: Row) -> None:
         """A job that waits. Those behind it hear of it with the next outlook."""
         key = row["rank"], row["queued"], row["id"]
-        place = bisect(self.order, key)
-        start = self.free[0] if place == len(self.order) else self.starts[place]
-        own = self._waiting(t, row["model"], row["work"])
-        heapreplace(self.free, _after(self.free[0], own))
-        self.order.insert(place, key)
-        self.starts.insert(place, start)
+        position = bisect(self.order, key)
+        start = self.free[0] if position == len(self.order) else self.starts[position]
+        duration = self._job_duration(t, row["model"], row["work"])
+        heapreplace(self.free, _add(self.free[0], duration))
+        self.order.insert(position, key)
+        self.starts.insert(position, start)
         self.ranks[row["id"]] = row["rank"]
-        self.positions[row["id"]] = place + 1
-        self.etas[row["id"]] = _after(start, own)
+        self.positions[row["id"]] = position + 1
+        self.etas[row["id"]] = _add(start, duration)
 
-    def has_moved(self, row: Row) -> bool:
+    def priority_changed(self, row: Row) -> bool:
         """Whether a job has another rank than it had."""
         return bool(self.ranks.get(row["id"], row["rank"]) != row["rank"])
 
-    def _waiting(self, t: Reader, name: str, work: str) -> Estimate:
+    def _job_duration(self, t: Reader, name: str, work: str) -> Estimate:
         """Seconds that a job needs by itself once a worker is free for it."""
-        known, key = self._known(t, name), (work, name in self.loaded)
-        if key not in known.waiting:
-            whole = known.model.estimate(Size(**json.loads(work)), self._stages(name))
-            known.waiting[key] = _after(TAKE, whole)
-        return known.waiting[key]
+        cost_model, key = self._cost_model(t, name), (work, name in self.loaded)
+        if key not in cost_model.waiting:
+            estimate = cost_model.model.estimate(
+                WorkloadSize(**json.loads(work)), self._remaining_stages(name)
+            )
+            cost_model.waiting[key] = _add(PICKUP_DELAY, estimate)
+        return cost_model.waiting[key]
 
-    def _left(self, t: Reader, row: Row) -> Estimate:
+    def _remaining_seconds(self, t: Reader, row: Row) -> Estimate:
         """Seconds of work that a running job still needs."""
-        model, size = self._known(t, row["model"]).model, Size(**json.loads(row["work"]))
-        stages = self._stages(row["model"])
+        model, size = (
+            self._cost_model(t, row["model"]).model,
+            WorkloadSize(**json.loads(row["work"])),
+        )
+        stages = self._remaining_stages(row["model"])
         if row["stage"] == Stage.FETCH:
-            return _after(_fetching(row), model.estimate(size, stages))
+            return _add(_download_remaining(row), model.estimate(size, stages))
         if row["stage"] not in stages:
             return model.estimate(size, stages)
         now = Stage(row["stage"])
         share = row["done"] / max(1, row["total"])
-        later = [model.part(stage, size) for stage in stages[stages.index(now) + 1 :]]
-        current = model.part(now, size)
-        return cost_model.total([replace(current, seconds=current.seconds * (1 - share)), *later])
+        later = [model.stage_estimate(stage, size) for stage in stages[stages.index(now) + 1 :]]
+        current = model.stage_estimate(now, size)
+        return cost_model.sum_estimates(
+            [replace(current, seconds=current.seconds * (1 - share)), *later]
+        )
 
-    def _stages(self, name: str) -> list[Stage]:
+    def _remaining_stages(self, name: str) -> list[Stage]:
         without = {Stage.FETCH, *((Stage.LOAD,) if name in self.loaded else ())}
         return [stage for stage in Stage if stage not in without]
 
-    def _known(self, t: Reader, name: str) -> Known:
+    def _cost_model(self, t: Reader, name: str) -> FittedCostModel:
         if name not in self.known:
             newest = t.rows(
                 "select coalesce(max(at), 0) as at from filmlet_cost"
                 " where model = :model and device = :device",
                 model=name, device=self.device,
             )[0]["at"]  # fmt: skip
-            known = self.fitted.get((name, self.device))
-            if known is None or known.at != newest:
-                known = self.fitted[name, self.device] = Known(newest, self._fit(t, name))
-            self.known[name] = known
+            fitted_model = self.fitted.get((name, self.device))
+            if fitted_model is None or fitted_model.at != newest:
+                fitted_model = self.fitted[name, self.device] = FittedCostModel(
+                    newest, self._fit_cost_model(t, name)
+                )
+            self.known[name] = fitted_model
         return self.known[name]
 
-    def _fit(self, t: Reader, name: str) -> CostModel:
+    def _fit_cost_model(self, t: Reader, name: str) -> CostModel:
         rows = t.rows(
             "select stage, units, seconds from filmlet_cost"
             " where model = :model and device = :device order by at desc limit 400",
@@ -141,19 +152,19 @@ class Outlook:
         return CostModel(samples, self.speed)
 
 
-class Outlooks:
+class QueueEtaCache:
     """The latest outlook, for a moment: hundreds may ask and submit within that."""
 
     def __init__(self) -> None:
-        self._latest: tuple[float, Outlook | None] = (0.0, None)
+        self._latest: tuple[float, QueueEta | None] = (0.0, None)
         self._fitted: Fitted = {}
         self._looking = threading.Lock()
 
-    def fresh(self, t: Reader) -> Outlook:
+    def compute(self, t: Reader) -> QueueEta:
         """What lies ahead now."""
-        return Outlook(t, self._fitted)
+        return QueueEta(t, self._fitted)
 
-    def of(self, t: Reader, rows: Sequence[Row]) -> Outlook:
+    def for_jobs(self, t: Reader, rows: Sequence[Row]) -> QueueEta:
         """One that knows these unfinished jobs as they stand in their rows."""
         with self._looking:
             at, outlook = self._latest
@@ -161,26 +172,33 @@ class Outlooks:
             new = [row for row in rows if outlook is None or row["id"] not in outlook.etas]
             is_known = all(row["status"] == Status.QUEUED for row in new)
             # A new job's own estimate must not count on one that has ended since.
-            is_old = now - at > (BURST_S if new else LASTS_S)
-            if outlook is None or is_old or not is_known or any(map(outlook.has_moved, rows)):
-                outlook = self.fresh(t)
+            is_old = now - at > (BURST_S if new else CACHE_TTL_S)
+            if (
+                outlook is None
+                or is_old
+                or not is_known
+                or any(map(outlook.priority_changed, rows))
+            ):
+                outlook = self.compute(t)
                 self._latest = now, outlook
             for row in new:
                 if row["id"] not in outlook.etas:
-                    outlook.add(t, row)
+                    outlook.add_waiting_job(t, row)
         return outlook
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Look anew next time."""
         self._latest = 0.0, None
 
 
-def _fetching(row: Row) -> Estimate:
+def _download_remaining(row: Row) -> Estimate:
     """Seconds until all weights are here, at the pace so far: a fetch is a job's first stage."""
     share = row["done"] / max(1, row["total"])
-    left = row["running"] * (1 - share) / share if share else float(row["total"]) / GUESS_KB_S
-    return Estimate(left, left / FETCH_BAND, left * FETCH_BAND)
+    remaining_s = (
+        row["running"] * (1 - share) / share if share else float(row["total"]) / GUESS_KB_S
+    )
+    return Estimate(remaining_s, remaining_s / FETCH_BAND, remaining_s * FETCH_BAND)
 
 
-def _after(first: Estimate, then: Estimate) -> Estimate:
+def _add(first: Estimate, then: Estimate) -> Estimate:
     return Estimate(first.seconds + then.seconds, first.low + then.low, first.high + then.high)

@@ -26,19 +26,19 @@ class Limits:
                 )
 
     @classmethod
-    def of(cls, settings: Settings) -> "Limits":
+    def from_settings(cls, settings: Settings) -> "Limits":
         return cls(settings.max_active, settings.max_per_minute, settings.seconds_per_day)
 
     @classmethod
-    def owned(cls, t: Transaction, owner: str, settings: Settings) -> "Limits":
+    def for_owner(cls, t: Transaction, owner: str, settings: Settings) -> "Limits":
         """Of the owner's key; the settings' where there is none."""
         row = t.row(
             "select max_active, max_per_minute, seconds_per_day from filmlet_key where id = :owner",
             owner=owner,
         )
-        return cls(**row) if row else cls.of(settings)
+        return cls(**row) if row else cls.from_settings(settings)
 
-    def admit(self, t: Transaction, owner: str, max_queued: int, seconds: float) -> int:
+    def check(self, t: Transaction, owner: str, max_queued: int, seconds: float) -> int:
         """How many unfinished jobs the user has. Raises TooManyJobs if one more is too many.
 
         seconds: of video that is asked for; 0 for what was counted before.
@@ -85,6 +85,6 @@ class Limits:
         return int(jobs["active"])
 
 
-def used(t: Transaction, owner: str, seconds: float) -> None:
+def record_usage(t: Transaction, owner: str, seconds: float) -> None:
     """Remember what was asked for; a deleted job counts on."""
     t.rows("insert into filmlet_use values (:owner, {now}, :seconds)", owner=owner, seconds=seconds)

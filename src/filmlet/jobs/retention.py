@@ -11,7 +11,7 @@ from filmlet.errors import JobConflict, TooManyJobs, UnknownJob
 from filmlet.jobs.cost_model import LATEST
 from filmlet.jobs.database import Database, Row
 from filmlet.jobs.job import PREVIEW, Status
-from filmlet.jobs.serialization import request_of
+from filmlet.jobs.serialization import request_from_row
 from filmlet.jobs.storage import GROWING, Storage
 from filmlet.settings import Settings
 
@@ -22,7 +22,7 @@ TRIMS = 200  # jobs a sweep
 ORPHAN_AFTER_S = 3600.0  # an upload, which comes before its job's row, takes less
 ORPHANS_EVERY_S = 3600.0
 OWNER_SHARE = 0.5  # of the disk limit, for files of one owner's unfinished jobs
-KEPT = {  # a stage's results, by which another attempt goes on
+STAGE_FILES = {  # a stage's results, by which another attempt goes on
     Stage.ENCODE: ("embeddings.safetensors",),
     Stage.DENOISE: ("latents.safetensors",),
     Stage.UPSAMPLE: ("upsampled.safetensors",),
@@ -38,9 +38,9 @@ def useful(row: Row) -> set[str]:
     Files that were given are there for variations of it; embeddings and latents of a draft for the
     job that finishes it.
     """
-    request = request_of(row)
-    draft = (*KEPT[Stage.ENCODE], *KEPT[Stage.DENOISE]) if request.draft else ()
-    return {*KEPT[Stage.MUX], PREVIEW, *request.files, *draft}
+    request = request_from_row(row)
+    draft = (*STAGE_FILES[Stage.ENCODE], *STAGE_FILES[Stage.DENOISE]) if request.draft else ()
+    return {*STAGE_FILES[Stage.MUX], PREVIEW, *request.files, *draft}
 
 
 @dataclass(eq=False)
@@ -69,7 +69,7 @@ class Retention:
     def make_room(self, owner: str) -> None:
         """Before files of a new job are stored. Raises TooManyJobs where they have no room."""
         allowed = self.settings.keep_gb * 1e9
-        with self.database.reading() as t:
+        with self.database.read() as t:
             taken = t.row(
                 "select coalesce(sum(bytes), 0) as in_all,"
                 " coalesce(sum(case when finished is null then bytes end), 0) as waiting,"
@@ -89,7 +89,7 @@ class Retention:
 
     def _trim(self) -> None:
         """Remove what only a running job needs, and note what each job that is over takes."""
-        with self.database.reading() as t:
+        with self.database.read() as t:
             rows = t.rows(
                 "select * from filmlet_job where trimmed = 0 and finished < {now} - :age"
                 " and status in ('completed', 'failed', 'cancelled') order by finished"
@@ -117,7 +117,7 @@ class Retention:
                 " and c.stage = filmlet_cost.stage order by c.at desc limit 1 offset :latest)",
                 latest=LATEST,
             )
-        with self.database.reading() as t:
+        with self.database.read() as t:
             old = t.rows(
                 "select id from filmlet_job where finished < {now} - :age order by finished",
                 age=self.settings.keep_days * 86400,
@@ -176,6 +176,6 @@ class Retention:
 
     def _without_row(self, jobs: set[str], condition: str = "1 = 1") -> list[str]:
         """Those of the jobs that the database does not have, or not in this condition."""
-        with self.database.reading() as t:
+        with self.database.read() as t:
             rows = t.rows(f"select id from filmlet_job where {condition}")
         return sorted(jobs - {row["id"] for row in rows})

@@ -7,14 +7,14 @@ from typing import Any
 
 from filmlet.core.events import Stage
 from filmlet.core.request import ClipRequest
-from filmlet.core.shape import Shape
-from filmlet.jobs.cost_model import Size
+from filmlet.core.shape import VideoShape
+from filmlet.jobs.cost_model import WorkloadSize
 from filmlet.jobs.database import Row
 from filmlet.jobs.job import Failure, Job, Priority, StageRecord, Status
-from filmlet.jobs.queue_eta import Outlook
+from filmlet.jobs.queue_eta import QueueEta
 
 REMEMBERED = 1000  # requests, as they are shown
-SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is over
+PROGRESS_WEIGHTS = {  # of a clip's time, roughly: what `progress` shows when a stage is over
     Stage.FETCH: 0.0,  # once in a model's life; the stage's own steps tell it
     Stage.LOAD: 0.05,
     Stage.ENCODE: 0.05,
@@ -22,53 +22,56 @@ SHARES = {  # of a clip's time, roughly: what `progress` shows when a stage is o
     Stage.DECODE: 0.28,
     Stage.MUX: 0.02,
 }
-TWO_STAGES = SHARES | {Stage.DENOISE: 0.2, Stage.UPSAMPLE: 0.03, Stage.REFINE: 0.37}
+TWO_STAGES = PROGRESS_WEIGHTS | {Stage.DENOISE: 0.2, Stage.UPSAMPLE: 0.03, Stage.REFINE: 0.37}
 
 
 # What was asked for never changes: it is taken apart once, not for everybody who looks.
 @lru_cache(REMEMBERED)
-def _asked(text: str) -> dict[str, Any]:
-    return ClipRequest(**json.loads(text)).asked()
+def _parse_request(text: str) -> dict[str, Any]:
+    return ClipRequest(**json.loads(text)).explicit_settings()
 
 
 @lru_cache(REMEMBERED)
-def _size(text: str) -> Size:
-    return Size(**json.loads(text))
+def _parse_size(text: str) -> WorkloadSize:
+    return WorkloadSize(**json.loads(text))
 
 
 @lru_cache(REMEMBERED)
-def _shape(text: str) -> Shape:
-    return Shape(**json.loads(text))
+def _parse_shape(text: str) -> VideoShape:
+    return VideoShape(**json.loads(text))
 
 
-def request_of(row: Row) -> ClipRequest:
+def request_from_row(row: Row) -> ClipRequest:
     """The request of a row, its seed fixed: every attempt makes the same clip."""
     return replace(ClipRequest(**json.loads(row["request"])), seed=row["seed"])
 
 
-def job_of(row: Row, outlook: Outlook | None) -> Job:
+def job_from_row(row: Row, outlook: QueueEta | None) -> Job:
     """As `outlook` sees it; None where it is over."""
     status, stage = Status(row["status"]), Stage(row["stage"]) if row["stage"] else None
-    is_open = outlook is not None and not status.is_over
+    is_open = outlook is not None and not status.is_final
     failure = Failure(row["failure_code"], row["failure"]) if row["failure_code"] else None
     records: list[dict[str, Any]] = json.loads(row["stages"])
-    two = _size(row["work"]).refine_calls > 0
+    two = _parse_size(row["work"]).refine_calls > 0
     return Job(
         id=row["id"],
         owner=row["owner"],
         status=status,
         priority=Priority(row["class"]),
-        requested=_asked(row["request"]),
+        requested=_parse_request(row["request"]),
         effective=json.loads(row["effective"]) if row["effective"] else None,
         model=row["model"],
         seed=row["seed"],
-        shape=_shape(row["shape"]) if row["shape"] else None,
+        shape=_parse_shape(row["shape"]) if row["shape"] else None,
         source=row["source"],
         stage=stage,
         done=row["done"],
         total=row["total"],
-        progress=_progress(
-            status, stage, row["done"] / max(1, row["total"]), TWO_STAGES if two else SHARES
+        progress=_overall_progress(
+            status,
+            stage,
+            row["done"] / max(1, row["total"]),
+            TWO_STAGES if two else PROGRESS_WEIGHTS,
         ),
         preview=row["preview"],
         position=outlook.positions.get(row["id"]) if outlook and status == Status.QUEUED else None,
@@ -83,12 +86,12 @@ def job_of(row: Row, outlook: Outlook | None) -> Job:
         created=row["created"],
         started=row["started"],
         finished=row["finished"],
-        idle_s=row["idle_s"],
-        seq=row["seq"],
+        cancel_latency_s=row["idle_s"],
+        revision=row["seq"],
     )
 
 
-def _progress(
+def _overall_progress(
     status: Status, stage: Stage | None, share: float, shares: dict[Stage, float]
 ) -> float:
     """Between 0 and 1: it moves with the steps and never back."""

@@ -25,19 +25,19 @@ log = logging.getLogger("filmlet.webhooks")
 
 QUEUE, WORKFLOW = "filmlet_webhooks", "filmlet_webhook"
 APPLICATION_VERSION = "1"
-PAUSES_S = (5.0, 30.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)  # before each further attempt
+RETRY_DELAYS_S = (5.0, 30.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)  # before each further attempt
 TIMEOUT_S = 10.0  # from the look-up of the name to the status of the answer
 
 
 @dataclass(frozen=True)
-class Hook:
+class WebhookTarget:
     """Where a user is told, and the secret that signs it."""
 
     url: str
     secret: str
 
 
-def announce(t: Transaction, database: Database, settings: Settings, job: str) -> None:
+def enqueue_webhook(t: Transaction, database: Database, settings: Settings, job: str) -> None:
     """The job is over: enqueue the delivery if its owner has a webhook."""
     if _hook(t, settings, job):
         _enqueue(t, database, job, 0)
@@ -45,37 +45,37 @@ def announce(t: Transaction, database: Database, settings: Settings, job: str) -
 
 def deliver(database: Database, settings: Settings, job: str, attempt: int) -> bool:
     """Tell once; where that fails, enqueue the next attempt. Whether it was heard."""
-    with database.reading() as t:
+    with database.read() as t:
         row = t.row("select id, run, status, finished from filmlet_job where id = :id", id=job)
         hook = _hook(t, settings, job)
-    if row is None or hook is None or not Status(row["status"]).is_over:
+    if row is None or hook is None or not Status(row["status"]).is_final:
         return False
     about = {"job": job}
     kind = "completed" if row["status"] == Status.COMPLETED else "failed"
     event = f"evt_{job}_{row['run']}"
-    told = {
+    payload = {
         "id": event,
         "object": "event",
         "type": f"video.{kind}",
         "created_at": int(row["finished"]),
         "data": {"id": job},
     }
-    body = json.dumps(told, separators=(",", ":")).encode()
+    body = json.dumps(payload, separators=(",", ":")).encode()
     try:
         post(hook, event, body, allow_private=bool(settings.webhook_private))
     except (httpx2.HTTPError, OSError, ValueError) as error:
-        if attempt < len(PAUSES_S):
+        if attempt < len(RETRY_DELAYS_S):
             log.warning("%s: webhook, attempt %d: %s", job, attempt + 1, error, extra=about)
             with database.transaction() as t:
                 _enqueue(t, database, job, attempt + 1)
         else:
             log.error("%s: webhook given up: %s", job, error, extra=about)
         return False
-    log.info("%s: webhook told %s", job, told["type"], extra=about)
+    log.info("%s: webhook told %s", job, payload["type"], extra=about)
     return True
 
 
-def post(hook: Hook, event: str, body: bytes, *, allow_private: bool) -> None:
+def post(hook: WebhookTarget, event: str, body: bytes, *, allow_private: bool) -> None:
     """Send one signed event. Raises HTTPError, OSError, ValueError."""
     try:
         asyncio.run(_post(hook, event, body, allow_private))
@@ -83,7 +83,7 @@ def post(hook: Hook, event: str, body: bytes, *, allow_private: bool) -> None:
         raise ValueError(f"no answer within {TIMEOUT_S:g} s") from error
 
 
-async def _post(hook: Hook, event: str, body: bytes, allow_private: bool) -> None:
+async def _post(hook: WebhookTarget, event: str, body: bytes, allow_private: bool) -> None:
     """All of it within TIMEOUT_S: a listener that answers a byte at a time holds no worker."""
     url = parse_webhook_url(hook.url)
     now = str(int(time.time()))
@@ -118,7 +118,7 @@ def sign(secret: str, event: str, timestamp: str, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
 
 
-def _hook(t: Reader, settings: Settings, job: str) -> Hook | None:
+def _hook(t: Reader, settings: Settings, job: str) -> WebhookTarget | None:
     """The owner's own webhook, else the server's."""
     row = t.row(
         "select k.webhook, k.webhook_secret from filmlet_job j"
@@ -126,14 +126,14 @@ def _hook(t: Reader, settings: Settings, job: str) -> Hook | None:
         id=job,
     )
     if row and row["webhook"]:
-        return Hook(row["webhook"], row["webhook_secret"])
+        return WebhookTarget(row["webhook"], row["webhook_secret"])
     if settings.webhook_url and settings.webhook_secret:
-        return Hook(settings.webhook_url, settings.webhook_secret)
+        return WebhookTarget(settings.webhook_url, settings.webhook_secret)
     return None
 
 
 def _enqueue(t: Transaction, database: Database, job: str, attempt: int) -> None:
-    pause = {"delay_seconds": PAUSES_S[attempt - 1]} if attempt else {}
+    pause = {"delay_seconds": RETRY_DELAYS_S[attempt - 1]} if attempt else {}
     database.client.enqueue_in_transaction(
         t.connection,
         {

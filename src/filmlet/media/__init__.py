@@ -1,54 +1,54 @@
 """Files a person can watch: video while it grows, animations, posters, and what made them."""
 
-from filmlet.media.formats import Refused
-from filmlet.media.images import poster, save_still, spritesheet, thumbnail
-from filmlet.media.metadata import tags
+from filmlet.media.formats import InvalidMedia
+from filmlet.media.images import poster, save_image, spritesheet, thumbnail
+from filmlet.media.metadata import metadata_tags
 from filmlet.media.reader import (
     BACKGROUND,
-    Footage,
-    covering,
-    framed,
-    frames_of,
-    look,
-    read_picture,
+    MediaInfo,
+    iter_frames,
+    pad_to,
+    probe,
+    read_image,
     read_video,
+    resize_to_cover,
 )
 from filmlet.media.sandbox import stopping_decoders_on
-from filmlet.media.video_writer import VIDEOS
+from filmlet.media.video_writer import CODECS
 from filmlet.media.writer import (
     PART,
-    Movie,
-    check_target,
-    explain,
-    growing,
-    part_of,
-    place,
-    writing,
+    FrameWriter,
+    check_output_path,
+    open_writer,
+    partial_path,
+    publish,
+    to_output_error,
+    write_video,
 )
 
 __all__ = [
     "BACKGROUND",
+    "CODECS",
     "PART",
-    "VIDEOS",
-    "Footage",
-    "Movie",
-    "Refused",
-    "check_target",
-    "covering",
-    "explain",
-    "framed",
-    "frames_of",
-    "growing",
-    "look",
-    "part_of",
-    "place",
+    "FrameWriter",
+    "InvalidMedia",
+    "MediaInfo",
+    "check_output_path",
+    "iter_frames",
+    "metadata_tags",
+    "open_writer",
+    "pad_to",
+    "partial_path",
     "poster",
-    "read_picture",
+    "probe",
+    "publish",
+    "read_image",
     "read_video",
-    "save_still",
+    "resize_to_cover",
+    "save_image",
     "spritesheet",
     "stopping_decoders_on",
-    "tags",
     "thumbnail",
-    "writing",
+    "to_output_error",
+    "write_video",
 ]

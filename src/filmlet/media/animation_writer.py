@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from filmlet.core.events import Pixels
-from filmlet.core.shape import Shape
+from filmlet.core.shape import VideoShape
 
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
@@ -16,10 +16,10 @@ XMP = (
 )
 
 
-class AnimationFile:
+class AnimationWriter:
     """Frames kept until the end, then written in one go."""
 
-    def __init__(self, path: Path, form: str, shape: Shape, tags: dict[str, str]) -> None:
+    def __init__(self, path: Path, form: str, shape: VideoShape, tags: dict[str, str]) -> None:
         self.path, self.form, self.shape, self.tags = path, form, shape, tags
         self.frames: list[Image.Image] = []
 
@@ -44,12 +44,12 @@ class AnimationFile:
         with self.path.open("wb") as file:
             first.save(file, self.form, save_all=True, append_images=rest, loop=0, **options)
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         """Forget the frames."""
         self.frames.clear()
 
     def _durations(self, unit_ms: int) -> list[int]:
         """Milliseconds each frame stands, in whole units, without drift over the clip."""
         ends = np.arange(1, len(self.frames) + 1) * 1000 / self.shape.fps
-        whole = np.round(ends / unit_ms).astype(int) * unit_ms
-        return np.diff(whole, prepend=0).tolist()
+        rounded_ends = np.round(ends / unit_ms).astype(int) * unit_ms
+        return np.diff(rounded_ends, prepend=0).tolist()

@@ -19,7 +19,7 @@ BOX = 8  # bytes of size and name
 BOXES = 64  # that may stand before a video's index
 
 
-class Refused(ValueError):
+class InvalidMedia(ValueError):
     """A file that is not decoded, with the reason."""
 
 
@@ -43,7 +43,7 @@ class Format(Enum):
 
 
 def detect_format(file: BinaryIO) -> Format:
-    """The format that the bytes of a file begin with. Raises Refused where there is none."""
+    """The format that the bytes of a file begin with. Raises InvalidMedia where there is none."""
     file.seek(0)
     head = file.read(HEAD_BYTES)
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -58,11 +58,11 @@ def detect_format(file: BinaryIO) -> Format:
     if head.startswith(EBML):
         _check_doctype(head)
         return Format.WEBM
-    raise Refused("this is not a whole PNG, JPEG or WebP picture, nor an MP4 or WebM video.")
+    raise InvalidMedia("this is not a whole PNG, JPEG or WebP picture, nor an MP4 or WebM video.")
 
 
 def _check_boxes(file: BinaryIO, head: bytes) -> None:
-    """Follow the boxes of an MP4 up to its index. Raises Refused where they lead elsewhere."""
+    """Follow the boxes of an MP4 up to its index. Raises InvalidMedia where they lead elsewhere."""
     place = int.from_bytes(head[:4])
     is_first_whole = 2 * BOX <= place <= HEAD_BYTES
     for _ in range(BOXES if is_first_whole else 0):
@@ -78,7 +78,7 @@ def _check_boxes(file: BinaryIO, head: bytes) -> None:
         if size < BOX or place + size >= 2**62:
             break
         place += size
-    raise Refused("this video cannot be read; it may be cut off.")
+    raise InvalidMedia("this video cannot be read; it may be cut off.")
 
 
 def _check_doctype(head: bytes) -> None:
@@ -86,4 +86,4 @@ def _check_doctype(head: bytes) -> None:
     place = head.find(DOCTYPE, len(EBML), 128)
     length = head[place + 2] & 0x7F if place > 0 else 0
     if head[place + 3 : place + 3 + length].rstrip(b"\0") not in (b"webm", b"matroska"):
-        raise Refused("this is neither an MP4 nor a WebM video.")
+        raise InvalidMedia("this is neither an MP4 nor a WebM video.")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from filmlet.core.events import Pixels
-from filmlet.media.writer import explain
+from filmlet.media.writer import to_output_error
 
 
 def poster(pixels: Pixels) -> NDArray[np.uint8]:
@@ -20,7 +20,7 @@ def poster(pixels: Pixels) -> NDArray[np.uint8]:
     return pixels[len(pixels) // 2]
 
 
-def save_still(path: Path, image: NDArray[np.uint8]) -> None:
+def save_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Write one picture in the format of the path's suffix.
 
     It takes the place of what was there at once. Raises DiskFull, OutputUnwritable; leaves
@@ -31,7 +31,7 @@ def save_still(path: Path, image: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(part)
         part.replace(path)
     except OSError as error:
-        raise explain(error, path) from error
+        raise to_output_error(error, path) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -40,7 +40,7 @@ def thumbnail(clip: BinaryIO) -> bytes:
     """The middle frame of a finished clip of ours, as WebP."""
     count = _count(clip)
     (middle,) = _chosen(clip, [count // 2])
-    return _packed(middle, "WEBP")
+    return _encode_image(middle, "WEBP")
 
 
 def spritesheet(clip: BinaryIO, columns: int = 5, width: int = 160) -> bytes:
@@ -52,7 +52,7 @@ def spritesheet(clip: BinaryIO, columns: int = 5, width: int = 160) -> bytes:
     sheet = Image.new("RGB", (columns * width, rows * height))
     for i, picture in enumerate(chosen):
         sheet.paste(picture, (i % columns * width, i // columns * height))
-    return _packed(np.asarray(sheet), "JPEG")
+    return _encode_image(np.asarray(sheet), "JPEG")
 
 
 def _small(picture: NDArray[np.uint8], width: int) -> Image.Image:
@@ -76,7 +76,7 @@ def _chosen(clip: BinaryIO, places: list[int]) -> Iterator[NDArray[np.uint8]]:
                 return
 
 
-def _packed(picture: NDArray[np.uint8], form: str) -> bytes:
+def _encode_image(picture: NDArray[np.uint8], form: str) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, form, quality=85)
     return file.getvalue()

@@ -3,15 +3,15 @@
 import json
 from dataclasses import asdict
 
-from filmlet.core.effective import Effective
+from filmlet.core.effective import EffectiveSettings
 
 
-def tags(effective: Effective) -> dict[str, str]:
+def metadata_tags(effective: EffectiveSettings) -> dict[str, str]:
     """Metadata for any container; nothing in it depends on the time or the machine's paths."""
     table = effective.as_json()
     # How the model was held is not of the clip: the same seed gives the same bytes however it was.
-    del table["hold"]
-    table["changes"] = [asdict(c) for c in effective.changes if c.field != "hold"]
+    del table["offload"]
+    table["changes"] = [asdict(c) for c in effective.changes if c.field != "offload"]
     made_by = f"filmlet with {effective.model} (revision {effective.revision})"
     return {
         "title": effective.prompt,

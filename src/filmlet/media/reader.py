@@ -23,7 +23,7 @@ from filmlet.media.formats import (
     VIDEO_BYTES,
     VIDEO_FRAMES,
     Format,
-    Refused,
+    InvalidMedia,
     detect_format,
 )
 from filmlet.media.sandbox import look_into, run_decoder
@@ -34,7 +34,7 @@ REMEMBERED = 256  # files that are not decoded again to say what they are
 
 
 @dataclass(frozen=True)
-class Footage:
+class MediaInfo:
     """A file that was looked at. name: by its content alone; fps: None is a picture, upright."""
 
     name: str
@@ -42,15 +42,15 @@ class Footage:
     height: int
     frames: int = 1
     fps: float | None = None
-    is_see_through: bool = False
+    has_alpha: bool = False
 
 
-_remembered: dict[str, Footage] = {}
+_remembered: dict[str, MediaInfo] = {}
 _remembering = threading.Lock()
 
 
-def look(path: Path) -> Footage:
-    """What the picture or the video at `path` is. Raises Refused, Cancelled, TooManyJobs.
+def probe(path: Path) -> MediaInfo:
+    """What the picture or the video at `path` is. Raises InvalidMedia, Cancelled, TooManyJobs.
 
     The same content is decoded once: a page asks at each letter that is typed beside it.
     """
@@ -61,12 +61,12 @@ def look(path: Path) -> Footage:
         footage = _remembered.get(digest)
         if footage is None:
             name = f"given-{digest[:16]}.{form.suffix}"
-            footage = Footage(name, **look_into(file, form))
+            footage = MediaInfo(name, **look_into(file, form))
             _remember(digest, footage)
     return footage
 
 
-def _remember(digest: str, footage: Footage) -> None:
+def _remember(digest: str, footage: MediaInfo) -> None:
     with _remembering:
         _remembered[digest] = footage
         for oldest in list(_remembered)[:-REMEMBERED]:
@@ -74,24 +74,26 @@ def _remember(digest: str, footage: Footage) -> None:
 
 
 def _open(path: Path) -> tuple[BinaryIO, Format]:
-    """A file that is small enough, and its format. Raises Refused."""
+    """A file that is small enough, and its format. Raises InvalidMedia."""
     try:
         file = open_regular_file(path)
         try:
             form, size = detect_format(file), os.fstat(file.fileno()).st_size
             most = VIDEO_BYTES if form.is_video else IMAGE_BYTES
             if size > most:
-                raise Refused(f"{size >> 20} MiB are too many; at most {most >> 20}.")
+                raise InvalidMedia(f"{size >> 20} MiB are too many; at most {most >> 20}.")
         except BaseException:
             file.close()
             raise
     except OSError as error:
-        raise Refused(f"it cannot be read: {error.strerror or error}.") from error
+        raise InvalidMedia(f"it cannot be read: {error.strerror or error}.") from error
     return file, form
 
 
-def read_picture(path: Path) -> Pixels:
-    """A picture as one frame, (1, height, width, 3): upright, opaque, in RGB. Raises Refused."""
+def read_image(path: Path) -> Pixels:
+    """A picture as one frame, (1, height, width, 3): upright, opaque, in RGB. Raises
+    InvalidMedia.
+    """
     strips = []
     file, form = _open(path)
     with file, closing(run_decoder(file, form, "read")) as answers:
@@ -105,10 +107,10 @@ def read_picture(path: Path) -> Pixels:
     return np.concatenate(strips)[None]
 
 
-def frames_of(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Generator[Pixels]:
+def iter_frames(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Generator[Pixels]:
     """Frames of a video from `first` on, (height, width, 3), upright; at most `count`.
 
-    Raises Refused, Cancelled.
+    Raises InvalidMedia, Cancelled.
     """
     file, form = _open(path)
     with file, closing(run_decoder(file, form, "read", first, count)) as answers:
@@ -121,17 +123,19 @@ def frames_of(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Generato
 
 
 def read_video(path: Path, first: int, count: int) -> Generator[Pixels]:
-    """So many frames of a video from `first` on, (height, width, 3). Raises Refused, Cancelled."""
-    found = 0
-    with closing(frames_of(path, first, count)) as frames:
+    """So many frames of a video from `first` on, (height, width, 3). Raises InvalidMedia,
+    Cancelled.
+    """
+    frames = 0
+    with closing(iter_frames(path, first, count)) as frames:
         for frame in frames:
-            found += 1
+            frames += 1
             yield frame
-    if found < count:
-        raise Refused("this video has fewer frames than it says.")
+    if frames < count:
+        raise InvalidMedia("this video has fewer frames than it says.")
 
 
-def covering(pixels: Pixels, width: int, height: int) -> Pixels:
+def resize_to_cover(pixels: Pixels, width: int, height: int) -> Pixels:
     """Frames resized to cover width x height, and their middle."""
     tall, wide = pixels.shape[1:3]
     if (wide, tall) == (width, height):
@@ -149,7 +153,7 @@ def covering(pixels: Pixels, width: int, height: int) -> Pixels:
     )
 
 
-def framed(pixels: Pixels, width: int, height: int) -> Pixels:
+def pad_to(pixels: Pixels, width: int, height: int) -> Pixels:
     """Frames as they are in the middle of larger ones; their edges go on to the border."""
     tall, wide = pixels.shape[1:3]
     top, left = (height - tall) // 2, (width - wide) // 2

@@ -27,7 +27,7 @@ from filmlet.media.formats import (
     VIDEO_PIXELS,
     VIDEO_SECONDS,
     Format,
-    Refused,
+    InvalidMedia,
 )
 from filmlet.settings import bare_environment
 
@@ -63,11 +63,11 @@ def stopping_decoders_on(event: threading.Event) -> Iterator[None]:
 
 
 def look_into(file: BinaryIO, form: Format) -> dict[str, Any]:
-    """What the decoder says about a file. Raises Refused, Cancelled, TooManyJobs."""
+    """What the decoder says about a file. Raises InvalidMedia, Cancelled, TooManyJobs."""
     with _turn(), closing(run_decoder(file, form, "look")) as answers:
         answer, _ = next(answers, ({}, None))
     if not answer:
-        raise Refused(DAMAGED[form.is_video])
+        raise InvalidMedia(DAMAGED[form.is_video])
     return answer
 
 
@@ -77,7 +77,8 @@ def run_decoder(
     """Yield the decoder's answers, each with the pixels that belong to it.
 
     file: an open one of the operating system, not used by others meanwhile. first, count: frames
-    of a video. Closing the generator kills the process. Raises Refused, Cancelled, TooManyJobs.
+    of a video. Closing the generator kills the process. Raises InvalidMedia, Cancelled,
+    TooManyJobs.
     """
     order = {
         "task": task, "format": form.value, "first": first, "count": count,
@@ -118,11 +119,11 @@ def _answers(process: subprocess.Popen[bytes], watch: "_Watch") -> Generator[Mes
         with watch.waiting():
             answer, pixels = _receive(process.stdout)
         if reason := answer.get("refused"):
-            raise Refused(str(reason))
+            raise InvalidMedia(str(reason))
         if answer.get("end"):
             return
         if not answer:  # it is gone
-            raise watch.reason or Refused(TOO_MUCH)
+            raise watch.reason or InvalidMedia(TOO_MUCH)
         yield answer, pixels
 
 
@@ -179,7 +180,7 @@ class _Watch:
             if self.stop and self.stop.is_set():
                 self.reason = Cancelled("The clip was cancelled.")
             elif time.monotonic() > self.deadline:
-                self.reason = Refused(TOO_MUCH)
+                self.reason = InvalidMedia(TOO_MUCH)
             if self.reason:
                 self.process.kill()
                 return

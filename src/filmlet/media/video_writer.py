@@ -11,8 +11,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from filmlet.core import cpu
-from filmlet.core.events import Pixels, Planes
-from filmlet.core.shape import Shape
+from filmlet.core.events import Pixels, YuvPlanes
+from filmlet.core.shape import VideoShape
 
 THREADS = 2  # fixed: the encoder's bytes depend on it
 BT709 = 1
@@ -20,35 +20,35 @@ PLANAR = 2  # axes of a picture in planes
 # x264's AVX-512 code for its macroblock tree reads what was in memory before: of small clips one
 # in some hundreds came out as another file. Its AVX2 code makes the same one every time, as fast.
 WITHOUT_AVX512 = {"x264-params": "asm=avx2,fma3,bmi1,bmi2,lzcnt"}
-VIDEOS = {
+CODECS = {
     "mp4": ("libx264", {"crf": "18", "preset": "veryfast", "bf": "0", "rc-lookahead": "4"}),
     "webm": ("libvpx-vp9", {"crf": "24", "b": "0", "cpu-used": "6", "deadline": "good"}),
 }
 # A fragment a frame, flushed at once: a player can follow the growing file frame by frame.
-GROWING = {
+FRAGMENTED = {
     "movflags": "frag_every_frame+empty_moov+default_base_moof+use_metadata_tags",
     "flush_packets": "1",
     "fflags": "+bitexact",
 }
 FINISHED = {"movflags": "faststart+use_metadata_tags", "fflags": "+bitexact"}
-PLAIN = {"fflags": "+bitexact", "flush_packets": "1"}
+WEBM_OPTIONS = {"fflags": "+bitexact", "flush_packets": "1"}
 
 
-class VideoFile:
+class VideoWriter:
     """One video in a file that can be played while it grows."""
 
-    def __init__(self, path: Path, form: str, shape: Shape, tags: dict[str, str]) -> None:
-        options = GROWING if form == "mp4" else PLAIN
+    def __init__(self, path: Path, form: str, shape: VideoShape, tags: dict[str, str]) -> None:
+        options = FRAGMENTED if form == "mp4" else WEBM_OPTIONS
         self.container: OutputContainer = av.open(str(path), "w", format=form, options=options)
         self.container.metadata.update(tags)
         self.tick = 1 / Fraction(shape.fps).limit_denominator(1001)
-        self.stream = self._stream(form, shape)
+        self.stream = self._add_stream(form, shape)
         self.converter = VideoReformatter()  # one for all frames: a new one takes milliseconds
         self.written = 0
 
-    def _stream(self, form: str, shape: Shape) -> VideoStream:
-        codec, options = VIDEOS[form]
-        if codec == "libx264" and "avx512f" in cpu.instructions():
+    def _add_stream(self, form: str, shape: VideoShape) -> VideoStream:
+        codec, options = CODECS[form]
+        if codec == "libx264" and "avx512f" in cpu.cpu_flags():
             options = options | WITHOUT_AVX512
         stream = self.container.add_stream(codec, rate=1 / self.tick, options=dict(options))
         assert isinstance(stream, VideoStream)
@@ -60,7 +60,7 @@ class VideoFile:
         context.colorspace = context.color_primaries = context.color_trc = BT709
         return stream
 
-    def add(self, pixels: Pixels | Planes) -> None:
+    def add(self, pixels: Pixels | YuvPlanes) -> None:
         """Encode the next frames, in RGB or as the encoder takes them."""
         for picture in pixels:
             frame = self._in_planes(picture)
@@ -88,7 +88,7 @@ class VideoFile:
         self.container.mux(self.stream.encode())
         self.container.close()
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         """Close what is open, whatever state it is in; the caller removes the file."""
         try:
             self.container.close()
@@ -96,11 +96,11 @@ class VideoFile:
             return  # it is being thrown away: the first error is the one to tell
 
 
-def index_first(grown: Path, whole: Path, tags: dict[str, str]) -> None:
+def faststart(growing_path: Path, complete_path: Path, tags: dict[str, str]) -> None:
     """Copy the packets of a grown MP4 into one whose index stands in front, for the web."""
     with (
-        av.open(str(grown)) as source,
-        av.open(str(whole), "w", format="mp4", options=FINISHED) as target,
+        av.open(str(growing_path)) as source,
+        av.open(str(complete_path), "w", format="mp4", options=FINISHED) as target,
     ):
         target.metadata.update(tags)
         pictures = source.streams.video[0]

@@ -11,28 +11,28 @@ from typing import Protocol
 
 from av.error import FFmpegError
 
-from filmlet.core.events import Pixels, Planes
+from filmlet.core.events import Pixels, YuvPlanes
 from filmlet.core.request import FORMATS
-from filmlet.core.shape import Shape
+from filmlet.core.shape import VideoShape
 from filmlet.errors import DiskFull, FilmletError, InvalidRequest, OutputExists, OutputUnwritable
-from filmlet.media.animation_writer import AnimationFile
-from filmlet.media.video_writer import VideoFile, index_first
+from filmlet.media.animation_writer import AnimationWriter
+from filmlet.media.video_writer import VideoWriter, faststart
 
 PART = re.compile(r"\.[0-9a-f]{8}\.part(?=\.\w+$|$)")  # in the name of a file that is not whole
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class Movie(Protocol):
+class FrameWriter(Protocol):
     """A file that frames are added to; `close` leaves it whole."""
 
-    def add(self, pixels: Pixels | Planes) -> None: ...
+    def add(self, pixels: Pixels | YuvPlanes) -> None: ...
 
     def close(self) -> None: ...
 
-    def abandon(self) -> None: ...
+    def discard(self) -> None: ...
 
 
-def check_target(path: Path, force: bool) -> str:
+def check_output_path(path: Path, force: bool) -> str:
     """The format a path asks for, once it is certain that a file can be put there.
 
     Raises InvalidRequest, OutputExists, OutputUnwritable; leaves nothing behind.
@@ -47,73 +47,75 @@ def check_target(path: Path, force: bool) -> str:
         raise OutputUnwritable(f"{path} is a folder; name a file in it.")
     if path.exists() and not force:
         raise OutputExists(f"{path} is already there; choose another name or say --force.")
-    part = part_of(path)
+    part = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         part.unlink()
     except OSError as error:
-        raise explain(error, path) from error
+        raise to_output_error(error, path) from error
     return form
 
 
-def part_of(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """A name for a file while it grows; each call gives another: no two writers share one."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
 
 
-class Aside:
+class ThreadedWriter:
     """A movie that is encoded in a thread of its own, one piece behind who makes the frames.
 
     What goes wrong there is raised by the next call.
     """
 
-    def __init__(self, movie: Movie) -> None:
+    def __init__(self, movie: FrameWriter) -> None:
         self.movie = movie
         self.thread = ThreadPoolExecutor(1, "encoder")
         self.begun: Future[None] | None = None
 
-    def add(self, pixels: Pixels | Planes) -> None:
+    def add(self, pixels: Pixels | YuvPlanes) -> None:
         """Encode the next frames while the caller goes on; waits for the piece before."""
-        self._settle()
+        self._wait()
         self.begun = self.thread.submit(self.movie.add, pixels)
 
     def close(self) -> None:
-        self._settle()
+        self._wait()
         self.thread.shutdown()
         self.movie.close()
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         self.thread.shutdown(cancel_futures=True)
-        self.movie.abandon()
+        self.movie.discard()
 
-    def _settle(self) -> None:
+    def _wait(self) -> None:
         begun, self.begun = self.begun, None
         if begun:
             begun.result()
 
 
 @contextmanager
-def growing(grown: Path, form: str, shape: Shape, tags: dict[str, str]) -> Iterator[Movie]:
+def open_writer(
+    grown: Path, form: str, shape: VideoShape, tags: dict[str, str]
+) -> Iterator[FrameWriter]:
     """A movie to add frames to; whole at `grown` after the block, gone if the block is left early.
 
     Raises DiskFull and OutputUnwritable in place of the operating system's errors.
     """
-    kind = AnimationFile if form in ("gif", "webp") else VideoFile
-    movie: Movie | None = None
-    with _refusals(grown):
+    kind = AnimationWriter if form in ("gif", "webp") else VideoWriter
+    movie: FrameWriter | None = None
+    with _as_output_error(grown):
         try:
-            movie = Aside(kind(grown, form, shape, tags))
+            movie = ThreadedWriter(kind(grown, form, shape, tags))
             yield movie
             movie.close()
         except BaseException:
             if movie is not None:
-                movie.abandon()
+                movie.discard()
             grown.unlink(missing_ok=True)
             raise
 
 
-def place(
+def publish(
     grown: Path, path: Path, tags: dict[str, str], confirm: Callable[[], None] = lambda: None
 ) -> None:
     """Put a grown clip at `path`, whole or not at all; an MP4 gets its index in front.
@@ -125,39 +127,43 @@ def place(
         confirm()
         grown.replace(path)
         return
-    whole = part_of(path)
-    with _refusals(path):
+    complete_path = partial_path(path)
+    with _as_output_error(path):
         try:
-            index_first(grown, whole, tags)
+            faststart(grown, complete_path, tags)
             confirm()
-            whole.replace(path)
+            complete_path.replace(path)
         finally:
-            whole.unlink(missing_ok=True)
+            complete_path.unlink(missing_ok=True)
 
 
 @contextmanager
-def writing(path: Path, shape: Shape, tags: dict[str, str], force: bool = False) -> Iterator[Movie]:
-    """`growing` and `place` in one: whole at `path` after the block, gone if it is left early."""
-    form, part = check_target(path, force), part_of(path)
-    with growing(part, form, shape, tags) as movie:
+def write_video(
+    path: Path, shape: VideoShape, tags: dict[str, str], force: bool = False
+) -> Iterator[FrameWriter]:
+    """`open_writer` and `publish` in one: whole at `path` after the block, gone if it is left
+    early.
+    """
+    form, part = check_output_path(path, force), partial_path(path)
+    with open_writer(part, form, shape, tags) as movie:
         yield movie
     try:
-        place(part, path, tags)
+        publish(part, path, tags)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except FilmletError:
         raise
     except (OSError, FFmpegError) as error:
-        raise explain(error, path) from error
+        raise to_output_error(error, path) from error
 
 
-def explain(error: Exception, path: Path) -> FilmletError:
+def to_output_error(error: Exception, path: Path) -> FilmletError:
     """The operating system's refusal to write `path`, as an error that says what to do."""
     path = path.with_name(PART.sub("", path.name))
     number = getattr(error, "errno", None)

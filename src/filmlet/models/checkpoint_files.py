@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from filmlet.core.checkpoint_headers import TensorEntry, read_header, read_json
-from filmlet.core.model_card import Components, Files, ModelCard
-from filmlet.errors import CheckpointDamaged, CheckpointMissing
+from filmlet.core.model_card import ComponentFiles, Components, ModelCard
+from filmlet.errors import CheckpointCorrupt, CheckpointNotFound
 from filmlet.models import hub_cache
 
 INDEX = "*.safetensors.index.json"  # names every file of weights that were cut into several
@@ -18,73 +18,73 @@ FRESH_NS = 2_000_000_000  # within which a file system's clock may not have tick
 Stamp = tuple[int, int, int]
 
 
-def locate(card: ModelCard) -> Files | None:
+def local_files(card: ModelCard) -> ComponentFiles | None:
     """Where a card's components lie, all whole; None while some are at the Hub only.
 
-    Raises CheckpointMissing or CheckpointDamaged for files that were here before.
+    Raises CheckpointNotFound or CheckpointCorrupt for files that were here before.
     """
     places: dict[str, Path] = {}
-    for name, source in card.sources.there():
-        place = hub_cache.place(source)
+    for name, source in card.sources.present():
+        path = hub_cache.local_path(source)
         try:
-            if place is None:
-                raise CheckpointMissing(f"{source.repo} is not on this machine.")
-            _check(place)
-        except CheckpointMissing:
+            if path is None:
+                raise CheckpointNotFound(f"{source.repo} is not on this machine.")
+            _check_file(path)
+        except CheckpointNotFound:
             if not source.root:
                 return None
             raise
-        places[name] = place
+        places[name] = path
     return Components(**places)
 
 
-def parameters(files: Files) -> Components[float]:
+def count_parameters(files: ComponentFiles) -> Components[float]:
     """How many values each component has, read off the headers of folders in diffusers' layout."""
-    counts = {name: _values(place) for name, place in files.there()}
+    counts = {name: _count_values(path) for name, path in files.present()}
     return Components(**counts)
 
 
-def _values(place: Path) -> float:
-    there = [f for f in hub_cache.files(place) if f.suffix == ".safetensors"]
-    tables = [_header(file, stamp_of(file)) for file in there]
+def _count_values(path: Path) -> float:
+    weight_files = [f for f in hub_cache.files(path) if f.suffix == ".safetensors"]
+    tables = [_read_header(file, file_stamp(file)) for file in weight_files]
     return float(sum(math.prod(entry.shape) for table in tables for entry in table.values()))
 
 
-def is_whole(place: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a component is here, whole."""
     try:
-        _check(place)
-    except (CheckpointMissing, CheckpointDamaged):
+        _check_file(path)
+    except (CheckpointNotFound, CheckpointCorrupt):
         return False
     return True
 
 
-def _check(place: Path) -> None:
+def _check_file(path: Path) -> None:
     """A component, whole: its configuration, and weights as long as their header says."""
-    if place.suffix == ".safetensors":
-        _check_weights(place)
+    if path.suffix == ".safetensors":
+        _check_weights(path)
         return
-    is_tokenizer = place.name == "tokenizer"
-    config = place / ("tokenizer_config.json" if is_tokenizer else "config.json")
+    is_tokenizer = path.name == "tokenizer"
+    config = path / ("tokenizer_config.json" if is_tokenizer else "config.json")
     if not config.is_file():
-        raise CheckpointMissing(f"{config} is missing; install or fetch the model again.")
-    _check_json(config, stamp_of(config))
+        raise CheckpointNotFound(f"{config} is missing; install or fetch the model again.")
+    _check_json(config, file_stamp(config))
     if is_tokenizer:
         return
     shards = {
-        place / name for index in place.glob(INDEX) for name in _shards(index, stamp_of(index))
+        path / name for index in path.glob(INDEX) for name in _shards(index, file_stamp(index))
     }
-    files = sorted(shards or place.glob("*.safetensors"))
+    files = sorted(shards or path.glob("*.safetensors"))
     if not files:
-        raise CheckpointMissing(f"{place} holds no .safetensors file; fetch it again.")
+        raise CheckpointNotFound(f"{path} holds no .safetensors file; fetch it again.")
     for weights in files:
         _check_weights(weights)
 
 
 def _check_weights(weights: Path) -> None:
     if not weights.is_file():
-        raise CheckpointMissing(f"{weights} is missing; fetch it again.")
-    _check_length(weights, stamp_of(weights))
+        raise CheckpointNotFound(f"{weights} is missing; fetch it again.")
+    _check_length(weights, file_stamp(weights))
 
 
 @lru_cache
@@ -94,11 +94,11 @@ def _shards(index: Path, stamp: Stamp) -> frozenset[str]:
     names = table.values() if isinstance(table, dict) else ()
     for name in names:
         if not isinstance(name, str) or not SHARD.fullmatch(name):
-            raise CheckpointDamaged(f"{index} names {str(name)[:80]!r}, no file of its folder.")
+            raise CheckpointCorrupt(f"{index} names {str(name)[:80]!r}, no file of its folder.")
     return frozenset(names)
 
 
-def stamp_of(path: Path) -> Stamp:
+def file_stamp(path: Path) -> Stamp:
     """Changes whenever the file does: a server checks with every request, and reads once.
 
     A file that was just written may be written again by the same clock: it is read each time.
@@ -121,7 +121,7 @@ def _check_length(path: Path, stamp: Stamp) -> None:
 
 
 @lru_cache
-def _header(path: Path, stamp: Stamp) -> Mapping[str, TensorEntry]:
+def _read_header(path: Path, stamp: Stamp) -> Mapping[str, TensorEntry]:
     """Each tensor's dtype, shape and place."""
     del stamp
     return read_header(path).tensors

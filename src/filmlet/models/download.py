@@ -10,29 +10,29 @@ from dataclasses import asdict, dataclass
 from queue import Empty, SimpleQueue
 
 from filmlet.core.lora import Lora
-from filmlet.core.model_card import ModelCard, Source
+from filmlet.core.model_card import ComponentSource, ModelCard
 from filmlet.errors import (
-    CheckpointDamaged,
-    CheckpointMissing,
+    CheckpointCorrupt,
+    CheckpointNotFound,
     DiskFull,
     FilmletError,
-    HubRefused,
+    HubAccessDenied,
     HubUnreachable,
 )
 from filmlet.models import hub_cache
-from filmlet.models.checkpoint_files import locate
+from filmlet.models.checkpoint_files import local_files
 
 CHILD = (sys.executable, "-m", "filmlet.models.download_process")
 KINDS: tuple[type[FilmletError], ...] = (
-    CheckpointDamaged, CheckpointMissing, DiskFull, HubRefused, HubUnreachable,
+    CheckpointCorrupt, CheckpointNotFound, DiskFull, HubAccessDenied, HubUnreachable,
 )  # fmt: skip
-SILENCE_S = 0.2
+POLL_S = 0.2
 LARGEST_LORA = 10**10  # bytes; a client may name any repository
 NEEDED = ("model_index.json", "scheduler", "tokenizer", "vae", "transformer", "text_encoder")
 
 
 @dataclass(frozen=True)
-class Fetched:
+class DownloadProgress:
     """Bytes so far: of one file, and of all that are to be fetched."""
 
     file: str
@@ -42,60 +42,66 @@ class Fetched:
     all_size: int
 
 
-def fetch(card: ModelCard) -> Iterator[Fetched]:
+def download_model(card: ModelCard) -> Iterator[DownloadProgress]:
     """Fetch what of a card is not here; close the iterator to stop.
 
-    Raises HubUnreachable, HubRefused, CheckpointMissing, CheckpointDamaged, DiskFull.
+    Raises HubUnreachable, HubAccessDenied, CheckpointNotFound, CheckpointCorrupt, DiskFull.
     """
-    if locate(card):
+    if local_files(card):
         return
-    sources = dict.fromkeys(source for _, source in card.sources.there())
+    sources = dict.fromkeys(source for _, source in card.sources.present())
     yield from fetch_sources(list(sources))
 
 
-def repository(name: str) -> Iterator[Fetched]:
-    """Fetch a repository in diffusers' layout, those parts of it that are used. As `fetch`."""
-    yield from fetch_sources([Source(path, repo=name, revision="main") for path in NEEDED])
+def download_repository(name: str) -> Iterator[DownloadProgress]:
+    """Fetch a repository in diffusers' layout, those parts of it that are used. As
+    `download_model`.
+    """
+    yield from fetch_sources([ComponentSource(path, repo=name, revision="main") for path in NEEDED])
 
 
-def fetch_lora(lora: Lora) -> Iterator[Fetched]:
-    """Fetch a LoRA of the Hub: its file, or what lies at the top of its repository. As `fetch`."""
+def fetch_lora(lora: Lora) -> Iterator[DownloadProgress]:
+    """Fetch a LoRA of the Hub: its file, or what lies at the top of its repository. As
+    `download_model`.
+    """
     owner, name, *inside = lora.source.split("/")
-    source = Source("/".join(inside), repo=f"{owner}/{name}", revision="main")
-    yield from fetch_sources([source], most=LARGEST_LORA)
+    source = ComponentSource("/".join(inside), repo=f"{owner}/{name}", revision="main")
+    yield from fetch_sources([source], max_bytes=LARGEST_LORA)
 
 
-def fetch_sources(sources: Sequence[Source], most: int = sys.maxsize) -> Iterator[Fetched]:
-    """Fetch what of these is not here, at most so many bytes. As `fetch`."""
+def fetch_sources(
+    sources: Sequence[ComponentSource], max_bytes: int = sys.maxsize
+) -> Iterator[DownloadProgress]:
+    """Fetch what of these is not here, at most so many bytes. As `download_model`."""
     for repo in {source.repo for source in sources}:
-        hub_cache.sweep(repo)
-    with _child(sources, most) as child:
-        so_far = Fetched("", 0, 0, 0, 0)
-        for line in _heard(child):
+        hub_cache.delete_partial_downloads(repo)
+    with _download_process(sources, max_bytes) as child:
+        so_far = DownloadProgress("", 0, 0, 0, 0)
+        for line in _lines_or_timeout(child):
             if line:
-                told = json.loads(line)
-                if "error" in told:
-                    raise _error(told["error"], told["message"])
-                so_far = Fetched(**told)
+                message = json.loads(line)
+                if "error" in message:
+                    raise _error_from_code(message["error"], message["message"])
+                so_far = DownloadProgress(**message)
             yield so_far
         if child.wait():
             raise HubUnreachable("The download ended without a word; try again.")
 
 
-def _heard(child: "subprocess.Popen[str]") -> Iterator[str]:
+def _lines_or_timeout(child: "subprocess.Popen[str]") -> Iterator[str]:
     """The lines that a process writes; "" while it is silent, so that whoever waits can stop."""
     lines: SimpleQueue[str | None] = SimpleQueue()
 
-    def read() -> None:
+    def read_lines() -> None:
         assert child.stdout
         for line in child.stdout:
             lines.put(line)
         lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=read_lines, daemon=True).start()
     while True:
         try:
-            line = lines.get(timeout=SILENCE_S)
+            line = lines.get(timeout=POLL_S)
         except Empty:
             yield ""
             continue
@@ -105,15 +111,17 @@ def _heard(child: "subprocess.Popen[str]") -> Iterator[str]:
 
 
 @contextmanager
-def _child(sources: Sequence[Source], most: int) -> Iterator["subprocess.Popen[str]"]:
+def _download_process(
+    sources: Sequence[ComponentSource], max_bytes: int
+) -> Iterator["subprocess.Popen[str]"]:
     """The process that fetches; it ends with the block, in the middle of a file if need be."""
     pipe = subprocess.PIPE
     quiet = subprocess.DEVNULL
     with subprocess.Popen(CHILD, stdin=pipe, stdout=pipe, stderr=quiet, text=True) as child:
         try:
             assert child.stdin
-            wanted = {"sources": [asdict(source) for source in sources], "most": most}
-            child.stdin.write(json.dumps(wanted) + "\n")
+            order = {"sources": [asdict(source) for source in sources], "most": max_bytes}
+            child.stdin.write(json.dumps(order) + "\n")
             child.stdin.flush()
             yield child
         finally:
@@ -121,8 +129,8 @@ def _child(sources: Sequence[Source], most: int) -> Iterator["subprocess.Popen[s
                 child.kill()
                 child.wait()
                 for repo in {source.repo for source in sources}:
-                    hub_cache.sweep(repo)
+                    hub_cache.delete_partial_downloads(repo)
 
 
-def _error(code: str, message: str) -> FilmletError:
+def _error_from_code(code: str, message: str) -> FilmletError:
     return next(kind for kind in KINDS if kind.code == code)(message)

@@ -29,33 +29,33 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from tqdm import tqdm
 
-from filmlet.core.model_card import Source
+from filmlet.core.model_card import ComponentSource
 from filmlet.errors import (
-    CheckpointDamaged,
-    CheckpointMissing,
+    CheckpointCorrupt,
+    CheckpointNotFound,
     DiskFull,
     FilmletError,
-    HubRefused,
+    HubAccessDenied,
     HubUnreachable,
 )
 from filmlet.models import hub_cache
-from filmlet.models.checkpoint_files import is_whole
+from filmlet.models.checkpoint_files import is_complete
 
 T = TypeVar("T")
 WANTED = {".safetensors", ".json", ".model", ".txt"}  # no pickle, no pictures
-SPARE = 200_000_000  # bytes of disk that stay free
+MIN_FREE_BYTES = 200_000_000  # bytes of disk that stay free
 BLOCK = 2**22
 
 
-class Absent(Exception):
+class FileNotOnHub(Exception):
     """The Hub was asked for a file and knows none of this name."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RemoteFile:
     """One file of a repository. size: bytes; here: whether the cache has it."""
 
-    source: Source
+    source: ComponentSource
     path: str
     size: int
     here: bool
@@ -63,14 +63,14 @@ class Wanted:
 
 def main() -> int:
     """Fetch what the first line of stdin says, in JSON."""
-    wanted = json.loads(sys.stdin.readline())
+    order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        fetch([Source(**one) for one in wanted["sources"]], wanted["most"])
+        download_files([ComponentSource(**source) for source in order["sources"]], order["most"])
     except FilmletError as error:
-        _say(error=error.code, message=str(error))
+        _print_json(error=error.code, message=str(error))
     except Exception as error:  # the outermost line: the parent is to hear of it, whatever it was
-        _say(error=HubUnreachable.code, message=f"{type(error).__name__}: {error}")
+        _print_json(error=HubUnreachable.code, message=f"{type(error).__name__}: {error}")
     return 0
 
 
@@ -79,78 +79,78 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _say(**told: object) -> None:
-    print(json.dumps(told), flush=True)  # noqa: T201 - the parent reads it
+def _print_json(**message: object) -> None:
+    print(json.dumps(message), flush=True)  # noqa: T201 - the parent reads it
 
 
-def fetch(sources: list[Source], most: int) -> None:
+def download_files(sources: list[ComponentSource], max_bytes: int) -> None:
     """Fetch these, at most so many bytes, and say how far it is. Raises FilmletError."""
-    wanted = [file for source in sources for file in _asked(source, _listed, source)]
-    missing = sorted((file for file in wanted if not file.here), key=lambda file: file.size)
+    files = [file for source in sources for file in _translate_errors(source, _list_files, source)]
+    missing = sorted((file for file in files if not file.here), key=lambda file: file.size)
     total = sum(file.size for file in missing)
-    if total > most:
-        raise HubRefused(
-            f"{sources[0].repo} has {total / 1e9:.1f} GB, more than the {most / 1e9:.0f} GB that "
+    if total > max_bytes:
+        raise HubAccessDenied(
+            f"{sources[0].repo} has {total / 1e9:.1f} GB, more than the {max_bytes / 1e9:.0f} GB that "
             "are fetched of it; name one file."
         )
-    free = shutil.disk_usage(hub_cache.existing(hub_cache.cache())).free
-    if total + SPARE > free:
+    free = shutil.disk_usage(hub_cache.nearest_existing_folder(hub_cache.cache())).free
+    if total + MIN_FREE_BYTES > free:
         raise DiskFull(
             f"{total / 1e9:.1f} GB are to be fetched, and the disk of {hub_cache.cache()} has "
             f"{free / 1e9:.1f} GB left; make room, or set HF_HOME to a folder on a larger one."
         )
     done = 0
     for file in missing:
-        _asked(file.source, _download, file, done, total)
+        _translate_errors(file.source, _download_file, file, done, total)
         done += file.size
 
 
-def _asked(source: Source, do: Callable[..., T], *given: object) -> T:
+def _translate_errors(source: ComponentSource, do: Callable[..., T], *args: object) -> T:
     try:
-        return do(*given)
-    except (FilmletError, OSError, EntryNotFoundError, HTTPError, Absent) as error:
-        raise _reason(source, error) from error
+        return do(*args)
+    except (FilmletError, OSError, EntryNotFoundError, HTTPError, FileNotOnHub) as error:
+        raise _to_filmlet_error(source, error) from error
 
 
-def _listed(source: Source) -> list[Wanted]:
+def _list_files(source: ComponentSource) -> list[RemoteFile]:
     """The files of a source. Raises what the Hub's client raises."""
     api = HfApi()
     if Path(source.path).suffix:
         entries = api.get_paths_info(source.repo, [source.path], revision=source.revision)
         if not entries:
-            raise Absent
+            raise FileNotOnHub
     else:
         entries = list(
             api.list_repo_tree(source.repo, source.path or None, revision=source.revision)
         )
-    found = hub_cache.snapshot(source.repo, source.revision)
+    snapshot = hub_cache.snapshot(source.repo, source.revision)
     return [
-        Wanted(source, e.path, e.size, bool(found and (found / e.path).exists()))
+        RemoteFile(source, e.path, e.size, bool(snapshot and (snapshot / e.path).exists()))
         for e in entries
         if isinstance(e, RepoFile) and Path(e.path).suffix in WANTED
     ]
 
 
-def listed(source: Source) -> list[str]:
-    """The names of the files of a source that are fetched. Raises what `fetch` raises."""
+def list_files(source: ComponentSource) -> list[str]:
+    """The names of the files of a source that are fetched. Raises what `download_files` raises."""
     if Path(source.path).suffix:
         return [source.path]
-    found = hub_cache.place(source)
-    if found and is_whole(found):
-        return [f"{source.path}/{file.name}" for file in hub_cache.files(found)]
-    return [file.path for file in _asked(source, _listed, source)]
+    path = hub_cache.local_path(source)
+    if path and is_complete(path):
+        return [f"{source.path}/{file.name}" for file in hub_cache.files(path)]
+    return [file.path for file in _translate_errors(source, _list_files, source)]
 
 
-def _download(file: Wanted, done: int, total: int) -> None:
+def _download_file(file: RemoteFile, done: int, total: int) -> None:
     def tell(now: float) -> None:
         read = min(int(now), file.size)
-        _say(file=file.path, done=read, size=file.size, all_done=done + read, all_size=total)
+        _print_json(file=file.path, done=read, size=file.size, all_done=done + read, all_size=total)
 
-    class Bar(tqdm):
+    class HubProgressBar(tqdm):
         """Counts what the client reads, and shows nothing."""
 
-        def __init__(self, *given: Any, **named: Any) -> None:
-            super().__init__(*given, **named | {"disable": False, "file": nowhere})
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": False, "file": nowhere})
 
         def update(self, n: float | None = 1) -> Any:
             moved = super().update(n)
@@ -163,27 +163,29 @@ def _download(file: Wanted, done: int, total: int) -> None:
     tell(0)
     with Path(os.devnull).open("w") as nowhere:
         source = file.source
-        path = hf_hub_download(source.repo, file.path, revision=source.revision, tqdm_class=Bar)
-    _verify(Path(path), file.path)
+        path = hf_hub_download(
+            source.repo, file.path, revision=source.revision, tqdm_class=HubProgressBar
+        )
+    _verify_hash(Path(path), file.path)
     tell(file.size)
 
 
-def _verify(path: Path, name: str) -> None:
+def _verify_hash(path: Path, name: str) -> None:
     """The cache names what it holds by the hash that the Hub told; is it that?"""
     blob = path.resolve()
-    told = blob.name
-    if len(told) == 64:
-        found = _hash(blob, hashlib.sha256())
-    elif len(told) == 40:  # git's own, of small files
+    expected = blob.name
+    if len(expected) == 64:
+        actual = _hash(blob, hashlib.sha256())
+    elif len(expected) == 40:  # git's own, of small files
         head = f"blob {blob.stat().st_size}\0".encode()
-        found = _hash(blob, hashlib.sha1(head, usedforsecurity=False))
+        actual = _hash(blob, hashlib.sha1(head, usedforsecurity=False))
     else:
         return
-    if found != told:
-        hub_cache.drop(path)
-        raise CheckpointDamaged(
-            f"{name} did not come as the Hub has it (its hash is {found[:12]} and should be "
-            f"{told[:12]}); it was deleted. Try again."
+    if actual != expected:
+        hub_cache.delete_file(path)
+        raise CheckpointCorrupt(
+            f"{name} did not come as the Hub has it (its hash is {actual[:12]} and should be "
+            f"{expected[:12]}); it was deleted. Try again."
         )
 
 
@@ -194,30 +196,32 @@ def _hash(path: Path, hasher: "hashlib._Hash") -> str:
     return hasher.hexdigest()
 
 
-def _reason(source: Source, error: Exception) -> FilmletError:
+def _to_filmlet_error(source: ComponentSource, error: Exception) -> FilmletError:
     """What the Hub's client raised, as an error that says what to do."""
     match error:
         case FilmletError():
             return error
         case GatedRepoError():
-            return HubRefused(
+            return HubAccessDenied(
                 f"{source.repo} is gated: accept its licence at {constants.ENDPOINT}/{source.repo}"
                 ", then set HF_TOKEN to a token of that account."
             )
         case RepositoryNotFoundError():
-            return HubRefused(
+            return HubAccessDenied(
                 f"The Hub has no {source.repo}, or not for all: set HF_TOKEN if it is private."
             )
         case OfflineModeIsEnabled():
             return HubUnreachable(
                 f"{source.repo} is not all on this machine, and HF_HUB_OFFLINE forbids to fetch it."
             )
-        case RevisionNotFoundError() | RemoteEntryNotFoundError() | Absent():
-            return CheckpointMissing(
+        case RevisionNotFoundError() | RemoteEntryNotFoundError() | FileNotOnHub():
+            return CheckpointNotFound(
                 f"{source.repo} has no {source.path or 'such revision'} at {source.revision}."
             )
         case HfHubHTTPError() if error.response.status_code in (401, 403):
-            return HubRefused(f"The Hub refuses {source.repo}: set HF_TOKEN to one that may read.")
+            return HubAccessDenied(
+                f"The Hub refuses {source.repo}: set HF_TOKEN to one that may read."
+            )
         case OSError(errno=errno.ENOSPC):
             return DiskFull(f"The disk of {hub_cache.cache()} is full; make room and try again.")
     cause = str(error).strip().partition("\n")[0] or type(error).__name__

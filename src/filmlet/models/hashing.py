@@ -7,7 +7,7 @@ import numpy as np
 
 from filmlet.core.checkpoint_headers import Header
 from filmlet.core.files import open_regular_file
-from filmlet.errors import CheckpointDamaged
+from filmlet.errors import CheckpointCorrupt
 
 BLOCK_BYTES = 2**22
 # Unsigned type and mask by dtype: values with all bits of the mask are infinite or no number.
@@ -24,7 +24,7 @@ EXPONENTS = {
 def hash_finite(path: Path, header: Header) -> str:
     """The SHA-256 of a file whose tensors hold finite numbers only.
 
-    Raises CheckpointDamaged that names the first tensor that holds another.
+    Raises CheckpointCorrupt that names the first tensor that holds another.
     """
     ordered = sorted(header.tensors.items(), key=lambda pair: (pair[1].start, pair[1].end))
     try:
@@ -35,12 +35,12 @@ def hash_finite(path: Path, header: Header) -> str:
                     block = file.read(min(BLOCK_BYTES, entry.end - at))
                     digest.update(block)
                     if not _is_finite(block, entry.dtype):
-                        raise CheckpointDamaged(
+                        raise CheckpointCorrupt(
                             f"{path.name} holds values that are not numbers, in {name}."
                         )
             digest.update(file.read(1))  # nothing, unless the file has grown
     except (OSError, ValueError) as error:
-        raise CheckpointDamaged(f"{path} cannot be read: {error}.") from error
+        raise CheckpointCorrupt(f"{path} cannot be read: {error}.") from error
     return digest.hexdigest()
 
 

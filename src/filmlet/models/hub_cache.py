@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from filmlet.core.checkpoint_headers import read_bounded
-from filmlet.core.model_card import Source
+from filmlet.core.model_card import ComponentSource
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REF_BYTES = 64
@@ -33,27 +33,27 @@ def snapshot(repo: str, revision: str) -> Path | None:
     commit = read_bounded(ref, REF_BYTES).decode("ascii", "replace") if ref.is_file() else revision
     if not COMMIT.fullmatch(commit):
         return None
-    found = folder / "snapshots" / commit
-    return found if found.is_dir() else None
+    path = folder / "snapshots" / commit
+    return path if path.is_dir() else None
 
 
-def place(source: Source) -> Path | None:
+def local_path(source: ComponentSource) -> Path | None:
     """Where a component is, or would be; None while nothing of its repository is here."""
     root = source.root or snapshot(source.repo, source.revision)
     return root / source.path if root else None
 
 
-def existing(folder: Path) -> Path:
+def nearest_existing_folder(folder: Path) -> Path:
     """The folder, or the one in which it would be made."""
-    return next(one for one in (folder, *folder.parents) if one.exists())
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
-def files(place: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
     """Every file of a component."""
-    return [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
-def drop(file: Path) -> int:
+def delete_file(file: Path) -> int:
     """Take one file out of the cache; bytes that this freed. Others may still use what it was."""
     blob = file.resolve()
     file.unlink()
@@ -69,7 +69,7 @@ def drop(file: Path) -> int:
     return freed
 
 
-def sweep(repo: str | None = None) -> int:
+def delete_partial_downloads(repo: str | None = None) -> int:
     """Delete partial files that no download is writing, of one repository or of all; bytes freed.
 
     A download that was killed leaves one behind, and nobody can go on from it.

@@ -13,9 +13,15 @@ import huggingface_hub  # imports its parts when they are used: few clips have L
 
 from filmlet.core.checkpoint_headers import TensorEntry, parse_object, read_header, read_json
 from filmlet.core.files import open_regular_file
-from filmlet.core.lora import SUFFIX, Adapter, Lora, Pair
-from filmlet.errors import CheckpointDamaged, InvalidRequest, LoraDamaged, LoraMissing, NotOffered
-from filmlet.models.checkpoint_files import Stamp, stamp_of
+from filmlet.core.lora import SUFFIX, Lora, LoraAdapter, LoraLayer
+from filmlet.errors import (
+    CheckpointCorrupt,
+    InvalidRequest,
+    LoraCorrupt,
+    LoraNotFound,
+    NotSupported,
+)
+from filmlet.models.checkpoint_files import Stamp, file_stamp
 from filmlet.models.hashing import EXPONENTS as FLOATS
 from filmlet.models.hashing import hash_finite
 
@@ -26,7 +32,7 @@ PREFIXES = (
     "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "lora_unet_",
 )  # fmt: skip
 RENAMED = {"patchify_proj": "proj_in", "adaln_single": "time_embed"}  # Lightricks' own names
-ALONE = (
+TOP_LEVEL_LAYERS = (
     "proj_in", "proj_out", "time_embed.linear",
     *(f"time_embed.emb.timestep_embedder.linear_{i}" for i in (1, 2)),
     *(f"caption_projection.linear_{i}" for i in (1, 2)),
@@ -35,12 +41,14 @@ IN_A_BLOCK = (
     *(f"{a}.{of}" for a in ("attn1", "attn2") for of in ("to_q", "to_k", "to_v", "to_out.0")),
     "ff.net.0.proj", "ff.net.2",
 )  # fmt: skip
-LAYERS = {name.replace(".", "_"): name for name in (*ALONE, *IN_A_BLOCK)}  # kohya writes no dots
+LAYERS = {
+    name.replace(".", "_"): name for name in (*TOP_LEVEL_LAYERS, *IN_A_BLOCK)
+}  # kohya writes no dots
 BLOCK = re.compile(r"transformer_blocks_(\d+)_(.+)")
 MATRIX = re.compile(r"(.+)\.lora[_.](A|B|down|up)(?:\.[^.]+)?\.weight")
-PARTS = {"A": "down", "B": "up", "down": "down", "up": "up"}
+MATRIX_NAMES = {"A": "down", "B": "up", "down": "down", "up": "up"}
 TEXT = re.compile(r"(base_model\.model\.)?(text_encoder|lora_te|te\d?[._]|t5)")
-OTHERS = {  # what else can change a model, by the names of its tensors
+UNSUPPORTED_ADAPTERS = {  # what else can change a model, by the names of its tensors
     r"dora_scale|lora_magnitude_vector": "DoRA", r"\.hada_": "LoHa", r"\.lokr_": "LoKr",
     r"\.oft_": "OFT", r"\.ia3_": "IA3", r"\.lora_mid": "LoCon", r"\.lora_[AB].*\.bias": "biases",
     r"\.diff(_b)?$": "differences of whole weights", r"\.lora_embedding_": "embeddings",
@@ -48,40 +56,42 @@ OTHERS = {  # what else can change a model, by the names of its tensors
 CONFIG = "lora_adapter_metadata"  # where diffusers writes PEFT's configuration
 
 
-def look_at_loras(loras: Sequence[Lora], folder: Path | None = None) -> tuple[Adapter | None, ...]:
+def inspect_loras(
+    loras: Sequence[Lora], folder: Path | None = None
+) -> tuple[LoraAdapter | None, ...]:
     """The files of LoRAs, looked at; None for those of the Hub that are not on this machine yet.
 
-    Files that are not of the Hub lie in `folder`, if given. Raises what `look_at_lora` raises.
+    Files that are not of the Hub lie in `folder`, if given. Raises what `inspect_lora` raises.
     """
-    return tuple(_here(lora, folder) for lora in loras)
+    return tuple(_inspect_if_cached(lora, folder) for lora in loras)
 
 
-def _here(lora: Lora, folder: Path | None) -> Adapter | None:
+def _inspect_if_cached(lora: Lora, folder: Path | None) -> LoraAdapter | None:
     try:
-        return look_at_lora(lora, folder)
-    except LoraMissing:
+        return inspect_lora(lora, folder)
+    except LoraNotFound:
         return None
 
 
-def look_at_lora(lora: Lora, folder: Path | None = None) -> Adapter:
-    """Raises InvalidRequest, NotOffered, LoraMissing, LoraDamaged."""
-    path = find(lora.source, folder)
-    sha256, pairs = _look(path, stamp_of(path))
+def inspect_lora(lora: Lora, folder: Path | None = None) -> LoraAdapter:
+    """Raises InvalidRequest, NotSupported, LoraNotFound, LoraCorrupt."""
+    path = locate_lora(lora.source, folder)
+    sha256, pairs = _inspect_file(path, file_stamp(path))
     _check_beside(path, pairs)
     name = f"lora-{sha256[:16]}{SUFFIX}"
     if lora.is_on_hub:
         is_file = lora.source.lower().endswith(SUFFIX)
         name = lora.source if is_file else f"{lora.source}/{path.name}"
-    return Adapter(path, name, sha256, lora.strength, pairs)
+    return LoraAdapter(path, name, sha256, lora.strength, pairs)
 
 
-def find(source: str, folder: Path | None = None) -> Path:
+def locate_lora(source: str, folder: Path | None = None) -> Path:
     """The file of a LoRA: a path, or a Hub name's file in the Hub's cache on this machine.
 
-    Opens no connection. Raises InvalidRequest, LoraMissing.
+    Opens no connection. Raises InvalidRequest, LoraNotFound.
     """
     if Lora(source).is_on_hub:
-        return _cached(source)
+        return _cached_path(source)
     path = folder / source if folder else Path(source)
     try:
         open_regular_file(path).close()
@@ -94,75 +104,75 @@ def find(source: str, folder: Path | None = None) -> Path:
     return path
 
 
-def _cached(source: str) -> Path:
+def _cached_path(source: str) -> Path:
     owner, name, *inside = source.split("/")
     repo, errors = f"{owner}/{name}", import_module("huggingface_hub.errors")
     try:
         if inside:
             file = huggingface_hub.try_to_load_from_cache(repo, "/".join(inside))
-            found = [Path(file)] if isinstance(file, str) else []
+            paths = [Path(file)] if isinstance(file, str) else []
         else:
             snapshot = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
-            found = sorted(snapshot.rglob(f"*{SUFFIX}"))
+            paths = sorted(snapshot.rglob(f"*{SUFFIX}"))
     except errors.LocalEntryNotFoundError:
-        found = []
+        paths = []
     except errors.HFValidationError as error:
         raise InvalidRequest(f"loras: {source} is no name on the Hub.", param="loras") from error
-    if len(found) > 1:
-        names = ", ".join(f"{repo}/{file.relative_to(snapshot)}" for file in found[:3])
+    if len(paths) > 1:
+        names = ", ".join(f"{repo}/{file.relative_to(snapshot)}" for file in paths[:3])
         raise InvalidRequest(f"loras: {repo} has several files; name one: {names}.", param="loras")
-    if not found:
-        raise LoraMissing(_next_step(source, repo, inside), param="loras")
-    return found[0]
+    if not paths:
+        raise LoraNotFound(_next_step(source, repo, inside), param="loras")
+    return paths[0]
 
 
 def _next_step(source: str, repo: str, inside: list[str]) -> str:
     fetch = " ".join(["hf download", repo, "/".join(inside)]).strip()
-    told = f"The LoRA {source} of the Hub is not on this machine; fetch it: {fetch}."
-    return f"{told} If a file is meant, say ./{source}." if inside else told
+    message = f"The LoRA {source} of the Hub is not on this machine; fetch it: {fetch}."
+    return f"{message} If a file is meant, say ./{source}." if inside else message
 
 
 @lru_cache(maxsize=64)
-def _look(path: Path, stamp: Stamp) -> tuple[str, tuple[Pair, ...]]:
+def _inspect_file(path: Path, stamp: Stamp) -> tuple[str, tuple[LoraLayer, ...]]:
     """The SHA-256 of a file, and what it changes."""
     del stamp
     try:
         header = read_header(path)
-        scaling = _scaling(path, _inner(path, header.metadata))
+        scaling = _scaling(path, _peft_config(path, header.metadata))
         named = _by_layer(path, header.tensors)
-        pairs = [_pair(path, layer, named[layer], header.tensors) for layer in sorted(named)]
+        pairs = [_build_layer(path, layer, named[layer], header.tensors) for layer in sorted(named)]
         sha256 = hash_finite(path, header)
-    except LoraDamaged:
+    except LoraCorrupt:
         raise
-    except CheckpointDamaged as error:
-        raise LoraDamaged(str(error), param="loras") from error
-    return sha256, tuple(replace(p, scale=scaling.of(p.layer, p.rank)) for p in pairs)
+    except CheckpointCorrupt as error:
+        raise LoraCorrupt(str(error), param="loras") from error
+    return sha256, tuple(replace(p, scale=scaling.from_files(p.layer, p.rank)) for p in pairs)
 
 
 def _by_layer(path: Path, header: Tensors) -> dict[str, dict[str, str]]:
     """For each layer the names of its tensors: down, up, perhaps alpha."""
     for key in header:
-        for pattern, kind in OTHERS.items():
+        for pattern, kind in UNSUPPORTED_ADAPTERS.items():
             if re.search(pattern, key):
-                raise NotOffered(
+                raise NotSupported(
                     f"{path.name} holds {kind}, not a plain LoRA: {key}.", param="loras"
                 )
         if TEXT.match(key):
-            raise NotOffered(
+            raise NotSupported(
                 f"{path.name} changes a text encoder, which is not offered: {key}.", param="loras"
             )
     named: dict[str, dict[str, str]] = {}
     for key in header:
-        layer, part = _place(path, key)
+        layer, part = _parse_key(path, key)
         if named.setdefault(layer, {}).setdefault(part, key) != key:
-            raise CheckpointDamaged(f"{path.name} changes {layer} twice: {key}.")
+            raise CheckpointCorrupt(f"{path.name} changes {layer} twice: {key}.")
     return named
 
 
-def _place(path: Path, key: str) -> tuple[str, str]:
+def _parse_key(path: Path, key: str) -> tuple[str, str]:
     """`diffusion_model.adaln_single.linear.lora_A.weight` -> (time_embed.linear, down)."""
     if matrix := MATRIX.fullmatch(key):
-        name, part = matrix[1], PARTS[matrix[2]]
+        name, part = matrix[1], MATRIX_NAMES[matrix[2]]
     else:
         name, part = key.removesuffix(".alpha"), "alpha"
     while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
@@ -180,23 +190,23 @@ def _place(path: Path, key: str) -> tuple[str, str]:
     return (f"transformer_blocks.{block[1]}.{layer}" if block else str(layer)), part
 
 
-def _pair(path: Path, layer: str, named: dict[str, str], header: Tensors) -> Pair:
+def _build_layer(path: Path, layer: str, named: dict[str, str], header: Tensors) -> LoraLayer:
     missing = {"down", "up"} - named.keys()
     if missing:
-        raise CheckpointDamaged(f"{path.name} lacks the matrix {min(missing)} of {layer}.")
+        raise CheckpointCorrupt(f"{path.name} lacks the matrix {min(missing)} of {layer}.")
     down, up = (header[named[part]].shape for part in ("down", "up"))
     if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in (*down, *up):
-        raise CheckpointDamaged(
+        raise CheckpointCorrupt(
             f"{path.name}: the matrices of {layer} do not fit each other, "
             f"{list(up)} and {list(down)}."
         )
     if any(header[name].dtype not in FLOATS for name in named.values()):
-        raise CheckpointDamaged(f"{path.name}: the matrices of {layer} are not floating point.")
+        raise CheckpointCorrupt(f"{path.name}: the matrices of {layer} are not floating point.")
     alpha = named.get("alpha")
     if alpha and math.prod(header[alpha].shape) != 1:
-        raise CheckpointDamaged(f"{path.name}: {alpha} is not one number.")
+        raise CheckpointCorrupt(f"{path.name}: {alpha} is not one number.")
     shape = up[0], down[1]
-    return Pair(layer, named["down"], named["up"], shape, rank=down[0], alpha=alpha)
+    return LoraLayer(layer, named["down"], named["up"], shape, rank=down[0], alpha=alpha)
 
 
 @dataclass(frozen=True)
@@ -207,53 +217,53 @@ class Scaling:
     own: dict[str, float]  # of single layers
     by_root: bool
 
-    def of(self, layer: str, rank: int) -> float:
+    def from_files(self, layer: str, rank: int) -> float:
         """Of one layer, by its name in diffusers."""
-        own = (a for name, a in self.own.items() if f".{layer}".endswith(f".{name}"))
-        alpha = next(own, self.alpha)
+        alphas = (a for name, a in self.own.items() if f".{layer}".endswith(f".{name}"))
+        alpha = next(alphas, self.alpha)
         if alpha is None:
             return 1.0
         return alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
-def _inner(path: Path, about: Mapping[str, str]) -> Table:
+def _peft_config(path: Path, about: Mapping[str, str]) -> Table:
     """PEFT's configuration, where diffusers wrote it into the file."""
     try:
         return parse_object(about.get(CONFIG) or "{}")
     except ValueError as error:
-        raise CheckpointDamaged(f"{path.name}: {CONFIG} cannot be read ({error}).") from error
+        raise CheckpointCorrupt(f"{path.name}: {CONFIG} cannot be read ({error}).") from error
 
 
 def _scaling(path: Path, table: Table) -> Scaling:
-    """What a configuration says of it. Raises LoraDamaged, NotOffered."""
+    """What a configuration says of it. Raises LoraCorrupt, NotSupported."""
     config = {name.removeprefix("transformer."): value for name, value in table.items()}
     if config.get("use_dora"):
-        raise NotOffered(f"{path.name} is a DoRA, not a plain LoRA.", param="loras")
+        raise NotSupported(f"{path.name} is a DoRA, not a plain LoRA.", param="loras")
     alpha, pattern = config.get("lora_alpha"), config.get("alpha_pattern") or {}
     numbers = pattern.values() if isinstance(pattern, dict) else [None]
     for number in (*numbers, *([] if alpha is None else [alpha])):
         if type(number) not in (int, float) or not abs(number) <= LARGEST_ALPHA:
-            raise LoraDamaged(
+            raise LoraCorrupt(
                 f"{path.name} has an unusable configuration: an alpha of {str(number)[:40]!r}.",
                 param="loras",
             )
     return Scaling(alpha, pattern, bool(config.get("use_rslora")))
 
 
-def _check_beside(path: Path, pairs: Sequence[Pair]) -> None:
+def _check_beside(path: Path, pairs: Sequence[LoraLayer]) -> None:
     """A scale that PEFT wrote into another file is not ignored: only the LoRA's own travels."""
-    beside = path.with_name("adapter_config.json")
-    if path.name != "adapter_model.safetensors" or not beside.is_file():
+    config_path = path.with_name("adapter_config.json")
+    if path.name != "adapter_model.safetensors" or not config_path.is_file():
         return
     try:
-        table = read_json(beside)
-    except CheckpointDamaged as error:
-        raise LoraDamaged(str(error), param="loras") from error
-    scaling = _scaling(beside, table)
-    scales = {scaling.of(pair.layer, pair.rank) for pair in pairs if not pair.alpha}
+        table = read_json(config_path)
+    except CheckpointCorrupt as error:
+        raise LoraCorrupt(str(error), param="loras") from error
+    scaling = _scaling(config_path, table)
+    scales = {scaling.from_files(pair.layer, pair.rank) for pair in pairs if not pair.alpha}
     if scales - {1.0}:
-        raise NotOffered(
-            f"{beside} scales {path.name} by {max(scales):g}, and it is not read: rename the LoRA "
+        raise NotSupported(
+            f"{config_path} scales {path.name} by {max(scales):g}, and it is not read: rename the LoRA "
             "and multiply its strength by that.",
             param="loras",
         )

@@ -7,44 +7,48 @@ from pathlib import Path
 from filmlet.core.checkpoint_headers import read_json
 from filmlet.core.model_card import (
     Components,
+    ComponentSource,
+    ComponentSources,
     FixedSigmas,
-    GuideKind,
+    GuideSupport,
+    LinearQuadraticSigmas,
     ModelCard,
-    QuadraticSigmas,
     ShiftedSigmas,
-    Source,
-    Sources,
 )
-from filmlet.core.shape import Grid
-from filmlet.errors import CheckpointDamaged, CheckpointMissing, UnknownModel
+from filmlet.core.shape import ShapeConstraints
+from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import hub_cache
 
 POCKET = Path(__file__).parent.parent / "pocket"
-BIG_GRID = Grid(width=704, height=512, frames=121, fps=30.0, max_side=1280, overlap=32)
-TWO_STAGES = replace(BIG_GRID, scale=2)
+BIG_GRID = ShapeConstraints(
+    width=704, height=512, frames=121, fps=30.0, max_side=1280, overlap_frames=32
+)
+TWO_STAGES = replace(BIG_GRID, upscale_factor=2)
 MAX_NAME_LENGTH = 200
 MAX_SHIFT = 1000.0  # published ones are between 1 and 20
-LTX = Source("", repo="Lightricks/LTX-Video", revision="8984fa25007f376c1a299016d0957a37a2f797bb")
+LTX = ComponentSource(
+    "", repo="Lightricks/LTX-Video", revision="8984fa25007f376c1a299016d0957a37a2f797bb"
+)
 
 
-def _of_lightricks(file: str, bytes: float, *, is_two_stage: bool = True) -> Sources:
+def _of_lightricks(file: str, bytes: float, *, is_two_stage: bool = True) -> ComponentSources:
     """One file for transformer and VAE, beside what all of them share."""
-    both = replace(LTX, path=file, bytes=int(bytes))
-    upsampler = replace(LTX, path="ltxv-spatial-upscaler-0.9.8.safetensors", bytes=505_000_000)
+    both = replace(LTX, path=file, size_bytes=int(bytes))
+    upsampler = replace(LTX, path="ltxv-spatial-upscaler-0.9.8.safetensors", size_bytes=505_000_000)
     return Components(
         transformer=both,
         vae=both,
-        text_encoder=replace(LTX, path="text_encoder", bytes=19_049_290_411),
-        tokenizer=replace(LTX, path="tokenizer", bytes=800_000),
+        text_encoder=replace(LTX, path="text_encoder", size_bytes=19_049_290_411),
+        tokenizer=replace(LTX, path="tokenizer", size_bytes=800_000),
         upsampler=upsampler if is_two_stage else None,
     )
 
 
-def _in_folder(folder: Path, revision: str) -> Sources:
+def _in_folder(folder: Path, revision: str) -> ComponentSources:
     """A folder in diffusers' layout."""
 
-    def part(name: str) -> Source:
-        return Source(name, revision=revision, root=folder)
+    def part(name: str) -> ComponentSource:
+        return ComponentSource(name, revision=revision, root=folder)
 
     upsampler = "latent_upsampler"
     preview = "preview.safetensors"
@@ -67,14 +71,14 @@ LTXV = ModelCard(
     sources=_of_lightricks("ltxv-2b-0.9.8-distilled.safetensors", 6.34e9),
     parameters=Components(1.92e9, 1.25e9, 4.76e9, 0.0, 0.25e9),
     schedule=FixedSigmas((1.0, 0.9937, 0.9875, 0.9812, 0.9750, 0.9094, 0.7250)),
-    refine=FixedSigmas((0.9094, 0.7250, 0.4219)),
+    refine_schedule=FixedSigmas((0.9094, 0.7250, 0.4219)),
     grid=TWO_STAGES,
     decode_timestep=0.05,
-    decode_noise=0.025,
-    guides=GuideKind.ANY_FRAME,
-    guide_noise=0.15,  # image_cond_noise_scale of ltx_video/inference.py
-    context=25,
-    causal=True,
+    decode_noise_scale=0.025,
+    guide_support=GuideSupport.ANY_FRAME,
+    image_cond_noise_scale=0.15,  # image_cond_noise_scale of ltx_video/inference.py
+    context_frames=25,
+    is_condition_pipeline=True,
 )
 LTXV_13B = replace(
     LTXV,
@@ -82,21 +86,21 @@ LTXV_13B = replace(
     summary="13 billion parameters, 7 calls and 3",
     sources=_of_lightricks("ltxv-13b-0.9.8-distilled.safetensors", 28.6e9),
     parameters=Components(13.04e9, 1.25e9, 4.76e9, 0.0, 0.25e9),
-    tone_map=0.6,
+    tone_map_compression_ratio=0.6,
 )
-FULL = replace(
+LTXV_DEV = replace(
     LTXV,
     name="ltxv-2b-0.9.6-dev",
     summary="2 billion parameters, not distilled: 40 steps under guidance",
     sources=_of_lightricks("ltxv-2b-0.9.6-dev-04-25.safetensors", 6.34e9, is_two_stage=False),
-    schedule=QuadraticSigmas(40),
-    refine=None,
+    schedule=LinearQuadraticSigmas(40),
+    refine_schedule=None,
     grid=BIG_GRID,
     distilled=False,
-    guidance=3.0,
+    guidance_scale=3.0,
 )
 
-CARDS = {
+REGISTRY = {
     card.name: card
     for card in (
         ModelCard(
@@ -107,20 +111,20 @@ CARDS = {
             schedule=ShiftedSigmas(steps=4, shift=8.0),
             # In a window of 97 frames, the most it was trained on, what moves loses its shape; the
             # more frames windows share, the more motions are wrong (bench/LONG.md).
-            grid=Grid(max_side=512, max_frames=49, window=49, overlap=8),
+            grid=ShapeConstraints(max_side=512, max_frames=49, window_frames=49, overlap_frames=8),
             max_tokens=128,
         ),
         replace(
-            FULL,
+            LTXV_DEV,
             name="ltxv-2b-0.9.6-distilled",
             summary="2 billion parameters, 8 calls, one stage",
             sources=_of_lightricks(
                 "ltxv-2b-0.9.6-distilled-04-25.safetensors", 6.34e9, is_two_stage=False
             ),
-            schedule=QuadraticSigmas(8),
+            schedule=LinearQuadraticSigmas(8),
             distilled=True,
-            guidance=1.0,
-            stochastic=True,
+            guidance_scale=1.0,
+            stochastic_sampling=True,
         ),
         LTXV,
         replace(
@@ -143,37 +147,37 @@ CARDS = {
             sources=_of_lightricks("ltxv-13b-0.9.8-distilled-fp8.safetensors", 15.7e9),
             stored_bytes=1,
         ),
-        FULL,
+        LTXV_DEV,
         replace(
             LTXV_13B,
             name="ltxv-13b-0.9.8-dev",
             summary="13 billion parameters, not distilled: 30 steps under guidance, then 4",
             sources=_of_lightricks("ltxv-13b-0.9.8-dev.safetensors", 28.6e9),
-            schedule=QuadraticSigmas(30),
-            refine=QuadraticSigmas(4, skip=6),
+            schedule=LinearQuadraticSigmas(30),
+            refine_schedule=LinearQuadraticSigmas(4, skip=6),
             distilled=False,
-            guidance=5.0,
-            rescale=0.7,
+            guidance_scale=5.0,
+            guidance_rescale=0.7,
         ),
     )
 }
 
 
-def find(name: str) -> ModelCard:
+def get_card(name: str) -> ModelCard:
     """The card of a name in the catalogue, of a folder, of a file, or of a fetched repository.
 
     A folder or repository is in diffusers' layout; a file is one of Lightricks'. Raises
-    UnknownModel with the nearest names, CheckpointMissing for a repository that is not here yet.
+    UnknownModel with the nearest names, CheckpointNotFound for a repository that is not here yet.
     """
-    if name in CARDS:
-        return CARDS[name]
+    if name in REGISTRY:
+        return REGISTRY[name]
     try:
         if found := _read_place(name, Path(name)):
             return found
     except OSError as error:  # a name that is too long, or a folder that may not be looked into
         raise UnknownModel(f"There is no model {_short(name)}: {error.strerror}.") from error
-    near = get_close_matches(name[:MAX_NAME_LENGTH], CARDS, n=2, cutoff=0.3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CARDS)}."
+    near = get_close_matches(name[:MAX_NAME_LENGTH], REGISTRY, n=2, cutoff=0.3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(REGISTRY)}."
     raise UnknownModel(
         f"There is no model {_short(name)}; {hint} A folder in diffusers' layout, a .safetensors "
         "file or OWNER/NAME at the Hub work as well."
@@ -195,23 +199,23 @@ def _short(name: str) -> str:
 
 
 def _read_repository(name: str) -> ModelCard:
-    found = hub_cache.snapshot(name, "main")
-    if found is None or not (found / "model_index.json").is_file():
-        raise CheckpointMissing(
+    snapshot = hub_cache.snapshot(name, "main")
+    if snapshot is None or not (snapshot / "model_index.json").is_file():
+        raise CheckpointNotFound(
             f"{name} is not on this machine; fetch it first: filmlet models pull {name}"
         )
-    return _read_folder(found, name, found.name)
+    return _read_folder(snapshot, name, snapshot.name)
 
 
 def _read_file(file: Path) -> ModelCard:
     """A file of one's own: run as the catalogue's that has its name, else as a full model."""
-    here = Source(file.name, revision="local", root=file.parent)
-    for card in CARDS.values():
+    source = ComponentSource(file.name, revision="local", root=file.parent)
+    for card in REGISTRY.values():
         if card.sources.transformer.path == file.name:
-            own = replace(card.sources, transformer=here, vae=here)
-            return replace(card, sources=own)
-    own = replace(FULL.sources, transformer=here, vae=here)
-    return replace(FULL, name=file.stem, summary="a file of your own", sources=own)
+            sources = replace(card.sources, transformer=source, vae=source)
+            return replace(card, sources=sources)
+    sources = replace(LTXV_DEV.sources, transformer=source, vae=source)
+    return replace(LTXV_DEV, name=file.stem, summary="a file of your own", sources=sources)
 
 
 def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
@@ -219,7 +223,7 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     vae = read_json(folder / "vae" / "config.json")
     if scheduler.get("use_dynamic_shifting"):
-        raise CheckpointDamaged(
+        raise CheckpointCorrupt(
             f"{folder} shifts its schedule by the clip's size; filmlet runs fixed schedules only."
         )
     timed = bool(vae.get("timestep_conditioning"))
@@ -227,23 +231,26 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
     causal = read_json(folder / "model_index.json").get("_class_name") == "LTXConditionPipeline"
     shift = scheduler.get("shift", 1.0)
     if type(shift) not in (int, float) or not 0 < shift <= MAX_SHIFT:
-        raise CheckpointDamaged(f"{folder}/scheduler: no schedule is shifted by {shift!r:.60}.")
+        raise CheckpointCorrupt(f"{folder}/scheduler: no schedule is shifted by {shift!r:.60}.")
     return ModelCard(
         name=name,
         summary="a checkpoint of your own",
         licence="as its maker says",
         schedule=ShiftedSigmas(steps=30, shift=float(shift)),
-        grid=Grid(scale=2 if sources.upsampler else 1, overlap=BIG_GRID.overlap if causal else 8),
+        grid=ShapeConstraints(
+            upscale_factor=2 if sources.upsampler else 1,
+            overlap_frames=BIG_GRID.overlap_frames if causal else 8,
+        ),
         sources=sources,
-        refine=LTXV.refine if sources.upsampler else None,
+        refine_schedule=LTXV.refine_schedule if sources.upsampler else None,
         distilled=False,
-        guidance=3.0,
+        guidance_scale=3.0,
         max_tokens=LTXV.max_tokens if causal else 128,
-        stochastic=bool(scheduler.get("stochastic_sampling")),
+        stochastic_sampling=bool(scheduler.get("stochastic_sampling")),
         decode_timestep=0.05 if timed else 0.0,
-        decode_noise=0.025 if timed else 0.0,
-        guides=GuideKind.ANY_FRAME if causal else GuideKind.FIRST_FRAME,
-        guide_noise=LTXV.guide_noise if causal else 0.0,
-        context=LTXV.context if causal else 1,
-        causal=causal,
+        decode_noise_scale=0.025 if timed else 0.0,
+        guide_support=GuideSupport.ANY_FRAME if causal else GuideSupport.FIRST_FRAME,
+        image_cond_noise_scale=LTXV.image_cond_noise_scale if causal else 0.0,
+        context_frames=LTXV.context_frames if causal else 1,
+        is_condition_pipeline=causal,
     )

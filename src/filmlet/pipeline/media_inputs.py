@@ -10,197 +10,222 @@ import numpy as np
 
 from filmlet.core.events import Pixels
 from filmlet.core.guide import Guide
-from filmlet.core.model_card import GuideKind, ModelCard
+from filmlet.core.model_card import GuideSupport, ModelCard
 from filmlet.core.request import ClipRequest
-from filmlet.core.shape import Change, Shape
-from filmlet.core.windows import holding, split
-from filmlet.errors import InvalidRequest, NotOffered
+from filmlet.core.shape import Change, VideoShape
+from filmlet.core.windows import split_into_windows, window_of_frame
+from filmlet.errors import InvalidRequest, NotSupported
 from filmlet.media import (
     BACKGROUND,
-    Footage,
-    Refused,
-    covering,
-    framed,
-    look,
-    read_picture,
+    InvalidMedia,
+    MediaInfo,
+    pad_to,
+    probe,
+    read_image,
     read_video,
+    resize_to_cover,
 )
 
-CROPPED = 0.03  # of a picture, from which on it is told
-PIECE = 8  # frames of a clip that are in memory at once
+CROP_WARNING_RATIO = 0.03  # of a picture, from which on it is told
+FRAMES_PER_CHUNK = 8  # frames of a clip that are in memory at once
 
 
 @dataclass(frozen=True)
-class Given:
+class MediaInput:
     """A file, the frames of it that are used (`first` and on), and where in the made clip.
 
-    frame: of what the model makes; frames: 8k+1. is_clip: it is extended; not resized, therefore.
+    frame: of what the model makes; frames: 8k+1. is_extended_clip: it is extended; not resized,
+    therefore.
     """
 
     path: Path
-    footage: Footage
+    info: MediaInfo
     frame: int = 0
     strength: float = 1.0
     first: int = 0
     frames: int = 1
-    is_clip: bool = False
+    is_extended_clip: bool = False
 
-    def as_guide(self, shape: Shape) -> Guide:
+    def as_guide(self, shape: VideoShape) -> Guide:
         """The same as a guide of the finished clip."""
-        moved = -shape.surplus if shape.backward else shape.given - shape.context
-        return Guide(self.footage.name, self.frame + moved, self.strength)
+        moved = (
+            -shape.padding_frames
+            if shape.extend_backward
+            else shape.source_frames - shape.context_frames
+        )
+        return Guide(self.info.name, self.frame + moved, self.strength)
 
-    def pixels(self, shape: Shape, size: tuple[int, int]) -> Pixels:
+    def pixels(self, shape: VideoShape, size: tuple[int, int]) -> Pixels:
         """The frames that are used, each covering width x height: (frames, height, width, 3).
 
         One at a time is in memory as large as it was sent. Raises InvalidRequest, Cancelled.
         """
-        with _refusals("extend" if self.is_clip else "guides"):
-            if self.footage.fps is None:
-                return covering(read_picture(self.path), *size)
+        with _as_invalid_request("extend" if self.is_extended_clip else "guides"):
+            if self.info.fps is None:
+                return resize_to_cover(read_image(self.path), *size)
             shown = np.empty((self.frames, size[1], size[0], 3), np.uint8)
             with closing(read_video(self.path, self.first, self.frames)) as frames:
                 for i, frame in enumerate(frames):
                     one = frame[None]
-                    if self.is_clip:
-                        one = framed(one, shape.made_width, shape.made_height)
-                    shown[i] = covering(one, *size)[0]
+                    if self.is_extended_clip:
+                        one = pad_to(one, shape.generated_width, shape.generated_height)
+                    shown[i] = resize_to_cover(one, *size)[0]
             return shown
 
-    def before(self, shape: Shape) -> Iterator[Pixels]:
+    def source_frames(self, shape: VideoShape) -> Iterator[Pixels]:
         """All frames, a few at a time, as they come before the new ones. Raises InvalidRequest."""
-        with _refusals("extend"), closing(read_video(self.path, 0, shape.given)) as frames:
-            while some := list(islice(frames, PIECE)):
-                yield framed(np.stack(some), shape.width, shape.height)
+        with (
+            _as_invalid_request("extend"),
+            closing(read_video(self.path, 0, shape.source_frames)) as frames,
+        ):
+            while some := list(islice(frames, FRAMES_PER_CHUNK)):
+                yield pad_to(np.stack(some), shape.width, shape.height)
 
 
-def read_clip(request: ClipRequest, card: ModelCard, folder: Path | None) -> Given | None:
+def resolve_source_clip(
+    request: ClipRequest, card: ModelCard, folder: Path | None
+) -> MediaInput | None:
     """The clip to go on from, and as many of its last frames as the model is given."""
     if request.extend is None:
         return None
-    path, footage = _look(request.extend, folder, "extend")
+    path, footage = _probe(request.extend, folder, "extend")
     if footage.fps is None:
         raise InvalidRequest("extend: this is a picture; only a video goes on.", param="extend")
     if request.draft:
         raise InvalidRequest(
             "An extension has the size of its clip; a draft would be half of it.", param="draft"
         )
-    if request.backward and card.guides == GuideKind.FIRST_FRAME:
-        raise NotOffered(f"{card.name} makes what comes after a clip only.", param="extend")
-    seen = min(card.context, whole(footage.frames, card))
-    first = 0 if request.backward else footage.frames - seen
-    return Given(path, footage, first=first, frames=seen, is_clip=True)
+    if request.extend_backward and card.guide_support == GuideSupport.FIRST_FRAME:
+        raise NotSupported(f"{card.name} makes what comes after a clip only.", param="extend")
+    frame_count = min(card.context_frames, largest_valid_frames(footage.frames, card))
+    first = 0 if request.extend_backward else footage.frames - frame_count
+    return MediaInput(path, footage, first=first, frames=frame_count, is_extended_clip=True)
 
 
-def settled(request: ClipRequest, clip: Given, changes: list[Change]) -> ClipRequest:
+def with_source_size(request: ClipRequest, clip: MediaInput, changes: list[Change]) -> ClipRequest:
     """The request with the size and the frame rate of the clip that it extends."""
-    footage = clip.footage
+    footage = clip.info
     reason = "an extension goes on as its clip is"
-    own = {"width": footage.width, "height": footage.height, "fps": footage.fps}
-    for name, value in own.items():
-        asked = getattr(request, name)
-        if asked is not None and asked != value:
-            changes.append(Change(name, asked, value, reason))
+    source = {"width": footage.width, "height": footage.height, "fps": footage.fps}
+    for name, value in source.items():
+        requested = getattr(request, name)
+        if requested is not None and requested != value:
+            changes.append(Change(name, requested, value, reason))
     return replace(request, width=footage.width, height=footage.height, fps=footage.fps)
 
 
-def lengthened(request: ClipRequest, shape: Shape, clip: Given) -> tuple[Shape, Given]:
+def extend_shape(
+    request: ClipRequest, shape: VideoShape, clip: MediaInput
+) -> tuple[VideoShape, MediaInput]:
     """The shape with the given clip in front, or behind; and the clip where the model sees it."""
-    given, backward = clip.footage.frames, request.backward
-    if backward:
-        clip = replace(clip, frame=shape.made_frames - shape.context)
-    return replace(shape, frames=shape.frames + given, given=given, backward=backward), clip
+    source_frames, extend_backward = clip.info.frames, request.extend_backward
+    if extend_backward:
+        clip = replace(clip, frame=shape.generated_frames - shape.context_frames)
+    return replace(
+        shape,
+        frames=shape.frames + source_frames,
+        source_frames=source_frames,
+        extend_backward=extend_backward,
+    ), clip
 
 
-def read_guides(
-    request: ClipRequest, card: ModelCard, shape: Shape, folder: Path | None, changes: list[Change]
-) -> tuple[Given, ...]:
+def resolve_guides(
+    request: ClipRequest,
+    card: ModelCard,
+    shape: VideoShape,
+    folder: Path | None,
+    changes: list[Change],
+) -> tuple[MediaInput, ...]:
     """The guides where the model can show them; a difference from what was asked is told."""
-    placed: dict[int, Given] = {}
+    placed: dict[int, MediaInput] = {}
     for number, guide in enumerate(request.guides, start=1):
-        given = _given(guide, card, shape, folder, len(request.prompts))
-        changes.extend(_told(f"guide_{number}", guide, given, shape))
-        if placed.setdefault(given.frame, given) is not given:
-            frame = given.as_guide(shape).frame
+        media_input = _resolve_guide(guide, card, shape, folder, len(request.prompts))
+        changes.extend(_guide_changes(f"guide_{number}", guide, media_input, shape))
+        if placed.setdefault(media_input.frame, media_input) is not media_input:
+            frame = media_input.as_guide(shape).frame
             raise InvalidRequest(f"Two guides stand at frame {frame}.", param="guides")
     return tuple(placed.values())
 
 
-def _given(guide: Guide, card: ModelCard, shape: Shape, folder: Path | None, prompts: int) -> Given:
-    path, footage = _look(guide.file, folder, "guides")
-    frame = _legal(guide, card, shape)
-    windows = split(shape, card.grid, prompts)
-    most = holding(windows, frame).end - frame
-    if card.guides == GuideKind.FIRST_FRAME:
-        if frame or shape.given:
-            raise NotOffered(
+def _resolve_guide(
+    guide: Guide, card: ModelCard, shape: VideoShape, folder: Path | None, prompts: int
+) -> MediaInput:
+    path, footage = _probe(guide.file, folder, "guides")
+    frame = _snap_to_latent_frame(guide, card, shape)
+    windows = split_into_windows(shape, card.grid, prompts)
+    max_frames = window_of_frame(windows, frame).end_frame - frame
+    if card.guide_support == GuideSupport.FIRST_FRAME:
+        if frame or shape.source_frames:
+            raise NotSupported(
                 f"{card.name} takes a picture as the first frame only.", param="guides"
             )
-        most = 1  # of a video it sees the first picture
-    frames = whole(min(footage.frames, most, guide.frames or most), card)
-    return Given(path, footage, frame, guide.strength, 0, frames)
+        max_frames = 1  # of a video it sees the first picture
+    frames = largest_valid_frames(min(footage.frames, max_frames, guide.frames or max_frames), card)
+    return MediaInput(path, footage, frame, guide.strength, 0, frames)
 
 
-def _legal(guide: Guide, card: ModelCard, shape: Shape) -> int:
+def _snap_to_latent_frame(guide: Guide, card: ModelCard, shape: VideoShape) -> int:
     """The frame of the made clip, a multiple of `time`, that is nearest to the guide's."""
-    asked = guide.frame if guide.frame >= 0 else shape.frames + guide.frame
-    if not 0 <= asked < shape.frames:
+    requested = guide.frame if guide.frame >= 0 else shape.frames + guide.frame
+    if not 0 <= requested < shape.frames:
         raise InvalidRequest(
             f"The clip has {shape.frames} frames; a guide cannot stand at {guide.frame}.",
             param="guides",
         )
-    if asked >= shape.new if shape.backward else asked < shape.given:
-        side = "last" if shape.backward else "first"
+    if requested >= shape.new_frames if shape.extend_backward else requested < shape.source_frames:
+        side = "last" if shape.extend_backward else "first"
         raise InvalidRequest(
-            f"The {side} {shape.given} frames are those of the clip that is extended; "
+            f"The {side} {shape.source_frames} frames are those of the clip that is extended; "
             f"a guide cannot stand at {guide.frame}.",
             param="guides",
         )
-    time = card.grid.time
-    if shape.backward:
-        last = (shape.made_frames - shape.context - 1) // time * time
-        return min(last, (asked + shape.surplus + time // 2) // time * time)
-    first = -(-shape.context // time) * time
-    made = asked - shape.given + shape.context
-    return max(first, (made + time // 2) // time * time)
+    time = card.grid.temporal_compression
+    if shape.extend_backward:
+        last = (shape.generated_frames - shape.context_frames - 1) // time * time
+        return min(last, (requested + shape.padding_frames + time // 2) // time * time)
+    first = -(-shape.context_frames // time) * time
+    model_frame = requested - shape.source_frames + shape.context_frames
+    return max(first, (model_frame + time // 2) // time * time)
 
 
-def whole(frames: int, card: ModelCard) -> int:
+def largest_valid_frames(frames: int, card: ModelCard) -> int:
     """The longest 8k+1 frames within so many."""
-    time = card.grid.time
+    time = card.grid.temporal_compression
     return (frames - 1) // time * time + 1
 
 
-def _told(name: str, guide: Guide, given: Given, shape: Shape) -> Iterator[Change]:
+def _guide_changes(
+    name: str, guide: Guide, media_input: MediaInput, shape: VideoShape
+) -> Iterator[Change]:
     """What of a guide is not done as asked."""
-    footage, frame = given.footage, given.as_guide(shape).frame
-    asked = guide.frame if guide.frame >= 0 else shape.frames + guide.frame
-    if frame != asked:
+    footage, frame = media_input.info, media_input.as_guide(shape).frame
+    requested = guide.frame if guide.frame >= 0 else shape.frames + guide.frame
+    if frame != requested:
         reason = f"guides stand where a latent begins; {name} stands at frame {frame}"
         yield Change(f"{name}_frame", guide.frame, frame, reason)
-    if footage.fps is not None and given.frames != footage.frames:
-        reason = f"of {name} the clip shows {given.frames} frames"
-        yield Change(f"{name}_frames", footage.frames, given.frames, reason)
+    if footage.fps is not None and media_input.frames != footage.frames:
+        reason = f"of {name} the clip shows {media_input.frames} frames"
+        yield Change(f"{name}_frames", footage.frames, media_input.frames, reason)
     ratio = footage.width * shape.height / (footage.height * shape.width)
     cropped = 1 - min(ratio, 1 / ratio)
-    if cropped > CROPPED:
+    if cropped > CROP_WARNING_RATIO:
         sizes = (f"{footage.width}x{footage.height}", f"{shape.width}x{shape.height}")
         reason = f"{name} is resized to cover the clip; {cropped:.0%} of it is cropped"
         yield Change(f"{name}_size", *sizes, reason)
-    if footage.is_see_through:
+    if footage.has_alpha:
         reason = f"{name} lies on {BACKGROUND} where one can see through it"
         yield Change(f"{name}_background", None, BACKGROUND, reason)
 
 
-def _look(file: str, folder: Path | None, param: str) -> tuple[Path, Footage]:
+def _probe(file: str, folder: Path | None, param: str) -> tuple[Path, MediaInfo]:
     path = folder / file if folder else Path(file)
-    with _refusals(param):
-        return path, look(path)
+    with _as_invalid_request(param):
+        return path, probe(path)
 
 
 @contextmanager
-def _refusals(param: str) -> Iterator[None]:
+def _as_invalid_request(param: str) -> Iterator[None]:
     try:
         yield
-    except Refused as refused:
+    except InvalidMedia as refused:
         raise InvalidRequest(f"{param}: {refused}", param=param) from refused

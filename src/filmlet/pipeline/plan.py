@@ -3,15 +3,21 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filmlet.core.lora import Adapter
-from filmlet.core.memory import Need, needs
-from filmlet.core.model_card import Components, Files, ModelCard
+from filmlet.core.lora import LoraAdapter
+from filmlet.core.memory import MemoryEstimate, estimate_memory
+from filmlet.core.model_card import ComponentFiles, Components, ModelCard
 from filmlet.core.request import ClipRequest
-from filmlet.core.shape import Change, Shape, fit
-from filmlet.core.windows import Window, holding, split
-from filmlet.errors import InvalidRequest, NotOffered
-from filmlet.models import find, locate, look_at_loras, parameters
-from filmlet.pipeline.media_inputs import Given, lengthened, read_clip, read_guides, settled
+from filmlet.core.shape import Change, VideoShape, resolve_shape
+from filmlet.core.windows import Window, split_into_windows, window_of_frame
+from filmlet.errors import InvalidRequest, NotSupported
+from filmlet.models import count_parameters, get_card, inspect_loras, local_files
+from filmlet.pipeline.media_inputs import (
+    MediaInput,
+    extend_shape,
+    resolve_guides,
+    resolve_source_clip,
+    with_source_size,
+)
 
 
 @dataclass(frozen=True)
@@ -19,28 +25,29 @@ class Plan:
     """A request that a model can meet, and how. files: the model's, None until fetched.
 
     shape: of the clip. refine_sigmas: empty where one stage is all there is. guides: with the
-    files that are shown; clip: that is extended, its last frames come before the new ones. loras:
+    files that are shown; source_clip: that is extended, its last frames come before the new ones.
+    loras:
     with the files that they are in, None for those that must be fetched. windows: that the model
     makes it in.
     """
 
     request: ClipRequest
     card: ModelCard
-    files: Files | None
-    shape: Shape
+    files: ComponentFiles | None
+    shape: VideoShape
     sigmas: tuple[float, ...]
     refine_sigmas: tuple[float, ...]
     guidance: float
     changes: tuple[Change, ...]
-    guides: tuple[Given, ...] = ()
-    clip: Given | None = None
-    loras: tuple[Adapter | None, ...] = ()
+    guides: tuple[MediaInput, ...] = ()
+    source_clip: MediaInput | None = None
+    loras: tuple[LoraAdapter | None, ...] = ()
     windows: tuple[Window, ...] = ()
 
     @property
-    def given(self) -> tuple[Given, ...]:
+    def media_inputs(self) -> tuple[MediaInput, ...]:
         """Every file that is needed."""
-        return (*self.guides, self.clip) if self.clip else self.guides
+        return (*self.guides, self.source_clip) if self.source_clip else self.guides
 
     @property
     def parameters(self) -> Components[float]:
@@ -48,116 +55,126 @@ class Plan:
         if self.card.parameters:
             return self.card.parameters
         assert self.files  # only a catalogue's model can be elsewhere
-        return parameters(self.files)
+        return count_parameters(self.files)
 
-    def needs(self, value_bytes: int) -> tuple[Need, ...]:
+    def memory_estimates(self, value_bytes: int) -> tuple[MemoryEstimate, ...]:
         """Memory that each way of holding the model takes, in a dtype of so many bytes."""
-        card, time = self.card, self.card.grid.time
-        call = replace(self.shape, made_frames=(self.call_latents - 1) * time + 1)
-        return needs(self.parameters, call, card.grid, value_bytes, card.stored_bytes)
+        card, time = self.card, self.card.grid.temporal_compression
+        call = replace(
+            self.shape, generated_frames=(self.max_latent_frames_per_call - 1) * time + 1
+        )
+        return estimate_memory(self.parameters, call, card.grid, value_bytes, card.stored_bytes)
 
     @property
-    def call_latents(self) -> int:
+    def max_latent_frames_per_call(self) -> int:
         """Latent frames of the largest model call; guides add some to their window's."""
-        time = self.card.grid.time
-        return max(len(w.latents(time)) + self._beside(w) for w in self.windows)
+        time = self.card.grid.temporal_compression
+        return max(len(w.latents(time)) + self._keyframe_latents(w) for w in self.windows)
 
-    def _beside(self, window: Window) -> int:
-        guides = [g for g in self.guides if g.frame and holding(self.windows, g.frame) is window]
+    def _keyframe_latents(self, window: Window) -> int:
+        guides = [
+            g for g in self.guides if g.frame and window_of_frame(self.windows, g.frame) is window
+        ]
         # Of a video that does not begin the clip, the first two; a picture is one.
-        return sum(min(2, self.card.grid.latents(g.frames)) for g in guides)
+        return sum(min(2, self.card.grid.latent_frames(g.frames)) for g in guides)
 
 
-def plan(request: ClipRequest, folder: Path | None = None) -> Plan:
+def make_plan(request: ClipRequest, folder: Path | None = None) -> Plan:
     """Fit the request to its model; the files that it names lie in `folder`, if it is given.
 
-    Raises InvalidRequest, UnknownModel, CheckpointMissing, CheckpointDamaged.
+    Raises InvalidRequest, UnknownModel, CheckpointNotFound, CheckpointCorrupt.
     """
-    asked, card = request, find(request.model)
+    original_request, card = request, get_card(request.model)
     changes: list[Change] = []
-    clip = read_clip(request, card, folder)
-    if request.backward and not clip:
-        raise InvalidRequest("backward says how a clip is extended; name one.", param="extend")
+    clip = resolve_source_clip(request, card, folder)
+    if request.extend_backward and not clip:
+        raise InvalidRequest(
+            "extend_backward says how a clip is extended; name one.", param="extend"
+        )
     if clip:
-        request = settled(request, clip, changes)
-    shape, cuts = fit(request, card.grid, clip.frames if clip else 0)
+        request = with_source_size(request, clip, changes)
+    shape, cuts = resolve_shape(request, card.grid, clip.frames if clip else 0)
     changes += cuts
     if clip:
-        shape, clip = lengthened(request, shape, clip)
-    refine_sigmas = card.refine.sigmas if card.refine else ()
+        shape, clip = extend_shape(request, shape, clip)
+    refine_sigmas = card.refine_schedule.sigmas if card.refine_schedule else ()
     if request.draft:
-        shape, refine_sigmas = _draft(card, shape, changes), ()
-    windows = _windows(request, card, shape, changes)
-    guides = read_guides(request, card, shape, folder, changes)
-    sigmas = _sigmas(request, card, changes)
-    guidance = _guidance(request, card)
+        shape, refine_sigmas = _draft_shape(card, shape, changes), ()
+    windows = _plan_windows(request, card, shape, changes)
+    guides = resolve_guides(request, card, shape, folder, changes)
+    sigmas = _resolve_sigmas(request, card, changes)
+    guidance = _resolve_guidance(request, card)
     if request.negative_prompt and guidance <= 1:
         reason = f"{card.name} runs without guidance, which a negative prompt needs"
         changes.append(Change("negative_prompt", request.negative_prompt, "", reason))
     return Plan(
-        request=asked,
+        request=original_request,
         card=card,
-        files=locate(card),
+        files=local_files(card),
         shape=shape,
         sigmas=sigmas,
         refine_sigmas=refine_sigmas,
         guidance=guidance,
         changes=tuple(changes),
         guides=guides,
-        clip=clip,
-        loras=look_at_loras(request.loras, folder),
+        source_clip=clip,
+        loras=inspect_loras(request.loras, folder),
         windows=windows,
     )
 
 
-def _draft(card: ModelCard, shape: Shape, changes: list[Change]) -> Shape:
-    if card.refine is None:
-        raise NotOffered(f"{card.name} has one stage: it makes no drafts.", param="draft")
-    half = shape.halved()
-    asked, made = f"{shape.width}x{shape.height}", f"{half.width}x{half.height}"
-    changes.append(Change("size", asked, made, "a draft is the first stage, at half the size"))
+def _draft_shape(card: ModelCard, shape: VideoShape, changes: list[Change]) -> VideoShape:
+    if card.refine_schedule is None:
+        raise NotSupported(f"{card.name} has one stage: it makes no drafts.", param="draft")
+    half = shape.half_size()
+    requested_size, draft_size = f"{shape.width}x{shape.height}", f"{half.width}x{half.height}"
+    changes.append(
+        Change("size", requested_size, draft_size, "a draft is the first stage, at half the size")
+    )
     return half
 
 
-def _windows(
-    request: ClipRequest, card: ModelCard, shape: Shape, changes: list[Change]
+def _plan_windows(
+    request: ClipRequest, card: ModelCard, shape: VideoShape, changes: list[Change]
 ) -> tuple[Window, ...]:
     grid = card.grid
-    if request.then and not grid.overlap:
-        raise NotOffered(f"{card.name} takes one prompt a clip.", param="then")
-    windows = split(shape, grid, len(request.prompts))
-    if request.backward and len(windows) > 1:
-        most = grid.max_frames - shape.context
-        raise NotOffered(
-            f"What comes before a clip is made at once, for one prompt: at most {most} frames.",
-            param="frames" if not request.then else "then",
+    if request.extra_prompts and not grid.overlap_frames:
+        raise NotSupported(f"{card.name} takes one prompt a clip.", param="extra_prompts")
+    windows = split_into_windows(shape, grid, len(request.prompts))
+    if request.extend_backward and len(windows) > 1:
+        max_frames = grid.max_frames - shape.context_frames
+        raise NotSupported(
+            f"What comes before a clip is made at once, for one prompt: at most {max_frames} frames.",
+            param="frames" if not request.extra_prompts else "then",
         )
     if len(windows) > 1:
         why = f"the model makes at most {grid.max_frames} frames at once"
-        if shape.made_frames <= grid.max_frames:
+        if shape.generated_frames <= grid.max_frames:
             why = "each prompt has its own part of the clip"
-        each = f"windows of at most {grid.window} frames that share {grid.overlap}"
+        each = f"windows of at most {grid.window_frames} frames that share {grid.overlap_frames}"
         reason = f"{why}; made in {len(windows)} {each}"
         changes.append(Change("windows", 1, len(windows), reason))
     return windows
 
 
-def _sigmas(request: ClipRequest, card: ModelCard, changes: list[Change]) -> tuple[float, ...]:
+def _resolve_sigmas(
+    request: ClipRequest, card: ModelCard, changes: list[Change]
+) -> tuple[float, ...]:
     steps = card.schedule.steps if request.steps is None else request.steps
     if steps > card.max_steps:
         raise InvalidRequest(
             f"steps must be between 1 and {card.max_steps}, got {steps}.", param="steps"
         )
-    sigmas = card.schedule.at(steps)
+    sigmas = card.schedule.sigmas_for(steps)
     if card.distilled and steps != card.schedule.steps:
         reason = f"{card.name} is distilled for {card.schedule.steps} steps; expect a weaker clip"
         changes.append(Change("sigmas", None, sigmas, reason))
     return sigmas
 
 
-def _guidance(request: ClipRequest, card: ModelCard) -> float:
+def _resolve_guidance(request: ClipRequest, card: ModelCard) -> float:
     if request.guidance is None:
-        return card.guidance
+        return card.guidance_scale
     if request.guidance < 1:
         raise InvalidRequest(
             f"guidance must be 1 (none) or more, got {request.guidance:g}.", param="guidance"

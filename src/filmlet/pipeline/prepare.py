@@ -9,87 +9,92 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar, cast
 
-from filmlet.core.effective import Effective
-from filmlet.core.events import Event, Finished, Progress, Stage
-from filmlet.core.lora import Adapter
-from filmlet.core.memory import Hold
-from filmlet.core.memory import choose as fitting
-from filmlet.core.model_card import Files, ModelCard
+from filmlet.core.effective import EffectiveSettings
+from filmlet.core.events import Event, Progress, Stage, StageFinished
+from filmlet.core.lora import LoraAdapter
+from filmlet.core.memory import OffloadMode
+from filmlet.core.memory import choose_offload_mode as fitting
+from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.core.shape import Change
 from filmlet.engine import selection
 from filmlet.engine.arrays import Tensors
-from filmlet.engine.base import KILOBYTE, Engine, Recipe, kilobytes
+from filmlet.engine.base import KILOBYTE, DenoiseParams, Engine, to_kilobytes
 from filmlet.engine.configs import check_loras, check_vocabulary
 from filmlet.engine.placement import (
-    TORCHS,
-    Lever,
-    Library,
+    TORCH_OPTIMIZATIONS,
+    Backend,
+    Optimization,
     Placement,
     best_device,
     free_memory,
 )
-from filmlet.engine.tokenizer import Reading, Tokenizer, load_tokenizer, read
-from filmlet.errors import CheckpointDamaged, CheckpointMissing
-from filmlet.models import fetch, fetch_lora, locate, look_at_lora
-from filmlet.pipeline.denoise import Shelf
-from filmlet.pipeline.media_inputs import Given
+from filmlet.engine.tokenizer import TokenizedPrompt, Tokenizer, load_tokenizer, tokenize
+from filmlet.errors import CheckpointCorrupt, CheckpointNotFound
+from filmlet.models import download_model, fetch_lora, inspect_lora, local_files
+from filmlet.pipeline.denoise import ArtifactStore
+from filmlet.pipeline.media_inputs import MediaInput
 from filmlet.pipeline.plan import Plan
 from filmlet.settings import Settings
 
 Value = TypeVar("Value")
-KEEP_EVERY_S = 5.0  # a crash while denoising costs one step, or this much
+CHECKPOINT_INTERVAL_S = 5.0  # a crash while denoising costs one step, or this much
 # The engine of the last clip, for the next one.
-loaded: dict[tuple[ModelCard, Files, Placement], Engine] = {}
+loaded: dict[tuple[ModelCard, ComponentFiles, Placement], Engine] = {}
 
 
 @dataclass(eq=False)
-class Work:
+class GenerationState:
     """One clip, ready to be made. `effective` changes only if it must be run in another way.
 
-    made: what the stages have come to, by name; drawn: frames that the decoder has given. folder:
+    results: what the stages have come to, by name; decoded_frames: frames that the decoder has
+    given. folder:
     where the stages keep what they make; what is there is not made again. None keeps
     nothing. cancelled: set from another thread, it stops the work inside a model call.
     """
 
     plan: Plan
-    files: Files
-    loras: tuple[Adapter, ...]
+    files: ComponentFiles
+    loras: tuple[LoraAdapter, ...]
     placement: Placement
-    prompt: Reading
-    negative: Reading | None
-    effective: Effective
-    made: dict[str, Tensors] = field(default_factory=dict)
-    drawn: int = 0
+    prompt: TokenizedPrompt
+    negative: TokenizedPrompt | None
+    effective: EffectiveSettings
+    results: dict[str, Tensors] = field(default_factory=dict)
+    decoded_frames: int = 0
     folder: Path | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
-    then: tuple[Reading, ...] = ()  # of further prompts
-    is_planar: bool = False  # frames go into a video, whose encoder takes Planes
+    extra_prompts: tuple[TokenizedPrompt, ...] = ()  # of further prompts
+    accepts_yuv: bool = False  # frames go into a video, whose encoder takes Planes
     confirm: Callable[[], None] = lambda: None  # raises if the folder is another attempt's now
 
-    def file(self, name: str) -> Path | None:
+    def artifact_path(self, name: str) -> Path | None:
         """Where a result of this name is kept, if at all."""
         return self.folder / name if self.folder else None
 
     @property
-    def shelf(self) -> Shelf:
+    def artifacts(self) -> ArtifactStore:
         """Where stages put what they make."""
-        return Shelf(self.folder, self.placement, KEEP_EVERY_S, self.confirm)
+        return ArtifactStore(self.folder, self.placement, CHECKPOINT_INTERVAL_S, self.confirm)
 
     @property
-    def recipe(self) -> Recipe:
+    def denoise_params(self) -> DenoiseParams:
         """The clip's shape and its first stage's levels."""
         done = self.effective
-        return Recipe(done.shape, done.sigmas, done.guidance, done.seed, self.loras)
+        return DenoiseParams(done.shape, done.sigmas, done.guidance, done.seed, self.loras)
 
     @property
-    def first(self) -> Recipe:
+    def first_stage_params(self) -> DenoiseParams:
         """Its first stage, which is all of it where there is no second."""
-        return self.recipe.first() if self.effective.refine_sigmas else self.recipe
+        return (
+            self.denoise_params.first_stage()
+            if self.effective.refine_sigmas
+            else self.denoise_params
+        )
 
     @property
-    def shown(self) -> tuple[Given, ...]:
+    def guide_inputs(self) -> tuple[MediaInput, ...]:
         """What guides the model; the end of a clip that is extended is the first of it."""
-        clip = self.plan.clip
+        clip = self.plan.source_clip
         return (clip, *self.plan.guides) if clip else self.plan.guides
 
     @property
@@ -101,145 +106,169 @@ class Work:
 
 def prepare(
     plan: Plan, settings: Settings, dtype: str | None = None, engine: str | None = None
-) -> Generator[Event, None, Work]:
+) -> Generator[Event, None, GenerationState]:
     """Fetch what is missing of the model, read the prompt and choose where to compute.
 
     Nothing heavy is loaded yet. dtype, engine: of an earlier attempt, so that its bytes come again;
-    None chooses. Raises what `fetch` of models raises.
+    None chooses. Raises what `download_model` of models raises.
     """
     card, request = plan.card, plan.request
     files, loras = plan.files, tuple(adapter for adapter in plan.loras if adapter)
     if files is None or None in plan.loras:
-        files, loras = yield from timed(Stage.FETCH, _fetched(plan, settings))
+        files, loras = yield from with_timing(Stage.FETCH, _download_missing(plan, settings))
     if used := [adapter for adapter in loras if adapter.strength]:
         check_loras(files, used)
-    tokenizer = _tokenizer(files.tokenizer)
-    prompt = read(tokenizer, request.prompt, card.max_tokens)
+    tokenizer = _load_tokenizer(files.tokenizer)
+    prompt = tokenize(tokenizer, request.prompt, card.max_tokens)
     negative = None
     if plan.guidance > 1:
-        negative = read(tokenizer, request.negative_prompt, card.max_tokens)
-    then = tuple(read(tokenizer, text, card.max_tokens) for text in request.then)
-    readings = (prompt, *then, *([negative] if negative else []))
+        negative = tokenize(tokenizer, request.negative_prompt, card.max_tokens)
+    extra_prompts = tuple(
+        tokenize(tokenizer, text, card.max_tokens) for text in request.extra_prompts
+    )
+    readings = (prompt, *extra_prompts, *([negative] if negative else []))
     check_vocabulary(files, max(int(reading.ids.max()) for reading in readings))
-    told = list(_told("prompt", prompt, request.prompt, card))
-    for i, (reading, text) in enumerate(zip(then, request.then, strict=True), start=1):
-        told += _told(f"then_{i}", reading, text, card)
+    changes = list(_prompt_changes("prompt", prompt, request.prompt, card))
+    for i, (reading, text) in enumerate(
+        zip(extra_prompts, request.extra_prompts, strict=True), start=1
+    ):
+        changes += _prompt_changes(f"then_{i}", reading, text, card)
     if negative:
-        told += _told("negative_prompt", negative, request.negative_prompt, card)
-    placement, against = _placed(plan, files, loras, settings, (dtype, engine))
-    if against and (engine or settings.engine) == Library.OPENVINO:
-        told.append(Change("engine", Library.OPENVINO, placement.library, against))
-    for lever in _wanted(settings):
-        if reason := selection.against(lever, placement, loras):
-            told.append(Change(lever.value, 1, 0, reason))
-    effective = Effective(
+        changes += _prompt_changes("negative_prompt", negative, request.negative_prompt, card)
+    placement, fallback_reason = _choose_placement(plan, files, loras, settings, (dtype, engine))
+    if fallback_reason and (engine or settings.engine) == Backend.OPENVINO:
+        changes.append(Change("engine", Backend.OPENVINO, placement.backend, fallback_reason))
+    for lever in _requested_optimizations(settings):
+        if reason := selection.why_not_optimization(lever, placement, loras):
+            changes.append(Change(lever.value, 1, 0, reason))
+    effective = EffectiveSettings(
         prompt=prompt.text,
-        prompt_tokens=prompt.tokens,
+        prompt_tokens=prompt.token_count,
         negative_prompt=negative.text if negative else "",
-        unknown_words=tuple(dict.fromkeys(word for one in (prompt, *then) for word in one.unknown)),
+        unknown_words=tuple(
+            dict.fromkeys(
+                word for tokenized in (prompt, *extra_prompts) for word in tokenized.unknown_words
+            )
+        ),
         model=card.name,
         revision=card.revision,
-        seed=Effective.fresh_seed() if request.seed is None else request.seed,
+        seed=EffectiveSettings.random_seed() if request.seed is None else request.seed,
         shape=plan.shape,
         sigmas=plan.sigmas,
         refine_sigmas=plan.refine_sigmas,
         guidance=plan.guidance,
         device=placement.device,
         dtype=placement.dtype,
-        hold=placement.hold.value,
+        offload=placement.offload.value,
         guides=tuple(guide.as_guide(plan.shape) for guide in plan.guides),
-        extend=plan.clip.footage.name if plan.clip else None,
-        loras=tuple(adapter.as_used() for adapter in loras),
-        changes=(*plan.changes, *told),
-        then=tuple(reading.text for reading in then),
+        extend=plan.source_clip.info.name if plan.source_clip else None,
+        loras=tuple(adapter.to_applied() for adapter in loras),
+        changes=(*plan.changes, *changes),
+        extra_prompts=tuple(reading.text for reading in extra_prompts),
         windows=plan.windows,
-        engine=placement.library.value,
-        levers=tuple(sorted(placement.levers)),
+        engine=placement.backend.value,
+        optimizations=tuple(sorted(placement.optimizations)),
     )
-    return Work(plan, files, loras, placement, prompt, negative, effective, then=then)
+    return GenerationState(
+        plan, files, loras, placement, prompt, negative, effective, extra_prompts=extra_prompts
+    )
 
 
-def _fetched(
+def _download_missing(
     plan: Plan, settings: Settings
-) -> Generator[Event, None, tuple[Files, tuple[Adapter, ...]]]:
+) -> Generator[Event, None, tuple[ComponentFiles, tuple[LoraAdapter, ...]]]:
     """The model's files and its LoRAs, all of them here."""
-    card, asked = plan.card, plan.request.loras
-    if not settings.fetch:
-        raise CheckpointMissing(
+    card, requested_loras = plan.card, plan.request.loras
+    if not settings.allow_download:
+        raise CheckpointNotFound(
             f"Weights of {card.name} or of its LoRAs are not on this machine, which fetches none "
             f"by itself: filmlet models pull {card.name}"
         )
-    missing = [lora for lora, there in zip(asked, plan.loras, strict=True) if there is None]
-    for so_far in chain(fetch(card), *map(fetch_lora, missing)):
+    missing = [
+        lora for lora, adapter in zip(requested_loras, plan.loras, strict=True) if adapter is None
+    ]
+    for so_far in chain(download_model(card), *map(fetch_lora, missing)):
         done = so_far.all_done // KILOBYTE
-        yield Progress(Stage.FETCH, done, kilobytes(so_far.all_size))
-    files = locate(card)
+        yield Progress(Stage.FETCH, done, to_kilobytes(so_far.all_size))
+    files = local_files(card)
     if files is None:
-        raise CheckpointDamaged(f"{card.name} was fetched and is not whole; try again.")
-    pairs = zip(asked, plan.loras, strict=True)
-    return files, tuple(there or look_at_lora(lora) for lora, there in pairs)
+        raise CheckpointCorrupt(f"{card.name} was fetched and is not whole; try again.")
+    pairs = zip(requested_loras, plan.loras, strict=True)
+    return files, tuple(adapter or inspect_lora(lora) for lora, adapter in pairs)
 
 
-def _placed(
+def _choose_placement(
     plan: Plan,
-    files: Files,
-    loras: tuple[Adapter, ...],
+    files: ComponentFiles,
+    loras: tuple[LoraAdapter, ...],
     settings: Settings,
     begun: tuple[str | None, str | None],
 ) -> tuple[Placement, str | None]:
     """Where the clip is made, and why not by OpenVINO if that is not wanted away.
 
-    begun: dtype and engine of an earlier attempt. Raises InvalidRequest, LibraryMissing.
+    begun: dtype and engine of an earlier attempt. Raises InvalidRequest, MissingDependency.
     """
     device, (dtype, engine) = best_device(settings.device), begun
-    wanted = engine or (Library.TORCH if dtype else settings.engine)
-    against = None
-    if wanted != Library.TORCH:
-        is_forced = wanted == Library.OPENVINO
-        against = selection.torchs(plan.card, plan.parameters)
-        against = against or selection.against_openvino(files, device, loras, is_forced)
-    if wanted != Library.TORCH and not against:
-        found = selection.by_openvino(plan.card, files, settings.cache, settings.int8 > 0, dtype)
-        if isinstance(found, Placement):
-            hold = _hold(plan, files, found, settings)
-            if hold in selection.HELD:
-                return replace(found, hold=hold), None
-            found = selection.LAYERS
-        against = found
-    placement = selection.by_torch(device, dtype, against)
+    backend = engine or (Backend.TORCH if dtype else settings.engine)
+    reason = None
+    if backend != Backend.TORCH:
+        is_forced = backend == Backend.OPENVINO
+        reason = selection.why_not_openvino_model(plan.card, plan.parameters)
+        reason = reason or selection.why_not_openvino_clip(files, device, loras, is_forced)
+    if backend != Backend.TORCH and not reason:
+        chosen = selection.openvino_placement(
+            plan.card, files, settings.cache, settings.int8 > 0, dtype
+        )
+        if isinstance(chosen, Placement):
+            hold = _choose_offload_mode(plan, files, chosen, settings)
+            if hold in selection.OPENVINO_OFFLOAD_MODES:
+                return replace(chosen, offload=hold), None
+            chosen = selection.SEQUENTIAL_NEEDS_TORCH
+        reason = chosen
+    placement = selection.torch_placement(device, dtype, reason)
     placement = replace(placement, cache=settings.cache)
-    placement = replace(placement, hold=_hold(plan, files, placement, settings))
-    used = (x for x in _wanted(settings) if not selection.against(x, placement, loras))
-    return replace(placement, levers=frozenset(used)), against
+    placement = replace(placement, offload=_choose_offload_mode(plan, files, placement, settings))
+    used = (
+        x
+        for x in _requested_optimizations(settings)
+        if not selection.why_not_optimization(x, placement, loras)
+    )
+    return replace(placement, optimizations=frozenset(used)), reason
 
 
-def _wanted(settings: Settings) -> list[Lever]:
+def _requested_optimizations(settings: Settings) -> list[Optimization]:
     """Levers of torch that are asked for."""
-    return [lever for lever in TORCHS if getattr(settings, lever)]
+    return [lever for lever in TORCH_OPTIMIZATIONS if getattr(settings, lever)]
 
 
-def _hold(plan: Plan, files: Files, placement: Placement, settings: Settings) -> Hold:
+def _choose_offload_mode(
+    plan: Plan, files: ComponentFiles, placement: Placement, settings: Settings
+) -> OffloadMode:
     """How the model is held: as the settings say, as it is, or as there is memory for."""
-    if settings.hold:
-        return Hold(settings.hold)
-    for card, where, held in loaded:
-        alike = replace(held, hold=placement.hold, levers=placement.levers)
+    if settings.offload:
+        return OffloadMode(settings.offload)
+    for card, where, cached_placement in loaded:
+        alike = replace(
+            cached_placement, offload=placement.offload, optimizations=placement.optimizations
+        )
         if (card, where, alike) == (plan.card, files, placement):
-            return held.hold
-    found = plan.needs(placement.value_bytes)
-    need = fitting(found, free_memory(placement.device))
-    return need.hold if need else Hold.LAYERS
+            return cached_placement.offload
+    estimates = plan.memory_estimates(placement.value_bytes)
+    need = fitting(estimates, free_memory(placement.device))
+    return need.offload if need else OffloadMode.SEQUENTIAL
 
 
-def timed(stage: Stage, events: Generator[Event, None, Value]) -> Generator[Event, None, Value]:
+def with_timing(
+    stage: Stage, events: Generator[Event, None, Value]
+) -> Generator[Event, None, Value]:
     """A stage's events, and at the end how long it took."""
     started = time.perf_counter()
     value = yield from events
-    yield Finished(stage, time.perf_counter() - started)
+    yield StageFinished(stage, time.perf_counter() - started)
     return value
 
 
-def fold(events: Generator[object, None, Value]) -> Value:
+def drain(events: Generator[object, None, Value]) -> Value:
     """What a stage comes to, its events unheard."""
     while True:
         try:
@@ -249,16 +278,18 @@ def fold(events: Generator[object, None, Value]) -> Value:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(folder: Path) -> Tokenizer:
+def _load_tokenizer(folder: Path) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def _told(field: str, reading: Reading, prompt: str, card: ModelCard) -> Iterator[Change]:
+def _prompt_changes(
+    field: str, reading: TokenizedPrompt, prompt: str, card: ModelCard
+) -> Iterator[Change]:
     """What of a prompt does not reach the model."""
-    if reading.cut:
-        reason = f"{card.name} reads {card.max_tokens} tokens; this was cut off: {reading.cut!r}"
+    if reading.truncated_text:
+        reason = f"{card.name} reads {card.max_tokens} tokens; this was cut off: {reading.truncated_text!r}"
         yield Change(field, prompt, reading.text, reason)
-    if reading.unknown:
-        words = ", ".join(repr(word) for word in reading.unknown)
-        reason = f"{card.name} does not know: {words}"
-        yield Change(f"{field}_words", list(reading.unknown), [], reason)
+    if reading.unknown_words:
+        unknown_words = ", ".join(repr(word) for word in reading.unknown_words)
+        reason = f"{card.name} does not know: {unknown_words}"
+        yield Change(f"{field}_words", list(reading.unknown_words), [], reason)

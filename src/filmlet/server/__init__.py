@@ -1,5 +1,5 @@
 """One machine's server: the web process, its limits on connections, and a supervised worker."""
 
-from filmlet.server.serving import Serving, serve
+from filmlet.server.serving import ServerConfig, serve
 
-__all__ = ["Serving", "serve"]
+__all__ = ["ServerConfig", "serve"]

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp
 
 from filmlet import api, ui
 from filmlet.api.anonymous_users import Visitors
-from filmlet.errors import AddressUnusable, NeedsKey
-from filmlet.jobs import Keys
+from filmlet.errors import AddressUnusable, ApiKeyRequired
+from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.server.forwarded import ForwardedHeaders
 from filmlet.server.protocol import Connections, limited
@@ -31,16 +31,16 @@ LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 KEEP_S = 75  # longer than a client waits between two polls
 CLOSE_S = 5  # for answers that are still under way when the server stops
 REQUEUE_S = 15.0  # for a worker to put its job back
-CALM_S = 60.0  # a worker that lived so long starts anew at once
+RESET_BACKOFF_S = 60.0  # a worker that lived so long starts anew at once
 SPARE_FILES = 200  # descriptors for files and the database, beside connections
-POLITE = 5  # what clients ask for takes turns with the clip that is made
+WEB_NICE = 5  # what clients ask for takes turns with the clip that is made
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServerConfig:
     """How to serve. is_open: anybody may ask, without a key and from anywhere.
 
-    has_worker: this machine makes clips too. finishes: the job in hand is finished before the
+    has_worker: this machine makes clips too. drain_on_stop: the job in hand is finished before the
     server stops, otherwise it goes back into the queue. log: `lines` or `json`. visitors: each
     browser is a user of its own. allowed_hosts: names beside its own that the server answers to;
     on another address than loopback it answers to any where there are none.
@@ -50,7 +50,7 @@ class Serving:
     port: int = 7860
     is_open: bool = False
     has_worker: bool = True
-    finishes: bool = False
+    drain_on_stop: bool = False
     log: str = "lines"
     visitors: Visitors | None = None
     allowed_hosts: tuple[str, ...] = ()
@@ -73,25 +73,25 @@ class Serving:
         return [*LOOPBACK, *self.allowed_hosts]
 
 
-def serve(settings: Settings, serving: Serving) -> None:
-    """Serve until SIGINT or SIGTERM. Raises AddressUnusable, NeedsKey, DatabaseUnusable."""
+def serve(settings: Settings, serving: ServerConfig) -> None:
+    """Serve until SIGINT or SIGTERM. Raises AddressUnusable, ApiKeyRequired, DatabaseUnusable."""
     if serving.demands_keys:
-        _demand_keys(settings, ", ".join(serving.allowed_hosts) or serving.host)
-    app = api.create(
+        _require_api_keys(settings, ", ".join(serving.allowed_hosts) or serving.host)
+    app = api.create_app(
         settings,
         serving.hosts,
         demands_keys=serving.demands_keys,
         visitors=serving.visitors,
         is_local=serving.is_local and not serving.is_open,
     )
-    ui.mount(app, app.state.house)
-    with _listening(serving.host, serving.port) as listener:
+    ui.mount(app, app.state.filmlet)
+    with _bind_socket(serving.host, serving.port) as listener:
         host, port = listener.getsockname()[:2]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn hears them, and tells us once more
-        worker = Supervised(settings, serving) if serving.has_worker else None
+        worker = WorkerSupervisor(settings, serving) if serving.has_worker else None
         if worker:
-            os.nice(POLITE)  # of this thread and those it starts: not of the one that watches
+            os.nice(WEB_NICE)  # of this thread and those it starts: not of the one that watches
         gc.freeze()  # what is there now stays: to look through it again was a sixth of the time
         log.info("filmlet listens on http://%s:%s", host, port)
         try:
@@ -122,11 +122,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _demand_keys(settings: Settings, host: str) -> None:
+def _require_api_keys(settings: Settings, host: str) -> None:
     database = Database(settings)
     try:
-        if not Keys(database, settings).all():
-            raise NeedsKey(
+        if not ApiKeyStore(database, settings).list_keys():
+            raise ApiKeyRequired(
                 f"{host} can be reached by others and there is no key yet: make one with "
                 "`filmlet keys add NAME`, or say --open to let everybody in."
             )
@@ -134,7 +134,7 @@ def _demand_keys(settings: Settings, host: str) -> None:
         database.close()
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _bind_socket(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
@@ -144,19 +144,19 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-class Supervised:
+class WorkerSupervisor:
     """A worker process that is started again, with growing pauses, until it is told to stop."""
 
-    def __init__(self, settings: Settings, serving: Serving) -> None:
-        self.environment = settings.for_a_child()
-        self.finishes = serving.finishes
+    def __init__(self, settings: Settings, serving: ServerConfig) -> None:
+        self.environment = settings.to_environ()
+        self.finishes = serving.drain_on_stop
         self.command = [sys.executable, "-m", "filmlet", "worker", "--supervised"]
         self.command += ["--log", serving.log]
-        if serving.finishes:
+        if serving.drain_on_stop:
             self.command.append("--finish")
         self.stopping = threading.Event()
         self.process = self._start()
-        self.watch = threading.Thread(target=self._keep, name="supervisor", daemon=True)
+        self.watch = threading.Thread(target=self._restart_loop, name="supervisor", daemon=True)
         self.watch.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -166,7 +166,7 @@ class Supervised:
             self.command, stdin=subprocess.PIPE, process_group=0, env=self.environment
         )
 
-    def _keep(self) -> None:
+    def _restart_loop(self) -> None:
         pause = 1.0
         while True:
             started = time.monotonic()
@@ -175,7 +175,7 @@ class Supervised:
             self.process.stdin.close()
             if self.stopping.is_set():
                 return
-            pause = 1.0 if time.monotonic() - started > CALM_S else min(30.0, pause * 2)
+            pause = 1.0 if time.monotonic() - started > RESET_BACKOFF_S else min(30.0, pause * 2)
             log.warning("the worker ended with status %d; again in %.0f s", status, pause)
             if self.stopping.wait(pause):
                 return

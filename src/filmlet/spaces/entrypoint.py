@@ -7,8 +7,8 @@ from pathlib import Path
 from filmlet import server
 from filmlet.api.anonymous_users import Visitors
 from filmlet.core import logs
-from filmlet.jobs.backup import kept
-from filmlet.settings import Hosting, Settings
+from filmlet.jobs.backup import run_with_backups
+from filmlet.settings import Settings, SpaceEnvironment
 
 BUCKET = Path("/data")  # where a Space has its bucket, if one is attached
 FRAMED_BY = ("https://huggingface.co", "https://*.hf.space")
@@ -17,23 +17,23 @@ MOST_ACTIVE = 4  # unfinished clips of one visitor
 
 def run(model: str = "pocket") -> None:
     """Serve until the platform stops us. model: that the page begins with."""
-    hosting = Hosting.from_environment()
-    settings = settled(Settings.from_environment(), model)
-    visitors = Visitors(keeps=settings.storage_url is not None, framed_by=FRAMED_BY)
-    logs.begin("lines")
-    with kept(settings):
-        if hosting.lends_gpu:
+    hosting = SpaceEnvironment.from_environment()
+    settings = space_settings(Settings.from_environment(), model)
+    visitors = Visitors(is_persistent=settings.storage_url is not None, frame_ancestors=FRAMED_BY)
+    logs.configure_logging("lines")
+    with run_with_backups(settings):
+        if hosting.is_zerogpu:
             from filmlet.spaces import zerogpu_app  # noqa: PLC0415 - loads the model before the page
 
             zerogpu_app.serve(settings, hosting, visitors)
             return
-        serving = server.Serving(
+        serving = server.ServerConfig(
             host=hosting.host, port=hosting.port, is_open=True, visitors=visitors
         )
         server.serve(settings, serving)
 
 
-def settled(settings: Settings, model: str, bucket: Path = BUCKET) -> Settings:
+def space_settings(settings: Settings, model: str, bucket: Path = BUCKET) -> Settings:
     """What the environment says, and else what suits a Space.
 
     Clips go into the bucket; the queue stays on the Space's own disk, for SQLite must.

@@ -1,7 +1,7 @@
 """Which weights the platform puts into a Space's cache before it starts."""
 
 from filmlet.core.model_card import ModelCard
-from filmlet.models.download_process import listed
+from filmlet.models.download_process import list_files
 
 GIGABYTES_A_MINUTE = 3.0  # that the platform fetches, a careful guess
 
@@ -9,18 +9,19 @@ GIGABYTES_A_MINUTE = 3.0  # that the platform fetches, a careful guess
 def preload(card: ModelCard) -> list[str]:
     """The card's files as `preload_from_hub` takes them: `repo file,file commit`.
 
-    A bundled model's come with the package. Raises HubUnreachable, HubRefused, CheckpointMissing.
+    A bundled model's come with the package. Raises HubUnreachable, HubAccessDenied,
+    CheckpointNotFound.
     """
-    wanted: dict[tuple[str, str], list[str]] = {}
-    for source in dict.fromkeys(source for _, source in card.sources.there()):
+    files_by_repo: dict[tuple[str, str], list[str]] = {}
+    for source in dict.fromkeys(source for _, source in card.sources.present()):
         if source.repo:
-            wanted.setdefault((source.repo, source.revision), []).extend(listed(source))
+            files_by_repo.setdefault((source.repo, source.revision), []).extend(list_files(source))
     return [
         " ".join((repo, ",".join(dict.fromkeys(files)), revision))
-        for (repo, revision), files in wanted.items()
+        for (repo, revision), files in files_by_repo.items()
     ]
 
 
-def minutes(card: ModelCard) -> int:
+def startup_timeout_minutes(card: ModelCard) -> int:
     """How long the platform should wait for a start: at least half an hour."""
-    return max(30, round(card.bytes / 1e9 / GIGABYTES_A_MINUTE) + 20)
+    return max(30, round(card.size_bytes / 1e9 / GIGABYTES_A_MINUTE) + 20)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from filmlet import __version__
 from filmlet.core.model_card import ModelCard
-from filmlet.errors import FolderTaken, InvalidRequest
-from filmlet.models import CARDS, find
-from filmlet.spaces.preload import minutes, preload
+from filmlet.errors import FolderNotEmpty, InvalidRequest
+from filmlet.models import REGISTRY, get_card
+from filmlet.spaces.preload import preload, startup_timeout_minutes
 
 PACKAGE = Path(__file__).parent.parent
 PINS = Path(__file__).with_name("pins.txt")
-ZERO = "zero-a10g"
+ZEROGPU_HARDWARE = "zero-a10g"
 PYTHON = "3.12.12"  # the one that ZeroGPU has and filmlet runs on
 TORCH, TORCH_ON_ZERO = "2.13.0", "2.11.0"  # ZeroGPU knows no later one
 TORCH_WITHOUT_CUDA = "https://download.pytorch.org/whl/cpu"
@@ -35,7 +35,7 @@ ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
 @dataclass(frozen=True)
-class Making:
+class SpaceConfig:
     """What a Space is made for.
 
     source: a pip requirement for filmlet; None takes the package itself along if it runs from a
@@ -48,19 +48,19 @@ class Making:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        if self.model not in CARDS:
-            find(self.model)  # its error names the nearest
+        if self.model not in REGISTRY:
+            get_card(self.model)  # its error names the nearest
             raise InvalidRequest(
-                f"A Space has no folder {self.model!r}: choose one of {', '.join(CARDS)}.",
+                f"A Space has no folder {self.model!r}: choose one of {', '.join(REGISTRY)}.",
                 param="model",
             )
 
     @property
     def card(self) -> ModelCard:
-        return CARDS[self.model]
+        return REGISTRY[self.model]
 
 
-def files(making: Making) -> dict[str, bytes]:
+def build_files(making: SpaceConfig) -> dict[str, bytes]:
     """Every file by its path in the Space's repository."""
     texts = {
         "app.py": APP.format(model=making.model),
@@ -68,16 +68,16 @@ def files(making: Making) -> dict[str, bytes]:
         "README.md": readme(making),
         ".gitattributes": ATTRIBUTES,
     }
-    return {name: text.encode() for name, text in texts.items()} | _package(making)
+    return {name: text.encode() for name, text in texts.items()} | _package_files(making)
 
 
-def write(making: Making, folder: Path) -> list[Path]:
-    """The same into a folder, which is new or holds such files already. Raises FolderTaken."""
-    made = files(making)
+def write_files(making: SpaceConfig, folder: Path) -> list[Path]:
+    """The same into a folder, which is new or holds such files already. Raises FolderNotEmpty."""
+    contents = build_files(making)
     if folder.exists() and any(folder.iterdir()) and not (folder / "app.py").is_file():
-        raise FolderTaken(f"{folder} is not empty and holds no Space; give a new folder.")
+        raise FolderNotEmpty(f"{folder} is not empty and holds no Space; give a new folder.")
     paths = []
-    for name, content in made.items():
+    for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -85,20 +85,20 @@ def write(making: Making, folder: Path) -> list[Path]:
     return paths
 
 
-def requirements(making: Making) -> str:
+def requirements(making: SpaceConfig) -> str:
     """The pinned set. The platform installs it with Gradio of `sdk_version` and `spaces`."""
     torch = [f"torch=={TORCH}"]
-    if making.hardware == ZERO:
+    if making.hardware == ZEROGPU_HARDWARE:
         torch = [f"torch=={TORCH_ON_ZERO}"]
     elif making.hardware.startswith("cpu"):
         torch.insert(0, f"--extra-index-url {TORCH_WITHOUT_CUDA}")
-    own = [making.source] if making.source else []
-    if not making.source and not _takes_itself_along():
-        own = [f"filmlet=={__version__}"]
-    return "\n".join([*torch, *PINS.read_text().split(), *own]) + "\n"
+    source_lines = [making.source] if making.source else []
+    if not making.source and not _is_checkout():
+        source_lines = [f"filmlet=={__version__}"]
+    return "\n".join([*torch, *PINS.read_text().split(), *source_lines]) + "\n"
 
 
-def readme(making: Making) -> str:
+def readme(making: SpaceConfig) -> str:
     """The front matter, in YAML's JSON notation, and a few words."""
     card = making.card
     matter: dict[str, object] = {
@@ -107,7 +107,7 @@ def readme(making: Making) -> str:
         "colorFrom": "red",
         "colorTo": "yellow",
         "sdk": "gradio",
-        "sdk_version": _pinned("gradio"),
+        "sdk_version": _pinned_version("gradio"),
         "python_version": PYTHON,
         "app_file": "app.py",
         "header": "mini",
@@ -115,36 +115,36 @@ def readme(making: Making) -> str:
         "license": "apache-2.0",
         "short_description": "Sentences into short videos with distilled LTX models",
         "suggested_hardware": making.hardware,
-        "startup_duration_timeout": f"{minutes(card)}m",
+        "startup_duration_timeout": f"{startup_timeout_minutes(card)}m",
         "tags": ["text-to-video", "image-to-video", "ltx-video", "mcp-server"],
     }
     repo = card.sources.transformer.repo
     if repo:
         matter["models"] = [repo]
-    if wanted := preload(card):
-        matter["preload_from_hub"] = wanted
+    if preload_lines := preload(card):
+        matter["preload_from_hub"] = preload_lines
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in matter.items()]
     name = f"[{card.name}](https://huggingface.co/{repo})" if repo else card.name
     about = ABOUT.format(title=making.title, model=name, version=__version__, licence=card.licence)
     return "\n".join(["---", *lines, "---", about])
 
 
-def _pinned(name: str) -> str:
+def _pinned_version(name: str) -> str:
     pins = dict(line.split("==") for line in PINS.read_text().split())
     return pins[name]
 
 
-def _takes_itself_along() -> bool:
+def _is_checkout() -> bool:
     """Whether this is a checkout, of which no index has a release."""
     return (PACKAGE.parent.parent / "pyproject.toml").is_file()
 
 
-def _package(making: Making) -> dict[str, bytes]:
+def _package_files(making: SpaceConfig) -> dict[str, bytes]:
     """The package beside app.py, where Python finds it.
 
     No wheel: while it installs, the platform shows pip requirements.txt and no other file.
     """
-    if making.source or not _takes_itself_along():
+    if making.source or not _is_checkout():
         return {}
     return {
         str(path.relative_to(PACKAGE.parent)): path.read_bytes()

@@ -18,26 +18,26 @@ from pathlib import Path
 
 import gradio as gr
 
-from filmlet.core.effective import Effective
-from filmlet.core.events import Event, Finished, Progress, Stage
+from filmlet.core.effective import EffectiveSettings
+from filmlet.core.events import Event, Progress, Stage, StageFinished
 from filmlet.core.request import ClipRequest
-from filmlet.errors import FailedElsewhere, FilmletError
-from filmlet.jobs.worker import Film
+from filmlet.errors import FilmletError, RemoteError
+from filmlet.jobs.worker import ClipWriter
 from filmlet.pipeline import stages
-from filmlet.pipeline.plan import Plan, plan
-from filmlet.pipeline.prepare import Work, fold, prepare
+from filmlet.pipeline.plan import Plan, make_plan
+from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
-from filmlet.spaces.zerogpu_errors import explained
+from filmlet.spaces.zerogpu_errors import to_filmlet_error
 
-HERE = (Stage.LOAD, Stage.ENCODE)  # stages of which this process tells
-LENT = (Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE)
+LOCAL_STAGES = (Stage.LOAD, Stage.ENCODE)  # stages of which this process tells
+GPU_STAGES = (Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE)
 BEGIN_S = 15.0  # to fork a process and bring the weights to the GPU
 LEAST_S, MOST_S = 20, 300
 _encoding = threading.Lock()  # one text encoder in memory, and no two clips fight for the cores
 
 
 @dataclass(frozen=True)
-class Order:
+class GpuTask:
     """What the other process is told. seconds: that the GPU is asked for."""
 
     request: ClipRequest
@@ -48,92 +48,94 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Failed:
+class RemoteFailure:
     """A FilmletError over there; exceptions themselves do not pass."""
 
     code: str
     message: str
 
 
-Said = Event | Effective | Failed
+RemoteEvent = Event | EffectiveSettings | RemoteFailure
 
 
-def _seconds(order: Order) -> int:
+def _gpu_seconds(order: GpuTask) -> int:
     return order.seconds
 
 
-@spaces.GPU(duration=_seconds)  # type: ignore[untyped-decorator]
-def draw(order: Order) -> Iterator[Said]:
+@spaces.GPU(duration=_gpu_seconds)  # type: ignore[untyped-decorator]
+def generate_on_gpu(order: GpuTask) -> Iterator[RemoteEvent]:
     """The stages from denoising to frames. Runs in the other process."""
     settings = Settings(device=order.device)
     try:
-        work = fold(prepare(plan(order.request, order.folder), settings, order.dtype))
-        work.folder, told = order.folder, work.effective
-        for event in stages.run(work):
-            if work.effective != told:
-                told = work.effective
-                yield told
+        work = drain(prepare(make_plan(order.request, order.folder), settings, order.dtype))
+        work.folder, effective = order.folder, work.effective
+        for event in stages.generate_frames(work):
+            if work.effective != effective:
+                effective = work.effective
+                yield effective
             yield event
     except FilmletError as error:
-        yield Failed(error.code, str(error))
+        yield RemoteFailure(error.code, str(error))
 
 
-def film_by(cost: Callable[[Plan], float]) -> Film:
-    """`stages.film` with the GPU elsewhere. cost: its seconds for a clip, at most."""
+def zerogpu_clip_writer(cost: Callable[[Plan], float]) -> ClipWriter:
+    """`stages.write_clip_on_gpu` with the GPU elsewhere. cost: its seconds for a clip, at most."""
 
-    def film(work: Work, path: Path, force: bool) -> Generator[Event]:
-        return stages.film(work, path, force, lambda work: made(work, cost(work.plan)))
+    def write_clip_on_gpu(work: GenerationState, path: Path, force: bool) -> Generator[Event]:
+        return stages.write_clip(
+            work, path, force, lambda work: generate_remotely(work, cost(work.plan))
+        )
 
-    return film
+    return write_clip_on_gpu
 
 
-def made(work: Work, seconds: float) -> Generator[Event]:
+def generate_remotely(work: GenerationState, seconds: float) -> Generator[Event]:
     """Every event of a clip. Closing it gives the GPU back after the step that it is in."""
     assert work.folder
-    yield from _encoded(work)
-    order = Order(
+    yield from _encode_locally(work)
+    order = GpuTask(
         request=replace(work.plan.request, seed=work.effective.seed),
         folder=work.folder,
         device=work.placement.device,
         dtype=work.placement.dtype,
         seconds=min(MOST_S, max(LEAST_S, math.ceil(BEGIN_S + seconds))),
     )
-    with _refusals(order.seconds), closing(draw(order)) as said:
-        for one in said:
-            match one:
-                case Failed(code, message):
-                    raise FailedElsewhere(code, message)
-                case Effective():
-                    work.effective = one
-                case Progress(Stage.LOAD) | Finished(Stage.ENCODE):
+    with _translate_zerogpu_errors(order.seconds), closing(generate_on_gpu(order)) as said:
+        for event in said:
+            match event:
+                case RemoteFailure(code, message):
+                    raise RemoteError(code, message)
+                case EffectiveSettings():
+                    work.effective = event
+                case Progress(Stage.LOAD) | StageFinished(Stage.ENCODE):
                     pass  # told already
                 case _:
-                    yield one
+                    yield event
 
 
-def _encoded(work: Work) -> Generator[Event]:
+def _encode_locally(work: GenerationState) -> Generator[Event]:
     """Read the text on the CPU, in the GPU's dtype; the result lies in the job's folder."""
-    own = replace(work, placement=replace(work.placement, device="cpu"))
+    cpu_work = replace(work, placement=replace(work.placement, device="cpu"))
     with _encoding:
-        for event in stages.encode(own):
-            if event != Finished(Stage.LOAD, getattr(event, "seconds", 0.0)):
+        for event in stages.encode_only(cpu_work):
+            if event != StageFinished(Stage.LOAD, getattr(event, "seconds", 0.0)):
                 yield event
 
 
-def preload(settings: Settings) -> None:
+def preload_model(settings: Settings) -> None:
     """Put the model on the GPU that is not there yet: ZeroGPU packs it for each process to come."""
     request = ClipRequest(prompt="a", model=settings.model)
-    stages.load_engine(fold(prepare(plan(request), settings)))
+    stages.load_engine(drain(prepare(make_plan(request), settings)))
 
 
 @contextmanager
-def _refusals(seconds: int) -> Iterator[None]:
+def _translate_zerogpu_errors(seconds: int) -> Iterator[None]:
     """What ZeroGPU says, in sentences for who waits."""
     try:
         yield
     except gr.Error as error:
-        raise explained(error, seconds) from error
+        raise to_filmlet_error(error, seconds) from error
     except RuntimeError as error:
         if "ZeroGPU" in str(error) or "visitor" in str(error):
-            raise explained(error, seconds) from error
+            raise to_filmlet_error(error, seconds) from error
         raise

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from filmlet.api.anonymous_users import INTRODUCED, bearer_of
-from filmlet.api.dependencies import House, caller
+from filmlet.api.dependencies import AppState, get_caller
 from filmlet.ui.bodies import limit_body, read_json_body, replay_body
 from filmlet.ui.callers import OWNER, Callers
 from filmlet.ui.files import ANONYMOUS, media_type_of
@@ -27,7 +27,7 @@ EVENT_FIELDS = {"data", "session_hash", "event_id", "fn_index", "trigger_id", "e
 class GradioGate:
     """ASGI app around Gradio's own. What it raises is answered by the app that it is mounted in."""
 
-    def __init__(self, app: ASGIApp, house: House, page: gr.Blocks, callers: Callers) -> None:
+    def __init__(self, app: ASGIApp, house: AppState, page: gr.Blocks, callers: Callers) -> None:
         self.app, self.house, self.page, self.callers = app, house, page, callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +59,7 @@ class GradioGate:
         An MCP client hands its URLs on to programs that do not have its cookie.
         """
         request = Request(scope)
-        who = await caller(request, self.house)
+        who = await get_caller(request, self.house)
         is_tool = route.path.startswith(MCP) and not bearer_of(request.headers)
         is_unknown = scope.get(INTRODUCED) or (self.house.visitors and is_tool)
         return ANONYMOUS if is_unknown else who.owner

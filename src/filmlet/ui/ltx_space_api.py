@@ -17,46 +17,55 @@ from gradio.data_classes import FileData
 from gradio.utils import get_upload_folder
 from pydantic import ValidationError, model_validator
 
-from filmlet.api.dependencies import House, caller, public_text
+from filmlet.api.dependencies import AppState, get_caller, public_text
 from filmlet.api.schemas import VideoCreate
 from filmlet.api.videos import submit
 from filmlet.core.guide import Guide
 from filmlet.core.model_card import ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.jobs import Job, Status
-from filmlet.models import CARDS
-from filmlet.ui.page import is_here
+from filmlet.models import REGISTRY
+from filmlet.ui.page import is_downloaded
 from filmlet.ui.tool_calls import ToolProgress
 
 Made = tuple[str, int]
 Arguments = dict[str, Any]
 
 
-class Sent(FileData):
+class GradioVideo(FileData):
     """A video as clients send it: plain, or as those of Gradio 5 do, in a table with subtitles."""
 
     @model_validator(mode="before")
     @classmethod
-    def _unwrapped(cls, sent: Any) -> Any:
+    def _unwrap_video(cls, sent: Any) -> Any:
         return sent["video"] if isinstance(sent, dict) and "video" in sent else sent
 
 
-def offer(house: House) -> None:
+def add_endpoints(house: AppState) -> None:
     """Add the three names to the page that is being built; nothing of them can be seen."""
     for mode in ("text", "image", "video"):
-        _endpoint(house, mode)
+        _add_endpoint(house, mode)
 
 
-def _endpoint(house: House, mode: str) -> None:
-    picture = gr.Image(type="filepath", visible=False) if mode == "image" else _hidden("")
-    video = _footage() if mode == "video" else _hidden("")
+def _add_endpoint(house: AppState, mode: str) -> None:
+    picture = gr.Image(type="filepath", visible=False) if mode == "image" else _hidden_textbox("")
+    video = _hidden_video() if mode == "video" else _hidden_textbox("")
     inputs = [
-        _hidden(""), _hidden("worst quality, inconsistent motion, blurry, jittery, distorted"),
-        picture, video, _number(512), _number(704), _hidden(f"{mode}-to-video"), _number(2.0),
-        _number(9), _number(42), gr.Checkbox(True, visible=False), _number(1.0),
+        _hidden_textbox(""),
+        _hidden_textbox("worst quality, inconsistent motion, blurry, jittery, distorted"),
+        picture,
+        video,
+        _hidden_number(512),
+        _hidden_number(704),
+        _hidden_textbox(f"{mode}-to-video"),
+        _hidden_number(2.0),
+        _hidden_number(9),
+        _hidden_number(42),
         gr.Checkbox(True, visible=False),
-    ]  # fmt: skip
-    outputs = [gr.Video(visible=False), _number(0)]
+        _hidden_number(1.0),
+        gr.Checkbox(True, visible=False),
+    ]
+    outputs = [gr.Video(visible=False), _hidden_number(0)]
     gr.Button(visible=False).click(
         _function(house, mode), inputs, outputs, api_name=f"{mode}_to_video",
         concurrency_limit=None,  # the durable queue says whose turn it is
@@ -71,22 +80,22 @@ DESCRIPTIONS = {
 }
 
 
-def _footage() -> gr.Video:
+def _hidden_video() -> gr.Video:
     """A video input that older clients can fill as well. (Gradio writes a file for a subclass.)"""
     video = gr.Video(visible=False)
-    video.data_model = Sent
+    video.data_model = GradioVideo
     return video
 
 
-def _hidden(value: str) -> gr.Textbox:
+def _hidden_textbox(value: str) -> gr.Textbox:
     return gr.Textbox(value, visible=False)
 
 
-def _number(value: float) -> gr.Number:
+def _hidden_number(value: float) -> gr.Number:
     return gr.Number(value, visible=False)
 
 
-def _function(house: House, mode: str) -> Callable[..., Any]:
+def _function(house: AppState, mode: str) -> Callable[..., Any]:
     async def make(
         prompt: str,
         negative_prompt: str,
@@ -121,11 +130,11 @@ def _function(house: House, mode: str) -> Callable[..., Any]:
             improve_texture_flag: Unused; a model with two stages runs both.
         """
         del mode, improve_texture_flag
-        card = _best()
-        given = {"image": input_image_filepath, "video": input_video_filepath}.get(name)
+        card = _largest_local_model()
+        media_path = {"image": input_image_filepath, "video": input_video_filepath}.get(name)
         try:
-            who = await caller(request.request, house)
-            width, height = _within(card, width_ui, height_ui)
+            who = await get_caller(request.request, house)
+            width, height = _fit_to_model(card, width_ui, height_ui)
             fields: dict[str, Any] = {
                 "prompt": prompt,
                 "model": card.name,
@@ -133,35 +142,35 @@ def _function(house: House, mode: str) -> Callable[..., Any]:
                 "size": f"{width}x{height}",
                 "seed": None if randomize_seed else _whole_number(seed_ui, "seed"),
                 "guidance": None if ui_guidance_scale == 1 else ui_guidance_scale,
-                "negative_prompt": negative_prompt if card.guidance > 1 else "",
+                "negative_prompt": negative_prompt if card.guidance_scale > 1 else "",
             }
-            asked = VideoCreate.model_validate(fields)
-            most = _whole_number(ui_frames_to_use, "frames") if name == "video" else 1
-            guides = [Guide(given, frames=max(1, most))] if given else []
-            arguments = (house, asked, who.asking(), guides)
+            body = VideoCreate.model_validate(fields)
+            max_source_frames = _whole_number(ui_frames_to_use, "frames") if name == "video" else 1
+            guides = [Guide(media_path, frames=max(1, max_source_frames))] if media_path else []
+            arguments = (house, body, who.submit_options(), guides)
             if guides:  # which are decoded
                 job = await house.run_expensive(who, submit, *arguments)
             else:
                 job = await run_in_threadpool(submit, *arguments)
-            with house.making(job):
-                job = await _wait(house, job)
+            with house.run_inline(job):
+                job = await _wait_for_job(house, job)
         except FilmletError as error:
             raise gr.Error(public_text(error), print_exception=False) from error
         except ValidationError as error:
             first = error.errors()[0]
             text = f"{first['loc'][-1]}: {first['msg']}."
             raise gr.Error(text, print_exception=False) from error
-        return await run_in_threadpool(_file, house, job), job.seed
+        return await run_in_threadpool(_copy_clip, house, job), job.seed
 
     name = mode
     make.__name__ = f"{mode}_to_video"  # MCP's tools are called by it
     return make
 
 
-def _best() -> ModelCard:
+def _largest_local_model() -> ModelCard:
     """The largest model whose weights are here."""
-    here = [card for card in CARDS.values() if is_here(card)]
-    return max(here, key=lambda card: card.bytes or 0)
+    local_cards = [card for card in REGISTRY.values() if is_downloaded(card)]
+    return max(local_cards, key=lambda card: card.size_bytes or 0)
 
 
 def _whole_number(value: float | None, param: str) -> int:
@@ -171,7 +180,7 @@ def _whole_number(value: float | None, param: str) -> int:
     return int(value)
 
 
-def _within(card: ModelCard, width: float, height: float) -> tuple[int, int]:
+def _fit_to_model(card: ModelCard, width: float, height: float) -> tuple[int, int]:
     """The size, made smaller where the model cannot make it; the ratio stays.
 
     Raises InvalidRequest.
@@ -181,7 +190,7 @@ def _within(card: ModelCard, width: float, height: float) -> tuple[int, int]:
     return round(width * scale), round(height * scale)
 
 
-async def _wait(house: House, job: Job) -> Job:
+async def _wait_for_job(house: AppState, job: Job) -> Job:
     """Until the job is over; raises gr.Error where there is no clip."""
     progress = ToolProgress()
     async for now in house.hub.follow(job):
@@ -193,7 +202,7 @@ async def _wait(house: House, job: Job) -> Job:
     return job
 
 
-def _file(house: House, job: Job) -> str:
+def _copy_clip(house: AppState, job: Job) -> str:
     """A file that Gradio may send; it is removed with the caller's other files."""
     path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{job.id}.mp4"
     path.parent.mkdir(parents=True)

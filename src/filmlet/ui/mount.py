@@ -19,14 +19,14 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from filmlet.api.dependencies import House, refuse
-from filmlet.api.schemas import Refusal
-from filmlet.settings import keep_to_yourselves
+from filmlet.api.dependencies import AppState, error_response
+from filmlet.api.schemas import ErrorBody
+from filmlet.settings import disable_gradio_telemetry
 from filmlet.ui.blocks import restrict_gradio
 from filmlet.ui.callers import MAX_SESSIONS, Callers
 from filmlet.ui.gate import GradioGate
-from filmlet.ui.ltx_space_api import offer
-from filmlet.ui.page import build
+from filmlet.ui.ltx_space_api import add_endpoints
+from filmlet.ui.page import build_page
 from filmlet.ui.theme import studio_theme
 
 STATIC = Path(__file__).parent / "static"
@@ -45,12 +45,12 @@ POLICY = (
 SWEEP_S = 300.0
 
 
-def mount(app: FastAPI, house: House) -> None:
+def mount(app: FastAPI, house: AppState) -> None:
     """Serve the page at `/`; the API's own paths go first."""
-    callers = _furnish(app, house)
-    page = build(house, callers, offer).queue(default_concurrency_limit=None)
+    callers = _prepare_app(app, house)
+    page = build_page(house, callers, add_endpoints).queue(default_concurrency_limit=None)
     options = {"exception_handlers": CALL_ERRORS}
-    gr.mount_gradio_app(app, page, path="/", app_kwargs=options, **_look())
+    gr.mount_gradio_app(app, page, path="/", app_kwargs=options, **_gradio_options())
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
     gradio: Any = mounted.app
@@ -61,22 +61,22 @@ def mount(app: FastAPI, house: House) -> None:
 
     @asynccontextmanager
     async def lifespan(outer: FastAPI) -> AsyncIterator[Any]:
-        async with _swept(callers), inner(outer) as state:
+        async with _temp_folder(callers), inner(outer) as state:
             yield state
 
     app.router.lifespan_context = lifespan
 
 
 def launch(
-    app: FastAPI, house: House, address: tuple[str, int], *doors: Callable[[House], None]
+    app: FastAPI, house: AppState, address: tuple[str, int], *doors: Callable[[AppState], None]
 ) -> gr.Blocks:
     """Serve the same in a thread, by Gradio's own `launch`, which ZeroGPU hooks into."""
-    callers = _furnish(app, house)
-    page = build(house, callers, offer, *doors).queue(default_concurrency_limit=None)
+    callers = _prepare_app(app, house)
+    page = build_page(house, callers, add_endpoints, *doors).queue(default_concurrency_limit=None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Any]:
-        async with _swept(callers), app.router.lifespan_context(app) as state:
+        async with _temp_folder(callers), app.router.lifespan_context(app) as state:
             yield state
 
     def gated(inner: ASGIApp) -> ASGIApp:
@@ -88,15 +88,15 @@ def launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, pwa=False,
         state_session_capacity=MAX_SESSIONS,
         app_kwargs={
-            "middleware": [Middleware(Behind, front=app, gated=gated)], "lifespan": lifespan,
+            "middleware": [Middleware(PageBehindApp, front=app, gated=gated)], "lifespan": lifespan,
             "exception_handlers": CALL_ERRORS,
         },
-        **_look(),
+        **_gradio_options(),
     )  # fmt: skip
     return page
 
 
-class Behind:
+class PageBehindApp:
     """Puts the page's app, which `launch` wants to be the outer one, behind ours again."""
 
     def __init__(self, app: ASGIApp, front: FastAPI, gated: Callable[[ASGIApp], ASGIApp]) -> None:
@@ -114,13 +114,13 @@ class Behind:
         await self.front({**scope, "page": scope["app"]}, receive, send)
 
 
-def _furnish(app: FastAPI, house: House) -> Callers:
+def _prepare_app(app: FastAPI, house: AppState) -> Callers:
     """What the page needs beside the API."""
     passing = (house.settings.home / "passing" / str(os.getpid())).absolute()
-    keep_to_yourselves(passing)
+    disable_gradio_telemetry(passing)
 
     @app.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
-    def nothing(rest: str) -> None:
+    def handle_unknown_route(rest: str) -> None:
         raise HTTPException(404, f"There is nothing at /v1/{rest}.")
 
     app.mount("/ui", StaticFiles(directory=STATIC))
@@ -128,7 +128,7 @@ def _furnish(app: FastAPI, house: House) -> Callers:
     return Callers.in_folder(passing)
 
 
-def _look() -> dict[str, Any]:
+def _gradio_options() -> dict[str, Any]:
     """How Gradio shows the page."""
     return {
         "theme": studio_theme(),
@@ -145,17 +145,17 @@ def _look() -> dict[str, Any]:
 def _refuse_call(_: Request, error: Exception) -> JSONResponse:
     """Gradio raises what Python does where a call names what there is not."""
     text = f"This call cannot be read: {type(error).__name__}."
-    told = Refusal(message=text, type="invalid_request_error", param=None, code="invalid_value")
-    return refuse(400, told)
+    told = ErrorBody(message=text, type="invalid_request_error", param=None, code="invalid_value")
+    return error_response(400, told)
 
 
 CALL_ERRORS = dict.fromkeys((LookupError, ValueError, TypeError, AttributeError), _refuse_call)
 
 
 @asynccontextmanager
-async def _swept(callers: Callers) -> AsyncIterator[None]:
+async def _temp_folder(callers: Callers) -> AsyncIterator[None]:
     """Passing files go with the server; those of servers that were killed go when one starts."""
-    _sweep(callers.files.folder.parent)
+    _delete_stale_folders(callers.files.folder.parent)
     sweeping = asyncio.create_task(_sweep_callers(callers))
     yield
     sweeping.cancel()
@@ -170,19 +170,19 @@ async def _sweep_callers(callers: Callers) -> None:
             await callers.files.sweep()
 
 
-def _sweep(folder: Path) -> None:
+def _delete_stale_folders(folder: Path) -> None:
     """Remove what servers that were killed have left."""
-    for left in folder.iterdir() if folder.exists() else ():
-        if not Path(f"/proc/{left.name}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+    for stale in folder.iterdir() if folder.exists() else ():
+        if not Path(f"/proc/{stale.name}").exists():
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 class ContentPolicy:
     """Says to browsers what a page of this server may load, and who may show it in a frame."""
 
-    def __init__(self, app: ASGIApp, house: House) -> None:
+    def __init__(self, app: ASGIApp, house: AppState) -> None:
         self.app = app
-        framed_by = house.visitors.framed_by if house.visitors else ()
+        framed_by = house.visitors.frame_ancestors if house.visitors else ()
         self.policy = POLICY.format(" ".join(("'self'", *framed_by)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,27 +10,33 @@ import gradio as gr
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ValidationError
 
-from filmlet.api.dependencies import Caller, House, caller
+from filmlet.api.dependencies import AppState, Caller, get_caller
 from filmlet.api.schemas import LONGEST_PROMPT, VideoCreate, VideoExtend
-from filmlet.api.videos import extend_file, extend_own, find, foresee, offered, submit
+from filmlet.api.videos import check_model, extend_file, extend_own, get_job, plan_video, submit
 from filmlet.core.guide import Guide
 from filmlet.core.lora import Lora
-from filmlet.core.model_card import GuideKind, ModelCard
+from filmlet.core.model_card import GuideSupport, ModelCard
 from filmlet.core.request import MAX_SEED
-from filmlet.core.shape import Grid
+from filmlet.core.shape import ShapeConstraints
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.jobs import Job
-from filmlet.models import CARDS, count, locate
+from filmlet.models import REGISTRY, check_prompt, local_files
 from filmlet.ui.blocks import CheckedBlocks
 from filmlet.ui.callers import Callers
-from filmlet.ui.messages import describe, paragraph, plan_of, reading_of, refusal
+from filmlet.ui.messages import error_html, model_html, paragraph, plan_html, token_count_html
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
 FREE = "free"
 SENTENCE, PICTURE, CLIP = STARTS = ("a sentence", "a picture", "a clip")
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+PRIVATE_EVENT: dict[str, Any] = {
+    "api_visibility": "private",
+    "queue": False,
+    "show_progress": "hidden",
+}
 # gr.HTML hands its `trigger` to this; the windows fill the form through it.
-BRIDGE = "document.addEventListener('film:fill', (event) => trigger('select', event.detail));"
+FILL_EVENT_JS = (
+    "document.addEventListener('film:fill', (event) => trigger('select', event.detail));"
+)
 
 Values = dict[gr.components.Component, Any]
 
@@ -54,20 +60,20 @@ class Form:
     seed: gr.Textbox
     negative_prompt: gr.Textbox
     draft: gr.Checkbox
-    then: gr.Textbox
+    extra_prompts: gr.Textbox
     loras: gr.Textbox
 
     @property
-    def all(self) -> list[gr.components.Component]:
+    def components(self) -> list[gr.components.Component]:
         return [getattr(self, field.name) for field in fields(self)]
 
-    def read(self, values: Values) -> VideoCreate:
+    def to_video_create(self, values: Values) -> VideoCreate:
         """The same as the body of a request. Raises ValidationError.
 
         A clip that is extended is asked for by `extension`; this is then the clip that is added.
         """
         width, height = values[self.width], values[self.height]
-        card = CARDS.get(values[self.model])
+        card = REGISTRY.get(values[self.model])
         fields: dict[str, Any] = {
             "prompt": values[self.prompt] or "",
             "model": values[self.model],
@@ -75,10 +81,11 @@ class Form:
             "size": f"{width or 0:.0f}x{height or 0:.0f}",
             "fps": values[self.fps] or None,
             "seed": (values[self.seed] or "").strip() or None,
-            "negative_prompt": (card and _guided(card) and values[self.negative_prompt]) or "",
-            "draft": bool(values[self.draft] and card and card.refine),
-            "then": _lines(values[self.then]),
-            "loras": _lines(values[self.loras]),
+            "negative_prompt": (card and _uses_guidance(card) and values[self.negative_prompt])
+            or "",
+            "draft": bool(values[self.draft] and card and card.refine_schedule),
+            "extra_prompts": _split_lines(values[self.extra_prompts]),
+            "loras": _split_lines(values[self.loras]),
         }
         return VideoCreate.model_validate(fields)
 
@@ -86,9 +93,9 @@ class Form:
         """The pictures that the clip begins and ends with; Gradio has put them into files."""
         if values[self.start] != PICTURE:
             return []
-        card = CARDS[values[self.model]]
+        card = REGISTRY[values[self.model]]
         places = [(values[self.first], 0)]
-        if card.guides == GuideKind.ANY_FRAME:
+        if card.guide_support == GuideSupport.ANY_FRAME:
             places.append((values[self.last], -1))
         return [Guide(path, frame) for path, frame in places if path]
 
@@ -96,58 +103,76 @@ class Form:
         """What goes on from a clip, if that is wanted; size and frame rate are the clip's."""
         if values[self.start] != CLIP:
             return None
-        kept = ("prompt", "model", "seconds", "seed", "negative_prompt", "then", "loras")
-        return VideoExtend.model_validate(self.read(values).model_dump(include=set(kept)))
+        shared_fields = (
+            "prompt",
+            "model",
+            "seconds",
+            "seed",
+            "negative_prompt",
+            "extra_prompts",
+            "loras",
+        )
+        return VideoExtend.model_validate(
+            self.to_video_create(values).model_dump(include=set(shared_fields))
+        )
 
 
-def build(house: House, callers: Callers, *doors: Callable[[House], None]) -> CheckedBlocks:
+def build_page(
+    house: AppState, callers: Callers, *doors: Callable[[AppState], None]
+) -> CheckedBlocks:
     """The page over this server's house; `doors` add what is not seen."""
     options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (300, 3600)}
     with CheckedBlocks(callers, title="filmlet", **options) as page:
         page.space_id = None  # what Gradio adds on Spaces fetches fonts from another host
-        _window("film-bar")
+        _web_component("film-bar")
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, min_width=320, elem_id="form"):
-                form, reading, note, plan, make = _form(CARDS[offered(house.settings.model)])
+                form, reading, note, plan, make = _form(REGISTRY[check_model(house.settings.model)])
             with gr.Column(scale=8, min_width=320):
-                _window("film-stage")
-        _window("film-gallery")
-        _window("film-queue")
-        made = gr.Textbox(elem_id="made")
-        bridge = gr.HTML(elem_id="bridge", js_on_load=BRIDGE)
+                _web_component("film-stage")
+        _web_component("film-gallery")
+        _web_component("film-queue")
+        created_id = gr.Textbox(elem_id="made")
+        bridge = gr.HTML(elem_id="bridge", js_on_load=FILL_EVENT_JS)
 
         shape = [form.aspect, form.width, form.height, form.seconds, form.fps]
         fit = [*shape, form.last, form.negative_prompt, form.draft, note]
-        form.model.change(fit_model, form.model, fit, **PRIVATE)
+        form.model.change(update_for_model, form.model, fit, **PRIVATE_EVENT)
         form.aspect.change(
-            choose_aspect, [form.aspect, form.model], [form.width, form.height], **PRIVATE
+            choose_aspect, [form.aspect, form.model], [form.width, form.height], **PRIVATE_EVENT
         )
 
         async def look(values: Values, request: gr.Request) -> tuple[str, str]:
             """What will be done, told while the form is filled."""
-            return await _look(house, form, values, request)
+            return await _preview_plan(house, form, values, request)
 
         async def ask(values: Values, request: gr.Request) -> tuple[str, str]:
             """Queue the clip; its id, or why not."""
-            return await _ask(house, form, values, request)
+            return await _submit(house, form, values, request)
 
         gr.on(
-            [page.load, *(c.change for c in form.all)], look, set(form.all), [reading, plan],
-            trigger_mode="always_last", **PRIVATE,
-        )  # fmt: skip
-        asking = make.click(ask, set(form.all), [made, plan], **PRIVATE)
-        asking.success(None, made, None, js="(id) => window.filmlet.show(id)", **PRIVATE)
+            [page.load, *(c.change for c in form.components)],
+            look,
+            set(form.components),
+            [reading, plan],
+            trigger_mode="always_last",
+            **PRIVATE_EVENT,
+        )
+        asking = make.click(ask, set(form.components), [created_id, plan], **PRIVATE_EVENT)
+        asking.success(
+            None, created_id, None, js="(id) => window.filmlet.show(id)", **PRIVATE_EVENT
+        )
 
         def fill(event: gr.EventData) -> list[Any]:
-            return _filled(Filled.model_validate(event._data))
+            return _form_values(Filled.model_validate(event._data))
 
-        bridge.select(fill, None, form.all, **PRIVATE)
+        bridge.select(fill, None, form.components, **PRIVATE_EVENT)
         for door in doors:
             door(house)
     return page
 
 
-def _window(name: str) -> gr.HTML:
+def _web_component(name: str) -> gr.HTML:
     """One of the live parts in static/app.js, which look after themselves."""
     return gr.HTML(f"<{name}></{name}>", apply_default_css=False)
 
@@ -159,7 +184,7 @@ def _form(card: ModelCard) -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
         first = gr.Image(type="filepath", label="First picture", sources=["upload"], height=170)
         last = gr.Image(
             type="filepath", label="Last picture, if you like", sources=["upload"], height=170,
-            visible=card.guides == GuideKind.ANY_FRAME,
+            visible=card.guide_support == GuideSupport.ANY_FRAME,
         )  # fmt: skip
     with gr.Column(visible=False) as clips:
         clip = gr.Textbox(
@@ -169,35 +194,37 @@ def _form(card: ModelCard) -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
         footage = gr.Video(label="Or a video of your own", sources=["upload"], height=170)
     start.change(
         lambda chosen: [gr.Row(visible=chosen == PICTURE), gr.Column(visible=chosen == CLIP)],
-        start, [pictures, clips], **PRIVATE,
+        start, [pictures, clips], **PRIVATE_EVENT,
     )  # fmt: skip
     prompt = gr.Textbox(
         label="What should be seen?", lines=3, max_lines=9, autofocus=True, elem_id="prompt",
         placeholder="a red star bouncing at sunset",
     )  # fmt: skip
     reading = gr.HTML(elem_id="reading", apply_default_css=False)
-    model = gr.Dropdown(_choices(), value=card.name, label="Model", filterable=False)
-    note = gr.HTML(describe(card), elem_id="model-note", apply_default_css=False)
-    shape = _aspect(grid.width / grid.height)
+    model = gr.Dropdown(_model_choices(), value=card.name, label="Model", filterable=False)
+    note = gr.HTML(model_html(card), elem_id="model-note", apply_default_css=False)
+    shape = _nearest_aspect(grid.width / grid.height)
     aspect = gr.Radio([*ASPECTS, FREE], value=shape, label="Shape", elem_id="aspect")
     with gr.Row():
         width = gr.Number(grid.width, label="Width", precision=0, visible=shape == FREE)
         height = gr.Number(grid.height, label="Height", precision=0, visible=shape == FREE)
-    usual = _tenth(grid.frames / grid.fps)
-    seconds = gr.Slider(0.2, _longest(grid), usual, step=0.1, label="Seconds")
+    usual = _round_down_to_tenth(grid.frames / grid.fps)
+    seconds = gr.Slider(0.2, _max_seconds(grid), usual, step=0.1, label="Seconds")
     with gr.Row(equal_height=True):
         seed = gr.Textbox(
             label="Seed", placeholder="another one each time", max_lines=1, scale=5, min_width=160
         )
         dice = gr.Button("⚄", elem_id="dice", scale=0, min_width=44)
     with gr.Accordion("More", open=False, elem_id="more"):
-        then = gr.Textbox(
+        extra_prompts = gr.Textbox(
             label="And then, a sentence a line", lines=2, max_lines=6,
             placeholder="a red star still at sunset",
         )  # fmt: skip
         fps = gr.Number(grid.fps, label="Frames a second", minimum=1, maximum=60)
-        negative = gr.Textbox(label="What should not be seen", lines=2, visible=_guided(card))
-        two_stages = card.refine is not None
+        negative = gr.Textbox(
+            label="What should not be seen", lines=2, visible=_uses_guidance(card)
+        )
+        two_stages = card.refine_schedule is not None
         draft = gr.Checkbox(label="Draft first, refine on demand", visible=two_stages)
         loras = gr.Textbox(
             label="LoRAs of the Hub, one a line", lines=1, max_lines=4,
@@ -205,64 +232,65 @@ def _form(card: ModelCard) -> tuple[Form, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
         )  # fmt: skip
     plan = gr.HTML(elem_id="plan", apply_default_css=False)
     make = gr.Button("Make clip", variant="primary", elem_id="make")
-    dice.click(lambda: str(secrets.randbelow(MAX_SEED + 1)), None, seed, **PRIVATE)
+    dice.click(lambda: str(secrets.randbelow(MAX_SEED + 1)), None, seed, **PRIVATE_EVENT)
     form = Form(
         prompt, start, first, last, clip, footage, model, aspect, width, height, seconds, fps, seed,
-        negative, draft, then, loras,
+        negative, draft, extra_prompts, loras,
     )  # fmt: skip
     return form, reading, note, plan, make
 
 
-def _choices() -> list[tuple[str, str]]:
+def _model_choices() -> list[tuple[str, str]]:
     return [
-        (name + ("" if is_here(card) else " (to be fetched)"), name) for name, card in CARDS.items()
+        (name + ("" if is_downloaded(card) else " (to be fetched)"), name)
+        for name, card in REGISTRY.items()
     ]
 
 
-def is_here(card: ModelCard) -> bool:
+def is_downloaded(card: ModelCard) -> bool:
     """Whether the model's files are on this machine, whole."""
     try:
-        return locate(card) is not None
+        return local_files(card) is not None
     except FilmletError:
         return False
 
 
-def _guided(card: ModelCard) -> bool:
-    return card.guidance > 1
+def _uses_guidance(card: ModelCard) -> bool:
+    return card.guidance_scale > 1
 
 
-def _tenth(seconds: float) -> float:
+def _round_down_to_tenth(seconds: float) -> float:
     """Rounded down, so that the longest clip is not longer than the model can make."""
     return int(seconds * 10) / 10
 
 
-def _longest(grid: Grid) -> float:
-    return _tenth(grid.longest(grid.fps) / grid.fps)
+def _max_seconds(grid: ShapeConstraints) -> float:
+    return _round_down_to_tenth(grid.max_total_frames(grid.fps) / grid.fps)
 
 
-def _lines(text: str | None) -> list[str]:
+def _split_lines(text: str | None) -> list[str]:
     return [line.strip() for line in (text or "").splitlines() if line.strip()]
 
 
-def fit_model(name: str) -> list[Any]:
+def update_for_model(name: str) -> list[Any]:
     """The form's limits and defaults for another model."""
-    card = CARDS[name]
+    card = REGISTRY[name]
     grid = card.grid
-    usual, longest = _tenth(grid.frames / grid.fps), _longest(grid)
+    usual, longest = _round_down_to_tenth(grid.frames / grid.fps), _max_seconds(grid)
     return [
-        gr.Radio(value=_aspect(grid.width / grid.height)),
+        gr.Radio(value=_nearest_aspect(grid.width / grid.height)),
         gr.Number(value=grid.width),
         gr.Number(value=grid.height),
         gr.Slider(maximum=longest, value=usual),
         gr.Number(value=grid.fps),
-        gr.Image(visible=card.guides == GuideKind.ANY_FRAME),
-        gr.Textbox(visible=_guided(card)),
-        gr.Checkbox(visible=card.refine is not None),
-        describe(card),
+        gr.Image(visible=card.guide_support == GuideSupport.ANY_FRAME),
+        gr.Textbox(visible=_uses_guidance(card)),
+        gr.Checkbox(visible=card.refine_schedule is not None),
+        model_html(card),
     ]
 
 
-def _aspect(ratio: float) -> str:
+def _nearest_aspect(ratio: float) -> str:
     near = min(ASPECTS, key=lambda name: abs(ASPECTS[name] / ratio - 1))
     return near if abs(ASPECTS[near] / ratio - 1) < 0.05 else FREE
 
@@ -271,57 +299,63 @@ def choose_aspect(aspect: str, model: str) -> list[Any]:
     """Width and height of an aspect at the model's own number of pixels; free leaves them."""
     if aspect == FREE:
         return [gr.Number(visible=True), gr.Number(visible=True)]
-    width, height = sides(CARDS[model], ASPECTS[aspect])
+    width, height = size_for_aspect(REGISTRY[model], ASPECTS[aspect])
     return [gr.Number(value=width, visible=False), gr.Number(value=height, visible=False)]
 
 
-def sides(card: ModelCard, ratio: float) -> tuple[int, int]:
+def size_for_aspect(card: ModelCard, ratio: float) -> tuple[int, int]:
     """The legal sides nearest to a ratio, with about as many pixels as the model was made for."""
     grid = card.grid
-    area, step = grid.width * grid.height, grid.multiple
+    area, step = grid.width * grid.height, grid.side_multiple
     width = round((area * ratio) ** 0.5 / step) * step
     height = round(width / ratio / step) * step
     return min(width, grid.max_side), min(height, grid.max_side)
 
 
-async def _who(house: House, request: gr.Request) -> Caller:
-    return await caller(request.request, house)
+async def _get_caller(house: AppState, request: gr.Request) -> Caller:
+    return await get_caller(request.request, house)
 
 
-async def _look(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
+async def _preview_plan(
+    house: AppState, form: Form, values: Values, request: gr.Request
+) -> tuple[str, str]:
     prompt = values[form.prompt] or ""
     if not prompt.strip():
         return "", paragraph("Say what should be seen; what will be done is told here.")
     reading = ""
     try:
-        who = await _who(house, request)
+        who = await _get_caller(house, request)
         if len(prompt) <= LONGEST_PROMPT:
-            card = CARDS[offered(values[form.model])]
-            reading = reading_of(card, await run_in_threadpool(count, card, prompt))
-        asked, guides = form.read(values), form.guides(values)
-        return reading, plan_of(await house.run_expensive(who, foresee, house, asked, guides))
+            card = REGISTRY[check_model(values[form.model])]
+            reading = token_count_html(card, await run_in_threadpool(check_prompt, card, prompt))
+        body, guides = form.to_video_create(values), form.guides(values)
+        return reading, plan_html(await house.run_expensive(who, plan_video, house, body, guides))
     except (FilmletError, ValidationError) as error:
-        return reading, refusal(error)
+        return reading, error_html(error)
 
 
-async def _ask(house: House, form: Form, values: Values, request: gr.Request) -> tuple[str, str]:
+async def _submit(
+    house: AppState, form: Form, values: Values, request: gr.Request
+) -> tuple[str, str]:
     try:
-        who = await _who(house, request)
-        job = await house.run_expensive(who, _queue, house, form, values, who)
-        asked, guides = form.read(values), form.guides(values)
-        return job.id, plan_of(await house.run_expensive(who, foresee, house, asked, guides))
+        who = await _get_caller(house, request)
+        job = await house.run_expensive(who, _submit_job, house, form, values, who)
+        body, guides = form.to_video_create(values), form.guides(values)
+        return job.id, plan_html(await house.run_expensive(who, plan_video, house, body, guides))
     except (FilmletError, ValidationError) as error:
-        return "", refusal(error)
+        return "", error_html(error)
 
 
-def _queue(house: House, form: Form, values: Values, who: Caller) -> Job:
+def _submit_job(house: AppState, form: Form, values: Values, who: Caller) -> Job:
     further = form.extension(values)
     if further is None:
-        return submit(house, form.read(values), who.asking(), form.guides(values))
+        return submit(
+            house, form.to_video_create(values), who.submit_options(), form.guides(values)
+        )
     if id := (values[form.clip] or "").strip():
-        return extend_own(house, further, who.asking(), find(id, house, who))
+        return extend_own(house, further, who.submit_options(), get_job(id, house, who))
     if values[form.footage]:
-        return extend_file(house, further, who.asking(), Path(values[form.footage]))
+        return extend_file(house, further, who.submit_options(), Path(values[form.footage]))
     raise InvalidRequest("Say which clip to go on from, or upload one.", param="video")
 
 
@@ -343,15 +377,19 @@ class Filled(BaseModel):
     extend_id: str | None = None
 
 
-def _filled(settings: Filled) -> list[Any]:
+def _form_values(settings: Filled) -> list[Any]:
     """The form with a clip's settings, or with some of them; what is not said stays."""
-    card = CARDS.get(settings.model or "")
+    card = REGISTRY.get(settings.model or "")
     width, height = settings.width, settings.height
     size = [gr.skip()] * 3
     if card and width and height:
-        known = [name for name, ratio in ASPECTS.items() if sides(card, ratio) == (width, height)]
-        free = not known
-        size = [known[0] if known else FREE]
+        aspects = [
+            name
+            for name, ratio in ASPECTS.items()
+            if size_for_aspect(card, ratio) == (width, height)
+        ]
+        free = not aspects
+        size = [aspects[0] if aspects else FREE]
         size += [gr.Number(width, visible=free), gr.Number(height, visible=free)]
     seconds = settings.seconds
     if seconds is None and settings.frames and card:
@@ -381,5 +419,5 @@ def _or_skip(value: Any) -> Any:
 
 def _hub_loras(settings: Filled) -> list[str]:
     """Those of a clip's that can be asked for here: no files of whoever made it at the machine."""
-    given = (Lora(**lora) for lora in settings.loras)
-    return [f"{lora.source}:{lora.strength:g}" for lora in given if lora.is_on_hub]
+    loras = (Lora(**lora) for lora in settings.loras)
+    return [f"{lora.source}:{lora.strength:g}" for lora in loras if lora.is_on_hub]

@@ -15,21 +15,23 @@ from numpy.typing import NDArray
 
 from filmlet.core.files import open_regular_file
 
-ROOM = 4_000_000_000  # bytes that all of them may take
+MAX_CACHE_BYTES = 4_000_000_000  # bytes that all of them may take
 STALE_S = 3600.0
-EDGE = 2**16  # bytes at a file's beginning and end that tell it from others of its size and time
+FINGERPRINT_BYTES = (
+    2**16
+)  # bytes at a file's beginning and end that tell it from others of its size and time
 Blob = NDArray[np.uint8]
 DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CachedBlob:
     """A blob as pages of its file."""
 
     blob: Blob
     pages: mmap.mmap
 
-    def put_away(self) -> None:
+    def release_pages(self) -> None:
         """Give their memory back: whoever still reads them has them read from the file again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.pages.madvise(mmap.MADV_DONTNEED)
@@ -37,15 +39,15 @@ class Kept:
 
 def fingerprint(files: Iterable[Path], *more: object) -> str:
     """Of weights as they are now, and of what else a graph depends on."""
-    found = hashlib.sha256(repr(more).encode())
+    digest = hashlib.sha256(repr(more).encode())
     for file in files:
         status = file.stat()
-        found.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
         with file.open("rb") as opened:
-            found.update(opened.read(EDGE))
-            opened.seek(max(0, status.st_size - EDGE))
-            found.update(opened.read(EDGE))
-    return found.hexdigest()
+            digest.update(opened.read(FINGERPRINT_BYTES))
+            opened.seek(max(0, status.st_size - FINGERPRINT_BYTES))
+            digest.update(opened.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()
 
 
 def _is_trusted(status: os.stat_result) -> bool:
@@ -56,14 +58,14 @@ def _is_trusted(status: os.stat_result) -> bool:
 
 
 @dataclass(frozen=True)
-class Store:
+class BlobCache:
     """A folder of blobs by name, each behind its SHA-256, and each this user's or root's own."""
 
     folder: Path
 
-    def load(self, name: str) -> Kept | None:
+    def load(self, name: str) -> CachedBlob | None:
         """None where there is none, or a damaged one, which goes."""
-        file = self._file(name)
+        file = self._blob_path(name)
         try:
             with open_regular_file(file) as opened:
                 if not _is_trusted(os.fstat(opened.fileno())):
@@ -76,11 +78,11 @@ class Store:
         is_whole = hashlib.sha256(content[DIGEST:].data).digest() == content[:DIGEST].tobytes()
         with suppress(OSError):  # of a folder that may only be read
             file.touch() if is_whole else file.unlink()
-        return Kept(content[DIGEST:], pages) if is_whole else None
+        return CachedBlob(content[DIGEST:], pages) if is_whole else None
 
     def save(self, name: str, blob: bytes) -> None:
         """Keep it, and let those go that were not used for longest; a full disk keeps nothing."""
-        file = self._file(name)
+        file = self._blob_path(name)
         part = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")  # of this process alone
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -92,9 +94,9 @@ class Store:
             with suppress(OSError):
                 part.unlink()
         with suppress(OSError):  # another process may take the same files away
-            self._tidy()
+            self._evict()
 
-    def _tidy(self) -> None:
+    def _evict(self) -> None:
         for part in self.folder.glob("*.part"):  # of processes that died
             if part.stat().st_mtime < time.time() - STALE_S:
                 part.unlink(missing_ok=True)
@@ -102,8 +104,8 @@ class Store:
         times = ((file.stat(), file) for file in self.folder.glob("*.blob"))
         for status, file in sorted(times, key=lambda pair: -pair[0].st_mtime_ns):
             taken += status.st_size
-            if taken > ROOM:
+            if taken > MAX_CACHE_BYTES:
                 file.unlink(missing_ok=True)
 
-    def _file(self, name: str) -> Path:
+    def _blob_path(self, name: str) -> Path:
         return self.folder / f"{name}.blob"

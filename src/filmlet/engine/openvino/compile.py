@@ -9,24 +9,33 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from filmlet.core.model_card import Files, ModelCard
+from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.configs import blame_files
-from filmlet.engine.openvino.blob_cache import Blob, Store, fingerprint
-from filmlet.engine.openvino.ops import Part
-from filmlet.engine.openvino.runner import Running, core, machine, options
-from filmlet.engine.state_dict import Weights
-from filmlet.errors import NotFinite
+from filmlet.engine.openvino.blob_cache import Blob, BlobCache, fingerprint
+from filmlet.engine.openvino.ops import ModuleWeights
+from filmlet.engine.openvino.runner import (
+    CompiledGraph,
+    cache_key_of_cpu,
+    compile_options,
+    get_core,
+)
+from filmlet.engine.state_dict import CheckpointWeights
+from filmlet.errors import NonFiniteValues
 
 FORMAT = 15  # of the graphs; another number makes them anew
-EXACT = "float32"
-FROM = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among
-Graphs = Callable[[Part, str, bool], Iterable[ov.Model]]  # of weights, a dtype and `Build.is_int8`
-Runs = Sequence[Running]
-Check = Callable[[Runs, Runs], str | None]  # how far some are from exact ones, if they are too far
+REFERENCE_DTYPE = "float32"
+COMPONENT_OF = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among
+Graphs = Callable[
+    [ModuleWeights, str, bool], Iterable[ov.Model]
+]  # of weights, a dtype and `ComponentBuild.is_int8`
+CompiledGraphs = Sequence[CompiledGraph]
+Check = Callable[
+    [CompiledGraphs, CompiledGraphs], str | None
+]  # how far some are from exact ones, if they are too far
 
 
 @dataclass(frozen=True)
-class Build:
+class ComponentBuild:
     """One component of a checkpoint: `text_encoder`, `encoder`, `transformer` or `decoder`.
 
     is_int8: its products are in 8 bits, the rest in the dtype.
@@ -34,89 +43,94 @@ class Build:
 
     name: str
     card: ModelCard
-    files: Files
+    files: ComponentFiles
     dtype: str
     cache: Path
     is_int8: bool = False
 
     @cached_property
-    def weights(self) -> Weights:
-        component = FROM.get(self.name, self.name)
-        return Weights(component, getattr(self.files, component))
+    def weights(self) -> CheckpointWeights:
+        component = COMPONENT_OF.get(self.name, self.name)
+        return CheckpointWeights(component, getattr(self.files, component))
 
     @property
-    def store(self) -> Store:
-        return Store(self.cache)
+    def store(self) -> BlobCache:
+        return BlobCache(self.cache)
 
     @cached_property
-    def key(self) -> str:
+    def cache_key(self) -> str:
         """Under which its graphs are kept."""
         what = self.name, self.dtype, self.is_int8, self.card.decode_timestep
-        return fingerprint(self.weights.files, FORMAT, *what, *machine())
+        return fingerprint(self.weights.files, FORMAT, *what, *cache_key_of_cpu())
 
-    def verdict(self) -> str | None:
+    def rejection(self) -> str | None:
         """Why it was found to be no good, if it was."""
-        verdict = self.store.load(f"{self.key}-off")
+        verdict = self.store.load(f"{self.cache_key}-off")
         return None if verdict is None else verdict.blob.tobytes().decode()
 
-    def runs(
+    def load_or_compile(
         self, count: int, graphs: Graphs, check: Check | None = None
-    ) -> Generator[int, None, Runs]:
+    ) -> Generator[int, None, CompiledGraphs]:
         """Its graphs, ready to run; yields bytes that were read.
 
-        Raises NotFinite where they fail the check, and for good: the verdict is kept.
+        Raises NonFiniteValues where they fail the check, and for good: the verdict is kept.
         """
-        kept = self._kept(count)
-        if kept:
-            return kept
+        cached = self._load_cached(count)
+        if cached:
+            return cached
         table = {}
         for name, array in self.weights.arrays():
             table[name] = array
             yield array.nbytes
-        with blame_files(self.weights.place):
+        with blame_files(self.weights.path):
             return self._compiled(table, graphs, check)
 
     def _compiled(
         self, table: Mapping[str, NDArray[np.float32]], graphs: Graphs, check: Check | None
-    ) -> Runs:
+    ) -> CompiledGraphs:
         """Its graphs, compiled, compared with exact ones, and kept."""
-        compiled = compile_all(graphs(Part(table), self.dtype, self.is_int8), self.dtype)
-        blobs = [_exported(model) for model in compiled]
-        runs = [self._import(blob) for blob in blobs]
-        if check and (self.is_int8 or self.dtype != EXACT):
+        compiled = compile_all(graphs(ModuleWeights(table), self.dtype, self.is_int8), self.dtype)
+        blobs = [_export_blob(model) for model in compiled]
+        runs = [self._import_blob(blob) for blob in blobs]
+        if check and (self.is_int8 or self.dtype != REFERENCE_DTYPE):
             exact = list(
-                map(Running.at_hand, compile_all(graphs(Part(table), EXACT, False), EXACT))
+                map(
+                    CompiledGraph.from_model,
+                    compile_all(
+                        graphs(ModuleWeights(table), REFERENCE_DTYPE, False), REFERENCE_DTYPE
+                    ),
+                )
             )
             if found := check(runs, exact):
                 kind = "int8" if self.is_int8 else self.dtype
                 verdict = f"{kind} is {found} of OpenVINO here."
-                self.store.save(f"{self.key}-off", verdict.encode())
-                raise NotFinite(verdict)
+                self.store.save(f"{self.cache_key}-off", verdict.encode())
+                raise NonFiniteValues(verdict)
         for i, blob in enumerate(blobs):
-            self.store.save(f"{self.key}-{i}", blob.tobytes())
+            self.store.save(f"{self.cache_key}-{i}", blob.tobytes())
         return runs
 
-    def _kept(self, count: int) -> Runs:
+    def _load_cached(self, count: int) -> CompiledGraphs:
         """All its graphs, or none."""
-        found = [self.store.load(f"{self.key}-{i}") for i in range(count)]
-        there = [kept for kept in found if kept]
+        blobs = [self.store.load(f"{self.cache_key}-{i}") for i in range(count)]
+        present = [blob for blob in blobs if blob]
         try:
-            runs = [self._import(kept.blob, kept.put_away) for kept in there]
+            runs = [self._import_blob(blob.blob, blob.release_pages) for blob in present]
             return runs if len(runs) == count else []
         except RuntimeError:  # of another build of OpenVINO
             return []
 
-    def _import(self, blob: Blob, put_away: Callable[[], None] | None = None) -> Running:
+    def _import_blob(self, blob: Blob, put_away: Callable[[], None] | None = None) -> CompiledGraph:
         """Also what was just compiled, so that every process runs the very same."""
         tensor = ov.Tensor(blob, shared_memory=True)  # the graph's weights stay there
-        read = partial(core().import_model, tensor, "CPU", options(self.dtype))
-        return Running(read, put_away)
+        read = partial(get_core().import_model, tensor, "CPU", compile_options(self.dtype))
+        return CompiledGraph(read, put_away)
 
 
 def compile_all(graphs: Iterable[ov.Model], dtype: str) -> Iterable[ov.CompiledModel]:
-    return (core().compile_model(graph, "CPU", options(dtype)) for graph in graphs)
+    return (get_core().compile_model(graph, "CPU", compile_options(dtype)) for graph in graphs)
 
 
-def _exported(model: ov.CompiledModel) -> Blob:
+def _export_blob(model: ov.CompiledModel) -> Blob:
     blob = model.export_model()
     return np.frombuffer(bytearray(blob if isinstance(blob, bytes) else blob.getvalue()), np.uint8)

@@ -11,164 +11,172 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.events import Pixels
-from filmlet.core.lora import Adapter
-from filmlet.core.memory import Hold
-from filmlet.core.model_card import Files, ModelCard
-from filmlet.engine.arrays import Tensors, as_numpy
-from filmlet.engine.base import Call, Engine, Recipe, Statistics
-from filmlet.engine.conditioning import Draw
-from filmlet.engine.openvino.compile import EXACT, Build
-from filmlet.engine.openvino.components import Decoder, Encoder, Text, Transformer
-from filmlet.engine.openvino.noise import Noise
+from filmlet.core.lora import LoraAdapter
+from filmlet.core.memory import OffloadMode
+from filmlet.core.model_card import ComponentFiles, ModelCard
+from filmlet.engine.arrays import Tensors, to_numpy
+from filmlet.engine.base import DenoiseParams, Engine, LatentStats, TransformerInputs
+from filmlet.engine.conditioning import NoiseFn
+from filmlet.engine.openvino.compile import REFERENCE_DTYPE, ComponentBuild
+from filmlet.engine.openvino.components import TextEncoder, Transformer, VaeDecoder, VaeEncoder
+from filmlet.engine.openvino.noise import TorchNoise
 from filmlet.engine.openvino.ops import Floats
 from filmlet.engine.openvino.runner import has_bfloat16, prefers_int8
-from filmlet.engine.placement import Lever, Library, Placement
-from filmlet.engine.state_dict import Weights, projection
-from filmlet.errors import Cancelled, NotOffered
+from filmlet.engine.placement import Backend, Optimization, Placement
+from filmlet.engine.state_dict import CheckpointWeights, load_latent_rgb_factors
+from filmlet.errors import Cancelled, NotSupported
 
 KINDS: dict[str, Any] = {
-    "text_encoder": Text,
-    "encoder": Encoder,
+    "text_encoder": TextEncoder,
+    "encoder": VaeEncoder,
     "transformer": Transformer,
-    "decoder": Decoder,
+    "decoder": VaeDecoder,
 }
-ROUGH = ("transformer", "decoder")  # may be in bfloat16
-QUANTISED = "decoder"  # may multiply in 8 bits
+LOW_PRECISION_COMPONENTS = ("transformer", "decoder")  # may be in bfloat16
+INT8_COMPONENT = "decoder"  # may multiply in 8 bits
 
 
 @dataclass(frozen=True, eq=False)
-class CompiledEngine(Engine):
-    """One checkpoint in OpenVINO. held: components in memory, by name."""
+class OpenVINOEngine(Engine):
+    """One checkpoint in OpenVINO. components: components in memory, by name."""
 
-    files: Files = field(kw_only=True)
-    where: Placement = field(kw_only=True)
-    held: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    files: ComponentFiles = field(kw_only=True)
+    _placement: Placement = field(kw_only=True)
+    components: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     @property
     def placement(self) -> Placement:
-        return self.where
+        return self._placement
 
     @property
     def channels(self) -> int:
         return self._get("transformer").widths.channels
 
     @cached_property
-    def statistics(self) -> Statistics:
-        vae = Weights("vae", self.files.vae)
+    def statistics(self) -> LatentStats:
+        vae = CheckpointWeights("vae", self.files.vae)
         mean, deviation = (
             vae.array(f"latents_{name}").reshape(1, -1, 1, 1, 1) for name in ("mean", "std")
         )
-        return Statistics(mean, deviation, vae.config.get("scaling_factor", 1.0))
+        return LatentStats(mean, deviation, vae.config.get("scaling_factor", 1.0))
 
     @cached_property
-    def is_timed(self) -> bool:
-        return bool(Weights("vae", self.files.vae).config.get("timestep_conditioning"))
+    def has_timestep_conditioning(self) -> bool:
+        return bool(CheckpointWeights("vae", self.files.vae).config.get("timestep_conditioning"))
 
     @property
-    def parts_of_every_clip(self) -> tuple[str, ...]:
-        return ("text_encoder", *ROUGH)
+    def core_components(self) -> tuple[str, ...]:
+        return ("text_encoder", *LOW_PRECISION_COMPONENTS)
 
-    def weigh(self, *names: str) -> int:
-        builds = (self._build(name) for name in names if name not in self.held)
+    def bytes_to_load(self, *names: str) -> int:
+        builds = (self._build(name) for name in names if name not in self.components)
         return sum(build.weights.bytes for build in builds)
 
-    def bring(self, *names: str) -> Iterator[int]:
-        if self.where.hold is not Hold.ALL:
-            for other in self.held.keys() - set(names):
-                del self.held[other]
+    def load_components(self, *names: str) -> Iterator[int]:
+        if self._placement.offload is not OffloadMode.NONE:
+            for other in self.components.keys() - set(names):
+                del self.components[other]
         for name in names:
-            if name not in self.held:
-                self.held[name] = yield from KINDS[name].load(self._build(name))
+            if name not in self.components:
+                self.components[name] = yield from KINDS[name].load(self._build(name))
 
-    def dress(self, loras: Sequence[Adapter]) -> Iterator[None]:
+    def set_loras(self, loras: Sequence[LoraAdapter]) -> Iterator[None]:
         assert not loras  # such clips are torch's
         return iter(())
 
-    def drawn(self, seed: int) -> Draw:
-        return Noise(seed).draw
+    def noise_source(self, seed: int) -> NoiseFn:
+        return TorchNoise(seed).randn
 
-    def take(self, tensors: Tensors) -> Tensors:
-        return {name: as_numpy(one) for name, one in tensors.items()}
+    def to_device(self, tensors: Tensors) -> Tensors:
+        return {name: to_numpy(tensor) for name, tensor in tensors.items()}
 
-    def see(self, pixels: Pixels) -> Floats:
-        return self.statistics.normalised(self._get("encoder")(pixels))
+    def encode_frames(self, pixels: Pixels) -> Floats:
+        return self.statistics.normalize(self._get("encoder")(pixels))
 
-    def upsample(self, latents: Floats, recipe: Recipe) -> Floats:  # noqa: ARG002
-        raise NotOffered("OpenVINO makes clips of one stage.", param="model")
+    def upsample(self, latents: Floats, recipe: DenoiseParams) -> Floats:  # noqa: ARG002
+        raise NotSupported("OpenVINO makes clips of one stage.", param="model")
 
     @contextmanager
-    def stopping(self, wanted: Callable[[], bool]) -> Iterator[None]:
+    def cancel_when(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
         def ask() -> None:
-            if not wanted():
+            if not is_cancelled():
                 raise Cancelled("The clip was cancelled.")
 
-        with self._get("transformer").asking(ask):
+        with self._get("transformer").cancel_when(ask):
             yield
 
     def decode(
         self,
         latents: Floats,
-        recipe: Recipe,
+        recipe: DenoiseParams,
         is_planar: bool = False,  # noqa: ARG002 - frames that are saved later give the same file
     ) -> Iterator[Pixels]:
-        clean, shape = self._clean(latents, recipe, self.drawn(recipe.seed)), recipe.shape
+        clean, shape = (
+            self._latents_for_decoder(latents, recipe, self.noise_source(recipe.seed)),
+            recipe.shape,
+        )
         for pixels in self._get("decoder")(clean):
-            yield pixels[:, shape.rows, shape.columns]
+            yield pixels[:, shape.crop_rows, shape.crop_columns]
 
-    def _read(self, ids: NDArray[np.int64]) -> Floats:
+    def _encode_ids(self, ids: NDArray[np.int64]) -> Floats:
         return self._get("text_encoder")(ids)
 
-    def _flow(self, call: Call) -> Floats:
-        return self._get("transformer")(call.latents, call.text, call.levels, call.places)
+    def _predict_velocity(self, call: TransformerInputs) -> Floats:
+        return self._get("transformer")(
+            call.latents, call.prompt_embeds, call.timesteps, call.video_coords
+        )
 
     def _get(self, name: str) -> Any:
         """A component, read now if another clip has had it put away meanwhile."""
-        if name not in self.held:
-            for _ in self.bring(name):
+        if name not in self.components:
+            for _ in self.load_components(name):
                 pass
-        return self.held[name]
+        return self.components[name]
 
-    def _build(self, name: str) -> Build:
-        assert self.where.cache
-        dtype = self.where.dtype if name in ROUGH else EXACT
-        is_int8 = name == QUANTISED and Lever.INT8 in self.where.levers
-        return Build(name, self.card, self.files, dtype, self.where.cache, is_int8)
+    def _build(self, name: str) -> ComponentBuild:
+        assert self._placement.cache
+        dtype = self._placement.dtype if name in LOW_PRECISION_COMPONENTS else REFERENCE_DTYPE
+        is_int8 = name == INT8_COMPONENT and Optimization.INT8 in self._placement.optimizations
+        return ComponentBuild(name, self.card, self.files, dtype, self._placement.cache, is_int8)
 
 
-def begin(card: ModelCard, files: Files, placement: Placement) -> CompiledEngine:
+def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> OpenVINOEngine:
     """With nothing read yet."""
-    return CompiledEngine(card, projection(files), files=files, where=placement)
+    return OpenVINOEngine(card, load_latent_rgb_factors(files), files=files, _placement=placement)
 
 
-def choose(
-    card: ModelCard, files: Files, cache: Path, allow_int8: bool, dtype: str | None
+def choose_placement(
+    card: ModelCard, files: ComponentFiles, cache: Path, allow_int8: bool, dtype: str | None
 ) -> Placement | str:
     """How OpenVINO computes a checkpoint here, or why it cannot.
 
     allow_int8: products may be in 8 bits. dtype: that it was begun in.
     """
     text, transformer, vae = (
-        Weights(name, getattr(files, name)) for name in ("text_encoder", "transformer", "vae")
+        CheckpointWeights(name, getattr(files, name))
+        for name in ("text_encoder", "transformer", "vae")
     )
     if any(vae.config.get("decoder_inject_noise", ())):
         return "the decoder adds noise, which is not compiled"
     if vae.config.get("patch_size_t", 1) != 1:
         return "the decoder has patches in time, which are not compiled"
-    if any(weights.is_in_eight_bits for weights in (text, transformer, vae)):
+    if any(weights.has_8bit_weights for weights in (text, transformer, vae)):
         return "weights in eight bits are torch's"
     best, reason = _dtype(card, files, cache)
-    if dtype == EXACT and best != EXACT:
-        best, reason = EXACT, "as it was begun"
-    decoder = Build(QUANTISED, card, files, best, cache, is_int8=True)
-    is_int8 = allow_int8 and prefers_int8(best) and not decoder.verdict()
-    levers = frozenset({Lever.INT8} if is_int8 else ())
-    return Placement("cpu", best, reason, library=Library.OPENVINO, cache=cache, levers=levers)
+    if dtype == REFERENCE_DTYPE and best != REFERENCE_DTYPE:
+        best, reason = REFERENCE_DTYPE, "as it was begun"
+    decoder = ComponentBuild(INT8_COMPONENT, card, files, best, cache, is_int8=True)
+    is_int8 = allow_int8 and prefers_int8(best) and not decoder.rejection()
+    levers = frozenset({Optimization.INT8} if is_int8 else ())
+    return Placement(
+        "cpu", best, reason, backend=Backend.OPENVINO, cache=cache, optimizations=levers
+    )
 
 
-def _dtype(card: ModelCard, files: Files, cache: Path) -> tuple[str, str]:
+def _dtype(card: ModelCard, files: ComponentFiles, cache: Path) -> tuple[str, str]:
     if not has_bfloat16():
-        return EXACT, "this CPU has no bfloat16"
-    for name in ROUGH:
-        if verdict := Build(name, card, files, "bfloat16", cache).verdict():
-            return EXACT, verdict
+        return REFERENCE_DTYPE, "this CPU has no bfloat16"
+    for name in LOW_PRECISION_COMPONENTS:
+        if verdict := ComponentBuild(name, card, files, "bfloat16", cache).rejection():
+            return REFERENCE_DTYPE, verdict
     return "bfloat16", "bfloat16 is faster here"

@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Part:
+class ModuleWeights:
     """The weights of a module, by diffusers' names, or no more than their shapes.
 
     name: the module's own, with a dot behind.
@@ -38,18 +38,18 @@ class Part:
     def __contains__(self, name: str) -> bool:
         return self.name + name in self.table
 
-    def at(self, name: str) -> "Part":
+    def submodule(self, name: str) -> "ModuleWeights":
         """A module inside of it."""
-        return Part(self.table, f"{self.name}{name}.")
+        return ModuleWeights(self.table, f"{self.name}{name}.")
 
-    def has(self, name: str) -> bool:
+    def has_submodule(self, name: str) -> bool:
         """Whether there is such a module."""
-        return any(one.startswith(f"{self.name}{name}.") for one in self.table)
+        return any(key.startswith(f"{self.name}{name}.") for key in self.table)
 
-    def each(self, name: str) -> Iterator["Part"]:
+    def modulelist(self, name: str) -> Iterator["ModuleWeights"]:
         """Modules of a list."""
-        numbers = takewhile(lambda i: self.has(f"{name}.{i}"), count())
-        return (self.at(f"{name}.{i}") for i in numbers)
+        numbers = takewhile(lambda i: self.has_submodule(f"{name}.{i}"), count())
+        return (self.submodule(f"{name}.{i}") for i in numbers)
 
 
 def constant(weight: Floats) -> Node:
@@ -57,15 +57,15 @@ def constant(weight: Floats) -> Node:
     return ops.constant(np.ascontiguousarray(weight), shared_memory=True)
 
 
-def integers(values: int | Sequence[int]) -> Node:
+def int_constant(values: int | Sequence[int]) -> Node:
     return ops.constant(np.array(values, dtype=np.int64))
 
 
-def number(value: float) -> Node:
+def float_constant(value: float) -> Node:
     return ops.constant(np.float32(value))
 
 
-def linear(x: Node, layer: Part, order: NDArray[np.int64] | slice = slice(None)) -> Node:
+def linear(x: Node, layer: ModuleWeights, order: NDArray[np.int64] | slice = slice(None)) -> Node:
     """(..., in) -> (..., out), its outputs in another order where one is given."""
     x = ops.matmul(x, constant(layer["weight"][order]), False, True)
     return ops.add(x, constant(layer["bias"][order])) if "bias" in layer else x
@@ -73,27 +73,31 @@ def linear(x: Node, layer: Part, order: NDArray[np.int64] | slice = slice(None))
 
 def gelu(x: Node) -> Node:
     """Its approximation by tanh."""
-    if not cpu.stops_at_avx2():
+    if not cpu.is_avx2_only():
         return ops.gelu(x, "tanh")
     # Without AVX-512 the plugin's tanh takes its coefficients from memory: this is twice as fast.
-    cubic = ops.add(ops.multiply(ops.multiply(x, x), number(-GELU * CUBE)), number(-GELU))
-    return ops.divide(x, ops.add(number(1), ops.exp(ops.multiply(x, cubic))))
+    cubic = ops.add(
+        ops.multiply(ops.multiply(x, x), float_constant(-GELU * CUBE)), float_constant(-GELU)
+    )
+    return ops.divide(x, ops.add(float_constant(1), ops.exp(ops.multiply(x, cubic))))
 
 
 def rms_norm(x: Node, eps: float, weight: Floats | None = None) -> Node:
     """Over the last axis, as the plugin has it in one kernel."""
-    mean = ops.reduce_mean(ops.power(x, number(2)), integers([-1]), True)
-    root = ops.sqrt(ops.add(mean, number(eps)))
-    x = ops.multiply(x, ops.divide(number(1), root))
+    mean = ops.reduce_mean(ops.power(x, float_constant(2)), int_constant([-1]), True)
+    root = ops.sqrt(ops.add(mean, float_constant(eps)))
+    x = ops.multiply(x, ops.divide(float_constant(1), root))
     return x if weight is None else ops.multiply(x, constant(weight))
 
 
-def heads_apart(x: Node, heads: int, size: int) -> Node:
+def split_heads(x: Node, heads: int, size: int) -> Node:
     """(1, tokens, channels) -> (1, heads, tokens, size)."""
-    x = ops.reshape(x, integers([0, 0, heads, size]), True)
-    return ops.transpose(x, integers([0, 2, 1, 3]))
+    x = ops.reshape(x, int_constant([0, 0, heads, size]), True)
+    return ops.transpose(x, int_constant([0, 2, 1, 3]))
 
 
-def heads_together(x: Node, channels: int) -> Node:
+def merge_heads(x: Node, channels: int) -> Node:
     """(1, heads, tokens, size) -> (1, tokens, channels)."""
-    return ops.reshape(ops.transpose(x, integers([0, 2, 1, 3])), integers([0, 0, channels]), True)
+    return ops.reshape(
+        ops.transpose(x, int_constant([0, 2, 1, 3])), int_constant([0, 0, channels]), True
+    )

@@ -9,42 +9,50 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from filmlet.core.events import Pixels
-from filmlet.engine.openvino.ops import Floats, Part, constant, integers
-from filmlet.engine.openvino.vae_ops import activated, convolution, frames, shortcut, width
+from filmlet.engine.openvino.ops import Floats, ModuleWeights, constant, int_constant
+from filmlet.engine.openvino.vae_ops import (
+    channels_of,
+    convolution,
+    norm_modulate_silu,
+    shortcut,
+    slice_frames,
+)
 
 STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
 MOST = 2**13, 2**11, 2**11  # frames, rows, columns: unbounded sizes overflow in the plugin
 
 
-def graph(weights: Part, config: Mapping[str, Any]) -> ov.Model:
+def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
     """From float32 weights, which it refers to. weights: of `encoder`.
 
-    Input: patches as `patched` makes them. Output: (1, channels, ...), the mean of the latents.
+    Input: patches as `patchify` makes them. Output: (1, channels, ...), the mean of the latents.
     """
     is_causal = config.get("encoder_causal", True)
     channels = 3 * config.get("patch_size", 4) ** 2
-    sizes = [ov.Dimension(1, most) for most in MOST]
-    given = ops.parameter(ov.PartialShape([1, channels, *sizes]), np.float32, "patches")
-    x = _convolve(weights.at("conv_in.conv"), given, is_causal)
+    sizes = [ov.Dimension(1, max_size) for max_size in MOST]
+    patches = ops.parameter(ov.PartialShape([1, channels, *sizes]), np.float32, "patches")
+    x = _convolve(weights.submodule("conv_in.conv"), patches, is_causal)
     kinds = config.get("downsample_type", ["conv"] * len(config["block_out_channels"]))
-    for block, kind in zip(weights.each("down_blocks"), kinds, strict=False):
-        for resnet in block.each("resnets"):
+    for block, kind in zip(weights.modulelist("down_blocks"), kinds, strict=False):
+        for resnet in block.modulelist("resnets"):
             x = _resnet(resnet, x, is_causal)
         if "downsamplers.0.conv.weight" in block:
-            x = _convolve(block.at("downsamplers.0.conv"), x, is_causal, (2, 2, 2))
-        elif block.has("downsamplers"):
-            x = _downsample(block.at("downsamplers.0.conv.conv"), x, STRIDES[kind], is_causal)
-        if block.has("conv_out"):
-            x = _resnet(block.at("conv_out"), x, is_causal)
-    for resnet in weights.each("mid_block.resnets"):
+            x = _convolve(block.submodule("downsamplers.0.conv"), x, is_causal, (2, 2, 2))
+        elif block.has_submodule("downsamplers"):
+            x = _downsample(
+                block.submodule("downsamplers.0.conv.conv"), x, STRIDES[kind], is_causal
+            )
+        if block.has_submodule("conv_out"):
+            x = _resnet(block.submodule("conv_out"), x, is_causal)
+    for resnet in weights.modulelist("mid_block.resnets"):
         x = _resnet(resnet, x, is_causal)
-    x = _convolve(weights.at("conv_out.conv"), activated(x), is_causal)
+    x = _convolve(weights.submodule("conv_out.conv"), norm_modulate_silu(x), is_causal)
     # The last channel is the variance, of all the others.
-    x = ops.slice(x, integers([0]), integers([-1]), integers([1]), integers([1]))
-    return ov.Model([x], [given], "encoder")
+    x = ops.slice(x, int_constant([0]), int_constant([-1]), int_constant([1]), int_constant([1]))
+    return ov.Model([x], [patches], "encoder")
 
 
-def patched(pixels: Pixels, side: int) -> Floats:
+def patchify(pixels: Pixels, side: int) -> Floats:
     """(frames, height, width, 3) -> (1, 3 x side x side, frames, height / side, width / side)."""
     count, height, width = pixels.shape[:3]
     x = pixels.astype(np.float32) / 127.5 - 1
@@ -53,49 +61,58 @@ def patched(pixels: Pixels, side: int) -> Floats:
     return x.reshape(1, -1, count, height // side, width // side)
 
 
-def _convolve(conv: Part, x: Node, is_causal: bool, stride: tuple[int, ...] = (1, 1, 1)) -> Node:
+def _convolve(
+    conv: ModuleWeights, x: Node, is_causal: bool, stride: tuple[int, ...] = (1, 1, 1)
+) -> Node:
     kernel = conv["weight"].shape[2]
     before = kernel - 1 if is_causal else (kernel - 1) // 2
     first, last = (
-        frames(x, integers([start]), integers([stop])) for start, stop in ((0, 1), (-1, 2**31 - 1))
+        slice_frames(x, int_constant([start]), int_constant([stop]))
+        for start, stop in ((0, 1), (-1, 2**31 - 1))
     )
     after = kernel - 1 - before
     return convolution(conv, ops.concat([*[first] * before, x, *[last] * after], 2), stride)
 
 
-def _resnet(resnet: Part, x: Node, is_causal: bool) -> Node:
-    y = _convolve(resnet.at("conv1.conv"), activated(x), is_causal)
-    y = _convolve(resnet.at("conv2.conv"), activated(y), is_causal)
+def _resnet(resnet: ModuleWeights, x: Node, is_causal: bool) -> Node:
+    y = _convolve(resnet.submodule("conv1.conv"), norm_modulate_silu(x), is_causal)
+    y = _convolve(resnet.submodule("conv2.conv"), norm_modulate_silu(y), is_causal)
     return ops.add(y, shortcut(resnet, x))
 
 
-def _downsample(conv: Part, x: Node, stride: tuple[int, int, int], is_causal: bool) -> Node:
+def _downsample(
+    conv: ModuleWeights, x: Node, stride: tuple[int, int, int], is_causal: bool
+) -> Node:
     """Frames, rows and columns become channels, of which the residual takes means."""
     if stride[0] > 1:
-        x = ops.concat([frames(x, integers([0]), integers([stride[0] - 1])), x], 2)
-    y = _folded(_convolve(conv, x, is_causal), stride)
-    residual = _folded(x, stride)
-    shares = np.repeat(np.eye(width(y), dtype=np.float32), width(residual) // width(y), axis=1)
+        x = ops.concat([slice_frames(x, int_constant([0]), int_constant([stride[0] - 1])), x], 2)
+    y = _space_to_depth(_convolve(conv, x, is_causal), stride)
+    residual = _space_to_depth(x, stride)
+    shares = np.repeat(
+        np.eye(channels_of(y), dtype=np.float32), channels_of(residual) // channels_of(y), axis=1
+    )
     shares /= shares.sum(1, keepdims=True)
     means = constant(shares[..., None, None, None])
     return ops.add(y, ops.convolution(residual, means, [1, 1, 1], [0] * 3, [0] * 3, [1, 1, 1]))
 
 
-def _folded(x: Node, stride: tuple[int, int, int]) -> Node:
+def _space_to_depth(x: Node, stride: tuple[int, int, int]) -> Node:
     """The inverse of what an upsampling unfolds."""
     if stride == (2, 2, 2):
         return ops.space_to_depth(x, "depth_first", 2)
-    channels, sizes = width(x), ops.shape_of(x)
-    count, rows, columns = (ops.gather(sizes, integers([axis]), integers(0)) for axis in (2, 3, 4))
-    halved = [ops.divide(one, integers([2])) for one in (count, rows, columns)]
-    two, own = integers([2]), integers([channels])
+    channels, sizes = channels_of(x), ops.shape_of(x)
+    count, rows, columns = (
+        ops.gather(sizes, int_constant([axis]), int_constant(0)) for axis in (2, 3, 4)
+    )
+    halved = [ops.divide(size, int_constant([2])) for size in (count, rows, columns)]
+    two, channel_count = int_constant([2]), int_constant([channels])
     if stride == (2, 1, 1):
-        apart, order = [own, halved[0], two, rows, columns], [0, 2, 1, 3, 4]
+        split_shape, order = [channel_count, halved[0], two, rows, columns], [0, 2, 1, 3, 4]
         together = [halved[0], rows, columns]
     else:
-        apart = [own, count, halved[1], two, halved[2], two]
+        split_shape = [channel_count, count, halved[1], two, halved[2], two]
         order, together = [0, 3, 5, 1, 2, 4], [count, *halved[1:]]
-    x = ops.transpose(ops.reshape(x, ops.concat(apart, 0), False), integers(order))
+    x = ops.transpose(ops.reshape(x, ops.concat(split_shape, 0), False), int_constant(order))
     volume = stride[0] * stride[1] * stride[2]
-    shape = [integers([1, channels * volume]), *together]
+    shape = [int_constant([1, channels * volume]), *together]
     return ops.reshape(x, ops.concat(shape, 0), False)

@@ -10,9 +10,15 @@ from openvino import opset13 as ops
 
 from filmlet.core import cpu
 from filmlet.core.events import Pixels
-from filmlet.engine.openvino.ops import Floats, Part, constant, integers, number
-from filmlet.engine.openvino.runner import adds_in_16_bits
-from filmlet.errors import NotFinite
+from filmlet.engine.openvino.ops import (
+    Floats,
+    ModuleWeights,
+    constant,
+    float_constant,
+    int_constant,
+)
+from filmlet.engine.openvino.runner import lacks_vnni
+from filmlet.errors import NonFiniteValues
 
 FRAMES = 2  # axis
 NORM_EPS = 1e-8
@@ -24,33 +30,33 @@ Modulation = tuple[Floats, Floats]  # shift, scale
 Range = tuple[float, float]
 
 
-def width(x: Node) -> int:
+def channels_of(x: Node) -> int:
     """Its channels."""
     channels: int = x.get_output_partial_shape(0)[1].get_length()
     return channels
 
 
-def frames(x: Node, start: Node, stop: Node) -> Node:
-    return ops.slice(x, start, stop, integers([1]), integers([FRAMES]))
+def slice_frames(x: Node, start: Node, stop: Node) -> Node:
+    return ops.slice(x, start, stop, int_constant([1]), int_constant([FRAMES]))
 
 
 def convolution(
-    conv: Part, x: Node, stride: Sequence[int] = (1, 1, 1), is_rounded: bool = False
+    conv: ModuleWeights, x: Node, stride: Sequence[int] = (1, 1, 1), is_rounded: bool = False
 ) -> Node:
     """Padded at the sides of a frame, not in time. is_rounded: x is, so it multiplies in 8 bits."""
     weight = constant(conv["weight"])
     if is_rounded:
         largest = np.abs(conv["weight"]).max((1, 2, 3, 4), keepdims=True)  # of each output
         largest = np.maximum(largest, np.float32(SMALLEST))
-        if adds_in_16_bits():
+        if lacks_vnni():
             largest *= 2  # half of the levels remain unused: two products then have room
-        weight = rounded(weight, (-largest, largest), 255)
+        weight = fake_quantize(weight, (-largest, largest), 255)
     pads = [0, *(side // 2 for side in conv["weight"].shape[3:])]
     x = ops.convolution(x, weight, list(stride), pads, pads, [1, 1, 1])
     return ops.add(x, constant(conv["bias"].reshape(1, -1, 1, 1, 1)))
 
 
-def rounded(x: Node, ends: tuple[Floats | float, Floats | float], levels: int = 256) -> Node:
+def fake_quantize(x: Node, ends: tuple[Floats | float, Floats | float], levels: int = 256) -> Node:
     """To so many levels between two ends: the plugin then computes with these as bytes."""
     low, high = (constant(np.asarray(end, np.float32)) for end in ends)
     return ops.fake_quantize(x, low, high, low, high, levels)
@@ -62,90 +68,92 @@ def rank(x: Node) -> int:
 
 def is_narrow(x: Node) -> bool:
     """Whether its channels fill no two vectors: the plugin's loops over them are then too short."""
-    return width(x) < (16 if cpu.stops_at_avx2() else 32)
+    return channels_of(x) < (16 if cpu.is_avx2_only() else 32)
 
 
-def places(x: Node) -> Node:
+def flatten_if_narrow(x: Node) -> Node:
     """(1, channels, places), where channels are few: in memory, each is then a plane."""
-    return ops.reshape(x, integers([0, 0, -1]), True) if is_narrow(x) else x
+    return ops.reshape(x, int_constant([0, 0, -1]), True) if is_narrow(x) else x
 
 
-def shaped_as(given: Node, x: Node) -> Node:
-    """What was made of the `places` of another."""
-    return ops.reshape(x, ops.shape_of(given), False) if is_narrow(x) else x
+def unflatten_if_narrow(like: Node, x: Node) -> Node:
+    """What was made of the `flatten_if_narrow` of another."""
+    return ops.reshape(x, ops.shape_of(like), False) if is_narrow(x) else x
 
 
-def lengths(x: Node) -> Node:
+def channel_l2(x: Node) -> Node:
     """Of the vector of channels at each place, in one pass: squares never reach the memory."""
-    return ops.reduce_l2(x, integers([1]), True)
+    return ops.reduce_l2(x, int_constant([1]), True)
 
 
-def sum_of_lengths(x: Node) -> Node:
+def finite_check(x: Node) -> Node:
     """(1,): a number if all of it are."""
-    every = lengths(places(x))
-    return ops.reduce_sum(every, integers(range(1, rank(every))), False)
+    every = channel_l2(flatten_if_narrow(x))
+    return ops.reduce_sum(every, int_constant(range(1, rank(every))), False)
 
 
-def activated(
-    given: Node, modulation: Modulation | None = None, within: Range | None = None
+def norm_modulate_silu(
+    states: Node, modulation: Modulation | None = None, within: Range | None = None
 ) -> Node:
     """Norm over channels, modulation, SiLU. within: what these give, to be rounded to it."""
-    x = places(given)
-    length = lengths(x)
-    mean = ops.multiply(ops.multiply(length, length), number(1 / width(x)))
-    x = ops.divide(x, ops.sqrt(ops.add(mean, number(NORM_EPS))))
+    x = flatten_if_narrow(states)
+    length = channel_l2(x)
+    mean = ops.multiply(ops.multiply(length, length), float_constant(1 / channels_of(x)))
+    x = ops.divide(x, ops.sqrt(ops.add(mean, float_constant(NORM_EPS))))
     if modulation:
-        shift, scale = (one.reshape(1, -1, *[1] * (rank(x) - 2)) for one in modulation)
+        shift, scale = (parameter.reshape(1, -1, *[1] * (rank(x) - 2)) for parameter in modulation)
         x = ops.add(ops.multiply(x, constant(1 + scale)), constant(shift))
     x = ops.swish(x)
-    return shaped_as(given, rounded(x, within) if within else x)
+    return unflatten_if_narrow(states, fake_quantize(x, within) if within else x)
 
 
-def shortcut(resnet: Part, x: Node) -> Node:
+def shortcut(resnet: ModuleWeights, x: Node) -> Node:
     """What goes past a residual's convolutions, in as many channels as they give."""
     if "norm3.weight" in resnet:
-        norm = resnet.at("norm3")
-        x = ops.transpose(x, integers([0, 2, 3, 4, 1]))
-        x = ops.mvn(x, integers([-1]), True, LAYER_EPS, "inside_sqrt")
+        norm = resnet.submodule("norm3")
+        x = ops.transpose(x, int_constant([0, 2, 3, 4, 1]))
+        x = ops.mvn(x, int_constant([-1]), True, LAYER_EPS, "inside_sqrt")
         x = ops.add(ops.multiply(x, constant(norm["weight"])), constant(norm["bias"]))
-        x = ops.transpose(x, integers([0, 4, 1, 2, 3]))
-    if resnet.has("conv_shortcut"):
-        x = convolution(resnet.at("conv_shortcut.conv"), x)
+        x = ops.transpose(x, int_constant([0, 4, 1, 2, 3]))
+    if resnet.has_submodule("conv_shortcut"):
+        x = convolution(resnet.submodule("conv_shortcut.conv"), x)
     return x
 
 
-def pixels_of(conv: Part, side: int) -> Part:
+def fold_pixel_scale(conv: ModuleWeights, side: int) -> ModuleWeights:
     """The last convolution, its outputs 0 to 255 in place of -1 to 1, and as bytes of a picture.
 
     Each patch is given row by row, column by column, the three colours of a pixel together.
-    Raises NotFinite: rounding makes a colour of anything, so nobody would see it later.
+    Raises NonFiniteValues: rounding makes a colour of anything, so nobody would see it later.
     """
     if not all(np.isfinite(conv[name]).all() for name in ("weight", "bias")):
-        raise NotFinite("The VAE decoder's last weights are not numbers.")
+        raise NonFiniteValues("The VAE decoder's last weights are not numbers.")
     order = np.arange(3 * side * side).reshape(3, side, side).T.flatten()
     weight, bias = (127.5 * conv[name][order] for name in ("weight", "bias"))
     table = {f"{conv.name}weight": weight, f"{conv.name}bias": bias + 127.5}
-    return Part({name: one.astype(np.float32) for name, one in table.items()}, conv.name)
+    return ModuleWeights(
+        {name: values.astype(np.float32) for name, values in table.items()}, conv.name
+    )
 
 
-def in_bytes(x: Node) -> Node:
+def to_uint8(x: Node) -> Node:
     """Rounded and cut, in the convolution. The plugin leaves them a plane a channel the soonest."""
-    return ops.convert(rounded(x, (0, 255)), np.uint8)
+    return ops.convert(fake_quantize(x, (0, 255)), np.uint8)
 
 
-def pictures(patches: NDArray[np.uint8], side: int) -> Pixels:
-    """(1, channels, frames, height, width) of `in_bytes` as frames of pixels.
+def unpatchify(patches: NDArray[np.uint8], side: int) -> Pixels:
+    """(1, channels, frames, height, width) of `to_uint8` as frames of pixels.
 
     Bytes that stand side by side become words first: moving these takes half the time.
     """
     count, height, width = patches.shape[2:]
     size = gcd(WORD, COLOURS * side)  # that a row of a patch is made of
     rows = patches.reshape(side, -1, size, count, height, width)
-    made = np.empty((count, height, side, width, rows.shape[1]), f"<u{size}")
+    frames = np.empty((count, height, side, width, rows.shape[1]), f"<u{size}")
     for i, j in np.ndindex(rows.shape[:2]):
-        word = rows[i, j, -1].astype(made.dtype)
+        word = rows[i, j, -1].astype(frames.dtype)
         for byte in rows[i, j, -2::-1]:
             word <<= 8
             word |= byte
-        made[:, :, i, :, j] = word
-    return made.view(np.uint8).reshape(count, height * side, width * side, COLOURS)
+        frames[:, :, i, :, j] = word
+    return frames.view(np.uint8).reshape(count, height * side, width * side, COLOURS)

@@ -11,18 +11,18 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
-from filmlet.core.memory import Hold
-from filmlet.core.model_card import Files
+from filmlet.core.memory import OffloadMode
+from filmlet.core.model_card import ComponentFiles
 from filmlet.engine.configs import blame_files
-from filmlet.engine.placement import Lever, Placement
-from filmlet.engine.state_dict import Weights
-from filmlet.engine.torch.attention import Attending
-from filmlet.engine.torch.dtype import dtype_of
-from filmlet.engine.torch.loader import fill, on_meta
-from filmlet.engine.torch.lora import Loras
-from filmlet.engine.torch.transformer import Stepping
+from filmlet.engine.placement import Optimization, Placement
+from filmlet.engine.state_dict import CheckpointWeights
+from filmlet.engine.torch.attention import AttentionBackendSelector
+from filmlet.engine.torch.dtype import torch_dtype
+from filmlet.engine.torch.loader import build_on_meta, load_weights
+from filmlet.engine.torch.lora import FusedLoras
+from filmlet.engine.torch.transformer import CachedTransformer
 
-KINDS = {
+MODEL_CLASSES = {
     "transformer": LTXVideoTransformer3DModel,
     "vae": AutoencoderKLLTXVideo,
     "upsampler": LTXLatentUpsamplerModel,
@@ -31,95 +31,95 @@ BLOCKS = {"transformer": "transformer_blocks", "text_encoder": "encoder.block"}
 
 
 @dataclass(eq=False)
-class Parts:
+class ModelComponents:
     """Modules by name, as many of them in memory as the placement has room for."""
 
-    files: Files
+    files: ComponentFiles
     placement: Placement
-    held: dict[str, Any] = field(default_factory=dict)
-    loras: Loras | None = None  # what the transformer wears, while it is here
-    stepping: Stepping | None = None  # how it runs
+    modules: dict[str, Any] = field(default_factory=dict)
+    fused_loras: FusedLoras | None = None  # what the transformer wears, while it is here
+    cached_transformer: CachedTransformer | None = None  # how it runs
 
-    def weigh(self, *names: str) -> int:
-        """Bytes that `bring` would read."""
-        return sum(self._weights(name).bytes for name in names if name not in self.held)
+    def bytes_to_load(self, *names: str) -> int:
+        """Bytes that `load` would read."""
+        return sum(self._weights(name).bytes for name in names if name not in self.modules)
 
-    def bring(self, *names: str) -> Iterator[int]:
-        """Read those that are not in memory; yields bytes. Raises CheckpointDamaged.
+    def load(self, *names: str) -> Iterator[int]:
+        """Read those that are not in memory; yields bytes. Raises CheckpointCorrupt.
 
         Where all do not fit, the others are put away first.
         """
-        if self.placement.hold != Hold.ALL:
-            for other in self.held.keys() - set(names):
-                self.put_away(other)
+        if self.placement.offload != OffloadMode.NONE:
+            for other in self.modules.keys() - set(names):
+                self.unload(other)
         for name in names:
-            if name not in self.held:
-                yield from self._read(name)
+            if name not in self.modules:
+                yield from self._load_component(name)
 
     def get(self, name: str) -> Any:
         """A component, read now if another clip has had it put away meanwhile."""
-        if name not in self.held:
-            for _ in self.bring(name):
+        if name not in self.modules:
+            for _ in self.load(name):
                 pass
-        return self.held[name]
+        return self.modules[name]
 
-    def put_away(self, name: str) -> None:
+    def unload(self, name: str) -> None:
         """Free a component's memory."""
-        del self.held[name]
+        del self.modules[name]
         if name == "transformer":
-            self.loras = self.stepping = None
+            self.fused_loras = self.cached_transformer = None
         if self.placement.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
     @property
-    def _lent(self) -> tuple[str, ...]:
+    def _offload_blocks(self) -> tuple[str, ...]:
         """Components that have their weights where they compute only while they use them."""
-        match self.placement.hold:
-            case Hold.STORED:
+        match self.placement.offload:
+            case OffloadMode.LAYERWISE_CASTING:
                 return ("transformer",)
-            case Hold.LAYERS:
+            case OffloadMode.SEQUENTIAL:
                 return ("transformer", "text_encoder")
             case _:
                 return ()
 
-    def _attending(self, dtype: torch.dtype) -> Attending | None:
+    def _attention_selector(self, dtype: torch.dtype) -> AttentionBackendSelector | None:
         """On a GPU, whose kernels differ."""
         device, cache = self.placement.device, self.placement.cache
         if not cache or not device.startswith("cuda"):
             return None
-        return Attending(cache / "attention.json", torch.device(device), dtype)
+        return AttentionBackendSelector(cache / "attention.json", torch.device(device), dtype)
 
-    def _weights(self, name: str) -> Weights:
-        place = getattr(self.files, name)
-        assert place
-        return Weights(name, place)
+    def _weights(self, name: str) -> CheckpointWeights:
+        location = getattr(self.files, name)
+        assert location
+        return CheckpointWeights(name, location)
 
-    def _build(self, name: str, weights: Weights) -> nn.Module:
+    def _build(self, name: str, weights: CheckpointWeights) -> nn.Module:
         """A module without memory for its weights."""
         if name != "text_encoder":
-            return on_meta(KINDS[name], weights.config)
+            return build_on_meta(MODEL_CLASSES[name], weights.config)
         with torch.device("meta"):
             module: nn.Module = T5EncoderModel(T5Config.from_dict(weights.config))
         return module
 
-    def _read(self, name: str) -> Iterator[int]:
+    def _load_component(self, name: str) -> Iterator[int]:
         weights, placement = self._weights(name), self.placement
-        with blame_files(weights.place):
+        with blame_files(weights.path):
             module = self._build(name, weights)
-        lent = module.get_submodule(BLOCKS[name]) if name in self._lent else None
-        yield from fill(module, weights, placement, lent)
+        lent = module.get_submodule(BLOCKS[name]) if name in self._offload_blocks else None
+        yield from load_weights(module, weights, placement, lent)
         if name == "transformer":
-            dtype = dtype_of(placement)
-            self.loras = Loras(module, dtype)
-            if Lever.FP8 in placement.levers:  # of torch's latest: others do without
-                import_module("filmlet.engine.torch.fp8").round_off(
+            dtype = torch_dtype(placement)
+            self.fused_loras = FusedLoras(module, dtype)
+            if Optimization.FP8 in placement.optimizations:  # of torch's latest: others do without
+                import_module("filmlet.engine.torch.fp8").quantize_linears(
                     module.get_submodule(BLOCKS[name])
                 )
-            self.stepping = Stepping(
+            self.cached_transformer = CachedTransformer(
                 module,
                 dtype,
-                placement.levers,
+                placement.optimizations,
                 is_lent=lent is not None,
-                attending=self._attending(dtype),
+                attending=self._attention_selector(dtype),
             )
-        self.held[name] = module
+        self.modules[name] = module

@@ -16,32 +16,32 @@ PROBE_GAIN = 1.2  # bfloat16 must be this much faster to be worth its error
 Probe = Callable[[torch.dtype], Callable[[], Tensor]]
 
 
-def choose(device: str, dtype: str | None = None) -> Placement:
+def choose_dtype(device: str, dtype: str | None = None) -> Placement:
     """The best dtype on a device that is there, or the one that is asked for."""
-    best = _best(device)
+    best = _default_placement(device)
     if dtype is None or dtype == best.dtype:
         return best
     return replace(best, dtype=dtype, reason="as it was begun")
 
 
-def _best(device: str) -> Placement:
+def _default_placement(device: str) -> Placement:
     match device.partition(":")[0]:
         case "cuda":
             return Placement(device, "bfloat16", "bfloat16 on CUDA")
         case "mps":
             return Placement(device, "float32", "float32 on Metal")
         case _:
-            return _on_cpu()
+            return _probe_cpu_bfloat16()
 
 
-def dtype_of(placement: Placement) -> torch.dtype:
+def torch_dtype(placement: Placement) -> torch.dtype:
     """As torch has it."""
     dtype: torch.dtype = getattr(torch, placement.dtype)
     return dtype
 
 
 @cache
-def _on_cpu() -> Placement:
+def _probe_cpu_bfloat16() -> Placement:
     """bfloat16 where two small layers say it is faster and right; many CPUs are slow at it."""
     with torch.inference_mode():
         generator = torch.Generator().manual_seed(0)
@@ -56,8 +56,8 @@ def _on_cpu() -> Placement:
             ("convolution", lambda d: partial(F.conv3d, clip.to(d), kernel.to(d))),
         )
         for name, layer in probes:
-            exact, exact_s = _timed(layer(torch.float32), budget_s=0.02)
-            rough, rough_s = _timed(layer(torch.bfloat16), budget_s=0.02)
+            exact, exact_s = _measure_seconds(layer(torch.float32), budget_s=0.02)
+            rough, rough_s = _measure_seconds(layer(torch.bfloat16), budget_s=0.02)
             error = ((rough.float() - exact).norm() / exact.norm()).item()
             if exact_s < PROBE_GAIN * rough_s:
                 gain = exact_s / rough_s
@@ -69,7 +69,7 @@ def _on_cpu() -> Placement:
     return Placement("cpu", "bfloat16", "bfloat16 is faster here and right")
 
 
-def _timed(layer: Callable[[], Tensor], budget_s: float) -> tuple[Tensor, float]:
+def _measure_seconds(layer: Callable[[], Tensor], budget_s: float) -> tuple[Tensor, float]:
     """The layer's result and its shortest time in seconds, within about `budget_s`."""
     result = layer()  # the first call prepares kernels
     best, end = float("inf"), time.perf_counter() + budget_s

@@ -14,34 +14,34 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from filmlet.core.events import Pixels, Planes
-from filmlet.core.lora import Adapter
-from filmlet.core.model_card import Files, ModelCard
-from filmlet.engine.arrays import Tensors, pack, unpack
-from filmlet.engine.base import Call, Engine, Recipe, Statistics
-from filmlet.engine.conditioning import Draw
+from filmlet.core.events import Pixels, YuvPlanes
+from filmlet.core.lora import LoraAdapter
+from filmlet.core.model_card import ComponentFiles, ModelCard
+from filmlet.engine.arrays import Tensors, pack_latents, unpack_latents
+from filmlet.engine.base import DenoiseParams, Engine, LatentStats, TransformerInputs
+from filmlet.engine.conditioning import NoiseFn
 from filmlet.engine.placement import Placement
-from filmlet.engine.state_dict import projection
+from filmlet.engine.state_dict import load_latent_rgb_factors
 from filmlet.engine.torch import vae_decoder
-from filmlet.engine.torch.components import Parts
-from filmlet.engine.torch.dtype import dtype_of
-from filmlet.engine.torch.frame_transfer import Leaving, as_pixels, as_planes
-from filmlet.engine.torch.lora import Loras
+from filmlet.engine.torch.components import ModelComponents
+from filmlet.engine.torch.dtype import torch_dtype
+from filmlet.engine.torch.frame_transfer import FrameTransfer, to_rgb, to_yuv420
+from filmlet.engine.torch.lora import FusedLoras
 from filmlet.errors import Cancelled
 
 Value = TypeVar("Value")
-OF = {"encoder": "vae", "decoder": "vae"}  # the part that does it
+COMPONENT_OF = {"encoder": "vae", "decoder": "vae"}  # the part that does it
 
 
 @dataclass(frozen=True, eq=False)
-class LtxEngine(Engine):
+class TorchEngine(Engine):
     """One checkpoint in torch; every method runs without gradients."""
 
-    parts: Parts = field(kw_only=True)
+    components: ModelComponents = field(kw_only=True)
 
     @property
     def placement(self) -> Placement:
-        return self.parts.placement
+        return self.components.placement
 
     @property
     def channels(self) -> int:
@@ -51,101 +51,103 @@ class LtxEngine(Engine):
     @property
     def dtype(self) -> torch.dtype:
         """That it computes in."""
-        return dtype_of(self.placement)
+        return torch_dtype(self.placement)
 
     @property
     def text_encoder(self) -> T5EncoderModel:
-        return self.parts.get("text_encoder")
+        return self.components.get("text_encoder")
 
     @property
     def transformer(self) -> LTXVideoTransformer3DModel:
-        return self.parts.get("transformer")
+        return self.components.get("transformer")
 
     @property
     def vae(self) -> AutoencoderKLLTXVideo:
-        return self.parts.get("vae")
+        return self.components.get("vae")
 
     @property
     def upsampler(self) -> LTXLatentUpsamplerModel:
-        return self.parts.get("upsampler")
+        return self.components.get("upsampler")
 
     @property
-    def loras(self) -> Loras:
+    def loras(self) -> FusedLoras:
         """What the transformer wears."""
-        self.parts.get("transformer")
-        assert self.parts.loras
-        return self.parts.loras
+        self.components.get("transformer")
+        assert self.components.fused_loras
+        return self.components.fused_loras
 
     @property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> LatentStats:
         mean, deviation = (
             t.view(1, -1, 1, 1, 1).float() for t in (self.vae.latents_mean, self.vae.latents_std)
         )
-        return Statistics(mean, deviation, self.vae.config.scaling_factor)
+        return LatentStats(mean, deviation, self.vae.config.scaling_factor)
 
     @property
-    def is_timed(self) -> bool:
+    def has_timestep_conditioning(self) -> bool:
         return bool(self.vae.config.timestep_conditioning)
 
     @property
-    def parts_of_every_clip(self) -> tuple[str, ...]:
-        names = (name for name, _ in self.parts.files.there())
+    def core_components(self) -> tuple[str, ...]:
+        names = (name for name, _ in self.components.files.present())
         return tuple(name for name in names if name not in ("tokenizer", "preview"))
 
-    def weigh(self, *names: str) -> int:
-        return self.parts.weigh(*names)
+    def bytes_to_load(self, *names: str) -> int:
+        return self.components.bytes_to_load(*names)
 
-    def bring(self, *names: str) -> Iterator[int]:
-        return self.parts.bring(*(OF.get(name, name) for name in names))
+    def load_components(self, *names: str) -> Iterator[int]:
+        return self.components.load(*(COMPONENT_OF.get(name, name) for name in names))
 
-    def dress(self, loras: Sequence[Adapter]) -> Iterator[None]:
-        return self.loras.change(loras)
+    def set_loras(self, loras: Sequence[LoraAdapter]) -> Iterator[None]:
+        return self.loras.fuse(loras)
 
-    def drawn(self, seed: int) -> Draw:
-        return self._drawing(torch.Generator().manual_seed(seed))
+    def noise_source(self, seed: int) -> NoiseFn:
+        return self._noise_from(torch.Generator().manual_seed(seed))
 
-    def _drawing(self, generator: torch.Generator) -> Draw:
+    def _noise_from(self, generator: torch.Generator) -> NoiseFn:
         def draw(*size: int) -> Tensor:
             return torch.randn(size, generator=generator).to(self.placement.device)
 
         return draw
 
-    def take(self, tensors: Tensors) -> Tensors:
+    def to_device(self, tensors: Tensors) -> Tensors:
         device = self.placement.device
-        return {name: torch.as_tensor(one, device=device) for name, one in tensors.items()}
+        return {name: torch.as_tensor(tensor, device=device) for name, tensor in tensors.items()}
 
     @torch.inference_mode()
-    def see(self, pixels: Pixels) -> Tensor:
-        self._lay_out(self.vae.encoder)
+    def encode_frames(self, pixels: Pixels) -> Tensor:
+        self._to_channels_last(self.vae.encoder)
         video = torch.tensor(pixels, device=self.placement.device).permute(3, 0, 1, 2)[None]
         video = (video.float() / 127.5 - 1).to(self.dtype)
-        return self.statistics.normalised(self.vae.encode(video).latent_dist.mode().float())
+        return self.statistics.normalize(self.vae.encode(video).latent_dist.mode().float())
 
     @torch.inference_mode()
-    def _read(self, ids: NDArray[np.int64]) -> Tensor:
+    def _encode_ids(self, ids: NDArray[np.int64]) -> Tensor:
         return self.text_encoder(torch.tensor(ids, device=self.placement.device))[0].clone()
 
     @torch.inference_mode()
-    def _flow(self, call: Call) -> Tensor:
-        with self.loras.wearing(call.loras):
-            assert self.parts.stepping
-            return self.parts.stepping.flow(call).float()
+    def _predict_velocity(self, call: TransformerInputs) -> Tensor:
+        with self.loras.ensure_fused(call.loras):
+            assert self.components.cached_transformer
+            return self.components.cached_transformer.predict_velocity(call).float()
 
     @torch.inference_mode()
-    def upsample(self, latents: Tensor, recipe: Recipe) -> Tensor:
-        small = self.statistics.denormalised(
-            unpack(latents, *self.latent_shape(recipe.first().shape))
+    def upsample(self, latents: Tensor, recipe: DenoiseParams) -> Tensor:
+        small = self.statistics.denormalize(
+            unpack_latents(latents, *self.latent_shape(recipe.first_stage().shape))
         )
         large = self.upsampler(small.to(self.dtype)).float()
         axes = (2, 3, 4)
         deviation, mean = torch.std_mean(large, axes, keepdim=True)
-        wanted, centre = torch.std_mean(small, axes, keepdim=True)
-        return pack(self.statistics.normalised((large - mean) / deviation * wanted + centre))
+        target_std, centre = torch.std_mean(small, axes, keepdim=True)
+        return pack_latents(
+            self.statistics.normalize((large - mean) / deviation * target_std + centre)
+        )
 
     @contextmanager
-    def stopping(self, wanted: Callable[[], bool]) -> Iterator[None]:
+    def cancel_when(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
         def ask(*_: object) -> None:
-            if not wanted():
+            if not is_cancelled():
                 raise Cancelled("The clip was cancelled.")
 
         # Before each step and each block: a step that is replayed runs none.
@@ -158,13 +160,13 @@ class LtxEngine(Engine):
                 hook.remove()
 
     def decode(
-        self, latents: Tensor, recipe: Recipe, is_planar: bool = False
-    ) -> Iterator[Pixels | Planes]:
-        self._lay_out(self.vae.decoder)
-        yield from _without_gradients(self._decode(latents, recipe, is_planar))
+        self, latents: Tensor, recipe: DenoiseParams, is_planar: bool = False
+    ) -> Iterator[Pixels | YuvPlanes]:
+        self._to_channels_last(self.vae.decoder)
+        yield from _in_inference_mode(self._decode(latents, recipe, is_planar))
 
     @torch.inference_mode(False)
-    def _lay_out(self, half: nn.Module) -> None:
+    def _to_channels_last(self, half: nn.Module) -> None:
         """Give a half of the VAE the layout that spares the norms over channels a copy.
 
         Once: what is never used keeps being pages of its file, which cost no memory of their own.
@@ -173,33 +175,35 @@ class LtxEngine(Engine):
             half.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def _decode(
-        self, latents: Tensor, recipe: Recipe, is_planar: bool
-    ) -> Iterator[Pixels | Planes]:
+        self, latents: Tensor, recipe: DenoiseParams, is_planar: bool
+    ) -> Iterator[Pixels | YuvPlanes]:
         generator = torch.Generator().manual_seed(recipe.seed)
-        video = self._clean(latents, recipe, self._drawing(generator))
+        video = self._latents_for_decoder(latents, recipe, self._noise_from(generator))
         timestep = None
-        if self.is_timed:
+        if self.has_timestep_conditioning:
             timestep = torch.full((1,), self.card.decode_timestep, device=video.device)
             timestep = timestep.to(self.dtype)
         chunks = video.to(self.dtype).split(1, dim=2)
         ahead = 1 if video.is_cuda else 0  # so a GPU goes on while whoever wants these encodes them
-        lay_out = as_planes if is_planar and video.is_cuda else as_pixels
-        leaving: deque[Leaving] = deque()
+        lay_out = to_yuv420 if is_planar and video.is_cuda else to_rgb
+        leaving: deque[FrameTransfer] = deque()
         for frames in vae_decoder.decode(self.vae.decoder, chunks, timestep, generator):
-            shown = frames[0, :, :, recipe.shape.rows, recipe.shape.columns]
-            leaving.append(Leaving(shown, lay_out))
+            shown = frames[0, :, :, recipe.shape.crop_rows, recipe.shape.crop_columns]
+            leaving.append(FrameTransfer(shown, lay_out))
             if len(leaving) > ahead:
-                yield leaving.popleft().arrived()
+                yield leaving.popleft().result()
         for last in leaving:
-            yield last.arrived()
+            yield last.result()
 
 
-def begin(card: ModelCard, files: Files, placement: Placement) -> LtxEngine:
+def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> TorchEngine:
     """With nothing read yet."""
-    return LtxEngine(card, projection(files), parts=Parts(files, placement))
+    return TorchEngine(
+        card, load_latent_rgb_factors(files), components=ModelComponents(files, placement)
+    )
 
 
-def _without_gradients(steps: Iterator[Value]) -> Iterator[Value]:
+def _in_inference_mode(steps: Iterator[Value]) -> Iterator[Value]:
     """Advance a generator inside inference mode, and leave the mode between its values.
 
     A mode that stays on across a `yield` would leak into the caller.

@@ -18,7 +18,7 @@ TINY = 1e-12  # of a scale: a row of zeros has none
 MULTIPLE = 16  # that the sides of a product must be
 
 
-class EightBitLinear(nn.Module):
+class FP8Linear(nn.Module):
     """A linear layer that multiplies in 8 bits; takes and gives what the layer did.
 
     weight: (out, in); scale: (out, 1).
@@ -35,13 +35,13 @@ class EightBitLinear(nn.Module):
         self.register_buffer("bias", bias)
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> Self:
+    def from_linear(cls, linear: nn.Linear) -> Self:
         """The same layer, its weights rounded."""
-        weight, scale = rounded(linear.weight.detach())
+        weight, scale = quantize_rows(linear.weight.detach())
         return cls(weight, scale, None if linear.bias is None else linear.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = rounded(x.flatten(0, -2))
+        rows, scale = quantize_rows(x.flatten(0, -2))
         product: Tensor = F.scaled_mm(
             rows,
             self.weight.t(),
@@ -55,7 +55,7 @@ class EightBitLinear(nn.Module):
         return product.unflatten(0, x.shape[:-1])
 
 
-def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, columns) in 8 bits, and what they are to be multiplied by, (rows, 1).
 
     Clamped before the cast, which makes what is out of range no number.
@@ -64,15 +64,15 @@ def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale).clamp_(-LARGEST, LARGEST).to(DTYPE), scale
 
 
-def round_off(blocks: nn.Module) -> None:
+def quantize_linears(blocks: nn.Module) -> None:
     """Put every linear layer of the blocks into 8 bits, one after the other."""
     for module in list(blocks.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear) and not any(n % MULTIPLE for n in layer.weight.shape):
-                setattr(module, name, EightBitLinear.of(layer))
+                setattr(module, name, FP8Linear.from_linear(layer))
 
 
-def against(device: str) -> str | None:
+def why_not_fp8(device: str) -> str | None:
     """Why not on this device."""
     if not device.startswith("cuda"):
         return "products in 8 bits are a GPU's"

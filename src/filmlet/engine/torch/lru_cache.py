@@ -9,15 +9,15 @@ Value = TypeVar("Value")
 
 
 @dataclass(eq=False)
-class Latest(Generic[Value]):
+class LRUCache(Generic[Value]):
     """What was computed lately, the latest last."""
 
-    room: int
+    max_size: int
     kept: OrderedDict[Hashable, Value] = field(default_factory=OrderedDict)
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         value = self.kept.pop(key) if key in self.kept else compute()
         self.kept[key] = value
-        if len(self.kept) > self.room:
+        if len(self.kept) > self.max_size:
             self.kept.popitem(last=False)
         return value

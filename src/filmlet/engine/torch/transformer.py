@@ -16,30 +16,33 @@ from diffusers.models import LTXVideoTransformer3DModel
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from torch import Tensor
 
-from filmlet.engine.base import Call
-from filmlet.engine.placement import Lever
-from filmlet.engine.torch.attention import Attending, Size
-from filmlet.engine.torch.cuda_graphs import Capture, Graphed, by_cuda
-from filmlet.engine.torch.lru_cache import Latest
+from filmlet.engine.base import TransformerInputs
+from filmlet.engine.placement import Optimization
+from filmlet.engine.torch.attention import AttentionBackendSelector, AttentionShape
+from filmlet.engine.torch.cuda_graphs import Capture, GraphedCallable, capture_cuda_graph
+from filmlet.engine.torch.lru_cache import LRUCache
 
-THOUSANDTHS = 1000.0  # that the time embedding counts noise levels in
-SHORT = 4096  # tokens: a longer clip keeps a GPU busy without a graph
-Keys = tuple[Tensor, Tensor]  # keys and values, (1, heads, tokens, head)
+TIMESTEP_SCALE = 1000.0  # that the time embedding counts noise levels in
+CUDA_GRAPH_MAX_TOKENS = 4096  # tokens: a longer clip keeps a GPU busy without a graph
+KeyValue = tuple[Tensor, Tensor]  # keys and values, (1, heads, tokens, head)
 Rotation = Tensor | tuple[Tensor, Tensor]  # complex, or cosines and sines as in diffusers
-Time = tuple[Tensor, Tensor]  # of one level: the blocks' modulations, the last layer's; (channels)
+TimeEmbedding = tuple[
+    Tensor, Tensor
+]  # of one level: the blocks' modulations, the last layer's; (channels)
 
 
-class Attention(LTXVideoAttnProcessor):
+class CachedAttnProcessor(LTXVideoAttnProcessor):
     """diffusers' attention of LTX, which may be given rotations and the keys of a text ready-made.
 
-    rotation: complex, as `rotated` takes it. Called as in diffusers it does what it does there.
+    rotation: complex, as `apply_rotary_emb` takes it. Called as in diffusers it does what it does
+    there.
     """
 
     def __call__(
         self,
         attn: LTXAttention,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | Keys | None = None,
+        encoder_hidden_states: Tensor | KeyValue | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotation | None = None,
     ) -> Tensor:
@@ -47,31 +50,33 @@ class Attention(LTXVideoAttnProcessor):
             query = attn.norm_q(attn.to_q(hidden_states))
             key, value = encoder_hidden_states
         elif isinstance(image_rotary_emb, Tensor):
-            query = rotated(attn.norm_q(attn.to_q(hidden_states)), image_rotary_emb)
-            key, value = keys(attn, hidden_states, image_rotary_emb)
+            query = apply_rotary_emb(attn.norm_q(attn.to_q(hidden_states)), image_rotary_emb)
+            key, value = project_key_value(attn, hidden_states, image_rotary_emb)
         else:
             plain: Tensor = super().__call__(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
             return plain
-        mixed = F.scaled_dot_product_attention(_apart(query, attn.heads), key, value)
-        made: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
-        return made
+        mixed = F.scaled_dot_product_attention(_split_heads(query, attn.heads), key, value)
+        output: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return output
 
 
-def keys(attn: LTXAttention, source: Tensor, rotation: Tensor | None = None) -> Keys:
+def project_key_value(
+    attn: LTXAttention, source: Tensor, rotation: Tensor | None = None
+) -> KeyValue:
     """What attention asks of `source`, (1, tokens, channels)."""
     key = attn.norm_k(attn.to_k(source))
     if rotation is not None:
-        key = rotated(key, rotation)
-    return _apart(key, attn.heads), _apart(attn.to_v(source), attn.heads)
+        key = apply_rotary_emb(key, rotation)
+    return _split_heads(key, attn.heads), _split_heads(attn.to_v(source), attn.heads)
 
 
-def _apart(x: Tensor, heads: int) -> Tensor:
+def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+def apply_rotary_emb(x: Tensor, rotation: Tensor) -> Tensor:
     """Each two neighbouring channels as one complex number, turned; computed in float32.
 
     x: (1, tokens, channels); rotation: (1, tokens, channels / 2), complex.
@@ -80,7 +85,7 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
-class Stepping:
+class CachedTransformer:
     """One transformer, and what it need not compute again.
 
     dtype: that it computes in. levers: COMPILE has torch compile its blocks when they first run,
@@ -93,28 +98,34 @@ class Stepping:
         self,
         transformer: LTXVideoTransformer3DModel,
         dtype: torch.dtype,
-        levers: frozenset[Lever] = frozenset(),
+        levers: frozenset[Optimization] = frozenset(),
         *,
         is_lent: bool = False,
-        attending: Attending | None = None,
-        capture: Capture = by_cuda,
+        attending: AttentionBackendSelector | None = None,
+        capture: Capture = capture_cuda_graph,
     ) -> None:
         self.transformer, self.dtype, self.is_lent = transformer, dtype, is_lent
         self.attending = attending
-        self.rotations: Latest[tuple[Rotation, Tensor]] = Latest(1)
-        self.texts: Latest[tuple[Tensor, list[Tensor | Keys]]] = Latest(2)  # and the negative one
-        self.times: Latest[Time] = Latest(64)
-        self.graphed: Graphed | None = None
-        if Lever.GRAPHS in levers:
+        self.rotations: LRUCache[tuple[Rotation, Tensor]] = LRUCache(1)
+        self.texts: LRUCache[tuple[Tensor, list[Tensor | KeyValue]]] = LRUCache(
+            2
+        )  # and the negative one
+        self.times: LRUCache[TimeEmbedding] = LRUCache(64)
+        self.graphed: GraphedCallable | None = None
+        if Optimization.CUDA_GRAPHS in levers:
             weights = transformer.transformer_blocks
-            self.graphed = Graphed(self._by_keys, lambda: [*weights.parameters()], capture)
+            self.graphed = GraphedCallable(
+                self._run_blocks_flat, lambda: [*weights.parameters()], capture
+            )
         for block in transformer.transformer_blocks:
-            block.attn1.set_processor(Attention())
-            block.attn2.set_processor(Attention())
-            if Lever.COMPILE in levers:  # without the hooks that lend weights and ask to go on
+            block.attn1.set_processor(CachedAttnProcessor())
+            block.attn2.set_processor(CachedAttnProcessor())
+            if (
+                Optimization.COMPILE in levers
+            ):  # without the hooks that lend weights and ask to go on
                 block.forward = torch.compile(block.forward)
 
-    def flow(self, call: Call) -> Tensor:
+    def predict_velocity(self, call: TransformerInputs) -> Tensor:
         """The velocity, (1, tokens, channels), in the transformer's dtype.
 
         Equals the transformer's `forward` on unmasked text.
@@ -123,13 +134,16 @@ class Stepping:
         x = model.proj_in(call.latents.to(self.dtype))
         # Who made the tensors keeps them for the clip, and these are kept beside their values.
         rotation, _ = self.rotations.get(
-            id(call.places), lambda: (self._rotation(call.places), call.places)
+            id(call.video_coords), lambda: (self._rotary_emb(call.video_coords), call.video_coords)
         )
-        worn = tuple((lora.sha256, lora.strength) for lora in call.loras)
-        _, told = self.texts.get((id(call.text), worn), lambda: (call.text, self._told(call.text)))
-        modulation, last = self._time(call.levels, worn)
+        lora_keys = tuple((lora.sha256, lora.strength) for lora in call.loras)
+        _, text_keys = self.texts.get(
+            (id(call.prompt_embeds), lora_keys),
+            lambda: (call.prompt_embeds, self._text_key_values(call.prompt_embeds)),
+        )
+        modulation, last = self._time_embedding(call.timesteps, lora_keys)
         with self._attention(x.shape[1]):
-            x = self._through(x, told, modulation, rotation)
+            x = self._run_blocks(x, text_keys, modulation, rotation)
         shift, scale = (model.scale_shift_table + last[:, :, None]).unbind(2)
         return model.proj_out(torch.addcmul(shift, model.norm_out(x), 1 + scale))
 
@@ -137,56 +151,64 @@ class Stepping:
         if not self.attending:
             return nullcontext()
         config = self.transformer.config
-        size = Size(config.num_attention_heads, config.attention_head_dim, tokens)
-        return self.attending.quickest(size)
+        size = AttentionShape(config.num_attention_heads, config.attention_head_dim, tokens)
+        return self.attending.fastest_backend(size)
 
-    def _through(
-        self, x: Tensor, told: Sequence[Tensor | Keys], modulation: Tensor, rotation: Rotation
+    def _run_blocks(
+        self,
+        x: Tensor,
+        text_keys: Sequence[Tensor | KeyValue],
+        modulation: Tensor,
+        rotation: Rotation,
     ) -> Tensor:
         """All blocks; as one graph where the clip is short."""
-        if self.graphed and x.shape[1] <= SHORT:
-            keys = chain.from_iterable(told)
+        if self.graphed and x.shape[1] <= CUDA_GRAPH_MAX_TOKENS:
+            keys = chain.from_iterable(text_keys)
             return self.graphed(x, modulation, cast(Tensor, rotation), *keys)
-        for block, text in zip(self.transformer.transformer_blocks, told, strict=True):
+        for block, text in zip(self.transformer.transformer_blocks, text_keys, strict=True):
             x = block(x, text, modulation, rotation, None)
         return x
 
-    def _by_keys(self, x: Tensor, modulation: Tensor, rotation: Tensor, *keys: Tensor) -> Tensor:
+    def _run_blocks_flat(
+        self, x: Tensor, modulation: Tensor, rotation: Tensor, *keys: Tensor
+    ) -> Tensor:
         """All blocks, told by the keys and values of each."""
         blocks = self.transformer.transformer_blocks
         for block, text in zip(blocks, zip(keys[::2], keys[1::2], strict=True), strict=True):
             x = block(x, text, modulation, rotation, None)
         return x
 
-    def _rotation(self, places: Tensor) -> Rotation:
+    def _rotary_emb(self, places: Tensor) -> Rotation:
         cos, sin = self.transformer.rope(places, video_coords=places)
         if places.device.type == "mps":  # Metal's complex numbers are untried
             return cos, sin
         return torch.complex(cos[..., ::2].contiguous(), sin[..., ::2].contiguous())
 
-    def _told(self, text: Tensor) -> list[Tensor | Keys]:
+    def _text_key_values(self, text: Tensor) -> list[Tensor | KeyValue]:
         """For each block."""
         model = self.transformer
-        words = model.caption_projection(text.to(self.dtype))
+        text_states = model.caption_projection(text.to(self.dtype))
         if self.is_lent:
-            return [words] * len(model.transformer_blocks)
-        return [keys(block.attn2, words) for block in model.transformer_blocks]
+            return [text_states] * len(model.transformer_blocks)
+        return [project_key_value(block.attn2, text_states) for block in model.transformer_blocks]
 
-    def _time(self, levels: Tensor, worn: Hashable) -> Time:
+    def _time_embedding(self, levels: Tensor, lora_keys: Hashable) -> TimeEmbedding:
         """(1, 1 or tokens, channels) each; tokens of one level share the work."""
         every = levels.flatten()
         different, places = every.unique(return_inverse=True)
-        times = [self._embedded(level, worn) for level in different.tolist()]
+        times = [self._embed_timestep(level, lora_keys) for level in different.tolist()]
         if len(times) == 1:
             modulation, last = times[0]
             return modulation[None, None], last[None, None]
-        modulation, last = (torch.stack(one)[places][None] for one in zip(*times, strict=True))
+        modulation, last = (
+            torch.stack(values)[places][None] for values in zip(*times, strict=True)
+        )
         return modulation, last
 
-    def _embedded(self, level: float, worn: Hashable) -> Time:
-        def compute() -> Time:
-            time = torch.tensor([level * THOUSANDTHS], device=self.transformer.device)
+    def _embed_timestep(self, level: float, lora_keys: Hashable) -> TimeEmbedding:
+        def compute() -> TimeEmbedding:
+            time = torch.tensor([level * TIMESTEP_SCALE], device=self.transformer.device)
             modulation, last = self.transformer.time_embed(time, hidden_dtype=self.dtype)
             return modulation[0], last[0]
 
-        return self.times.get((level, worn), compute)
+        return self.times.get((level, lora_keys), compute)

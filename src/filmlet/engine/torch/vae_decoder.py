@@ -19,12 +19,12 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import (
 )
 from torch import Tensor, nn
 
-from filmlet.engine.streaming import Stream, flow
+from filmlet.engine.streaming import StreamingModule, run_streaming
 
 Embed = Callable[[Tensor], Tensor]
 
 
-class ConvStream:
+class StreamingConv:
     """A convolution over time that remembers the frames its next output needs."""
 
     def __init__(self, module: LTXVideoCausalConv3d) -> None:
@@ -50,14 +50,14 @@ class ConvStream:
         return _convolve(self.conv, x)
 
 
-class ResnetStream:
+class StreamingResnet:
     """Two convolutions and a residual that waits for them."""
 
     def __init__(
         self, module: LTXVideoResnetBlock3d, temb: Tensor | None, generator: torch.Generator | None
     ) -> None:
         self.module = module
-        self.first, self.second = ConvStream(module.conv1), ConvStream(module.conv2)
+        self.first, self.second = StreamingConv(module.conv1), StreamingConv(module.conv2)
         self.waiting: Tensor | None = None
         self.noises: dict[int, Tensor] = {}
         self.generator = generator
@@ -69,10 +69,10 @@ class ResnetStream:
     def push(self, x: Tensor, last: bool) -> Tensor:
         self.waiting = x if self.waiting is None else torch.cat([self.waiting, x], dim=2)
         module = self.module
-        y = self.first.push(self._prepare(module.norm1, x, 0), last)
-        y = self._disturb(y, module.per_channel_scale1, 0)
-        y = self.second.push(self._prepare(module.norm2, y, 1), last)
-        y = self._disturb(y, module.per_channel_scale2, 1)
+        y = self.first.push(self._norm_modulate_activate(module.norm1, x, 0), last)
+        y = self._add_noise(y, module.per_channel_scale1, 0)
+        y = self.second.push(self._norm_modulate_activate(module.norm2, y, 1), last)
+        y = self._add_noise(y, module.per_channel_scale2, 1)
         ready = y.shape[2]
         residual, self.waiting = self.waiting[:, :, :ready], self.waiting[:, :, ready:]
         if not ready:
@@ -83,14 +83,14 @@ class ResnetStream:
             residual = module.conv_shortcut(residual)
         return y + residual
 
-    def _prepare(self, norm: Embed, x: Tensor, which: int) -> Tensor:
+    def _norm_modulate_activate(self, norm: Embed, x: Tensor, which: int) -> Tensor:
         x = _channels_last(norm, x)
         if self.modulation is not None:
             shift, scale = self.modulation[2 * which : 2 * which + 2]
             x = x * (1 + scale) + shift
         return self.module.nonlinearity(x)
 
-    def _disturb(self, x: Tensor, scale: Tensor | None, which: int) -> Tensor:
+    def _add_noise(self, x: Tensor, scale: Tensor | None, which: int) -> Tensor:
         """Noise of the decoders that add some: one picture of it, the same for every frame."""
         if scale is None:
             return x
@@ -99,12 +99,12 @@ class ResnetStream:
         return x + (self.noises[which][None] * scale)[None, :, None]
 
 
-class UpsampleStream:
+class StreamingUpsample:
     """A convolution whose channels become frames, rows and columns; drops the first frames."""
 
     def __init__(self, module: LTXVideoUpsampler3d) -> None:
         self.module = module
-        self.conv = ConvStream(module.conv)
+        self.conv = StreamingConv(module.conv)
         self.waiting: Tensor | None = None
         self.surplus = module.stride[0] - 1
 
@@ -130,12 +130,12 @@ class UpsampleStream:
         return x.reshape(batch, channels, frames * time, height * rows, width * columns)
 
 
-class HeadStream:
+class StreamingHead:
     """The decoder's end: norm, modulation, activation, convolution, patches back to pixels."""
 
     def __init__(self, decoder: LTXVideoDecoder3d, temb: Tensor | None) -> None:
         self.decoder = decoder
-        self.conv = ConvStream(decoder.conv_out)
+        self.conv = StreamingConv(decoder.conv_out)
         self.modulation: tuple[Tensor, ...] | None = None
         if decoder.time_embedder is not None and temb is not None:
             embedded = _embed(decoder.time_embedder, temb).unflatten(1, (2, -1))
@@ -148,10 +148,10 @@ class HeadStream:
             shift, scale = self.modulation
             x = x * (1 + scale) + shift
         x = self.conv.push(self.decoder.conv_act(x), last)
-        return _unpatched(x, self.decoder.patch_size_t, self.decoder.patch_size)
+        return _unpatchify(x, self.decoder.patch_size_t, self.decoder.patch_size)
 
 
-def _unpatched(x: Tensor, time: int, side: int) -> Tensor:
+def _unpatchify(x: Tensor, time: int, side: int) -> Tensor:
     """Channels become frames, rows and columns, as the decoder's end has them."""
     batch, channels, frames, height, width = x.shape
     channels //= time * side * side
@@ -172,35 +172,35 @@ def decode(
     decoders that take one; generator: of the noise that some decoders add. Joined, the pixels
     equal `decoder(torch.cat(chunks), timestep)`.
     """
-    yield from flow(list(streams(decoder, timestep, generator)), chunks)
+    yield from run_streaming(list(streaming_modules(decoder, timestep, generator)), chunks)
 
 
-def streams(
+def streaming_modules(
     decoder: LTXVideoDecoder3d, timestep: Tensor | None, generator: torch.Generator | None
-) -> Iterator[Stream]:
+) -> Iterator[StreamingModule]:
     """The decoder's modules in the order its forward() runs them."""
     if decoder.timestep_scale_multiplier is not None and timestep is not None:
         timestep = timestep * decoder.timestep_scale_multiplier
-    yield ConvStream(decoder.conv_in)
+    yield StreamingConv(decoder.conv_in)
     for block in (decoder.mid_block, *decoder.up_blocks):
         yield from _block(block, timestep, generator)
-    yield HeadStream(decoder, timestep)
+    yield StreamingHead(decoder, timestep)
 
 
 def _block(
     block: LTXVideoMidBlock3d | LTXVideoUpBlock3d,
     timestep: Tensor | None,
     generator: torch.Generator | None,
-) -> Iterator[Stream]:
+) -> Iterator[StreamingModule]:
     if getattr(block, "conv_in", None) is not None:
-        yield ResnetStream(block.conv_in, timestep, generator)
+        yield StreamingResnet(block.conv_in, timestep, generator)
     temb = timestep
     if block.time_embedder is not None and timestep is not None:
         temb = _embed(block.time_embedder, timestep)
     for upsampler in getattr(block, "upsamplers", None) or ():
-        yield UpsampleStream(upsampler)
+        yield StreamingUpsample(upsampler)
     for resnet in block.resnets:
-        yield ResnetStream(resnet, temb, generator)
+        yield StreamingResnet(resnet, temb, generator)
 
 
 def _embed(embedder: torch.nn.Module, timestep: Tensor) -> Tensor:
