@@ -238,7 +238,8 @@ from filmlet.settings import Settings
 from filmlet.pipeline.prepare import drain, prepare
 model, limit = sys.argv[1], int(sys.argv[2])
 settings = {"model": model, "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
-work = drain(prepare(make_plan(build_request("a red ball", **settings)), Settings(offload="none"), "float32"))
+plan = make_plan(build_request("a red ball", **settings))
+work = drain(prepare(plan, Settings(offload="none"), "float32"))
 data = next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmData" in l)
 used = int(data.split()[1]) * 1024
 if limit:

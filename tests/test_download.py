@@ -46,7 +46,10 @@ NEEDED = {
     "tokenizer/spiece.model",
     "tokenizer/tokenizer_config.json",
 }
-FETCH = "from filmlet.models import REGISTRY, download_model; list(download_model(REGISTRY['ltxv-2b-0.9.8-distilled']))"
+FETCH = (
+    "from filmlet.models import REGISTRY, download_model\n"
+    "list(download_model(REGISTRY['ltxv-2b-0.9.8-distilled']))"
+)
 
 
 @pytest.fixture

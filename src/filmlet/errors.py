@@ -12,6 +12,9 @@ class FilmletError(Exception):
     public_message: str | None = None
 
 
+STABLE_CODES = {"extra_prompts": "invalid_then"}  # codes outlive the names of settings
+
+
 class InvalidRequest(FilmletError):
     """The request cannot be met as asked; `param` names the setting at fault."""
 
@@ -22,7 +25,7 @@ class InvalidRequest(FilmletError):
     @property
     def code(self) -> str:  # type: ignore[override]
         """`invalid_prompt`, `invalid_size`, ...: one code a setting."""
-        return f"invalid_{self.param}"
+        return STABLE_CODES.get(self.param, f"invalid_{self.param}")
 
 
 class UnknownModel(InvalidRequest):

@@ -214,10 +214,12 @@ def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
     lines = [
         f"{planned.card.name}: {shape.width}x{shape.height}, {shape.frames} frames at "
         f"{shape.fps:g} a second, {table['calls']} model calls",
-        f"  fetch  {_format_gigabytes(forecast.fetch)}, {_format_gigabytes(table['disk_free'])} of disk free",
+        f"  fetch  {_format_gigabytes(forecast.fetch)}, "
+        f"{_format_gigabytes(table['disk_free'])} of disk free",
         f"  device {machine.device} ({machine.name}), {machine.dtype}, "
         f"{_format_gigabytes(machine.memory)} of memory free",
-        f"  time   {_format_time(eta.seconds)} ({_format_time(eta.low)} to {_format_time(eta.high)})"
+        f"  time   {_format_time(eta.seconds)} "
+        f"({_format_time(eta.low)} to {_format_time(eta.high)})"
         + (", and the fetch" if forecast.fetch else ""),
     ]
     least = min(planned.memory_estimates(machine.bytes_per_value), key=lambda n: n.bytes)

@@ -203,11 +203,17 @@ def _crop_changes(shape: VideoShape, grid: ShapeConstraints) -> list[Change]:
     cuts = []
     requested_frames = shape.frames + shape.context_frames
     if shape.generated_frames != requested_frames:
-        reason = f"the model makes {grid.temporal_compression}k+1 frames; the clip is trimmed to {requested_frames}"
+        reason = (
+            f"the model makes {grid.temporal_compression}k+1 frames; "
+            f"the clip is trimmed to {requested_frames}"
+        )
         cuts.append(Change("generated_frames", requested_frames, shape.generated_frames, reason))
     for name in ("width", "height"):
         requested, generated = getattr(shape, name), getattr(shape, f"generated_{name}")
         if requested != generated:
-            reason = f"the model makes multiples of {grid.side_multiple}; the clip is cropped to {requested}"
+            reason = (
+                f"the model makes multiples of {grid.side_multiple}; "
+                f"the clip is cropped to {requested}"
+            )
             cuts.append(Change(f"generated_{name}", requested, generated, reason))
     return cuts

@@ -44,9 +44,10 @@ def split_into_windows(
     max_latents = grid.latent_frames(grid.window_frames if is_long else shape.generated_frames)
     least = prompts * (shared + 1)
     if prompts > 1 and total - context_latents < least:
+        min_total = (context_latents + least - 1) * grid.temporal_compression + 1
         raise InvalidRequest(
-            f"{prompts} prompts need at least {(context_latents + least - 1) * grid.temporal_compression + 1 - shape.context_frames}"
-            f" frames, the clip has {shape.new_frames}.",
+            f"{prompts} prompts need at least {min_total - shape.context_frames} frames,"
+            f" the clip has {shape.new_frames}.",
             param="extra_prompts",
         )
     borders = [

@@ -14,6 +14,7 @@ from filmlet.jobs import cost_model
 from filmlet.jobs.cost_model import CostModel, Sample, WorkloadSize
 from filmlet.jobs.database import Reader, Row
 from filmlet.jobs.job import Estimate, Status
+from filmlet.jobs.old_rows import load_json
 
 GUESS_KB_S = 20_000  # of a download, before anything of it has come
 FETCH_BAND = 2.0
@@ -45,7 +46,7 @@ class QueueEta:
         self.fitted = fitted
         workers = t.rows("select device, speed, model, machine from filmlet_worker where dead = 0")
         machine_json = workers[0]["machine"] if workers else None
-        self.machine = DeviceInfo(**json.loads(machine_json)) if machine_json else None
+        self.machine = DeviceInfo(**load_json(machine_json)) if machine_json else None
         self.loaded = {str(w["model"]) for w in workers}
         self.device = str(workers[0]["device"]) if workers else "cpu"
         self.speed = float(workers[0]["speed"]) if workers else cost_model.measure_flops()

@@ -11,6 +11,7 @@ from filmlet.core.shape import VideoShape
 from filmlet.jobs.cost_model import WorkloadSize
 from filmlet.jobs.database import Row
 from filmlet.jobs.job import Failure, Job, Priority, StageRecord, Status
+from filmlet.jobs.old_rows import load_json
 from filmlet.jobs.queue_eta import QueueEta
 
 REMEMBERED = 1000  # requests, as they are shown
@@ -28,7 +29,7 @@ TWO_STAGES = PROGRESS_WEIGHTS | {Stage.DENOISE: 0.2, Stage.UPSAMPLE: 0.03, Stage
 # What was asked for never changes: it is taken apart once, not for everybody who looks.
 @lru_cache(REMEMBERED)
 def _parse_request(text: str) -> dict[str, Any]:
-    return ClipRequest(**json.loads(text)).explicit_settings()
+    return ClipRequest(**load_json(text)).explicit_settings()
 
 
 @lru_cache(REMEMBERED)
@@ -38,12 +39,12 @@ def _parse_size(text: str) -> WorkloadSize:
 
 @lru_cache(REMEMBERED)
 def _parse_shape(text: str) -> VideoShape:
-    return VideoShape(**json.loads(text))
+    return VideoShape(**load_json(text))
 
 
 def request_from_row(row: Row) -> ClipRequest:
     """The request of a row, its seed fixed: every attempt makes the same clip."""
-    return replace(ClipRequest(**json.loads(row["request"])), seed=row["seed"])
+    return replace(ClipRequest(**load_json(row["request"])), seed=row["seed"])
 
 
 def job_from_row(row: Row, outlook: QueueEta | None) -> Job:
@@ -59,7 +60,7 @@ def job_from_row(row: Row, outlook: QueueEta | None) -> Job:
         status=status,
         priority=Priority(row["class"]),
         requested=_parse_request(row["request"]),
-        effective=json.loads(row["effective"]) if row["effective"] else None,
+        effective=load_json(row["effective"]) if row["effective"] else None,
         model=row["model"],
         seed=row["seed"],
         shape=_parse_shape(row["shape"]) if row["shape"] else None,

@@ -38,6 +38,7 @@ from filmlet.jobs import cost_model, webhooks
 from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.jobs.database import Row
 from filmlet.jobs.job import PREVIEW
+from filmlet.jobs.old_rows import load_json
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
 from filmlet.jobs.retention import STAGE_FILES, useful
 from filmlet.jobs.serialization import request_from_row
@@ -236,7 +237,7 @@ class Worker:
         self.queue.storage.clear(claimed_job.id)
         folder = self.queue.storage.fetch(claimed_job.id)
         row = self._load_draft_results(claimed_job) or claimed_job.row
-        earlier = json.loads(row["effective"]) if row["effective"] else {}
+        earlier = load_json(row["effective"]) if row["effective"] else {}
         started = time.monotonic()
         planned, dtype = make_plan(request_from_row(claimed_job.row), folder), earlier.get("dtype")
         preparing = prepare(planned, self.settings, dtype, earlier.get("engine"))

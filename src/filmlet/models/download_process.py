@@ -90,8 +90,8 @@ def download_files(sources: list[ComponentSource], max_bytes: int) -> None:
     total = sum(file.size for file in missing)
     if total > max_bytes:
         raise HubAccessDenied(
-            f"{sources[0].repo} has {total / 1e9:.1f} GB, more than the {max_bytes / 1e9:.0f} GB that "
-            "are fetched of it; name one file."
+            f"{sources[0].repo} has {total / 1e9:.1f} GB, more than the {max_bytes / 1e9:.0f} GB "
+            "that are fetched of it; name one file."
         )
     free = shutil.disk_usage(hub_cache.nearest_existing_folder(hub_cache.cache())).free
     if total + MIN_FREE_BYTES > free:

@@ -263,7 +263,7 @@ def _check_beside(path: Path, pairs: Sequence[LoraLayer]) -> None:
     scales = {scaling.from_files(pair.layer, pair.rank) for pair in pairs if not pair.alpha}
     if scales - {1.0}:
         raise NotSupported(
-            f"{config_path} scales {path.name} by {max(scales):g}, and it is not read: rename the LoRA "
-            "and multiply its strength by that.",
+            f"{config_path} scales {path.name} by {max(scales):g}, and it is not read: rename the "
+            "LoRA and multiply its strength by that.",
             param="loras",
         )

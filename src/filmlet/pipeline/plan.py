@@ -144,8 +144,9 @@ def _plan_windows(
     if request.extend_backward and len(windows) > 1:
         max_frames = grid.max_frames - shape.context_frames
         raise NotSupported(
-            f"What comes before a clip is made at once, for one prompt: at most {max_frames} frames.",
-            param="frames" if not request.extra_prompts else "then",
+            "What comes before a clip is made at once, for one prompt: "
+            f"at most {max_frames} frames.",
+            param="frames" if not request.extra_prompts else "extra_prompts",
         )
     if len(windows) > 1:
         why = f"the model makes at most {grid.max_frames} frames at once"

@@ -287,7 +287,10 @@ def _prompt_changes(
 ) -> Iterator[Change]:
     """What of a prompt does not reach the model."""
     if reading.truncated_text:
-        reason = f"{card.name} reads {card.max_tokens} tokens; this was cut off: {reading.truncated_text!r}"
+        reason = (
+            f"{card.name} reads {card.max_tokens} tokens; "
+            f"this was cut off: {reading.truncated_text!r}"
+        )
         yield Change(field, prompt, reading.text, reason)
     if reading.unknown_words:
         unknown_words = ", ".join(repr(word) for word in reading.unknown_words)

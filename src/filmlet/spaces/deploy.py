@@ -195,7 +195,10 @@ def _error_message(wish: SpaceSpec, error: HfHubHTTPError) -> str:
         case 402:
             return f"The Hub wants to be paid for {wish.hardware} first: {said}"
         case 403 if "/hardware" in str(error) and wish.hardware == ZEROGPU_HARDWARE:
-            return f"The Hub gives {ZEROGPU_HARDWARE} to PRO accounts and paying organizations only: {said}"
+            return (
+                f"The Hub gives {ZEROGPU_HARDWARE} to PRO accounts and paying organizations "
+                f"only: {said}"
+            )
         case 403:
             return f"Your token may not change {wish.space}; take one that may write there: {said}"
         case 409:
