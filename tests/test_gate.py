@@ -315,7 +315,7 @@ def test_gradio_itself_takes_no_path_either(space: Space) -> None:
     assert space.gate
     page = space.gate.page
     assert page.has_launched  # which mount_gradio_app of Gradio 6.31 does not set
-    assert gr.__version__.startswith("6."), "look at studio/blocks.py again"
+    assert gr.__version__.startswith("6."), "look at ui/blocks.py again"
     event = space.event("look", {"path": "/etc/passwd", "meta": META})
     function = page.fns[event["fn_index"]]
     with pytest.raises(ValueError, match="was not uploaded by a user"):

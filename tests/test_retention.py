@@ -162,7 +162,7 @@ def test_folders_that_killed_processes_left_are_removed(
     queue.storage.store(kept, "latents.safetensors")
     (queue.storage.folder("clip_dead") / "photo.png").write_bytes(b"1")
     queue.storage.store("clip_dead", "photo.png")
-    queue.storage.clear_local("clip_dead") if place else None
+    queue.storage.remove_local("clip_dead") if place else None
     assert queue.retention.delete_orphans() == 0  # an upload that goes on looks like that
     monkeypatch.setattr(retention, "ORPHAN_AFTER_S", -1.0)
     other = Queue(replace(home, home=home.home / "other", storage_url=place or str(

@@ -18,7 +18,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
 
 @dataclass
 class Window:
-    """A page of the studio, what went wrong in it, and whom it asked besides its server."""
+    """A page, what went wrong in it, and whom it asked besides its server."""
 
     page: Page
     url: str

@@ -177,7 +177,7 @@ class Queue:
     def _check_limits(self, t: Transaction, asking: SubmitOptions, seconds: float) -> int:
         """The job's rank in the queue; raises TooManyJobs over a limit."""
         limits = asking.limits or Limits.from_settings(self.settings)
-        active = limits.check(t, asking.owner, self.settings.max_queued, seconds)
+        active = limits.check_admission(t, asking.owner, self.settings.max_queued, seconds)
         # Among equals, who has fewer unfinished jobs goes first. 0 would be DBOS' "not given".
         return 1 + RANKS[asking.priority] * CLASS_RANK + min(active, CLASS_RANK - 1)
 

@@ -38,7 +38,7 @@ class Limits:
         )
         return cls(**row) if row else cls.from_settings(settings)
 
-    def check(self, t: Transaction, owner: str, max_queued: int, seconds: float) -> int:
+    def check_admission(self, t: Transaction, owner: str, max_queued: int, seconds: float) -> int:
         """How many unfinished jobs the user has. Raises TooManyJobs if one more is too many.
 
         seconds: of video that is asked for; 0 for what was counted before.

@@ -171,7 +171,7 @@ class Retention:
         if self.storage.is_remote:
             for job in self._without_row(self.storage.local_jobs(), "finished is null"):
                 if self.storage.idle_s(job) > ORPHAN_AFTER_S:
-                    self.storage.clear_local(job)
+                    self.storage.remove_local(job)
         return gone
 
     def _without_row(self, jobs: set[str], condition: str = "1 = 1") -> list[str]:

@@ -236,7 +236,7 @@ class Storage:
                 if self.files.exists(path):
                     self.files.rm(path, recursive=True)
 
-    def clear_local(self, job: str) -> None:
+    def remove_local(self, job: str) -> None:
         """Remove what a worker that is gone left here of a job that lies elsewhere."""
         shutil.rmtree(self.local / job, ignore_errors=True)
 

@@ -126,12 +126,12 @@ def read_video(path: Path, first: int, count: int) -> Generator[Pixels]:
     """So many frames of a video from `first` on, (height, width, 3). Raises InvalidMedia,
     Cancelled.
     """
-    frames = 0
+    read = 0
     with closing(iter_frames(path, first, count)) as frames:
         for frame in frames:
-            frames += 1
+            read += 1
             yield frame
-    if frames < count:
+    if read < count:
         raise InvalidMedia("this video has fewer frames than it says.")
 
 

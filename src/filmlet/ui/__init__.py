@@ -1,4 +1,4 @@
-"""The studio: the web page people meet, a window on the queue's jobs; and the Space's API names."""
+"""The web page over the queue, and the API names of the LTX Space."""
 
 from filmlet.ui.mount import launch, mount
 

@@ -27,7 +27,7 @@ from filmlet.ui.callers import MAX_SESSIONS, Callers
 from filmlet.ui.gate import GradioGate
 from filmlet.ui.ltx_space_api import add_endpoints
 from filmlet.ui.page import build_page
-from filmlet.ui.theme import studio_theme
+from filmlet.ui.theme import build_theme
 
 STATIC = Path(__file__).parent / "static"
 VERSION = secrets.token_hex(4)  # a browser must not keep the scripts of an older server
@@ -131,7 +131,7 @@ def _prepare_app(app: FastAPI, house: AppState) -> Callers:
 def _gradio_options() -> dict[str, Any]:
     """How Gradio shows the page."""
     return {
-        "theme": studio_theme(),
+        "theme": build_theme(),
         "head": HEAD,
         "footer_links": [],
         "run_history": False,

@@ -1,4 +1,4 @@
-"""How the studio looks: one accent on warm greys, the reader's own fonts, dark and light."""
+"""The theme of the page: one accent on warm greys, the reader's own fonts, dark and light."""
 
 import gradio as gr
 from gradio.themes.utils.colors import Color
@@ -12,7 +12,7 @@ FONTS = ["ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "sans-serif"]
 CODE = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 
-def studio_theme() -> gr.themes.Base:
+def build_theme() -> gr.themes.Base:
     """No font is fetched; every colour that Gradio uses comes from two hues."""
     return gr.themes.Base(
         primary_hue=EMBER,
