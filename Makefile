@@ -8,7 +8,7 @@ SERVER := $(VENV)/.server
 ALL := $(VENV)/.all
 DOCS := $(VENV)/.docs
 # Files whose tests need no server, browser, compilation or training.
-QUICK := $(addprefix tests/test_, $(addsuffix .py, request catalogue media flowing docs deploy house))
+QUICK := $(addprefix tests/test_, $(addsuffix .py, request catalogue media flowing lora_files docs deploy))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PROMPT # by the environment, so that quotes in it are safe
 
