@@ -14,7 +14,8 @@ from tools import generate_docs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+# The changelog names what was there when it was written.
+PAGES = sorted({*ROOT.glob("*.md"), *DOCS.rglob("*.md")} - {ROOT / "CHANGELOG.md"})
 EXAMPLES = {path.name: path.read_text() for path in (ROOT / "examples").glob("*.py")}
 TOP_FOLDERS = ("bench", "conformance", "docs", "examples", "recipe", "tests", "tools", "src")
 PACKAGES = ("core", "models", "media", "engine", "pipeline", "jobs", "api", "ui", "spaces", "cli")
