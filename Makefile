@@ -6,16 +6,25 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SERVER := $(VENV)/.server
 ALL := $(VENV)/.all
+DOCS := $(VENV)/.docs
+# Files whose tests need no server, browser, compilation or training.
+QUICK := $(addprefix tests/test_, $(addsuffix .py, request registry streaming lora_files files docs deploy architecture))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PROMPT # by the environment, so that quotes in it are safe
 
-.PHONY: run serve test lint bench pictures recipe sheets gallery clean
+.PHONY: run serve check test lint docs bench pictures recipe sheets gallery clean
 
 run: $(READY)
 	@$(BIN)/filmlet generate "$$PROMPT"
 
 serve: $(SERVER)
 	@$(BIN)/filmlet serve
+
+check: $(ALL)
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m pytest -n 2 $(QUICK)
 
 test: $(ALL)
 	@$(BIN)/python -m ruff check .
@@ -27,6 +36,10 @@ lint: $(ALL)
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 	@$(BIN)/python -m mypy
+
+docs: $(DOCS)
+	@$(BIN)/python -m tools.generate_docs
+	@$(BIN)/zensical build --strict --clean
 
 bench: $(ALL)
 	@$(BIN)/python -m bench
@@ -65,3 +78,7 @@ $(ALL): $(READY)
 	@$(INSTALL) torch
 	@$(INSTALL) -e '.[dev]'
 	@touch $(ALL)
+
+$(DOCS): $(SERVER)
+	@$(INSTALL) -e '.[docs]'
+	@touch $(DOCS)

@@ -16,7 +16,10 @@ STABLE_CODES = {"extra_prompts": "invalid_then"}  # codes outlive the names of s
 
 
 class InvalidRequest(FilmletError):
-    """The request cannot be met as asked; `param` names the setting at fault."""
+    """The request is not valid; `param` names the parameter.
+
+    What to do: Correct the parameter as the message says.
+    """
 
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
@@ -29,7 +32,10 @@ class InvalidRequest(FilmletError):
 
 
 class UnknownModel(InvalidRequest):
-    """No model of this name, and no folder either."""
+    """There is no model or folder of this name.
+
+    What to do: `filmlet models` lists the names.
+    """
 
     code = "unknown_model"
 
@@ -38,76 +44,115 @@ class UnknownModel(InvalidRequest):
 
 
 class InvalidSetting(FilmletError):
-    """The environment says something that no setting can mean."""
+    """An environment variable has a value that cannot be read.
+
+    What to do: Correct the variable that the message names.
+    """
 
     code = "invalid_setting"
 
 
 class CheckpointNotFound(FilmletError):
-    """Files of a checkpoint are not there."""
+    """Files of a checkpoint are missing on this machine.
+
+    What to do: `filmlet models pull NAME`, or allow downloads.
+    """
 
     code = "checkpoint_missing"
 
 
 class LoraNotFound(CheckpointNotFound, InvalidRequest):
-    """A LoRA of the Hub is not on this machine: whoever names it can name another."""
+    """A LoRA of the Hub is missing on this machine.
+
+    What to do: Download it, or allow downloads.
+    """
 
 
 class CheckpointCorrupt(FilmletError):
-    """Files of a checkpoint are there and cannot be used."""
+    """Files of a checkpoint cannot be used: truncated, of another model, or no checkpoint.
+
+    What to do: Delete and download them again: `filmlet models prune NAME`, then `pull`.
+    """
 
     code = "checkpoint_damaged"
 
 
 class LoraCorrupt(CheckpointCorrupt, InvalidRequest):
-    """The file of a LoRA is there and cannot be used: whoever names it can name another."""
+    """The file of a LoRA cannot be used.
+
+    What to do: Name another file.
+    """
 
 
 class HubUnreachable(FilmletError):
-    """Weights are to be fetched, and the Hub does not answer."""
+    """The Hugging Face Hub cannot be reached.
+
+    What to do: Check the network and `HF_ENDPOINT`, then try again.
+    """
 
     code = "hub_unreachable"
 
 
 class HubAccessDenied(FilmletError):
-    """The Hub does not give what is asked for, or does not let us do this."""
+    """The Hub denies access, or has no such repository or file.
+
+    What to do: Check the name; set `HF_TOKEN` for gated repositories.
+    """
 
     code = "hub_refused"
 
 
 class OutputExists(FilmletError):
-    """The file to write is already there."""
+    """The output file exists.
+
+    What to do: Choose another name or pass `--force`.
+    """
 
     code = "output_exists"
 
 
 class OutputUnwritable(FilmletError):
-    """The place to write cannot be written to."""
+    """The output path cannot be written to.
+
+    What to do: Check folder, permissions and suffix.
+    """
 
     code = "output_unwritable"
 
 
 class MissingDependency(FilmletError):
-    """What is asked for takes a library that is not installed."""
+    """A library that this needs is not installed.
+
+    What to do: Install the extra that the message names.
+    """
 
     code = "library_missing"
 
 
 class DiskFull(FilmletError):
-    """No room for the clip."""
+    """The disk is full.
+
+    What to do: Free space, or lower `FILMLET_KEEP_GB`; then retry the job.
+    """
 
     code = "disk_full"
     public_message = "The server's disk is full; try again later."
 
 
 class OutOfMemory(FilmletError):
-    """Too little memory for the clip, however the model is held."""
+    """Memory is too small for the clip in every offload mode.
+
+    What to do: A smaller or shorter clip, another model, or a machine with more memory.
+    """
 
     code = "out_of_memory"
 
 
 class Cancelled(FilmletError):
-    """Whoever asked for the clip wants it no longer."""
+    """The clip was cancelled.
+
+    What to do: `retry` continues from its last finished stage.
+    """
 
     code = "cancelled"
 
@@ -119,19 +164,28 @@ class JobLost(FilmletError):
 
 
 class NonFiniteValues(FilmletError):
-    """The model computed something that is not a number, in float32 as well."""
+    """The model computed non-finite values, in float32 as well.
+
+    What to do: Check the checkpoint and the LoRAs.
+    """
 
     code = "not_finite"
 
 
 class UnknownJob(FilmletError):
-    """No job of this id, or none of this user's."""
+    """There is no job of this id, or it belongs to another key.
+
+    What to do: `filmlet jobs` lists yours.
+    """
 
     code = "unknown_job"
 
 
 class JobConflict(FilmletError):
-    """The job is not in a state in which this can be done."""
+    """The job's status does not allow this.
+
+    What to do: Read the job and try again when its status has changed.
+    """
 
     code = "job_conflict"
 
@@ -143,7 +197,10 @@ class IdempotencyKeyReused(JobConflict):
 
 
 class UnknownKey(FilmletError):
-    """No key of this name, or the secret is nobody's."""
+    """The API key is missing or wrong.
+
+    What to do: Send `Authorization: Bearer sk-...`; `filmlet keys` lists names.
+    """
 
     code = "unknown_key"
 
@@ -159,13 +216,19 @@ class PermissionDenied(FilmletError):
 
 
 class NotSupported(InvalidRequest):
-    """The model, or this server, cannot do what `param` asks for."""
+    """The model or this server does not support what `param` asks for.
+
+    What to do: Choose another model, or leave the parameter out.
+    """
 
     code = "not_offered"
 
 
 class TooManyJobs(FilmletError):
-    """A limit of the queue is reached; `retry_after_s` says when to try again."""
+    """A limit of the queue or of the key is reached.
+
+    What to do: Wait for `Retry-After` seconds, or raise the limit.
+    """
 
     code = "too_many_jobs"
 
@@ -181,7 +244,10 @@ class TooManyRequests(TooManyJobs):
 
 
 class DatabaseUnusable(FilmletError):
-    """The queue's database cannot be reached, read or written."""
+    """The database cannot be reached, read or written, or is of a newer filmlet.
+
+    What to do: Check `FILMLET_DATABASE_URL`, the disk and the version.
+    """
 
     code = "database_unusable"
     public_message = "The database cannot be used; the server's log says why. Try again later."
@@ -192,20 +258,29 @@ class DatabaseGone(DatabaseUnusable):
 
 
 class StorageUnusable(FilmletError):
-    """The place of finished clips cannot be reached, read or written."""
+    """The storage cannot be reached, read or written.
+
+    What to do: Check `FILMLET_STORAGE_URL` and its credentials; then retry the job.
+    """
 
     code = "storage_unusable"
     public_message = "The clips cannot be reached; the server's log says why. Try again later."
 
 
 class WorkerNameInUse(FilmletError):
-    """Another worker of this name is alive."""
+    """Another worker of this name is alive.
+
+    What to do: Set `FILMLET_WORKER` to another name.
+    """
 
     code = "worker_taken"
 
 
 class AddressUnusable(FilmletError):
-    """The server cannot listen where it was told to."""
+    """The address or port cannot be listened on.
+
+    What to do: Choose another `--port` or `--host`.
+    """
 
     code = "address_unusable"
 
@@ -217,43 +292,61 @@ class SystemRefused(FilmletError):
 
 
 class FolderNotEmpty(FilmletError):
-    """The folder to write into holds other things already."""
+    """The output folder holds other files.
+
+    What to do: Choose an empty folder.
+    """
 
     code = "folder_taken"
 
 
 class GpuUnavailable(FilmletError):
-    """No GPU was lent for this clip."""
+    """ZeroGPU assigned no GPU.
+
+    What to do: Try again.
+    """
 
     code = "gpu_refused"
 
 
 class GpuQuotaUsed(GpuUnavailable):
-    """The visitor's, or the Space's, time on the GPU is used up for now."""
+    """The GPU quota of the visitor or the Space is used up.
+
+    What to do: A shorter clip, sign in, or wait for the next day.
+    """
 
     code = "gpu_quota_used"
 
 
 class GpuTooLong(GpuUnavailable):
-    """The clip needs the GPU for longer than it is lent."""
+    """The clip needs the GPU for longer than ZeroGPU allows.
+
+    What to do: A shorter or smaller clip, or own hardware.
+    """
 
     code = "gpu_too_long"
 
 
 class GpuBusy(GpuUnavailable):
-    """No GPU became free in time."""
+    """No GPU became free in time.
+
+    What to do: Try again.
+    """
 
     code = "gpu_busy"
 
 
 class GpuLost(GpuUnavailable):
-    """The GPU was taken away before the clip was done."""
+    """The GPU was taken away before the clip was finished.
+
+    What to do: Continue the job: it starts at the last saved step.
+    """
 
     code = "gpu_lost"
 
 
 class RemoteError(FilmletError):
-    """What went wrong in another process, with the code that it has there."""
+    """An error of another process, with its code."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -261,7 +354,10 @@ class RemoteError(FilmletError):
 
 
 class ApiKeyRequired(FilmletError):
-    """A server that others can reach needs keys, or the wish to be open."""
+    """A server on a public address needs API keys.
+
+    What to do: `filmlet keys add NAME`, or `--open`.
+    """
 
     code = "needs_key"
 

@@ -27,32 +27,33 @@ def _home() -> Path:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where filmlet keeps things, and how much of them.
+    """All settings, read from the environment.
 
-    device: `cpu`, `cuda`, `mps`, or None for the best there is. offload: how a
-    model is kept in memory, `none`, `model`, `layerwise_casting` or `sequential`; None is the
-    fastest mode that fits.
-    engine: what computes on a CPU, `torch`, `openvino`, or `auto`: OpenVINO where it can. cache:
-    folder of what was compiled or found out. compile: 1 has torch compile a transformer's blocks,
-    too. fp8: 1 has a GPU multiply a transformer's weights in 8 bits, which is lossy. cuda_graphs:
-    1 has
-    a GPU replay the steps of short clips. int8: 0 keeps OpenVINO's decoder from multiplying in 8
-    bits, which it does where the CPU has instructions for it.
-    allow_download: weights that are not here may be fetched from the Hub; 0 forbids it.
-    home: folder of the queue and its files. database_url: None is a SQLite file in `home`.
-    storage_url: of finished clips, a folder or s3://bucket/prefix; None is a folder in `home`.
-    lease_s: after so long without a sign of life a worker counts as dead.
-    max_queued, max_active, max_per_minute: jobs in all, of one user, and submitted by one user.
-    seconds_per_day: of video that one user may ask for, 0 is any number.
-    model: that the page begins with.
-    webhook_url, webhook_secret (whsec_ and base64): who is told of ended jobs without a key of
-    their own; webhook_private: addresses in private networks may be told.
-    keep_days, keep_gb: how long finished jobs stay, and how much disk they may take.
-    max_connections, max_connections_per_address: open to the server, 0 of one address is any
-    number; proxies are not counted.
-    forwarded_allow_ips: addresses of proxies whose X-Forwarded headers are believed, with commas
-    between them, or `*`; without FILMLET_ before it the variable is uvicorn's own, and as good.
-    metrics: who may read /metrics: everybody who can reach it (`open`), admins (`key`), or nobody.
+    device: `cpu`, `cuda`, `cuda:N` or `mps`; not set, the best there is.
+    offload: how much of a model is in memory, `none`, `model`, `layerwise_casting` or `sequential`;
+    not set, the fastest mode that fits.
+    engine: backend, `torch`, `openvino` or `auto` (OpenVINO for single-stage models on a CPU).
+    cache: folder of compiled models and measured choices; may be deleted.
+    compile: 1 compiles the transformer's blocks with torch.compile.
+    fp8: 1 uses 8-bit matrix multiplication on a GPU; changes clips a little.
+    cuda_graphs: 1 replays the steps of short clips as CUDA graphs.
+    int8: 0 switches int8 matrix multiplication in OpenVINO's decoder off.
+    allow_download: 0 forbids downloads from the Hub.
+    model: default model of the page.
+    home: folder of the queue and its files.
+    database_url: `postgresql://...`; not set, SQLite in the home folder.
+    storage_url: finished files, a folder or `s3://bucket/prefix`; not set, in the home folder.
+    worker: name of this machine's worker, unique among the machines of one database.
+    lease_s: seconds without a heartbeat after which a worker counts as dead.
+    max_queued: queued jobs of all users.
+    max_active: unfinished jobs of one user.
+    max_per_minute: submissions a minute of one user.
+    seconds_per_day: seconds of video a day of one user; 0 is unlimited.
+    webhook_url: called when a job ends, unless its key has a webhook of its own.
+    webhook_secret: signs these calls, `whsec_` and base64.
+    webhook_private: 1 allows webhooks to private networks.
+    keep_days: days after which finished jobs are deleted.
+    keep_gb: GB of clips above which the oldest finished jobs are deleted.
     """
 
     device: str | None = None

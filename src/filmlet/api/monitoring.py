@@ -47,7 +47,7 @@ async def get_health() -> Health:
 
 @router.get("/ready", tags=["operations"], responses={503: {"model": Ready}})
 def get_readiness(shared: AppStateDep, response: Response) -> Ready:
-    """200 if a worker is alive, else 503."""
+    """Readiness: 200 if a worker is alive, else 503."""
     now = shared.queue.stats()
     if not now.workers:
         response.status_code = 503
@@ -86,7 +86,7 @@ class QueueStatus(BaseModel):
 
 @router.get("/v1/queue", tags=["operations"])
 def get_queue(shared: AppStateDep, who: AdminDep) -> QueueStatus:
-    """Everybody's unfinished videos and the workers; for admins."""
+    """List all unfinished jobs and the workers; admins only."""
     del who
     names = {key.id: key.name for key in shared.keys.list_keys()}
     jobs, days = shared.queue.unfinished_jobs(), shared.settings.keep_days
@@ -112,7 +112,7 @@ async def allow_metrics(request: Request, shared: AppStateDep) -> None:
     "/metrics", tags=["operations"], response_class=Response, dependencies=[Depends(allow_metrics)]
 )
 def get_metrics(shared: AppStateDep) -> Response:
-    """Prometheus: the queue's figures are the database's, alike from every web process."""
+    """Metrics for Prometheus, counted in the database: the same from every web process."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     registry.register(QueueCollector(shared.queue))
@@ -131,20 +131,24 @@ class QueueCollector:
         for status in ("queued", "running"):
             depth.add_metric([status], now.jobs.get(status, 0))
         yield depth
-        yield GaugeMetricFamily("filmlet_workers", "Living workers.", value=len(now.workers))
+        yield GaugeMetricFamily(
+            "filmlet_workers", "Workers that are alive.", value=len(now.workers)
+        )
         memory = GaugeMetricFamily(
-            "filmlet_worker_peak_memory_bytes", "The most a worker has had.", labels=["worker"]
+            "filmlet_worker_peak_memory_bytes",
+            "Peak memory of a worker process.",
+            labels=["worker"],
         )
         for worker in now.workers:
             memory.add_metric([worker.id], worker.peak_bytes)
         yield memory
-        oldest = "Age of the oldest job that waits."
+        oldest = "Age of the oldest queued job."
         yield GaugeMetricFamily("filmlet_oldest_wait_seconds", oldest, value=now.oldest_wait_s)
         for name, label, text in (
             ("jobs", "status", "Jobs that ended"),
             ("failure", "code", "Failures"),
-            ("stage", "stage", "Stages that were computed"),
-            ("wait", "", "Jobs that left the queue"),
+            ("stage", "stage", "Computed stages"),
+            ("wait", "", "Jobs that were started"),
             ("cancel", "", "Cancels of running jobs"),
         ):
             counts = [t for t in now.tallies if t.name == name]
@@ -155,7 +159,7 @@ class QueueCollector:
             yield total
             if name in ("stage", "wait", "cancel"):
                 taken = CounterMetricFamily(
-                    f"filmlet_{name}_seconds", f"{text}: seconds taken.", labels=labels
+                    f"filmlet_{name}_seconds", f"{text}: total seconds.", labels=labels
                 )
                 for count in counts:
                     taken.add_metric([count.label] if label else [], count.seconds)
@@ -164,7 +168,7 @@ class QueueCollector:
 
 @router.get("/v1/models", tags=["models"])
 def list_models(who: CallerDep) -> ModelList:
-    """Every model of the catalogue."""
+    """List all models of the registry."""
     del who
     return ModelList(data=[_model_info(name) for name in REGISTRY])
 
@@ -177,7 +181,7 @@ def check_model_id(id: str) -> str:
 
 @router.get("/v1/models/{id}", tags=["models"])
 def get_model(id: Annotated[str, Depends(check_model_id)], who: CallerDep) -> Model:
-    """One model."""
+    """Get a model."""
     del who
     return _model_info(id)
 

@@ -29,7 +29,7 @@ class Session(BaseModel):
 
 @router.get("")
 async def read_session(request: Request, shared: AppStateDep) -> Session:
-    """Whether the page may be used as it is."""
+    """Tell the page whether it needs a key."""
     uses_keys = await shared.needs_key()
     try:
         who: Caller | None = await get_caller(request, shared)
@@ -50,7 +50,7 @@ async def read_session(request: Request, shared: AppStateDep) -> Session:
 async def log_in(
     sent: SessionKey, request: Request, response: Response, shared: AppStateDep
 ) -> Session:
-    """Show a key; the browser keeps it."""
+    """Sign in with a key, which becomes a cookie."""
     key = await shared.key(sent.key.strip())
     if key is None:
         raise UnknownKey("This key is not known here; ask whoever runs the server for one.")
@@ -63,6 +63,6 @@ async def log_in(
 
 @router.delete("")
 async def log_out(response: Response) -> Session:
-    """Forget the key in this browser."""
+    """Sign out."""
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return Session(needs_key=True, uses_keys=True, name=None, admin=False)

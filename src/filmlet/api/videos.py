@@ -100,7 +100,7 @@ async def create(
     who: CallerDep,
     key: IdempotencyKey = None,
 ) -> Video:
-    """Put a clip into the queue; a form or JSON. One Idempotency-Key makes one clip.
+    """Create a video from a form or JSON. `Idempotency-Key` makes repeats return the first job.
 
     `input_reference` is a picture it begins with, `last_reference` one it ends in.
     """
@@ -231,7 +231,7 @@ def list_videos(
     order: Literal["asc", "desc"] = "desc",
     search: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")] = "",
 ) -> VideoList:
-    """A page of jobs, the newest first; the next one comes `after` the last id.
+    """List jobs, newest first; `after` the last id comes the next page.
 
     search: what the prompts contain.
     """
@@ -250,7 +250,7 @@ def video_page(shared: AppState, who: Caller, limit: int, **filters: Any) -> Vid
 
 @router.post("/plan", response_model=VideoPlan, openapi_extra=CREATE)
 async def plan(request: Request, shared: AppStateDep, who: CallerDep) -> VideoPlan:
-    """What a video would come to: its shape, its steps, its time, and what would differ."""
+    """Plan a video without queueing it: shape, steps, time, changes."""
     async with _read_body(request) as (fields, files):
         pictures = uploads.references(fields, files)
         body = _validate_body(VideoCreate, fields, files)
@@ -273,7 +273,7 @@ def plan_video(shared: AppState, body: VideoCreate, guides: Sequence[Guide] = ()
 @router.post("/characters", response_model=Video)
 @router.post("/edits", response_model=Video)
 async def edit(request: Request, shared: AppStateDep, who: CallerDep) -> Video:
-    """Change what is in a video. No model here can: the video is checked, and this is said."""
+    """Not supported: the upload is checked, then `not_offered`."""
     name = "name" if request.url.path.endswith("/characters") else "prompt"
     async with _read_body(request) as (fields, files):
         if not str(fields.get(name, "")).strip():
@@ -291,7 +291,7 @@ async def extend(
     who: CallerDep,
     key: IdempotencyKey = None,
 ) -> Video:
-    """A video of this server, or one that is sent, and what comes after it.
+    """Extend a video of this server, or an uploaded one.
 
     `seconds` are added to it; those of the answer count both.
     """
@@ -333,19 +333,19 @@ def extend_own(shared: AppState, body: VideoExtend, asking: SubmitOptions, sourc
 
 @router.get("/{id}", response_model=Video)
 async def retrieve(job: JobDep, shared: AppStateDep, response: Response) -> Video:
-    """One job; `openai-poll-after-ms` says when asking again is worth it."""
+    """Get a job; the header `openai-poll-after-ms` says when to poll again."""
     return _video_response(shared, job, response)
 
 
 @router.post("/{id}/cancel", response_model=Video)
 def cancel(job: JobDep, shared: AppStateDep, response: Response) -> Video:
-    """Stop a video and keep what it has come to: `retry` goes on from there."""
+    """Cancel a job and keep its results; `retry` continues from them."""
     return _video_response(shared, shared.queue.cancel(job.id), response)
 
 
 @router.post("/{id}/retry", response_model=Video)
 def retry(job: JobDep, shared: AppStateDep, response: Response) -> Video:
-    """Queue a failed or stopped video again; it goes on from its last finished stage."""
+    """Queue a failed or cancelled job again, from its last finished stage."""
     return _video_response(shared, shared.queue.retry(job.id), response)
 
 
@@ -353,14 +353,14 @@ def retry(job: JobDep, shared: AppStateDep, response: Response) -> Video:
 def set_priority(
     job: JobDep, body: VideoPriority, shared: AppStateDep, who: AdminDep, response: Response
 ) -> Video:
-    """Move a waiting video into another class; for admins."""
+    """Change the priority of a queued job; admins only."""
     del who
     return _video_response(shared, shared.queue.set_priority(job.id, body.priority), response)
 
 
 @router.delete("/{id}", response_model=VideoDeleted)
 async def delete(job: JobDep, shared: AppStateDep) -> VideoDeleted:
-    """Cancel, wait until the worker is free, remove the job and its files."""
+    """Cancel, wait for the worker, delete the job and its files."""
     queue, until = shared.queue, time.monotonic() + DELETE_TIMEOUT_S
     job = await run_in_threadpool(queue.cancel, job.id)
     while not job.status.is_final and time.monotonic() < until:
@@ -384,7 +384,7 @@ async def download(
     stream: bool = False,
     range: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The clip, in ranges if wanted; `stream=true` sends it while it is still being made."""
+    """Download the clip (ranges); `stream=true` sends it while it is made."""
     if stream and variant == "video" and not job.status.is_final:
         grown = while_allowed(video_responses.stream_growing_file(shared, job), access.is_current)
         return video_responses.GrowingResponse(grown, media_type="video/mp4")
@@ -411,7 +411,7 @@ def _picture(shared: AppState, job: Job, draw: Callable[[BinaryIO], bytes], kind
     responses={200: {"content": {"image/png": {}}}},
 )
 async def preview(job: JobDep, shared: AppStateDep) -> Response:
-    """A rough picture of the clip as it is now."""
+    """Get the latest preview image."""
     if job.preview is None:
         raise UnknownJob(f"{job.id} has no preview yet.")
     picture = await shared.run_at_storage(shared.queue.storage.read, job.id, PREVIEW)
@@ -423,7 +423,7 @@ def remix(
     job: JobDep, body: VideoRemix, shared: AppStateDep, who: CallerDep, response: Response,
     key: IdempotencyKey = None,
 ) -> Video:  # fmt: skip
-    """The same settings and seed with another prompt."""
+    """Create a video with the same settings and seed and another prompt."""
     asking = who.submit_options(job.priority, key)
     return _video_response(shared, shared.queue.remix(job.id, body.prompt, asking), response)
 
@@ -432,7 +432,7 @@ def remix(
 def refine(
     job: JobDep, shared: AppStateDep, who: CallerDep, response: Response, key: IdempotencyKey = None
 ) -> Video:
-    """Finish a draft, as a new video that starts from the draft's latents."""
+    """Refine a finished draft, as a new job that starts from its latents."""
     asking = who.submit_options(job.priority, key)
     return _video_response(shared, shared.queue.refine(job.id, asking), response)
 
@@ -444,7 +444,7 @@ async def events(
     access: Entered,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Every change of the job as it happens: `position`, `progress`, `preview`, then `done`.
+    """Stream changes of a job as server-sent events: `position`, `progress`, `preview`, `done`.
 
     Each carries the whole job. Who comes back with Last-Event-ID hears what changed meanwhile.
     """

@@ -47,13 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     queue = commands.add_parser("submit", help="put a clip into the queue, print its id")
     _clip_options(queue)
     queue.add_argument("--priority", choices=("high", "normal", "low"), default="normal")
-    queue.add_argument("--key", help="asking twice under one key makes one job")
+    queue.add_argument("--key", help="idempotency key: two submissions with one key make one job")
     look = commands.add_parser("jobs", help="list, show, watch, cancel, retry, refine, delete jobs")
     actions = ("list", "show", "watch", "cancel", "retry", "refine", "delete")
     look.add_argument("action", nargs="?", choices=actions, default="list")
     look.add_argument("id", nargs="?", help="the job's id")
     look.add_argument(
-        "--limit", type=_whole_number, default=50, help="how many to list (default: 50)"
+        "--limit", type=_whole_number, default=50, help="number of jobs to list (default: 50)"
     )
     look.add_argument("--json", action="store_true", help="print JSON")
     _model_commands(commands)
@@ -84,9 +84,16 @@ def _model_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     models = commands.add_parser("models", help="list, show, pull, prune, export models")
     actions = ("list", "show", "pull", "prune", "export")
     models.add_argument("action", nargs="?", choices=actions, default="list")
-    models.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue, or OWNER/NAME")
+    models.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="name that `filmlet models` lists, or OWNER/NAME on the Hub",
+    )
     models.add_argument("--json", action="store_true", help="print JSON")
-    ahead = commands.add_parser("plan", help="say what a clip would take, make none")
+    ahead = commands.add_parser(
+        "plan", help="estimate download, memory and time of a clip; make none"
+    )
     _clip_options(ahead, is_made=False)
 
 
@@ -95,40 +102,43 @@ def _server_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     work = commands.add_parser("worker", help="run jobs until told to stop")
     work.add_argument("--quiet", action="store_true", help="log warnings only")
     work.add_argument(
-        "--finish", action="store_true", help="when told to stop, finish the job in hand"
+        "--finish", action="store_true", help="finish the current job before stopping"
     )
     work.add_argument("--supervised", action="store_true", help="stop when stdin closes")
     _log_option(work)
-    web = commands.add_parser("serve", help="serve the API and make clips, on this machine")
+    web = commands.add_parser("serve", help="serve page and API, and run a worker")
     web.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     web.add_argument("--port", type=_whole_number, default=7860, help="port to listen on (7860)")
-    web.add_argument("--open", action="store_true", help="let others in without a key")
+    web.add_argument("--open", action="store_true", help="accept requests without a key")
     web.add_argument(
         "--allowed-host", metavar="NAME", action="append", default=[],
         help="a name that it answers to, of a proxy before it; may be said again",
     )  # fmt: skip
-    web.add_argument("--no-worker", action="store_true", help="make no clips here")
+    web.add_argument("--no-worker", action="store_true", help="start no worker")
     web.add_argument(
-        "--finish", action="store_true", help="when told to stop, finish the clip in hand"
+        "--finish", action="store_true", help="finish the current clip before stopping"
     )
     _log_option(web)
     keys = commands.add_parser("keys", help="list, add, remove keys of the server's users")
     keys.add_argument("action", nargs="?", choices=("list", "add", "remove"), default="list")
-    keys.add_argument("name", nargs="?", help="whose key")
-    keys.add_argument("--admin", action="store_true", help="sees and cancels everybody's jobs")
+    keys.add_argument("name", nargs="?", help="name of the key")
+    keys.add_argument("--admin", action="store_true", help="may see and cancel all jobs")
     keys.add_argument(
         "--max-active", type=_whole_number, metavar="N", help="unfinished jobs at once"
     )
     keys.add_argument("--max-per-minute", type=_whole_number, metavar="N", help="jobs a minute")
-    keys.add_argument("--seconds-per-day", type=_seconds, metavar="S", help="of video, 0: any")
-    keys.add_argument("--webhook", metavar="URL", help="is told when a job is over")
+    keys.add_argument(
+        "--seconds-per-day",
+        type=_seconds,
+        metavar="S",
+        help="seconds of video a day; 0 is unlimited",
+    )
+    keys.add_argument("--webhook", metavar="URL", help="URL to call when a job ends")
     keys.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _log_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--log", choices=("lines", "json"), default="lines", help="form of the log"
-    )
+    command.add_argument("--log", choices=("lines", "json"), default="lines", help="log format")
 
 
 def _clip_options(make: argparse.ArgumentParser, *, is_made: bool = True) -> None:
@@ -137,29 +147,43 @@ def _clip_options(make: argparse.ArgumentParser, *, is_made: bool = True) -> Non
     make.add_argument("prompt", help=prompt_help, nargs=None if is_made else "?", default="a clip")
     make.add_argument(
         "--then", metavar="PROMPT", action="append", default=[],
-        help="what to show after that, for an equal share of the clip; may be said again",
+        help="a further prompt; all share the clip's length equally; repeatable",
     )  # fmt: skip
-    make.add_argument("--model", default="pocket", help="name or folder (default: pocket)")
-    make.add_argument("--seed", help="the same seed and settings give the same file")
-    make.add_argument("--seconds", help="length of the clip")
-    make.add_argument("--frames", help="length of the clip in frames, instead of --seconds")
+    make.add_argument(
+        "--model",
+        default="pocket",
+        help="name, folder, .safetensors file or OWNER/NAME (default: pocket)",
+    )
+    make.add_argument("--seed", help="same seed and settings, same file (default: random)")
+    make.add_argument("--seconds", help="length in seconds")
+    make.add_argument("--frames", help="length in frames, instead of --seconds")
     make.add_argument("--size", metavar="WxH", help="width x height in pixels")
-    make.add_argument("--fps", help="frames a second")
-    make.add_argument("--steps", help="model calls")
-    make.add_argument("--negative-prompt", default="", help="what to avoid (needs guidance)")
-    make.add_argument("--guidance", help="guidance scale; distilled models need none")
-    make.add_argument("--force-guidance", action="store_true", help="guide a distilled model too")
-    make.add_argument("--draft", action="store_true", help="the first of two stages alone")
-    make.add_argument("--image", metavar="FILE", help="a picture, the clip's first frame")
-    make.add_argument("--last-image", metavar="FILE", help="a picture, its last frame")
+    make.add_argument("--fps", help="frames per second")
+    make.add_argument("--steps", help="denoising steps")
+    make.add_argument(
+        "--negative-prompt", default="", help="negative prompt; needs guidance above 1"
+    )
+    make.add_argument("--guidance", help="guidance scale; distilled models run without")
+    make.add_argument(
+        "--force-guidance", action="store_true", help="allow guidance with a distilled model"
+    )
+    make.add_argument(
+        "--draft",
+        action="store_true",
+        help="first stage of a two-stage model only, at half the size",
+    )
+    make.add_argument("--image", metavar="FILE", help="image for the first frame")
+    make.add_argument("--last-image", metavar="FILE", help="image for the last frame")
     make.add_argument(
         "--keyframe", metavar="FILE@FRAME[:STRENGTH]", action="append", default=[],
-        help="a picture or a video that it shows from that frame on; may be said again",
+        help="image or video that the clip shows from that frame on; repeatable",
     )  # fmt: skip
-    make.add_argument("--extend", metavar="CLIP", help="a clip to go on from, new frames follow")
-    make.add_argument("--backward", action="store_true", help="new frames come before --extend's")
+    make.add_argument("--extend", metavar="CLIP", help="video that the new frames continue")
+    make.add_argument(
+        "--backward", action="store_true", help="put the new frames before the video of --extend"
+    )
     make.add_argument(
         "--lora", metavar="SOURCE[:STRENGTH]", action="append", default=[],
-        help="a .safetensors file or a Hub name, owner/name[/file]; may be said again",
+        help="a .safetensors file or a Hub name, OWNER/NAME[/FILE]; repeatable",
     )  # fmt: skip
     make.add_argument("--json", action="store_true", help="print one JSON object")

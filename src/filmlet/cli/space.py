@@ -15,15 +15,15 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     make = actions.add_parser("create", help="create a Space, or bring it up to date")
     make.add_argument("space", metavar="OWNER/NAME")
     _add_space_options(make)
-    make.add_argument("--private", action="store_true", default=None, help="only you see it")
+    make.add_argument("--private", action="store_true", default=None, help="make the Space private")
     make.add_argument("--bucket", metavar="OWNER/NAME", help="storage bucket that keeps the clips")
     make.add_argument(
         "--secret", metavar="NAME", action="append", default=[],
-        help="secret variable, its value taken from the environment; may be said again",
+        help="secret; its value is taken from the environment; repeatable",
     )  # fmt: skip
     make.add_argument(
         "--variable", metavar="NAME=VALUE", action="append", default=[],
-        help="such as FILMLET_MAX_ACTIVE=2; may be said again",
+        help="such as FILMLET_MAX_ACTIVE=2; repeatable",
     )  # fmt: skip
     make.add_argument("--dry-run", action="store_true", help="show what would change")
     make.add_argument("--json", action="store_true", help="print JSON")
@@ -34,11 +34,13 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _add_space_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", help="that the page begins with (a new one: pocket)")
+    command.add_argument("--model", help="default model of the page (a new Space: pocket)")
     command.add_argument(
-        "--hardware", help="zero-a10g, cpu-basic, l4x1, ... (a new one: cpu-basic)"
+        "--hardware", help="zero-a10g, cpu-basic, l4x1, ... (a new Space: cpu-basic)"
     )
-    command.add_argument("--source", metavar="REQUIREMENT", help="where pip takes filmlet from")
+    command.add_argument(
+        "--source", metavar="REQUIREMENT", help="pip requirement that installs filmlet"
+    )
 
 
 def space(options: argparse.Namespace) -> int:

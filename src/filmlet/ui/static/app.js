@@ -1,4 +1,4 @@
-// The studio's live half: the clip on the screen, the gallery, the queue. Everything here is a
+// The live half of the page: the clip on the screen, the gallery, the queue. Everything here is a
 // window on jobs of the API; closing it loses nothing, and any number of windows may look.
 
 const WORDS = {
