@@ -120,8 +120,7 @@ class Space(Server):
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     settings = Settings(home=tmp_path_factory.mktemp("space"), max_per_minute=1000)
-    app = create_app(settings, visitors=Visitors())
-    ui.mount(app, app.state.filmlet)
+    app = asyncio.run(build_space(settings))
     with (
         standing(app) as url,
         httpx2.Client(base_url=url, cookies={"filmlet_visitor": "a" * 32}, timeout=60) as ann,
@@ -130,6 +129,13 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
         server = Space(url, ann, ben, gate=gate_of(app))
         server.read_config()
         yield server
+
+
+async def build_space(settings: Settings) -> FastAPI:
+    """Build the app in a running loop: outside of one, Gradio opens loops that nobody closes."""
+    app = create_app(settings, visitors=Visitors())
+    ui.mount(app, app.state.filmlet)
+    return app
 
 
 def gate_of(app: FastAPI) -> GradioGate:

@@ -410,7 +410,7 @@ def test_a_job_whose_worker_was_killed_in_the_second_window_goes_on_from_the_fir
     start(**told)
     after = wait(queue, job, is_over)
     assert after.status == Status.COMPLETED, after.failure
-    assert len(list((store / job).glob("latents-*"))) == 2  # the last is a part of the whole
+    assert not list((store / job).glob("latents-*"))  # of a finished clip nobody needs them
     assert after.effective
     assert after.effective["windows"][2]["prompt_index"] == 2
     with queue.storage.open(job, "clip.mp4") as clip:

@@ -39,7 +39,7 @@ class VisitorCookieMiddleware:
         headers = Headers(scope=scope)
         cookies = headers.get("cookie", "")
         has_name = re.fullmatch("[0-9a-f]{32}", cookie_parser(cookies).get(VISITOR, ""))
-        if has_name or bearer_of(headers):
+        if has_name or visitor_token(headers):
             await self.app(scope, receive, send)
             return
         name = secrets.token_hex(16)
@@ -60,8 +60,13 @@ class VisitorCookieMiddleware:
 def bearer_of(headers: Headers) -> str:
     """Return the secret of an Authorization header, empty where there is none."""
     kind, _, secret = headers.get("authorization", "").partition(" ")
-    is_secret = kind.lower() == "bearer" and len(secret.strip()) >= MIN_TOKEN_CHARS
-    return secret.strip() if is_secret else ""
+    return secret.strip() if kind.lower() == "bearer" else ""
+
+
+def visitor_token(headers: Headers) -> str:
+    """Return the bearer that a visitor is known by, empty where there is none or a placeholder."""
+    secret = bearer_of(headers)
+    return secret if len(secret) >= MIN_TOKEN_CHARS else ""
 
 
 def _cookie(name: str, is_safe: bool) -> str:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
-from filmlet.api.anonymous_users import VISITOR, Visitors, bearer_of
+from filmlet.api.anonymous_users import VISITOR, Visitors, bearer_of, visitor_token
 from filmlet.api.job_watcher import JobWatcher
 from filmlet.api.schemas import ErrorBody, ErrorResponse
 from filmlet.errors import (
@@ -178,7 +178,7 @@ async def identify(scope: Scope, shared: AppState) -> Caller:
     """
     request = Request(scope)
     if shared.visitors:
-        secret = bearer_of(request.headers)
+        secret = visitor_token(request.headers)
         # A program that keeps no cookie is known by what it sends instead of a key.
         known = hashlib.sha256(secret.encode()).hexdigest()[:32] if secret else None
         name = f"visitor:{known or request.cookies[VISITOR]}"

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from filmlet.api.anonymous_users import INTRODUCED, bearer_of
+from filmlet.api.anonymous_users import INTRODUCED, visitor_token
 from filmlet.api.dependencies import AppState, get_caller
 from filmlet.ui.bodies import limit_body, read_json_body, replay_body
 from filmlet.ui.callers import OWNER, Callers
@@ -60,7 +60,7 @@ class GradioGate:
         """
         request = Request(scope)
         who = await get_caller(request, self.house)
-        is_tool = route.path.startswith(MCP) and not bearer_of(request.headers)
+        is_tool = route.path.startswith(MCP) and not visitor_token(request.headers)
         is_unknown = scope.get(INTRODUCED) or (self.house.visitors and is_tool)
         return ANONYMOUS if is_unknown else who.owner
 
