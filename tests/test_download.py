@@ -331,7 +331,7 @@ def test_a_space_preloads_exactly_these_files_at_this_commit(online: Hub) -> Non
     from filmlet.spaces.preload import preload
 
     words = "from filmlet.models import REGISTRY; from filmlet.spaces.preload import preload as p; "
-    words += f"print(p(CARDS[{CARD.name!r}])[0])"
+    words += f"print(p(REGISTRY[{CARD.name!r}])[0])"
     told = subprocess.run(
         [sys.executable, "-c", words], check=True, capture_output=True, text=True
     ).stdout.split()

@@ -307,7 +307,7 @@ def test_event_data_of_a_browser_changes_no_component(keyed: Server) -> None:
     for hostile in (
         {"model": "pocket", "seconds": {"path": "/etc/passwd", "meta": META}},
         {"model": "pocket", "draft": {"__type__": "update", "value": 1, "label": "x" * 1000}},
-        {"model": "pocket", "then": [{"path": "/etc/passwd", "meta": META}]},
+        {"model": "pocket", "extra_prompts": [{"path": "/etc/passwd", "meta": META}]},
         {"model": ["pocket"]},
         ["pocket"],
     ):

@@ -16,6 +16,7 @@ MIB = 1024 * 1024
 BODY_LIMITS = (
     (re.compile(r"/v1/videos(/plan)?"), 2 * TEXT_BYTES + MIB),  # two pictures, in base64
     (re.compile(r"/v1/videos/(extensions|edits|characters)"), VIDEO_BYTES + MIB),
+    (re.compile(r"/session|/v1/videos/[^/]+/priority"), 4096),
     (re.compile(r"/(v1|session|health|ready|metrics|docs|openapi.json|ui)(/.*)?"), MIB // 2),
     (re.compile(r".*", re.DOTALL), VIDEO_BYTES + MIB),  # the page's own
 )

@@ -126,7 +126,8 @@ def _check_length(*prompts: str) -> None:
     total = sum(map(len, prompts))
     if total > LONGEST_PROMPT:
         raise InvalidRequest(
-            f"All prompts together may have {LONGEST_PROMPT} characters, got {total}.", param="then"
+            f"All prompts together may have {LONGEST_PROMPT} characters, got {total}.",
+            param="extra_prompts",
         )
 
 

@@ -52,6 +52,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorResponse} for code in (400, 401, 403, 404, 413, 429, 500, 503)
 }
 MAX_JSON_MARKS = 100_000  # commas and brackets of a body, text included
+MAX_JSON_VALUES = 500  # fields and elements of a body, nested ones included
 IdempotencyKey = Annotated[
     str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)
 ]
@@ -190,7 +191,17 @@ async def _read_body(
         ) from None
     if not isinstance(table, dict):
         raise InvalidRequest("The body must be a JSON object.", param="body")
+    if _count_values(table) > MAX_JSON_VALUES:  # each that is wrong would become an error
+        raise InvalidRequest("The body has too many values.", param="body")
     yield table, {}
+
+
+def _count_values(value: Any) -> int:
+    """Return how many fields and elements a JSON value has, nested ones included."""
+    children = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return 0
+    return len(value) + sum(map(_count_values, children))
 
 
 def _form_fields(form: FormData) -> dict[str, Any]:

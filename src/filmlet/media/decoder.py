@@ -62,7 +62,7 @@ def look_at_picture(file: BinaryIO, order: dict[str, Any]) -> Iterator[Message]:
     """Its size."""
     image = open_picture(file, order)
     size = {"width": image.width, "height": image.height}
-    yield size | {"is_see_through": image.has_transparency_data}, b""
+    yield size | {"has_alpha": image.has_transparency_data}, b""
 
 
 def read_picture(file: BinaryIO, order: dict[str, Any]) -> Iterator[Message]:
@@ -70,12 +70,12 @@ def read_picture(file: BinaryIO, order: dict[str, Any]) -> Iterator[Message]:
     from PIL import Image
 
     image = open_picture(file, order)
-    is_deep, is_see_through = image.mode.startswith("I"), image.has_transparency_data
+    is_deep, has_alpha = image.mode.startswith("I"), image.has_transparency_data
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         if not is_deep:
-            if is_see_through:
+            if has_alpha:
                 ground = Image.new("RGBA", strip.size, BACKGROUND)
                 strip = Image.alpha_composite(ground, strip.convert("RGBA"))
             strip = strip.convert("RGB")

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 32 * 1024  # request line and headers
 MAX_HEADERS = 100
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from a request's first byte, to its last header
+MAX_PIPELINED = 16  # requests that wait on a connection for the answer before them
+MAX_FRAMING_BYTES = 64 * 1024  # of chunk sizes, extensions and trailers, beyond 8 for a body byte
 BODY_CHECK_S = 10.0  # how often the pace of a body is looked at
 MIN_BODY_BYTES_PER_S = 1024
 MAX_LINGERING = 100  # connections beyond the limit that are told so in peace
@@ -56,6 +58,14 @@ HEAD_TOO_LARGE = Refused(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     f"The request line and at most {MAX_HEADERS} headers may have {MAX_HEAD_BYTES} bytes.",
     "head_too_large",
+)
+TOO_MUCH_FRAMING = Refused(
+    HTTPStatus.BAD_REQUEST, "The body has too many chunks or trailers.", "bad_body"
+)
+TOO_MANY_PIPELINED = Refused(
+    HTTPStatus.BAD_REQUEST,
+    f"At most {MAX_PIPELINED} requests may wait for an answer on a connection.",
+    "too_many_pipelined",
 )
 TOO_SLOW = Refused(
     HTTPStatus.REQUEST_TIMEOUT, "The request did not arrive in time; send it again.", "too_slow"
@@ -129,8 +139,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self.address = self.client[0] if self.client else ""
         self.in_head = True
         self.head_bytes = 0
-        self.body_bytes = 0
+        self.body_bytes = 0  # since the pace was last looked at
+        self.total_body_bytes = 0
+        self.received_bytes = 0  # since the head, framing included
         self.is_body_complete = True
+        self.cycles: set[RequestResponseCycle] = set()  # without a whole answer
         self.is_refused = False
         self.refusal: Refused | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -149,6 +162,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.open_connections.remove(self)
         self._set_timer(None)
         self.resume_writing()
+        self._end_cycles()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
@@ -168,7 +182,15 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.refuse(HEAD_TOO_LARGE)
             elif self.timer is None:
                 self._set_timer(HEAD_TIMEOUT_S, self._end_head)
-        elif self.timer is None and not self.is_body_complete:
+        elif not self.is_body_complete:
+            self._check_framing(len(data))
+
+    def _check_framing(self, received: int) -> None:
+        """Refuse a body that is mostly chunk sizes, extensions or trailers; watch its pace."""
+        self.received_bytes += received
+        if self.received_bytes > 8 * self.total_body_bytes + MAX_FRAMING_BYTES:
+            self.refuse(TOO_MUCH_FRAMING)
+        elif self.timer is None:
             self.body_bytes = 0
             self._set_timer(BODY_CHECK_S, self._check_pace)
 
@@ -177,6 +199,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self.in_head = True
         self.head_bytes = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.in_head:  # trailers are read by nobody
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         refusal = self._find_fault()
         if refusal:
@@ -184,11 +210,17 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError(refusal.message)
         self.in_head = False
         self.is_body_complete = False
+        self.total_body_bytes = self.received_bytes = 0
         self._set_timer(None)
         self.open_connections.idle.pop(self, None)
         super().on_headers_complete()
+        self.cycles = {cycle for cycle in self.cycles if not cycle.response_complete}
+        if self.cycle is not None:  # a request for a websocket has none
+            self.cycles.add(self.cycle)
 
     def _find_fault(self) -> Refused | None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            return TOO_MANY_PIPELINED
         hosts = size = 0
         for name, value in self.headers:
             size += len(name) + len(value)
@@ -204,6 +236,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.body_bytes += len(body)
+        self.total_body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -226,11 +259,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def refuse(self, refusal: Refused) -> None:
         """Answer instead of the app, unless it has begun to, and close the connection."""
-        cycle = self.cycle
-        has_begun = cycle is not None and cycle.response_started and not cycle.response_complete
-        if cycle is not None:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        has_begun = any(c.response_started and not c.response_complete for c in self.cycles)
+        self._end_cycles()
         if self.transport.is_closing():
             return
         if has_begun:
@@ -238,6 +268,14 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self.transport.write(refusal.encode())
         self._linger()
+
+    def _end_cycles(self) -> None:
+        """Have no request of this connection write any more; uvicorn knows of the last one only."""
+        self.pipeline.clear()
+        for cycle in self.cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.cycles.clear()
 
     def _linger(self) -> None:
         """Close, but not while the client still sends: a reset would take the answer from it."""

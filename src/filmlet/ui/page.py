@@ -372,7 +372,7 @@ class Filled(BaseModel):
     seed: int | str | None = None
     negative_prompt: str | None = None
     draft: bool | None = None
-    then: list[str] | None = None
+    extra_prompts: list[str] | None = None
     loras: list[dict[str, Any]] = []
     extend_id: str | None = None
 
@@ -408,7 +408,9 @@ def _form_values(settings: Filled) -> list[Any]:
         _or_skip(None if settings.seed is None else str(settings.seed)),
         _or_skip(settings.negative_prompt),
         _or_skip(settings.draft),
-        "\n".join(settings.then or ()) if card or settings.then is not None else gr.skip(),
+        "\n".join(settings.extra_prompts or ())
+        if card or settings.extra_prompts is not None
+        else gr.skip(),
         "\n".join(_hub_loras(settings)) if card else gr.skip(),
     ]
 
