@@ -224,7 +224,7 @@ def test_however_a_model_is_held_the_clip_is_the_same(
         assert clip.effective.offload == hold
         assert np.array_equal(clip.frames, expected.frames)
     (engine,) = loaded.values()
-    assert set(engine.components.cached) == {"vae"}, "one at a time"
+    assert set(engine.components.modules) == {"vae"}, "one at a time"
 
 
 LITTLE_MEMORY = """
