@@ -100,9 +100,9 @@ def train(
     target = METHODS[way.method]
     teacher.requires_grad_(False)
 
-    def loss(step: int) -> Tensor:
-        choice = random.Random(f"student/{step}")
-        clean, weight, prompts = data.sample_batch(shape_at(step, 0, choice), choice)
+    def loss(step: int, choice: random.Random) -> Tensor:
+        shape = shape_at(step, 0, random.Random(f"shape/{step}"))  # the same for all workers
+        clean, weight, prompts = data.sample_batch(shape, choice)
         half = max(1, len(clean) // 2)  # each clip costs several passes here
         clean, weight, prompts = clean[:half].to(run.device), weight[:half], prompts[:half]
         held = sample_given_frames(len(clean), clean.shape[2]).to(run.device)

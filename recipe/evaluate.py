@@ -42,9 +42,9 @@ MASK = 0.12  # difference from the scene that counts as subject, of 1
 SPECK = 5  # pixels; what is thinner is no subject
 GAP = 9  # pixels; parts of one subject lie no further apart
 SECOND = 25  # frames
-FAR = 30.0  # pixels; a subject that is half out of the canvas is not further off
+FAR = 45.0  # pixels; a subject that is half out of the canvas is not further off
 DOUBLING = 40.0  # pixels that count as much as twice the size
-WOBBLE = 8.0  # pixels
+WOBBLE = 8.0  # pixels that what stays in place may seem to move by; turning, twice as many
 IN_PLACE = ("still", "shaking", "spinning")
 
 
@@ -168,6 +168,7 @@ def _largest_difference(masks: Tensor, differs: Tensor, gap: int = GAP) -> Tenso
     return torch.stack(kept)
 
 
+Kind = tuple[str, str]  # motion and speed
 Box = tuple[float, float, float]  # centre x, centre y, half side: pixels
 
 
@@ -250,7 +251,7 @@ def _colour(part: ActorCrop) -> str:
     return min(table, key=lambda name: (table[name] - seen).norm().item())
 
 
-def _motion(part: ActorCrop, boxes: list[Box]) -> tuple[str, str]:
+def _motion(part: ActorCrop, boxes: list[Box]) -> Kind:
     """The motion and speed whose path is nearest to the one that was seen."""
     seconds = torch.arange(len(boxes)) / FPS
     seen_size = part.masks.float().sum((1, 2)).clamp_min(1).sqrt().log2()
@@ -258,7 +259,7 @@ def _motion(part: ActorCrop, boxes: list[Box]) -> tuple[str, str]:
     box_x, box_y, _ = (torch.tensor(values) for values in zip(*boxes, strict=True))
     places = torch.stack([torch.stack([box_x, box_y]), torch.stack(_centroids(part.masks))])
 
-    def distance(kind: tuple[str, str]) -> float:
+    def distance(kind: Kind) -> float:
         motion, speed = kind
         x, y, size, _ = actor_trajectory(Actor("", motion, speed=speed), seconds, part.canvas)
         apart = places - part.eroded_mask * torch.stack([x, y])
@@ -270,8 +271,14 @@ def _motion(part: ActorCrop, boxes: list[Box]) -> tuple[str, str]:
     kinds = [(m, s) for m in MOTIONS for s in SPEEDS if not s or m in MOTIONS_WITH_SPEED]
     motion, speed = min(kinds, key=distance)
     # What wobbles as it turns may go a few pixels any way; what goes anywhere goes further.
-    stays = min(distance((place, "")) for place in IN_PLACE) < WOBBLE
-    return _in_place(part, boxes) if stays or motion in IN_PLACE else (motion, speed)
+    off = min(distance((place, "")) for place in IN_PLACE)
+    if motion in IN_PLACE or off < WOBBLE:
+        return _least_left(part, boxes, STAYING)
+    return (
+        _least_left(part, boxes, [*STAYING, (motion, speed)])
+        if off < 2 * WOBBLE
+        else (motion, speed)
+    )
 
 
 def _centroids(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,31 +289,30 @@ def _centroids(masks: Tensor) -> tuple[Tensor, Tensor]:
     return (cover.sum(1) * x).sum(1) / total, (cover.sum(2) * y).sum(1) / total
 
 
-def _in_place(part: ActorCrop, boxes: list[Box]) -> tuple[str, str]:
-    """Of the motions that stay in place, the one that leaves no motion when it is undone."""
+STAYING = [(m, s) for m in IN_PLACE for s in SPEEDS if not s or m in MOTIONS_WITH_SPEED]
+
+
+def _least_left(part: ActorCrop, boxes: list[Box], kinds: list[Kind]) -> Kind:
+    """Of these motions, the one that leaves no motion when it is undone."""
     x, y, _ = (sum(values) / len(boxes) for values in zip(*boxes, strict=True))
     half = max(box[2] for box in boxes)
     frames = torch.arange(0, SECOND, 2)
     cover = part.masks[frames].float()
     on_grey = part.clip[:, frames] * cover + 0.5 * (1 - cover)
 
-    def left(kind: tuple[str, str]) -> float:
+    def left(kind: Kind) -> float:
         motion, speed = kind
-        right, down, _, angle = actor_trajectory(Actor("", motion, speed=speed), frames / FPS)
-        undone = [
-            _patch(
-                on_grey[:, k], (x + part.eroded_mask * dx, y + part.eroded_mask * dy, half), degrees
-            )
-            for k, (dx, dy, degrees) in enumerate(
-                zip(right.tolist(), down.tolist(), angle.rad2deg().tolist(), strict=True)
-            )
-        ]
+        right, down, size, angle = actor_trajectory(Actor("", motion, speed=speed), frames / FPS)
+        right, down = (
+            part.eroded_mask * (way - way.mean()) + at for way, at in ((right, x), (down, y))
+        )
+        halves = half * size / size.max()
+        poses = zip(*(t.tolist() for t in (right, down, halves, angle.rad2deg())), strict=True)
+        undone = [_patch(on_grey[:, k], pose[:3], pose[3]) for k, pose in enumerate(poses)]
         cuts = torch.stack(undone)
         return (cuts - cuts.mean(0)).abs().mean().item()
 
-    return min(
-        ((m, s) for m in IN_PLACE for s in SPEEDS if not s or m in MOTIONS_WITH_SPEED), key=left
-    )
+    return min(kinds, key=left)
 
 
 Scores = dict[str, float]

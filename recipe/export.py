@@ -54,7 +54,7 @@ def export(
     kept = card.read_text() if card.exists() else None
     shutil.rmtree(folder, ignore_errors=True)
     pipe.save_pretrained(folder, safe_serialization=True)
-    _forget_origin(folder)
+    _tidy_configs(folder)
     save_file({"latent_to_rgb": projection.contiguous()}, folder / "preview.safetensors")
     if kept is not None:
         card.write_text(kept)
@@ -63,11 +63,14 @@ def export(
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
-def _forget_origin(folder: Path) -> None:
-    """A module that was loaded remembers the path it came from; nobody else has that path."""
+def _tidy_configs(folder: Path) -> None:
+    """Remove the path that a module was loaded from, and let all parts load in one dtype."""
     for file in folder.glob("*/config.json"):
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
+        if "dtype" in config:
+            # transformers follows this entry, diffusers loads in float32 unless it is told.
+            config["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

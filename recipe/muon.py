@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 MATRIX_MOMENTUM = 0.95
 BETAS = (0.9, 0.99)
-CONV_ROWS, LINEAR_ROWS = 96, 64
+SLICE_ROWS = 64  # of weights that are cut: the cost grows with the rows of a piece
 
 
 class Muon:
@@ -53,14 +53,12 @@ class Muon:
         first.lerp_(grad, 1 - MATRIX_MOMENTUM)
         update = grad.lerp(first, MATRIX_MOMENTUM).flatten(1)
         rows, columns = update.shape
-        slice_rows = CONV_ROWS if weight.ndim > 2 else LINEAR_ROWS
-        if rows % slice_rows == 0:
-            # The cost grows with the square of the rows, so large weights go in slices.
-            update = update.view(-1, slice_rows, columns)
+        if rows % SLICE_ROWS == 0:
+            update = update.reshape(-1, SLICE_ROWS, columns)
         update = orthogonal(update)
         rows, columns = update.shape[-2:]
         size = self.matrix_rate * share * math.sqrt(max(1.0, rows / columns))
-        weight.add_(update.view_as(weight), alpha=-size)
+        weight.add_(update.reshape(weight.shape), alpha=-size)
 
     def _adam_step(self, name: str, weight: Tensor, grad: Tensor, share: float) -> None:
         first, second = self.state[f"{name}|first"], self.state[f"{name}|second"]
@@ -95,14 +93,23 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: singular values end between 0.7 and 1.2."""
+    """The nearest semi-orthogonal matrix, roughly: singular values end between 0.7 and 1.2.
+
+    Each step multiplies by a polynomial of the Gram matrix, so all of them are found on that small
+    matrix first and the wide one is multiplied once.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
+    gram = x @ x.mT
+    identity = torch.eye(gram.shape[-1], device=x.device).expand_as(gram)
+    whole = identity
     for _ in range(5):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = a * identity + b * gram + c * gram @ gram
+        whole = factor @ whole
+        gram = factor @ gram @ factor
+    x = whole @ x
     return x.mT if tall else x
 
 

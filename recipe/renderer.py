@@ -19,37 +19,39 @@ from torch import Tensor
 from recipe.scenery import scenery
 
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+GLYPH_FONT = Path(__file__).with_name("outlines.ttf")
 STRIKE = 109  # the one size this bitmap font holds
 SPRITE = 144  # atlas cell, pixels
-SIDE = 96.0  # a sprite's width on the canvas, pixels
+SIDE = 150.0  # a sprite's width on the canvas, pixels: nearly five latents
 FPS = 24.0
-SPEED = 80.0  # pixels a second
+SPEED = 60.0  # pixels a second
 PAIR_SCALE = 0.6  # two sprites are drawn, and move, so much smaller
 SQUARE = (256, 256)  # height and width of the default canvas
 
+# Bold and flat ones, which are told apart at a glance; thin and textured ones come out as blobs.
 EMOJI = {
     # animals
     "cat": "🐱", "dog": "🐶", "panda": "🐼", "frog": "🐸", "pig": "🐷", "penguin": "🐧",
-    "octopus": "🐙", "butterfly": "🦋", "fish": "🐠", "rabbit": "🐰", "fox": "🦊", "bear": "🐻",
-    "lion": "🦁", "tiger": "🐯", "cow": "🐮", "monkey": "🐵", "koala": "🐨", "mouse": "🐭",
-    "unicorn": "🦄", "elephant": "🐘", "giraffe": "🦒", "turtle": "🐢", "snake": "🐍", "crab": "🦀",
-    "whale": "🐳", "dolphin": "🐬", "shark": "🦈", "snail": "🐌", "bee": "🐝", "ladybug": "🐞",
-    "owl": "🦉", "duck": "🦆", "chick": "🐤", "parrot": "🦜", "flamingo": "🦩", "dinosaur": "🦖",
-    "camel": "🐫", "hedgehog": "🦔", "sheep": "🐑", "horse": "🐴", "teddy": "🧸",
+    "butterfly": "🦋", "fish": "🐠", "rabbit": "🐰", "fox": "🦊", "bear": "🐻", "lion": "🦁",
+    "tiger": "🐯", "cow": "🐮", "monkey": "🐵", "mouse": "🐭", "unicorn": "🦄", "elephant": "🐘",
+    "turtle": "🐢", "whale": "🐳", "bee": "🐝", "ladybug": "🐞", "chick": "🐤", "dinosaur": "🦕",
+    "sheep": "🐑", "horse": "🐴", "crab": "🦀",
     # things that go
-    "car": "🚗", "rocket": "🚀", "bus": "🚌", "train": "🚂", "truck": "🚚", "tractor": "🚜",
-    "bicycle": "🚲", "airplane": "🛩", "helicopter": "🚁", "boat": "⛵", "balloon": "🎈",
-    "ufo": "🛸",
+    "car": "🚗", "rocket": "🚀", "bus": "🚌", "truck": "🚚", "airplane": "🛩", "helicopter": "🚁",
+    "boat": "⛵", "balloon": "🎈",
     # to eat, and plants
     "apple": "🍎", "banana": "🍌", "lemon": "🍋", "strawberry": "🍓", "cherries": "🍒",
-    "grapes": "🍇", "watermelon": "🍉", "pineapple": "🍍", "pear": "🍐", "carrot": "🥕",
-    "broccoli": "🥦", "corn": "🌽", "pizza": "🍕", "hamburger": "🍔", "cake": "🎂", "cheese": "🧀",
-    "sunflower": "🌻", "tree": "🌲", "mushroom": "🍄", "rose": "🌹", "tulip": "🌷", "cactus": "🌵",
-    "palm": "🌴",
+    "grapes": "🍇", "watermelon": "🍉", "pineapple": "🍍", "carrot": "🥕", "pizza": "🍕",
+    "hamburger": "🍔", "sunflower": "🌻", "tree": "🌲", "mushroom": "🍄", "cactus": "🌵",
     # people's things
     "robot": "🤖", "ghost": "👻", "pumpkin": "🎃", "snowman": "⛄", "alien": "👽", "crown": "👑",
-    "gift": "🎁", "trophy": "🏆", "guitar": "🎸", "drum": "🥁", "umbrella": "☂", "house": "🏠",
-    "castle": "🏰", "clock": "⏰", "bell": "🔔", "camera": "📷", "hat": "🎩", "planet": "🪐",
+    "gift": "🎁", "umbrella": "☂", "house": "🏠", "clock": "⏰", "bell": "🔔", "smiley": "😀",
+}  # fmt: skip
+# Silhouettes in any of the colours: the code point of each in GLYPH_FONT.
+GLYPHS = {
+    "cat": 0xF6BE, "dog": 0xF6D3, "horse": 0xF6F0, "fish": 0xE4F2, "bird": 0xF4BA, "car": 0xF5E4,
+    "airplane": 0xF072, "truck": 0xF0D1, "boat": 0xE445, "rocket": 0xF135, "house": 0xF015,
+    "tree": 0xF1BB, "umbrella": 0xF0E9,
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "heart", "moon")
 COLOURS = {
@@ -63,8 +65,9 @@ COLOURS = {
     "brown": (115, 65, 30),
     "cyan": (90, 230, 235),
 }
-SUBJECTS = (*EMOJI, *(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS))
-SIZES = {"small": 0.6, "": 1.0, "big": 1.5}
+COLOURED = (*SHAPES, *GLYPHS)
+SUBJECTS = (*EMOJI, *(f"{colour} {noun}" for noun in COLOURED for colour in COLOURS))
+SIZES = {"small": 0.7, "": 1.0, "big": 1.3}
 SPEEDS = {"slowly": 0.6, "": 1.0, "quickly": 1.8}
 
 # Directions: pixels a second, in units of SPEED; to the right and down.
@@ -80,10 +83,10 @@ Curve = Callable[[Tensor, Tensor], Pose]  # of seconds, and zeros like them
 # A motion of three times a second repeats with each latent, which stands for 8 frames.
 CURVES: dict[str, Curve] = {
     "still": lambda _, o: (o, o, o + 1, o),
-    "spinning": lambda t, o: (o, o, o + 1, math.pi * t),
-    "growing": lambda t, o: (o, o, 1.6 - (-1.2 * t).exp(), o),
-    "shrinking": lambda t, o: (o, o, 0.5 + 0.9 * (-1.6 * t).exp(), o),
-    "bouncing": lambda t, o: (o, 35 - 80 * (math.pi * t).sin().abs(), o + 1, o),
+    "spinning": lambda t, o: (o, o, o + 1, 0.7 * math.pi * t),
+    "growing": lambda t, o: (o, o, 1.35 - 0.7 * (-1.2 * t).exp(), o),
+    "shrinking": lambda t, o: (o, o, 0.45 + 0.75 * (-1.6 * t).exp(), o),
+    "bouncing": lambda t, o: (o, 30 - 65 * (math.pi * t).sin().abs(), o + 1, o),
     "shaking": lambda t, o: (8 * _wave(3 * t), o, o + 1, 0.15 * _wave(3 * t)),
     "circling": lambda t, o: (-40 * _wave(0.6 * t + 0.25), -40 * _wave(0.6 * t), o + 1, o),
 }
@@ -134,8 +137,14 @@ def single_actor(subject: str, motion: str, scene: str) -> Scenario:
 @cache
 def atlas() -> Tensor:
     """Every subject once: (subjects, 4, SPRITE, SPRITE), premultiplied RGBA in [0, 1]."""
-    cells = [_emoji(EMOJI[s]) if s in EMOJI else _shape(*s.split()) for s in SUBJECTS]
-    return torch.stack(cells)
+    return torch.stack([_sprite(subject) for subject in SUBJECTS])
+
+
+def _sprite(subject: str) -> Tensor:
+    if subject in EMOJI:
+        return _emoji(EMOJI[subject])
+    colour, noun = subject.split()
+    return _glyph(colour, noun) if noun in GLYPHS else _shape(colour, noun)
 
 
 def _emoji(character: str) -> Tensor:
@@ -144,6 +153,20 @@ def _emoji(character: str) -> Tensor:
     font = ImageFont.truetype(str(EMOJI_FONT), STRIKE)
     drawing = Image.new("RGBA", (STRIKE * 2, STRIKE * 2))
     ImageDraw.Draw(drawing).text((20, 20), character, font=font, embedded_color=True)
+    return _square_cell(drawing)
+
+
+def _glyph(colour: str, noun: str) -> Tensor:
+    """A silhouette in one colour, drawn large so that its outline stays smooth."""
+    side = SPRITE * 4
+    font = ImageFont.truetype(str(GLYPH_FONT), side)
+    drawing = Image.new("RGBA", (side * 2, side * 2))
+    ImageDraw.Draw(drawing).text((side // 4, side // 4), chr(GLYPHS[noun]), COLOURS[colour], font)
+    return _square_cell(drawing)
+
+
+def _square_cell(drawing: Image.Image) -> Tensor:
+    """A cell with the drawing in its middle, as large as fits."""
     drawing = drawing.crop(drawing.getbbox())
     side = max(drawing.size)
     square = Image.new("RGBA", (side, side))

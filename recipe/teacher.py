@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
+from recipe import workers
+from recipe.frames import can_encode_frames, encode_frames
 from recipe.prompts import Example, describe, examples
 from recipe.renderer import FPS, Scenario, render
 from recipe.text import build_encoder, build_tokenizer, tokenize
@@ -36,7 +38,7 @@ DROP_PROMPT = 0.1  # share of empty prompts, for guidance
 FIRST_FRAME_SHARE = (
     0.25  # share of clips whose first picture is given: its latents stay clean, at level 0
 )
-TOKENS = 4096  # a step, of whatever shape its clips are
+TOKENS = 2048  # a worker's step, of whatever shape its clips are
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ SHAPES = {
     "long": Shape(49, 256, 256, 0.06, 0.12),
     "longer": Shape(97, 256, 256, 0.04, 0.06),
 }
+HEAD = 64  # channels of an attention head, as LTX's
 SHARD = 250  # clips in a file: encoding that is stopped goes on after the last whole one
 
 
@@ -88,7 +91,7 @@ class TextToVideoModel(nn.Module):
 
     @classmethod
     def untrained(
-        cls, latent_channels: int, width: int = 256, layers: int = 6
+        cls, latent_channels: int, width: int = 384, layers: int = 5
     ) -> "TextToVideoModel":
         """An untrained one of pocket's size."""
         tokenizer = build_tokenizer()
@@ -96,8 +99,8 @@ class TextToVideoModel(nn.Module):
         transformer = LTXVideoTransformer3DModel(
             in_channels=latent_channels,
             out_channels=latent_channels,
-            num_attention_heads=width // 32,
-            attention_head_dim=32,
+            num_attention_heads=width // HEAD,
+            attention_head_dim=HEAD,
             cross_attention_dim=width,
             num_layers=layers,
             caption_channels=text.config.d_model,
@@ -124,7 +127,7 @@ class TextToVideoModel(nn.Module):
         for module, name in ((self.text, "text_encoder"), (self.transformer, "transformer")):
             (file,) = (checkpoint / name).glob("*.safetensors")
             own, theirs = module.state_dict(), load_file(file)
-            kept = {n: t for n, t in theirs.items() if own[n].shape == t.shape}
+            kept = {n: t for n, t in theirs.items() if n in own and own[n].shape == t.shape}
             module.load_state_dict(kept, strict=False)
         known = AutoTokenizer.from_pretrained(checkpoint / "tokenizer").get_vocab()
         rows = {i: known[word] for word, i in self.tokenizer.get_vocab().items() if word in known}
@@ -244,22 +247,25 @@ def _shards(
     vae: AutoencoderKLLTXVideo, shape: Shape, scenarios: Sequence[Scenario], path: Path
 ) -> Tensor:
     """Latents of the scenarios, SHARD to a file."""
-    parts = []
-    for start in range(0, len(scenarios), SHARD):
-        file = path.with_name(f"{path.name}-{start}.safetensors")
-        if not file.exists():
+    starts = range(0, len(scenarios), SHARD)
+    files = [path.with_name(f"{path.name}-{start}.safetensors") for start in starts]
+    for number, (start, file) in enumerate(zip(starts, files, strict=True)):
+        if not file.exists() and number % workers.count() == workers.rank():
             some = [_encode_shard(vae, shape, s) for s in scenarios[start : start + SHARD]]
             save_file({"clips": torch.cat(some)}, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
-            print(f"encoded {file.stem}")
-        parts.append(load_file(file)["clips"])
-    return torch.cat(parts)
+            print(f"encoded {file.stem}", flush=True)
+    workers.wait_for_all()
+    return torch.cat([load_file(file)["clips"] for file in files])
 
 
 def _encode_shard(vae: AutoencoderKLLTXVideo, shape: Shape, scenario: Scenario) -> Tensor:
     pixels = render(scenario, shape.frames, (shape.height, shape.width))[None].to(vae.device)
     with autocast(vae.device):
-        latents: Tensor = vae.encode(pixels).latent_dist.mode()
+        if shape.frames == 1 and can_encode_frames(vae):
+            latents = encode_frames(vae, pixels[:, :, 0])[:, :, None]
+        else:
+            latents = vae.encode(pixels).latent_dist.mode()
     return latents.cpu().half().contiguous()
 
 
@@ -315,9 +321,9 @@ def train(
 ) -> None:
     """Flow matching: `stills` steps on single latent frames, then `clips` steps on every shape."""
 
-    def loss(step: int) -> Tensor:
-        choice = random.Random(f"teacher/{step}")
-        clean, weight, prompts = data.sample_batch(shape_at(step, stills, choice), choice)
+    def loss(step: int, choice: random.Random) -> Tensor:
+        shape = shape_at(step, stills, random.Random(f"shape/{step}"))  # the same for all workers
+        clean, weight, prompts = data.sample_batch(shape, choice)
         clean = clean.to(run.device)
         noise = torch.randn_like(clean)
         held = sample_given_frames(len(clean), clean.shape[2]).to(run.device)

@@ -1,5 +1,6 @@
 """The recipe that made pocket: its judge can see, its runs resume, its stages all run."""
 
+import argparse
 import json
 import math
 import os
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import LTXPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipe import contact_sheets, distil
+from recipe import contact_sheets, distil, fidelity, vae, workers
 from recipe import trainer as runs
 from recipe.evaluate import evaluate, score_ground_truth
+from recipe.frames import decode_frames, encode_frames, repeat_frames
 from recipe.muon import orthogonal
 from recipe.prompts import (
     PAIR_ORDERS,
@@ -32,7 +35,9 @@ from recipe.renderer import (
     EMOJI,
     EMOJI_FONT,
     FPS,
+    GLYPHS,
     MOTIONS,
+    SIDE,
     STRAIGHT,
     Actor,
     Scenario,
@@ -53,15 +58,16 @@ needs_font = pytest.mark.skipif(not EMOJI_FONT.is_file(), reason="needs fonts-no
 
 
 def test_the_world_is_as_large_as_the_model_card_says() -> None:
-    assert len(EMOJI) >= 80
-    assert (len(OUTLINED), len(COLOURS), len(MOTIONS), len(SCENES)) == (6, 9, 12, 12)
+    assert (len(EMOJI), len(OUTLINED), len(GLYPHS)) == (62, 6, 13)
+    assert (len(COLOURS), len(MOTIONS), len(SCENES)) == (9, 12, 12)
 
 
 @needs_font
 def test_the_judge_is_right_on_rendered_truth() -> None:
     scores = score_ground_truth(40)
     assert set(scores) == {"colour", "motion", "scene", "subject", "size", "speed", "pair"}
-    assert min(scores.values()) >= 98, scores
+    # A brown car before brown trunks has no outline that could be seen: one of 31 subjects.
+    assert min(scores.values()) >= 96, scores
 
 
 @needs_font
@@ -118,7 +124,7 @@ def test_what_moves_straight_on_comes_back_in_a_long_clip() -> None:
     seconds = torch.arange(97) / FPS
     for motion in STRAIGHT:
         x, y, _, _ = actor_trajectory(Actor("cat", motion, speed="quickly"), seconds)
-        assert torch.maximum(x.abs(), y.abs()).max() <= (256 + 96) / 2
+        assert torch.maximum(x.abs(), y.abs()).max() <= (256 + SIDE) / 2
         assert torch.maximum(x.diff().abs(), y.diff().abs()).max() > 200
 
 
@@ -148,7 +154,7 @@ def test_every_word_of_every_prompt_is_known_to_the_tokenizer() -> None:
     for _ in range(300):
         prompt = next(stream).prompt
         assert tokenizer.unk_token_id not in tokenizer(prompt).input_ids, prompt
-    assert len(vocabulary()) > 250
+    assert len(vocabulary()) > 240
 
 
 def test_words_that_a_checkpoint_knows_keep_what_they_mean(
@@ -157,7 +163,7 @@ def test_words_that_a_checkpoint_knows_keep_what_they_mean(
     larger = build_tokenizer([*vocabulary(), "zebra"])
     monkeypatch.setattr("recipe.teacher.build_tokenizer", lambda: larger)
     torch.manual_seed(0)
-    pair = TextToVideoModel.untrained(64)
+    pair = TextToVideoModel.untrained(64, 256)
     fresh = pair.text.shared.weight.detach().clone()
     pair.start_from(POCKET)
     now = pair.text.shared.weight
@@ -181,6 +187,82 @@ def test_orthogonal_brings_all_singular_values_near_one() -> None:
     assert values.max() < 1.3
 
 
+def test_orthogonal_by_the_gram_matrix_is_the_newton_schulz_iteration() -> None:
+    matrix = torch.randn(3, 32, 200, generator=torch.Generator().manual_seed(1))
+    x = matrix / matrix.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    assert torch.allclose(orthogonal(matrix), x, atol=1e-3)
+
+
+def test_single_frames_through_2d_convolutions_are_what_the_vae_makes_of_them() -> None:
+    torch.manual_seed(0)
+    coder = vae.build(vae.VaeSize())
+    pixels = torch.rand(2, 3, 64, 96) * 2 - 1
+    with torch.no_grad():
+        latents = coder.encode(pixels[:, :, None]).latent_dist.mode()
+        decoded = coder.decode(latents).sample
+        assert torch.allclose(encode_frames(coder, pixels), latents[:, :, 0], atol=1e-4)
+        assert torch.allclose(decode_frames(coder, latents[:, :, 0]), decoded[:, :, 0], atol=1e-4)
+
+
+def test_a_vae_of_single_frames_decodes_a_clip_that_stands_still_as_its_frame() -> None:
+    torch.manual_seed(0)
+    coder = vae.build(vae.VaeSize())
+    repeat_frames(coder)
+    pixels = torch.rand(1, 3, 32, 64) * 2 - 1
+    with torch.no_grad():
+        latents = coder.encode(pixels[:, :, None].expand(-1, -1, 17, -1, -1)).latent_dist.mode()
+        clip = coder.decode(latents).sample
+        frame = decode_frames(coder, encode_frames(coder, pixels))
+    assert clip.shape[2] == 17
+    assert torch.allclose(clip, frame[:, :, None].expand_as(clip), atol=1e-4)
+
+
+@needs_font
+@pytest.mark.parametrize("motion", ["left", "growing", "circling"])
+def test_fidelity_is_measured_in_a_window_around_the_subject(motion: str) -> None:
+    scenario = single_actor("red square", motion, "white")
+    truth = render(scenario, 25)
+    far = truth.clone()
+    for frame in range(25):
+        top, left = fidelity.locate_window(scenario, frame)
+        centre = far[0, frame, top + 54 : top + 74, left + 54 : left + 74]
+        assert centre.mean() > 0.5  # red
+        assert far[1, frame, top + 64, left + 64] < 0
+        outside = torch.ones(256, 256, dtype=torch.bool)
+        outside[top : top + 128, left : left + 128] = False
+        far[:, frame, outside] = 0
+    assert fidelity.window_psnr(scenario, truth, far) > 60
+    assert fidelity.decibels(far, truth) < 20
+
+
+def add_up(chosen: argparse.Namespace) -> None:
+    """What each worker does in the test below: fit one weight to batches of its own."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    drawn = []
+
+    def loss(_: int, choice: random.Random) -> Tensor:
+        drawn.append(choice.random())
+        return (model.weight * drawn[-1]).sum()
+
+    run = TrainingRun(chosen.folder, "sum", torch.device("cpu"), worker=workers.rank())
+    run.fit(model, loss, steps=2, matrix_rate=0.1, rate=0.1, average=0.5)
+    text = json.dumps({"drawn": drawn, "weight": model.weight.item()})
+    (chosen.folder / f"{workers.rank()}.json").write_text(text)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_draw_different_batches_and_keep_the_same_weights(tmp_path: Path) -> None:
+    workers.start(add_up, argparse.Namespace(folder=tmp_path), 2)
+    first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
+    assert first["drawn"] != second["drawn"]
+    assert first["weight"] == second["weight"] != 0
+    assert runs.steps_done(tmp_path / "sum.safetensors") == 2
+
+
 def test_the_weighted_loss_is_the_plain_one_but_for_what_changes_in_time() -> None:
     even, still = torch.ones(2, 1, 4, 3, 3), torch.randn(2, 5, 1, 3, 3).expand(-1, -1, 4, -1, -1)
     moving = torch.randn(2, 5, 4, 3, 3)
@@ -201,7 +283,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Linear(64, 1))
 
-        def loss(step: int) -> Tensor:
+        def loss(step: int, _: random.Random) -> Tensor:
             if step == stop_at:
                 raise KeyboardInterrupt
             inputs = torch.randn(16, 8)
@@ -295,6 +377,10 @@ def test_the_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -
         cwd=ROOT, check=True, capture_output=True, timeout=900,
     )  # fmt: skip
     assert "student, 4 steps" in (tmp_path / "results.json").read_text()
+    stock = LTXPipeline.from_pretrained(target)  # no dtype given: the parts must agree on one
+    assert {part.dtype for part in (stock.text_encoder, stock.transformer, stock.vae)} == {
+        torch.float32
+    }
     made = subprocess.run(
         [sys.executable, "-m", "filmlet", "generate", "a cat", "-o", "clip.mp4", "--model",
          str(target), "--size", "64x64", "--frames", "9", "--steps", "2"],

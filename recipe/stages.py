@@ -1,0 +1,158 @@
+"""The stages of the recipe, and what each needs of those before it."""
+
+import argparse
+import copy
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLLTXVideo
+from torch import Tensor
+
+from recipe import distil, evaluate, export, fidelity, frames, teacher, vae, workers
+from recipe.evaluate import Scores
+from recipe.prompts import Example
+from recipe.renderer import render
+from recipe.sampling import Sampler
+from recipe.teacher import SHAPES, LatentDataset, Shape, TextToVideoModel
+from recipe.trainer import TrainingRun
+
+GUIDANCE = 2.5  # of the teacher; more spoils what a subject looks like
+STAGES = ("vae", "teacher", "student", "export", "evaluate")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long each stage trains at --compute 1: about thirty hours of two CPU cores."""
+
+    vae_images: int = 2000
+    vae_videos: int = 9000
+    clips: int = 8000  # of the default shape, encoded once for the transformer
+    stills: int = 3000
+    whole: int = 11000
+    student: int = 1200
+
+    def scaled(self, compute: float) -> "Steps":
+        """Every length times `compute`, at least 1."""
+        return Steps(**{name: max(1, round(n * compute)) for name, n in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where the stages keep their work, and how long they train."""
+
+    folder: Path
+    target: Path
+    steps: Steps
+    device: torch.device
+    prompts: int
+    start: Path | None = None
+    method: str = distil.BEST
+
+    def run(self, name: str) -> TrainingRun:
+        return TrainingRun(self.folder, name, self.device, worker=workers.rank())
+
+    @cached_property
+    def vae(self) -> AutoencoderKLLTXVideo:
+        """The trained VAE; trains what is missing."""
+        torch.manual_seed(0)
+        if self.start:
+            model = vae.load(self.start / "vae").to(self.device)  # it has seen its images
+        else:
+            model = vae.build(vae.VaeSize()).to(self.device)
+            vae.train_images(self.run("vae-images"), model, self.steps.vae_images)
+            frames.repeat_frames(model)
+        vae.train_videos(self.run("vae"), model, self.steps.vae_videos)
+        return model.eval()
+
+    @cached_property
+    def data(self) -> LatentDataset:
+        return teacher.encode(self.vae, self.steps.clips, self.folder / "latents")
+
+    @cached_property
+    def teacher(self) -> TextToVideoModel:
+        """The trained teacher; trains what is missing."""
+        torch.manual_seed(0)
+        pair = TextToVideoModel.untrained(vae.VaeSize().latent_channels).to(self.device)
+        if self.start:
+            pair.start_from(self.start)
+        run, steps = self.run("teacher"), self.steps
+        teacher.train(run, pair, self.data, steps.stills, steps.whole, is_new=not self.start)
+        return pair.eval()
+
+    @cached_property
+    def student(self) -> TextToVideoModel:
+        """The distilled student; trains what is missing."""
+        pair = copy.deepcopy(self.teacher).requires_grad_(True)
+        way = distil.DistillConfig(self.method, distil.STEPS, GUIDANCE)
+        distil.train(self.run("student"), pair, self.teacher, self.data, way, self.steps.student)
+        return pair.eval()
+
+    def export(self) -> None:
+        size = export.export(
+            self.target, copy.deepcopy(self.vae), copy.deepcopy(self.student), self.data
+        )
+        print(f"{self.target}: {size / 1e6:.1f} MB")
+
+    def evaluate(self) -> None:
+        """The judge on truth, the VAE, the teacher and the student; written to results.json."""
+        student = self._maker(self.student, distil.STEPS, 1.0)
+        table = {
+            "ground truth": evaluate.score_ground_truth(self.prompts),
+            "vae, dB around the subject": fidelity.measure_psnr(
+                self.vae, max(1, self.prompts // 4)
+            ),
+            f"teacher, 30 steps, guidance {GUIDANCE:g}": self._scores(
+                self._maker(self.teacher, 30, GUIDANCE)
+            ),
+            f"student, {distil.STEPS} steps": self._scores(student),
+            "student, from a first picture": self._pictured(student),
+        }
+        for name, shape in SHAPES.items():
+            if shape.frames >= evaluate.SECOND and name != "clip":
+                table[f"student, {shape}"] = self._scores(student, shape)
+        print(json.dumps(table, indent=2))
+        export.write_scores(self.folder / "results.json", table)
+
+    def _maker(self, pair: TextToVideoModel, steps: int, guidance: float) -> Sampler:
+        return Sampler(pair, self.vae, self.data.mean, self.data.std, steps, guidance)
+
+    def _scores(self, maker: Sampler, shape: Shape | None = None) -> Scores:
+        count = max(1, self.prompts // 4) if shape else self.prompts
+        latent = (shape or SHAPES["clip"]).latent
+        return evaluate.evaluate(lambda example: maker.make(example.prompt, latent), count)
+
+    def _pictured(self, maker: Sampler) -> Scores:
+        """The student given the first picture; psnr: of that picture in the clip, dB."""
+        kept: list[float] = []
+
+        def make(example: Example) -> Tensor:
+            picture = render(example.scenario, 1)
+            clip = maker.make(example.prompt, picture=picture)
+            kept.append(fidelity.decibels(clip[:, :1], picture))
+            return clip
+
+        scores = evaluate.evaluate(make, max(1, self.prompts // 2))
+        return scores | {"psnr": round(sum(kept) / len(kept), 2)}
+
+
+def run_stages(chosen: argparse.Namespace) -> None:
+    """All stages, or the chosen one; only the first worker writes a checkpoint and judges it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = Recipe(
+        chosen.folder,
+        chosen.target,
+        Steps().scaled(chosen.compute),
+        device,
+        chosen.prompts,
+        chosen.start,
+        chosen.method,
+    )
+    for stage in [chosen.only] if chosen.only else STAGES:
+        if stage in ("export", "evaluate") and workers.rank():
+            return
+        value = getattr(recipe, stage)
+        if callable(value) and not isinstance(value, torch.nn.Module):
+            value()
