@@ -290,7 +290,7 @@ def register_error_handlers(app: FastAPI) -> None:
         return answer_error(error)
 
     @app.exception_handler(ClientDisconnect)
-    def left(_: Request, error: ClientDisconnect) -> Response:
+    def handle_disconnect(_: Request, error: ClientDisconnect) -> Response:
         del error  # nobody reads the answer, and nothing is wrong
         return Response(status_code=400)
 
@@ -316,7 +316,7 @@ def register_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(OSError)
     def failed(request: Request, error: OSError) -> Response:
         if isinstance(error, ConnectionError):
-            return left(request, ClientDisconnect())
+            return handle_disconnect(request, ClientDisconnect())
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return answer_error(DiskFull(str(error)))
         return handle_unexpected_error(request, error)

@@ -100,13 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _is_pipe_closed():
             drop_output(sys.stdout)
             return EXIT_SIGPIPE
-        told = _explained(error, options)
+        told = _explain_errors(error, options)
         if told is None:
             raise
         return _print_error(told, options)
 
 
-def _explained(
+def _explain_errors(
     error: BaseException, options: argparse.Namespace
 ) -> "FilmletError | Interrupted | None":
     """What is said of an error, if it is none of ours; None is a mistake in the program."""
