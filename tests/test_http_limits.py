@@ -297,12 +297,19 @@ def test_a_number_out_of_bounds_is_a_refusal_of_one_sentence(
 
 def test_a_small_body_of_any_depth_is_refused(web: Running) -> None:
     job = web.job()
+    remix, others = f"/v1/videos/{job}/remix", ("/session", f"/v1/videos/{job}/priority")
+    json_type = {"content-type": "application/json"}
+
+    def status(path: str, body: bytes) -> int:
+        return web.client.post(path, content=body, headers=json_type).status_code
+
+    for body in (b"[" * 4000, b'{"prompt":' * 400, b'{"prompt": ' + b"9" * 4000 + b"}"):
+        for path in (remix, *others):
+            assert status(path, body) == 400, path
     for body in (b"[" * 500_000, b'{"prompt":' * 40_000, b'{"prompt": ' + b"9" * 5000 + b"}"):
-        for path in (f"/v1/videos/{job}/remix", "/session", f"/v1/videos/{job}/priority"):
-            answer = web.client.post(
-                path, content=body, headers={"content-type": "application/json"}
-            )
-            assert answer.status_code in (400, 413), answer.text[:300]
+        assert status(remix, body) == 400
+        for path in others:
+            assert status(path, body) == 413, path
 
 
 def test_queries_and_ranges_out_of_bounds_are_refused(web: Running) -> None:

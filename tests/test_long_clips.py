@@ -16,7 +16,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from fastapi.testclient import TestClient
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import filmlet
@@ -41,6 +42,7 @@ from tests.helpers.servers import refusal
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
 from tests.test_cli import filmlet as command
 
+MARK = {"mark": "written by the test"}
 GRID = ShapeConstraints(overlap_frames=32)
 TWO = {
     "frames": 73,
@@ -406,7 +408,15 @@ def test_a_job_whose_worker_was_killed_in_the_second_window_goes_on_from_the_fir
     dying, told = ("denoise", "6", str(tmp_path / "marker")), {"FILMLET_STORAGE_URL": str(store)}
     assert start(*dying, module="tests.helpers.crashing_worker", **told).wait(60) == -signal.SIGKILL
     assert {p.name for p in (store / job).glob("latents*")} == {"latents-1.safetensors"}
+    first = store / job / "latents-1.safetensors"
+    save_file(load_file(first), first, MARK)
     shutil.rmtree(settings.home / "jobs" / job)  # as on another machine
+    dying = ("denoise", "10", str(tmp_path / "second marker"))
+    assert start(*dying, module="tests.helpers.crashing_worker", **told).wait(60) == -signal.SIGKILL
+    names = {p.name for p in (store / job).glob("latents*")}
+    assert names == {"latents-1.safetensors", "latents-2.safetensors"}
+    with safe_open(first, "pt") as file:
+        assert file.metadata() == MARK, "the first window was made again"
     start(**told)
     after = wait(queue, job, is_over)
     assert after.status == Status.COMPLETED, after.failure
