@@ -19,7 +19,8 @@ MAX_FRAMING_BYTES = 64 * 1024  # of chunk sizes, extensions and trailers, beyond
 BODY_CHECK_S = 10.0  # how often the pace of a body is looked at
 MIN_BODY_BYTES_PER_S = 1024
 MAX_LINGERING = 100  # connections beyond the limit that are told so in peace
-LINGER_S = 2.0  # a refused client may go on sending so long, so that it reads the answer
+LINGER_IDLE_S = 2.0  # a refused client that goes on sending is heard out, so that it reads the
+LINGER_S = 30.0  # answer: until it pauses so long, or has sent for so long
 WRITE_TIMEOUT_S = 300.0  # without a byte of an answer taken
 
 
@@ -145,6 +146,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_body_complete = True
         self.cycles: set[RequestResponseCycle] = set()  # without a whole answer
         self.is_refused = False
+        self.linger_end = 0.0
         self.refusal: Refused | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.write_timer: asyncio.TimerHandle | None = None
@@ -168,6 +170,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.is_refused:
+            self._linger_on()
             return
         was_in_head = self.in_head
         super().data_received(data)
@@ -284,7 +287,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._set_timer(LINGER_S, self.transport.close)
+        self.linger_end = self.loop.time() + LINGER_S
+        self._linger_on()
+
+    def _linger_on(self) -> None:
+        """Wait for more of what is thrown away, within the time that is left for it."""
+        left = self.linger_end - self.loop.time()
+        self._set_timer(max(0.0, min(LINGER_IDLE_S, left)), self.transport.close)
 
     def _end_head(self) -> None:
         self.timer = None
