@@ -8,7 +8,8 @@ SERVER := $(VENV)/.server
 ALL := $(VENV)/.all
 DOCS := $(VENV)/.docs
 # Files whose tests need no server, browser, compilation or training.
-QUICK := $(addprefix tests/test_, $(addsuffix .py, request registry streaming lora_files files docs deploy architecture))
+QUICK := tests/core tests/models/test_registry.py tests/models/test_lora_files.py tests/engine/test_streaming.py \
+	tests/test_docs.py tests/test_deploy.py tests/test_architecture.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PROMPT # by the environment, so that quotes in it are safe
 

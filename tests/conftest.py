@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.queues import postgres, queue, settings, start
 from tests.helpers.servers import client, home, serve, shared_server
-from tests.storages import folder_url, remote, s3, s3_url
+from tests.helpers.storages import folder_url, remote, s3, s3_url
 
 if TYPE_CHECKING:
     from filmlet.clip import Clip

@@ -37,9 +37,9 @@ from filmlet.errors import InvalidRequest
 from filmlet.media import metadata_tags, pad_to, probe, read_image, resize_to_cover
 from filmlet.models import REGISTRY, get_card
 from filmlet.models.registry import POCKET
+from tests.engine.torch.test_engine import load as load_card
 from tests.helpers.clips import changes, distance, film, footage, keep, work_for
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
-from tests.test_engine import load as load_card
 
 PROMPT = "a red ball moving left"
 SIGMAS = (1.0, 0.9, 0.6, 0.25)

@@ -29,13 +29,13 @@ from filmlet.settings import Settings
 from filmlet.spaces.entrypoint import space_settings
 from filmlet.spaces.preload import preload
 from filmlet.spaces.space_files import PINS, SpaceConfig, build_files, requirements, write_files
+from tests.engine.test_checkpoints import cached
 from tests.helpers import fake_hub_spaces as stand_in
 from tests.helpers import space_requirements
 from tests.helpers.fake_hub import COMMIT
 from tests.helpers.fake_hub_spaces import TOKEN, Hub
 from tests.helpers.fake_zerogpu import free_port, standing
 from tests.helpers.servers import until
-from tests.test_checkpoints import cached
 
 __all__ = ["cached"]
 

@@ -37,10 +37,10 @@ from filmlet.pipeline.denoise import WINDOW_SEED_STRIDE
 from filmlet.pipeline.plan import make_plan
 from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
+from tests.cli.test_main import filmlet as command
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import refusal
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
-from tests.test_cli import filmlet as command
 
 MARK = {"mark": "written by the test"}
 GRID = ShapeConstraints(overlap_frames=32)

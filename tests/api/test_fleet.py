@@ -15,7 +15,7 @@ from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
 from tests.helpers.fake_zerogpu import standing
 from tests.helpers.queues import ask
-from tests.test_attempts import Paused, decoding, in_thread
+from tests.jobs.test_claimed_job import Paused, decoding, in_thread
 
 
 @pytest.fixture

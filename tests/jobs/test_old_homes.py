@@ -18,7 +18,7 @@ from tests.helpers.queues import is_over, wait
 from tests.helpers.tiny_checkpoint import make_checkpoint
 
 DATA = Path(__file__).parent / "data"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from filmlet.errors import (
     NotSupported,
 )
 from filmlet.pipeline.plan import make_plan
-from tests.test_loras import adapters, diffusers, matrices, save, style
+from tests.engine.torch.test_lora import adapters, diffusers, matrices, save, style
 
 __all__ = ["style"]
 

@@ -26,7 +26,7 @@ from filmlet.engine.torch.transformer import CachedTransformer
 from filmlet.pipeline.plan import make_plan
 from filmlet.pipeline.prepare import drain, prepare
 from filmlet.settings import Settings
-from tests.test_transformer import GIVEN, ONE, TOKENS, call, own, transformer
+from tests.engine.torch.test_transformer import GIVEN, ONE, TOKENS, call, own, transformer
 
 CPU = torch.device("cpu")
 SIZE = AttentionShape(2, 16, TOKENS)

@@ -9,10 +9,10 @@ from fastapi.testclient import TestClient
 from filmlet.errors import InvalidRequest
 from filmlet.jobs import Queue, Status, SubmitOptions
 from filmlet.settings import Settings
+from tests.engine.torch.test_lora import LAYERS, diffusers, matrices, save, style
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
-from tests.test_guided_jobs import folders, refusal
-from tests.test_lora_files import hub
-from tests.test_loras import LAYERS, diffusers, matrices, save, style
+from tests.jobs.test_guided_jobs import folders, refusal
+from tests.models.test_lora_files import hub
 
 __all__ = ["hub", "style"]
 

@@ -13,7 +13,7 @@ from filmlet.jobs import Queue
 from filmlet.jobs.worker import Worker
 from filmlet.media import InvalidMedia, iter_frames, probe, sandbox, stopping_decoders_on
 from filmlet.settings import Settings, bare_environment
-from tests.attack_files import jpeg_of_scans
+from tests.helpers.attack_files import jpeg_of_scans
 from tests.helpers.clips import footage, keep
 from tests.helpers.queues import ask
 

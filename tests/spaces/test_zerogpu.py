@@ -26,7 +26,7 @@ from tests.helpers.browsers import Windows, browser, needs_chromium
 from tests.helpers.fake_zerogpu import Lender, free_port, standing
 from tests.helpers.queues import ask
 from tests.helpers.servers import until
-from tests.test_spaces import ANN, SMALL
+from tests.spaces.test_spaces import ANN, SMALL
 
 __all__ = ["browser"]
 
@@ -60,7 +60,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zero]:
     folder, lender = tmp_path_factory.mktemp("zero"), Lender()
     write_files(SpaceConfig(hardware="zero-a10g", source="filmlet"), folder)
     port = free_port()
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     env = {
         "SPACE_ID": "ann/films", "SYSTEM": "spaces", "SPACES_ZERO_GPU": "true",
         "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "FILMLET_DEVICE": "cpu",
@@ -251,7 +251,7 @@ def test_a_model_is_put_where_cuda_will_be_before_there_is_any(tmp_path: Path) -
         "from spaces.zero.torch import patching\n"
         "print(patching.size())\n"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     env = {
         "SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": "http://127.0.0.1:9",
         "HOME": str(tmp_path), "PYTHONPATH": f"{root / 'src'}:{root}",

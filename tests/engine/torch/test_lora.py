@@ -33,9 +33,9 @@ from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
 from filmlet.pipeline.prepare import GenerationState, drain, prepare
 from filmlet.settings import Settings
-from tests.test_cli import filmlet as command
-from tests.test_engine import load as load_card
-from tests.test_engine import poison, recipe_for
+from tests.cli.test_main import filmlet as command
+from tests.engine.torch.test_engine import load as load_card
+from tests.engine.torch.test_engine import poison, recipe_for
 
 PROMPT = "a red ball moving left"
 LAYERS = {  # of the tiny transformer: (out, in)

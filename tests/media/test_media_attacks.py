@@ -22,7 +22,7 @@ from filmlet.media import InvalidMedia, iter_frames, probe, read_image, resize_t
 from filmlet.media.images import spritesheet, thumbnail
 from filmlet.pipeline.media_inputs import MediaInput
 from filmlet.pipeline.plan import make_plan
-from tests.attack_files import (
+from tests.helpers.attack_files import (
     jpeg_of_scans,
     packed_zeros,
     png_of,

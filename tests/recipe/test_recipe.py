@@ -52,7 +52,7 @@ from recipe.teacher import CHANGE, SHAPES, TOKENS, TextToVideoModel, weighted_sq
 from recipe.text import build_tokenizer
 from recipe.trainer import TrainingRun
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "src" / "filmlet" / "pocket"
 needs_font = pytest.mark.skipif(not EMOJI_FONT.is_file(), reason="needs fonts-noto-color-emoji")
 

@@ -27,8 +27,8 @@ from filmlet.models import (
     list_vocabulary,
     local_files,
 )
-from tests import damage
-from tests.damage import Damage, join_weights, rewrite, split_weights
+from tests.helpers import damage
+from tests.helpers.damage import Damage, join_weights, rewrite, split_weights
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 POCKET = REGISTRY["pocket"]

@@ -14,7 +14,7 @@ from filmlet.models import REGISTRY, hub_cache
 from filmlet.settings import Settings
 from tests.helpers.fake_hub import Hub
 from tests.helpers.queues import environment, is_over, wait
-from tests.test_download import WEIGHTS, online, partial
+from tests.models.test_download import WEIGHTS, online, partial
 
 __all__ = ["online"]
 sqlite = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)

@@ -304,7 +304,7 @@ def test_a_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
     online: Hub, tmp_path: Path, tiny: Path
 ) -> None:
     import filmlet
-    from tests.test_loras import diffusers, matrices, save
+    from tests.engine.torch.test_lora import diffusers, matrices, save
 
     repo = tmp_path / "style"
     repo.mkdir()

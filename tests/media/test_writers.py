@@ -208,7 +208,7 @@ from pathlib import Path
 import numpy as np
 from filmlet.errors import DiskFull
 from filmlet.media import write_video
-from tests.test_media import SHAPE, TAGS
+from tests.media.test_writers import SHAPE, TAGS
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 noise = np.random.default_rng(0).integers(0, 255, (20, 64, 96, 3), dtype=np.uint8)
 try:

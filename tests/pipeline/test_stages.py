@@ -134,7 +134,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from filmlet.errors import DiskFull
-from tests.test_stages import film, work_for
+from tests.pipeline.test_stages import film, work_for
 work = work_for(Path(sys.argv[1]), Path(sys.argv[2]) / "kept")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
