@@ -1,14 +1,15 @@
 """Jobs under kills and dropped connections: `python -m bench.chaos [--postgres URL] [--kills N]`.
 
 Two workers on one home make the smallest clips while they are killed at random moments of a fixed
-seed; with PostgreSQL, connections are dropped as well. Each job must end once, with the bytes that
-it has without any fault.
+seed; with PostgreSQL, connections are dropped as well, and the server is started anew by a command
+of yours. Each job must end once, with the bytes that it has without any fault.
 """
 
 import argparse
 import hashlib
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from filmlet.core.request import ClipRequest, build_request
+from filmlet.errors import DatabaseUnusable
 from filmlet.jobs import Queue, Status
 from filmlet.settings import Settings
 
@@ -47,6 +49,8 @@ class Faults:
     kills: int
     drops: int
     limit_s: float
+    restarts: int = 0  # of the database server
+    restart_command: str = ""
 
 
 @dataclass(eq=False)
@@ -58,7 +62,8 @@ class Figures:
     other_bytes: int = 0
     kills: int = 0
     drops: int = 0
-    restarts: int = 0  # of workers that ended by themselves
+    server_restarts: int = 0
+    worker_exits: int = 0  # by themselves
     seconds: float = 0.0
 
 
@@ -96,9 +101,13 @@ class Workers:
             process.wait()
 
 
-def ended_jobs(queue: Queue) -> int:
-    with queue.database.read() as t:
-        row = t.row("select count(*) as ended from filmlet_job where finished > 0")
+def ended_jobs(queue: Queue, before: int) -> int:
+    """How many jobs have ended; the last known number while the database cannot be asked."""
+    try:
+        with queue.database.read() as t:
+            row = t.row("select count(*) as ended from filmlet_job where finished > 0")
+    except DatabaseUnusable:
+        return before
     assert row
     return int(row["ended"])
 
@@ -122,19 +131,24 @@ def run(settings: Settings, faults: Faults, steps: int = 2) -> Figures:
     todo = sorted(_times(choice, faults), key=lambda pair: pair[0])
     workers, began = Workers(settings), time.monotonic()
     try:
-        while (ended := ended_jobs(queue)) < len(ids) or todo:
+        ended = 0
+        while (ended := ended_jobs(queue, ended)) < len(ids) or todo:
             if time.monotonic() - began > faults.limit_s:
                 break
             while todo and (ended >= todo[0][0] or ended == len(ids)):
-                _, is_kill = todo.pop(0)
+                _, fault = todo.pop(0)
                 time.sleep(choice.uniform(0, 0.3))  # into whatever is then in hand
-                if is_kill:
-                    workers.kill(choice.choice(NAMES))
-                    figures.kills += 1
-                else:
-                    drop_connections(queue)
-                    figures.drops += 1
-            figures.restarts += workers.revive()
+                match fault:
+                    case "kill":
+                        workers.kill(choice.choice(NAMES))
+                        figures.kills += 1
+                    case "drop":
+                        drop_connections(queue)
+                        figures.drops += 1
+                    case "restart":
+                        subprocess.run(shlex.split(faults.restart_command), check=True)
+                        figures.server_restarts += 1
+            figures.worker_exits += workers.revive()
             time.sleep(0.05)
     finally:
         workers.close()
@@ -144,10 +158,10 @@ def run(settings: Settings, faults: Faults, steps: int = 2) -> Figures:
     return figures
 
 
-def _times(choice: random.Random, faults: Faults) -> list[tuple[int, bool]]:
-    """After how many ended jobs each fault comes, and whether it is a kill."""
-    kinds = [True] * faults.kills + [False] * faults.drops
-    return [(choice.randrange(max(1, faults.jobs - 5)), is_kill) for is_kill in kinds]
+def _times(choice: random.Random, faults: Faults) -> list[tuple[int, str]]:
+    """After how many ended jobs each fault comes, and which."""
+    kinds = ["kill"] * faults.kills + ["drop"] * faults.drops + ["restart"] * faults.restarts
+    return [(choice.randrange(max(1, faults.jobs - 5)), kind) for kind in kinds]
 
 
 def _count(queue: Queue, ids: list[str], figures: Figures) -> None:
@@ -169,14 +183,16 @@ def row_of(name: str, faults: Faults, figures: Figures) -> str:
     left = faults.jobs - over
     states = ", ".join(f"{count} {state}" for state, count in sorted(figures.states.items()))
     return (
-        f"| {name} | {faults.jobs} | {figures.kills} | {figures.drops} | {figures.restarts} "
+        f"| {name} | {faults.jobs} | {figures.kills} | {figures.drops} | {figures.server_restarts} "
+        f"| {figures.worker_exits} "
         f"| {states} | {left} | {figures.doubled} | {figures.other_bytes} | {figures.seconds:.0f} |"
     )
 
 
 HEAD = (
-    "| | jobs | kills | drops | restarts | states | not over | doubled | other bytes | seconds |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| | jobs | kills | drops | restarts | worker exits | states | not over | doubled "
+    "| other bytes | seconds |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -186,10 +202,15 @@ def main() -> None:
     options.add_argument("--jobs", type=int, default=220)
     options.add_argument("--kills", type=int, default=163)
     options.add_argument("--drops", type=int, default=0)
+    options.add_argument("--restarts", type=int, default=0, help="of the database server")
+    options.add_argument("--restart-command", default="", help="that starts it anew")
     options.add_argument("--limit", type=float, default=1800.0, help="seconds")
     chosen = options.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    faults = Faults(chosen.jobs, chosen.kills, chosen.drops, chosen.limit)
+    faults = Faults(
+        chosen.jobs, chosen.kills, chosen.drops, chosen.limit, chosen.restarts,
+        chosen.restart_command,
+    )  # fmt: skip
     with TemporaryDirectory() as folder:
         settings = Settings(
             home=Path(folder), database_url=chosen.postgres, lease_s=LEASE_S, max_active=10_000,
