@@ -91,7 +91,7 @@ def test_a_reader_on_another_machine_gets_the_whole_growing_clip(
     assert reading.is_whole
     assert reading.data == storage.read(job, "decoded.mp4")
     assert storage.jobs() == {job}
-    assert not storage.local_jobs()
+    assert not storage.working_copies()
 
 
 def test_a_reader_of_a_clip_that_will_not_be_whole_is_cut_off(

@@ -17,7 +17,7 @@ from filmlet.core.guide import Guide
 from filmlet.errors import InvalidRequest, JobConflict
 from filmlet.jobs import ApiKeyStore, Queue, Status, SubmitOptions
 from filmlet.jobs.database import Database
-from filmlet.jobs.queue import workload_size
+from filmlet.jobs.job_reader import workload_size
 from filmlet.media import probe
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings

@@ -25,7 +25,7 @@ from filmlet.errors import (
 from filmlet.jobs import ApiKeyStore, Limits, Priority, Queue, Status, SubmitOptions
 from filmlet.jobs.cost_model import CostModel, Sample, WorkloadSize
 from filmlet.jobs.database import Database
-from filmlet.jobs.storage import Storage
+from filmlet.jobs.object_storage import open_storage
 from filmlet.settings import Settings
 from tests.helpers.queues import ask, environment
 
@@ -246,7 +246,8 @@ def test_the_command_line_tells_bad_input_in_one_sentence(tiny: Path, tmp_path: 
 
 def test_a_growing_file_is_read_on_another_machine(tmp_path: Path, remote: str) -> None:
     worker, other, web = (
-        Storage(Settings(home=tmp_path / name, storage_url=remote)) for name in ("a", "b", "web")
+        open_storage(Settings(home=tmp_path / name, storage_url=remote))
+        for name in ("a", "b", "web")
     )
     part, whole = "decoded.mp4.01234567.part", bytes(range(256)) * 40
 
@@ -276,8 +277,8 @@ def test_a_growing_file_is_read_on_another_machine(tmp_path: Path, remote: str) 
 
 
 def test_files_come_back_from_the_storage_on_another_machine(tmp_path: Path, remote: str) -> None:
-    here = Storage(Settings(home=tmp_path / "here", storage_url=remote))
-    there = Storage(Settings(home=tmp_path / "there", storage_url=remote))
+    here = open_storage(Settings(home=tmp_path / "here", storage_url=remote))
+    there = open_storage(Settings(home=tmp_path / "there", storage_url=remote))
     (here.folder("job") / "latents.safetensors").write_bytes(b"latents")
     (here.folder("job") / "clip.mp4").write_bytes(b"clip")
     here.store("job", "latents.safetensors", "clip.mp4", "missing")

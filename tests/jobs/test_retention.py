@@ -96,7 +96,7 @@ def test_who_takes_most_of_too_much_disk_loses_his_oldest_jobs_first(
     queue.retention.settings = replace(queue.settings, keep_gb=21 * KILOBYTES)
     assert queue.delete_expired() == 7
     assert left(queue) == {*modest, *greedy[-3:]}
-    assert queue.storage.local_jobs() == left(queue)
+    assert queue.storage.jobs() == left(queue)
 
 
 def test_files_of_waiting_jobs_count_and_are_refused_before_they_fill_the_disk(
@@ -162,7 +162,7 @@ def test_folders_that_killed_processes_left_are_removed(
     queue.storage.store(kept, "latents.safetensors")
     (queue.storage.folder("clip_dead") / "photo.png").write_bytes(b"1")
     queue.storage.store("clip_dead", "photo.png")
-    queue.storage.remove_local("clip_dead") if place else None
+    queue.storage.delete_working_copy("clip_dead")
     assert queue.retention.delete_orphans() == 0  # an upload that goes on looks like that
     monkeypatch.setattr(retention, "ORPHAN_AFTER_S", -1.0)
     other = Queue(replace(home, home=home.home / "other", storage_url=place or str(
@@ -171,8 +171,7 @@ def test_folders_that_killed_processes_left_are_removed(
     assert other.retention.delete_orphans() == 0  # the place belongs to the first database
     assert queue.retention.delete_orphans() == 1
     assert queue.storage.jobs() == {kept}
-    if place:
-        assert not queue.storage.local_jobs()  # left by a worker whose job is over
+    assert not queue.storage.working_copies()  # left by a worker whose job is over
     queue.close()
     other.close()
 
@@ -189,4 +188,4 @@ def test_a_job_whose_deletion_was_cut_off_can_be_deleted_again(tiny: Path, queue
     (job,) = ended(queue, tiny, "a", 1, 10)
     queue.database.delete_workflows([f"{job}.1"])  # and then the process was killed
     queue.delete(job)
-    assert left(queue) == queue.storage.local_jobs() == set()
+    assert left(queue) == queue.storage.jobs() == set()

@@ -30,7 +30,7 @@ from filmlet.engine.arrays import unpack_latents
 from filmlet.engine.base import PromptEmbeds
 from filmlet.errors import InvalidRequest
 from filmlet.jobs import Queue, Status
-from filmlet.jobs.queue import workload_size
+from filmlet.jobs.job_reader import workload_size
 from filmlet.models import REGISTRY
 from filmlet.pipeline import stages
 from filmlet.pipeline.denoise import WINDOW_SEED_STRIDE

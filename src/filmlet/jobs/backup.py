@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from filmlet.errors import FilmletError
-from filmlet.jobs.storage import Storage
+from filmlet.jobs.object_storage import open_storage
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.snapshot")
@@ -46,7 +46,7 @@ class DatabaseBackup:
 
     def __init__(self, settings: Settings) -> None:
         self.file = settings.home / "filmlet.sqlite"
-        self.storage = Storage(settings)
+        self.storage = open_storage(settings)
 
     def restore(self) -> None:
         """Bring the copy here, unless there is a file already; its workers are gone."""

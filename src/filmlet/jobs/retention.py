@@ -160,7 +160,7 @@ class Retention:
         Only in a storage that belongs to this database, and only what nobody has written to for
         an hour. Raises DatabaseUnusable, StorageUnusable.
         """
-        if not self.storage.is_of(self.database.identity):
+        if not self.storage.belongs_to(self.database.identity):
             log.warning("the storage belongs to another database: nothing is cleared there")
             return 0
         gone = 0
@@ -168,10 +168,9 @@ class Retention:
             if self.storage.idle_s(job) > ORPHAN_AFTER_S:
                 self.storage.delete(job)
                 gone += 1
-        if self.storage.is_remote:
-            for job in self._without_row(self.storage.local_jobs(), "finished is null"):
-                if self.storage.idle_s(job) > ORPHAN_AFTER_S:
-                    self.storage.remove_local(job)
+        for job in self._without_row(self.storage.working_copies(), "finished is null"):
+            if self.storage.idle_s(job) > ORPHAN_AFTER_S:
+                self.storage.delete_working_copy(job)
         return gone
 
     def _without_row(self, jobs: set[str], condition: str = "1 = 1") -> list[str]:

@@ -1,45 +1,115 @@
-"""Where finished clips and kept results lie: a folder, or any place fsspec knows (s3://...)."""
+"""Where clips and stage results are stored: the home folder, or a place that fsspec knows."""
 
 import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import fsspec
+from typing import BinaryIO, Protocol
 
 from filmlet.errors import DiskFull, StorageUnusable
 from filmlet.media import PART, partial_path, to_output_error
-from filmlet.settings import Settings
 
-CHUNK_PREFIX = "growing-"  # of a clip that is being made; the number after it says where it belongs
 GROWING = "decoded.mp4"  # the clip before its index is in front; beside it its parts
-JOB = "clip_"  # every job's id, and so its folder's name, begins with it
-OWNER = "filmlet-database"  # the file that names the one database whose jobs lie here
+JOB = "clip_"  # prefix of every job's id, and so of its folder's name
+OWNER = "filmlet-database"  # the file that names the one database whose jobs are stored here
 
 
-class Storage:
-    """One folder a job, by the job's id; in a place of its own, or in the home folder itself.
+class Storage(Protocol):
+    """One folder a job, named by the job's id. All methods raise StorageUnusable.
 
-    A remote place is written file by file, each of them whole or not at all; work is done in a
-    local folder either way.
+    Stages work in a folder of this machine; the storage is the same folder or another place, where
+    each file is written as a whole or not at all. local: parent of the folders of this machine.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.local = settings.home / "jobs"
-        self._grown: dict[str, int] = {}  # bytes of a growing file that are known elsewhere
-        url = settings.storage_url
-        with self._as_storage_error():
-            self.files, self.root = fsspec.core.url_to_fs(
-                url or str(self.local), use_listings_cache=False
-            )
-            self.is_remote = url is not None
-            self.files.makedirs(self.root, exist_ok=True)
+    local: Path
 
     def folder(self, job: str) -> Path:
-        """The local folder in which a job's stages work."""
+        """Return the local folder of a job, created if needed. Raises OutputUnwritable."""
+
+    def fetch(self, job: str) -> Path:
+        """Return the local folder with all that earlier attempts, here or elsewhere, stored."""
+
+    def clear(self, job: str) -> None:
+        """Delete unfinished files of earlier attempts from the local folder."""
+
+    def store(self, job: str, *names: str) -> None:
+        """Copy files of the local folder to the storage; missing ones are left out."""
+
+    def add_file(self, job: str, path: Path, name: str) -> None:
+        """Store a file of this machine; one that is in the job's folder is renamed."""
+
+    def copy_to_local(self, source: str, job: str, *names: str) -> None:
+        """Copy stored files of one job into the local folder of another; missing are left out."""
+
+    def clear_local(self, job: str) -> None:
+        """Delete what only a running job needs: local copies and pieces of the growing clip."""
+
+    def open(self, job: str, name: str) -> BinaryIO:
+        """Open a stored file for reading."""
+
+    def read(self, job: str, name: str) -> bytes:
+        """Return a stored file as it is at one moment."""
+
+    def length(self, job: str, name: str) -> int:
+        """Return the bytes of a stored file."""
+
+    def display_path(self, job: str, name: str) -> str:
+        """Return the path or URL of a stored file, for people."""
+
+    def upload_new_bytes(self, job: str) -> None:
+        """Store what the growing clip has gained, for readers on other machines."""
+
+    def read_growing(self, job: str, sent: int, max_bytes: int) -> bytes:
+        """Return at most `max_bytes` bytes of the growing clip from position `sent` on.
+
+        Every attempt writes the same bytes, so those of an earlier one are as good.
+        """
+
+    def grown_length(self, job: str) -> int | None:
+        """Return the bytes of the growing clip once it is complete; None if it is not there."""
+
+    def size(self, job: str) -> int:
+        """Return the bytes of all stored files of a job."""
+
+    def trim(self, job: str, useful: Collection[str]) -> None:
+        """Delete all complete files of a job but these."""
+
+    def delete(self, job: str) -> None:
+        """Delete everything of a job, here and in the storage."""
+
+    def jobs(self) -> set[str]:
+        """Return the ids of all jobs that have a folder in the storage."""
+
+    def working_copies(self) -> set[str]:
+        """Return the ids of jobs that have a local folder which is not the storage itself."""
+
+    def delete_working_copy(self, job: str) -> None:
+        """Delete the local folder of a job that is stored elsewhere."""
+
+    def idle_s(self, job: str) -> float:
+        """Return the seconds since anything in a job's folder was written."""
+
+    def belongs_to(self, identity: str) -> bool:
+        """Return whether the storage is that database's; the first that asks becomes its owner."""
+
+    def upload(self, file: Path, name: str) -> None:
+        """Put a file into the storage itself, as a whole or not at all."""
+
+    def download(self, name: str, file: Path) -> None:
+        """Copy a file of the storage itself to this machine."""
+
+    def exists(self, name: str) -> bool:
+        """Return whether the storage itself has a file of this name."""
+
+
+class JobFolders:
+    """The folders of this machine in which the stages of jobs work."""
+
+    def __init__(self, local: Path) -> None:
+        self.local = local
+
+    def folder(self, job: str) -> Path:
         folder = self.local / job
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -47,261 +117,164 @@ class Storage:
             raise to_output_error(error, folder) from error
         return folder
 
-    def fetch(self, job: str) -> Path:
-        """The job's folder with everything that earlier attempts, here or elsewhere, have kept."""
-        folder = self.folder(job)
-        if self.is_remote:
-            with self._as_storage_error():
-                names = [
-                    name for name in self._list_names(job) if not name.startswith(CHUNK_PREFIX)
-                ]
-            self.copy_to_local(job, job, *(name for name in names if not (folder / name).exists()))
-        return folder
-
     def clear(self, job: str) -> None:
-        """Remove what attempts that are over left half-written; theirs is no file by its name."""
         for file in self.folder(job).iterdir():
             if PART.search(file.name):
                 file.unlink(missing_ok=True)
 
-    def store(self, job: str, *names: str) -> None:
-        """Bring files of the job's folder to a remote place; a local one has them already."""
-        if not self.is_remote:
-            return
-        with self._as_storage_error():
-            for name in names:
-                file = self.folder(job) / name
-                if file.exists():
-                    self.files.makedirs(f"{self.root}/{job}", exist_ok=True)
-                    self.upload(file, f"{job}/{name}")
-
-    def upload(self, file: Path, name: str) -> None:
-        """Put a file into the place itself, whole or not at all."""
-        target = f"{self.root}/{name}"
-        with self._as_storage_error():
-            if self._is_folder:
-                part = partial_path(Path(target))
-                self.files.put_file(str(file), str(part))
-                part.replace(target)
-            else:
-                self.files.put_file(str(file), target)
-
-    def download(self, name: str, file: Path) -> None:
-        """Copy a file of the place itself to this machine."""
-        with self._as_storage_error():
-            self.files.get_file(f"{self.root}/{name}", str(file))
-
-    def exists(self, name: str) -> bool:
-        """Whether the place itself has a file of this name."""
-        with self._as_storage_error():
-            return bool(self.files.exists(f"{self.root}/{name}"))
-
-    def upload_new_bytes(self, job: str) -> None:
-        """Bring what the growing clip has gained to a remote place, for readers elsewhere."""
-        if not self.is_remote:
-            return
-        uploaded_bytes = self._grown.get(job, 0)
-        gained = self._grown_here(job, uploaded_bytes, -1)
-        if gained:
-            with self._as_storage_error():
-                self.files.makedirs(f"{self.root}/{job}", exist_ok=True)
-                self.files.pipe_file(
-                    f"{self.root}/{job}/{CHUNK_PREFIX}{uploaded_bytes:012d}", gained
-                )
-            self._grown[job] = uploaded_bytes + len(gained)
-
-    def read_growing(self, job: str, sent: int, max_bytes: int) -> bytes:
-        """At most `max_bytes` bytes of the growing clip beyond `sent`, from the file or its pieces.
-
-        Every attempt writes the same bytes, so what an earlier one has written is as good.
-        """
-        here = self._grown_here(job, sent, max_bytes)
-        if here or not self.is_remote:
-            return here
-        with (
-            self._as_storage_error(),
-            suppress(FileNotFoundError),
-        ):  # the worker removed it: it is whole
-            starts = [
-                int(n.removeprefix(CHUNK_PREFIX))
-                for n in self._list_names(job)
-                if n.startswith(CHUNK_PREFIX)
-            ]
-            for start in sorted((s for s in starts if s <= sent), reverse=True):
-                piece = bytes(self.files.cat_file(f"{self.root}/{job}/{CHUNK_PREFIX}{start:012d}"))
-                if start + len(piece) > sent:
-                    return piece[sent - start :][:max_bytes]
-        with self._as_storage_error(), suppress(FileNotFoundError):
-            path = f"{self.root}/{job}/{GROWING}"
-            if int(self.files.size(path)) > sent:
-                return bytes(self.files.cat_file(path, start=sent, end=sent + max_bytes))
-        return b""
-
-    def grown_length(self, job: str) -> int | None:
-        """Bytes of the clip that has grown, once it is whole; None where there is none any more."""
-        with suppress(OSError):
-            return (self.local / job / GROWING).stat().st_size
-        with self._as_storage_error(), suppress(FileNotFoundError):
-            return int(self.files.size(f"{self.root}/{job}/{GROWING}"))
-        return None
-
-    def _grown_here(self, job: str, sent: int, most: int) -> bytes:
-        """Of the whole file in the local folder, or of the longest that is not whole."""
-        folder = self.local / job
-        parts = [file for file in folder.glob(f"{GROWING}.*") if PART.search(file.name)]
-        for file in (folder / GROWING, *sorted(parts, key=_bytes_of, reverse=True)):
-            with suppress(FileNotFoundError), file.open("rb") as opened:
-                opened.seek(sent)
-                return opened.read(most)
-        return b""
-
-    def add_file(self, job: str, path: Path, name: str) -> None:
-        """Take a file of this machine into the job's folder; one that is in it gets the name."""
+    def add_to_folder(self, job: str, path: Path, name: str) -> None:
+        """Copy a file into a job's folder, or rename it there. Raises OutputUnwritable."""
         target = self.folder(job) / name
         try:
             if path.parent == target.parent and path.exists():
                 path.replace(target)
             elif not target.exists():
-                part = partial_path(target)
-                shutil.copyfile(path, part)
-                part.replace(target)
+                copy_whole(path, target)
         except OSError as error:
             raise to_output_error(error, target) from error
-        self.store(job, name)
 
-    def copy(self, source: str, job: str, *names: str) -> None:
-        """Files of one job for another; what is not there is left out."""
-        self.copy_to_local(source, job, *names)
-        self.store(job, *names)
+    def read_grown(self, job: str, sent: int, max_bytes: int) -> bytes:
+        """Return bytes of the complete clip in the local folder, or of the longest unfinished."""
+        folder = self.local / job
+        parts = [file for file in folder.glob(f"{GROWING}.*") if PART.search(file.name)]
+        for file in (folder / GROWING, *sorted(parts, key=_file_size, reverse=True)):
+            with suppress(FileNotFoundError), file.open("rb") as opened:
+                opened.seek(sent)
+                return opened.read(max_bytes)
+        return b""
 
-    def copy_to_local(self, source: str, job: str, *names: str) -> None:
-        """`copy` into the local folder alone."""
-        folder = self.folder(job)
-        with self._as_storage_error():
-            for name in names:
-                path = f"{self.root}/{source}/{name}"
-                if self.files.exists(path):
-                    part = partial_path(folder / name)
-                    self.files.get_file(path, str(part))
-                    part.replace(folder / name)
 
-    @property
-    def _is_folder(self) -> bool:
-        return "file" in self.files.protocol
+class LocalStorage(JobFolders):
+    """Jobs stored in the folders that their stages work in."""
 
-    def open(self, job: str, name: str) -> BinaryIO:
-        """Read one file of a job. Raises StorageUnusable."""
-        with self._as_storage_error():
-            return cast(BinaryIO, self.files.open(f"{self.root}/{job}/{name}", "rb"))
+    def __init__(self, local: Path) -> None:
+        """Raises StorageUnusable."""
+        super().__init__(local.absolute())
+        with as_storage_error():
+            self.local.mkdir(parents=True, exist_ok=True)
 
-    def read(self, job: str, name: str) -> bytes:
-        """All of one file, as it is at one moment. Raises StorageUnusable."""
-        with self._as_storage_error():
-            return bytes(self.files.cat_file(f"{self.root}/{job}/{name}"))
+    def fetch(self, job: str) -> Path:
+        return self.folder(job)
 
-    def length(self, job: str, name: str) -> int:
-        """Bytes of one file."""
-        with self._as_storage_error():
-            return int(self.files.size(f"{self.root}/{job}/{name}"))
+    def store(self, job: str, *names: str) -> None:
+        """Do nothing: the files are where they belong."""
 
-    def display_path(self, job: str, name: str) -> str:
-        """A path or URL that names the file to a person."""
-        return str(self.files.unstrip_protocol(f"{self.root}/{job}/{name}")).removeprefix("file://")
-
-    def size(self, job: str) -> int:
-        """Bytes that a job takes."""
-        with self._as_storage_error():
-            path = f"{self.root}/{job}"
-            return int(self.files.du(path)) if self.files.exists(path) else 0
+    def upload_new_bytes(self, job: str) -> None:
+        """Do nothing: readers read the growing file itself."""
 
     def clear_local(self, job: str) -> None:
-        """Clear the local folder of a job that lies elsewhere, and the pieces that it grew by."""
-        if self._grown.pop(job, 0):
-            with self._as_storage_error():
-                self._remove(job, [n for n in self._list_names(job) if n.startswith(CHUNK_PREFIX)])
-        if self.is_remote:
-            shutil.rmtree(self.local / job, ignore_errors=True)
+        """Do nothing: there are no copies."""
+
+    def working_copies(self) -> set[str]:
+        return set()
+
+    def delete_working_copy(self, job: str) -> None:
+        """Do nothing: there are no copies."""
+
+    def add_file(self, job: str, path: Path, name: str) -> None:
+        self.add_to_folder(job, path, name)
+
+    def copy_to_local(self, source: str, job: str, *names: str) -> None:
+        folder = self.folder(job)
+        with as_storage_error():
+            for name in names:
+                with suppress(FileNotFoundError):
+                    copy_whole(self.local / source / name, folder / name)
+
+    def open(self, job: str, name: str) -> BinaryIO:
+        with as_storage_error():
+            return (self.local / job / name).open("rb")
+
+    def read(self, job: str, name: str) -> bytes:
+        with as_storage_error():
+            return (self.local / job / name).read_bytes()
+
+    def length(self, job: str, name: str) -> int:
+        with as_storage_error():
+            return (self.local / job / name).stat().st_size
+
+    def display_path(self, job: str, name: str) -> str:
+        return str(self.local / job / name)
+
+    def read_growing(self, job: str, sent: int, max_bytes: int) -> bytes:
+        return self.read_grown(job, sent, max_bytes)
+
+    def grown_length(self, job: str) -> int | None:
+        with as_storage_error(), suppress(FileNotFoundError):
+            return (self.local / job / GROWING).stat().st_size
+        return None
+
+    def size(self, job: str) -> int:
+        with as_storage_error():
+            return sum(_file_size(file) for file in (self.local / job).rglob("*"))
 
     def trim(self, job: str, useful: Collection[str]) -> None:
-        """Remove every file of a job but those."""
-        with self._as_storage_error():
-            self._remove(job, [name for name in self._list_names(job) if name not in useful])
+        with as_storage_error():
+            for file in list((self.local / job).glob("*")):
+                if not PART.search(file.name) and file.name not in useful:
+                    file.unlink(missing_ok=True)  # another sweep may have been here
 
     def delete(self, job: str) -> None:
-        """Remove everything of a job; what is gone already is no error."""
         shutil.rmtree(self.local / job, ignore_errors=True)
-        if self.is_remote:
-            with self._as_storage_error(), suppress(FileNotFoundError):
-                path = f"{self.root}/{job}"
-                if self.files.exists(path):
-                    self.files.rm(path, recursive=True)
-
-    def remove_local(self, job: str) -> None:
-        """Remove what a worker that is gone left here of a job that lies elsewhere."""
-        shutil.rmtree(self.local / job, ignore_errors=True)
-
-    def is_of(self, identity: str) -> bool:
-        """Whether this place belongs to that database; the first one that asks makes it its own."""
-        if not self.exists(OWNER):
-            with self._as_storage_error():
-                self.files.pipe_file(f"{self.root}/{OWNER}", identity.encode())
-        with self._as_storage_error():
-            return bool(self.files.cat_file(f"{self.root}/{OWNER}") == identity.encode())
 
     def jobs(self) -> set[str]:
-        """Ids of all jobs that have a folder."""
-        with self._as_storage_error():
-            names = (str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.files.ls(self.root, False))
-            return {name for name in names if name.startswith(JOB)}
-
-    def local_jobs(self) -> set[str]:
-        """Ids of those that have one on this machine."""
-        return {folder.name for folder in self.local.glob(f"{JOB}*")}
+        with as_storage_error():
+            return {folder.name for folder in self.local.glob(f"{JOB}*")}
 
     def idle_s(self, job: str) -> float:
-        """Seconds since anything in a job's folder was written."""
-        latest = 0.0
-        with self._as_storage_error(), suppress(FileNotFoundError):
-            place = f"{self.root}/{job}"
-            found = [self.files.info(place), *self.files.find(place, detail=True).values()]
-            latest = max(map(_written_at, found))
-        with suppress(OSError):
-            latest = max(latest, (self.local / job).stat().st_mtime)
-        return time.time() - latest
+        folder = self.local / job
+        with as_storage_error():
+            return time.time() - max(map(_modified_at, [folder, *folder.rglob("*")]))
 
-    def _remove(self, job: str, names: Collection[str]) -> None:
-        for name in names:
-            with suppress(FileNotFoundError):  # another sweep was here
-                self.files.rm_file(f"{self.root}/{job}/{name}")
+    def belongs_to(self, identity: str) -> bool:
+        file = self.local / OWNER
+        with as_storage_error():
+            if not file.exists():
+                file.write_text(identity)
+            return file.read_text() == identity
 
-    def _list_names(self, job: str) -> list[str]:
-        """Of a job's files that are whole."""
-        with suppress(FileNotFoundError):
-            found = self.files.ls(f"{self.root}/{job}", detail=False)
-            names = [str(path).rsplit("/", 1)[-1] for path in found]
-            return [name for name in names if name and not PART.search(name)]
-        return []
+    def upload(self, file: Path, name: str) -> None:
+        with as_storage_error():
+            copy_whole(file, self.local / name)
 
-    @contextmanager
-    def _as_storage_error(self) -> Iterator[None]:
-        try:
-            yield
-        except (DiskFull, StorageUnusable):
-            raise
-        except (OSError, ValueError, ImportError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise StorageUnusable(f"The storage of clips cannot be used: {reason}.") from error
+    def download(self, name: str, file: Path) -> None:
+        with as_storage_error():
+            shutil.copyfile(self.local / name, file)
+
+    def exists(self, name: str) -> bool:
+        return (self.local / name).exists()
 
 
-def _bytes_of(file: Path) -> int:
-    """0 where it is gone."""
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that no unfinished one has the target's name. Raises OSError."""
+    part = partial_path(target)
+    shutil.copyfile(source, part)
+    part.replace(target)
+
+
+@contextmanager
+def as_storage_error() -> Iterator[None]:
+    """Turn errors of the system and of fsspec into StorageUnusable."""
     try:
-        return file.stat().st_size
+        yield
+    except (DiskFull, StorageUnusable):
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StorageUnusable(f"The storage of clips cannot be used: {reason}.") from error
+
+
+def _file_size(file: Path) -> int:
+    """Return the bytes of a file; 0 if it is gone or a folder."""
+    try:
+        return file.stat().st_size if file.is_file() else 0
     except FileNotFoundError:
         return 0
 
 
-def _written_at(found: dict[str, object]) -> float:
-    """When a file that fsspec tells of was written, in seconds since 1970."""
-    when = found.get("mtime") or found.get("LastModified")
-    return when.timestamp() if isinstance(when, datetime) else float(cast(float, when or 0.0))
+def _modified_at(path: Path) -> float:
+    """Return seconds since 1970; 0 if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

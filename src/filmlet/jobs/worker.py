@@ -282,9 +282,9 @@ class Worker:
         draft, request = request_from_row(row), request_from_row(claimed_job.row)
         if not draft.draft or replace(draft, draft=False) != request:
             return None
-        self.queue.storage.copy(
-            row["id"], claimed_job.id, *STAGE_FILES[Stage.ENCODE], *STAGE_FILES[Stage.DENOISE]
-        )
+        names = (*STAGE_FILES[Stage.ENCODE], *STAGE_FILES[Stage.DENOISE])
+        self.queue.storage.copy_to_local(row["id"], claimed_job.id, *names)
+        self.queue.storage.store(claimed_job.id, *names)
         return row
 
     def _handle_event(self, claimed_job: ClaimedJob, folder: Path, event: Event) -> None:
