@@ -1,5 +1,6 @@
-"""How much one user may ask for, and the refusal of more."""
+"""Limits of one user, checked when a job is queued."""
 
+import math
 from dataclasses import dataclass
 
 from filmlet.errors import InvalidRequest, TooManyJobs, abbreviate
@@ -11,14 +12,14 @@ MAX_LIMIT = 10**9
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one user: unfinished jobs, jobs a minute, seconds of video a day (0 is any number)."""
+    """Limits of one user: unfinished jobs, jobs a minute, seconds of video a day (0: no limit)."""
 
     max_active: int
     max_per_minute: int
     seconds_per_day: float
 
     def check(self) -> None:
-        """Raises InvalidRequest for what no limit can be, or no database can hold."""
+        """Raise InvalidRequest for a value outside 0 to MAX_LIMIT."""
         for name, value in vars(self).items():
             if not 0 <= value <= MAX_LIMIT:
                 raise InvalidRequest(
@@ -31,7 +32,7 @@ class Limits:
 
     @classmethod
     def for_owner(cls, t: Transaction, owner: str, settings: Settings) -> "Limits":
-        """Of the owner's key; the settings' where there is none."""
+        """Return the limits of the owner's key, or those of the settings if there is no key."""
         row = t.row(
             "select max_active, max_per_minute, seconds_per_day from filmlet_key where id = :owner",
             owner=owner,
@@ -39,52 +40,71 @@ class Limits:
         return cls(**row) if row else cls.from_settings(settings)
 
     def check_admission(self, t: Transaction, owner: str, max_queued: int, seconds: float) -> int:
-        """How many unfinished jobs the user has. Raises TooManyJobs if one more is too many.
+        """Return the number of the owner's unfinished jobs. Raises TooManyJobs over a limit.
 
-        seconds: of video that is asked for; 0 for what was counted before.
+        seconds: of video that is requested; 0 for a retry, which was counted before.
         """
-        jobs = t.row(
-            "select count(*) filter (where status = 'queued') as queued,"
-            " count(*) filter (where owner = :owner) as active"
-            " from filmlet_job where status in ('queued', 'running')",
-            owner=owner,
-        )
-        use = t.row(
-            "select count(*) filter (where at > {now} - 60) as recent,"
-            " min(case when at > {now} - 60 then at end) as oldest, min(at) as first,"
-            " coalesce(sum(seconds), 0) as seconds, {now} as now"
-            " from filmlet_use where owner = :owner and at > {now} - 86400",
-            owner=owner,
-        )
-        assert jobs
-        assert use
-        if jobs["queued"] >= max_queued:
-            raise TooManyJobs(
-                f"The queue is full ({max_queued} jobs); try again in a minute.", retry_after_s=60
-            )
-        if jobs["active"] >= self.max_active:
-            raise TooManyJobs(
-                f"You have {jobs['active']} unfinished jobs and may have {self.max_active}; "
-                "try again when one is over.",
-                retry_after_s=30,
-            )
-        if use["recent"] >= self.max_per_minute:
-            wait = max(1.0, use["oldest"] + 60 - use["now"])
-            raise TooManyJobs(
-                f"You submitted {use['recent']} jobs within a minute, the limit is "
-                f"{self.max_per_minute}; try again in {wait:.0f} s.",
-                retry_after_s=wait,
-            )
-        if self.seconds_per_day and use["seconds"] + seconds > self.seconds_per_day:
-            wait = max(1.0, (use["first"] or use["now"]) + 86400 - use["now"])
-            raise TooManyJobs(
-                f"You asked for {use['seconds']:.0f} seconds of video within a day and may have "
-                f"{self.seconds_per_day:g}; this clip has {seconds:.1f}.",
-                retry_after_s=wait,
-            )
-        return int(jobs["active"])
+        limits = {"max_queued": max_queued, **vars(self)}
+        used = {}
+        for rule in RULES:
+            row = t.row(rule.query, owner=owner)
+            assert row
+            limit, used[rule.limit] = limits[rule.limit], row["used"]
+            requested = seconds if rule.limit == "seconds_per_day" else 1
+            if used[rule.limit] + requested > (limit or rule.if_zero):
+                wait_s = max(1.0, row["wait_s"])
+                message = rule.message.format(
+                    used=row["used"], limit=limit, wait_s=wait_s, requested=requested
+                )
+                raise TooManyJobs(message, retry_after_s=wait_s)
+        return int(used["max_active"])
+
+
+@dataclass(frozen=True)
+class LimitRule:
+    """How one limit is checked.
+
+    limit: field of Limits, or max_queued. query: gives `used` and `wait_s`, the seconds until more
+    may be free. message: of the error. if_zero: what the limit 0 stands for.
+    """
+
+    limit: str
+    query: str
+    message: str
+    if_zero: float = 0.0
+
+
+RULES = (
+    LimitRule(
+        "max_queued",
+        "select count(*) as used, 60 as wait_s from filmlet_job where status = 'queued'",
+        "The queue is full ({limit} jobs); try again in a minute.",
+    ),
+    LimitRule(
+        "max_active",
+        "select count(*) as used, 30 as wait_s from filmlet_job"
+        " where owner = :owner and status in ('queued', 'running')",
+        "You have {used} unfinished jobs and may have {limit}; try again when one has ended.",
+    ),
+    LimitRule(
+        "max_per_minute",
+        "select count(*) as used, coalesce(min(at) + 60 - {now}, 60) as wait_s"
+        " from filmlet_use where owner = :owner and at > {now} - 60",
+        "You submitted {used} jobs within a minute, the limit is {limit}; "
+        "try again in {wait_s:.0f} s.",
+    ),
+    LimitRule(
+        "seconds_per_day",
+        "select coalesce(sum(seconds), 0) as used,"
+        " coalesce(min(at) + 86400 - {now}, 86400) as wait_s"
+        " from filmlet_use where owner = :owner and at > {now} - 86400",
+        "You requested {used:.0f} seconds of video within a day and may have {limit:g}; "
+        "this clip has {requested:.1f}.",
+        if_zero=math.inf,
+    ),
+)
 
 
 def record_usage(t: Transaction, owner: str, seconds: float) -> None:
-    """Remember what was asked for; a deleted job counts on."""
+    """Record a submission; it counts even if the job is deleted."""
     t.rows("insert into filmlet_use values (:owner, {now}, :seconds)", owner=owner, seconds=seconds)

@@ -1,4 +1,4 @@
-"""Rows of the queue's table as the jobs that its readers see."""
+"""Rows of the queue's table as jobs and requests."""
 
 import json
 from dataclasses import replace
@@ -14,92 +14,85 @@ from filmlet.jobs.job import Failure, Job, Priority, StageRecord, Status
 from filmlet.jobs.old_rows import load_json
 from filmlet.jobs.queue_eta import QueueEta
 
-REMEMBERED = 1000  # requests, as they are shown
-PROGRESS_WEIGHTS = {  # of a clip's time, roughly: what `progress` shows when a stage is over
-    Stage.FETCH: 0.0,  # once in a model's life; the stage's own steps tell it
+CACHE_SIZE = 1000  # parsed columns of jobs
+PROGRESS_WEIGHTS = {  # rough share of a clip's time
+    Stage.FETCH: 0.0,  # once for each model; its own steps are shown instead
     Stage.LOAD: 0.05,
     Stage.ENCODE: 0.05,
     Stage.DENOISE: 0.6,
     Stage.DECODE: 0.28,
     Stage.MUX: 0.02,
 }
-TWO_STAGES = PROGRESS_WEIGHTS | {Stage.DENOISE: 0.2, Stage.UPSAMPLE: 0.03, Stage.REFINE: 0.37}
+TWO_STAGE_WEIGHTS = PROGRESS_WEIGHTS | {
+    Stage.DENOISE: 0.2,
+    Stage.UPSAMPLE: 0.03,
+    Stage.REFINE: 0.37,
+}
+
+PLAIN_COLUMNS = (  # that a Job has under the same name
+    "id", "owner", "model", "seed", "source", "done", "total", "preview", "attempt", "worker",
+    "clip", "created", "started", "finished",
+)  # fmt: skip
 
 
-# What was asked for never changes: it is taken apart once, not for everybody who looks.
-@lru_cache(REMEMBERED)
+# These columns never change: they are parsed once, not for each reader.
+@lru_cache(CACHE_SIZE)
 def _parse_request(text: str) -> dict[str, Any]:
     return ClipRequest(**load_json(text)).explicit_settings()
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(CACHE_SIZE)
 def _parse_size(text: str) -> WorkloadSize:
     return WorkloadSize(**json.loads(text))
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(CACHE_SIZE)
 def _parse_shape(text: str) -> VideoShape:
     return VideoShape(**load_json(text))
 
 
 def request_from_row(row: Row) -> ClipRequest:
-    """The request of a row, its seed fixed: every attempt makes the same clip."""
+    """Return the request of a row with its seed: every attempt makes the same clip."""
     return replace(ClipRequest(**load_json(row["request"])), seed=row["seed"])
 
 
-def job_from_row(row: Row, outlook: QueueEta | None) -> Job:
-    """As `outlook` sees it; None where it is over."""
+def job_from_row(row: Row, queue_eta: QueueEta | None) -> Job:
+    """Return a row as a job. queue_eta: may be None if the job has ended."""
     status, stage = Status(row["status"]), Stage(row["stage"]) if row["stage"] else None
-    is_open = outlook is not None and not status.is_final
-    failure = Failure(row["failure_code"], row["failure"]) if row["failure_code"] else None
-    records: list[dict[str, Any]] = json.loads(row["stages"])
-    two = _parse_size(row["work"]).refine_calls > 0
+    # It is cached, and may know the job from before it was started or ended.
+    waiting = queue_eta if status == Status.QUEUED else None
+    unfinished = None if status.is_final else queue_eta
     return Job(
-        id=row["id"],
-        owner=row["owner"],
+        **{name: row[name] for name in PLAIN_COLUMNS},
         status=status,
         priority=Priority(row["class"]),
         requested=_parse_request(row["request"]),
         effective=load_json(row["effective"]) if row["effective"] else None,
-        model=row["model"],
-        seed=row["seed"],
         shape=_parse_shape(row["shape"]) if row["shape"] else None,
-        source=row["source"],
         stage=stage,
-        done=row["done"],
-        total=row["total"],
-        progress=_overall_progress(
-            status,
-            stage,
-            row["done"] / max(1, row["total"]),
-            TWO_STAGES if two else PROGRESS_WEIGHTS,
-        ),
-        preview=row["preview"],
-        position=outlook.positions.get(row["id"]) if outlook and status == Status.QUEUED else None,
-        eta=outlook.etas.get(row["id"]) if outlook and is_open else None,
-        failure=failure,
-        stages=tuple(
-            StageRecord(Stage(r["stage"]), r["attempt"], r["seconds"], r["reused"]) for r in records
-        ),
-        attempt=row["attempt"],
-        worker=row["worker"],
-        clip=row["clip"],
-        created=row["created"],
-        started=row["started"],
-        finished=row["finished"],
+        progress=_overall_progress(row, status, stage),
+        position=waiting.positions.get(row["id"]) if waiting else None,
+        eta=unfinished.etas.get(row["id"]) if unfinished else None,
+        failure=Failure(row["failure_code"], row["failure"]) if row["failure_code"] else None,
+        stages=tuple(map(_stage_record, json.loads(row["stages"]))),
         cancel_latency_s=row["idle_s"],
         revision=row["seq"],
     )
 
 
-def _overall_progress(
-    status: Status, stage: Stage | None, share: float, shares: dict[Stage, float]
-) -> float:
-    """Between 0 and 1: it moves with the steps and never back."""
+def _stage_record(record: dict[str, Any]) -> StageRecord:
+    return StageRecord(**record | {"stage": Stage(record["stage"])})
+
+
+def _overall_progress(row: Row, status: Status, stage: Stage | None) -> float:
+    """Return the progress of a job, 0 to 1; it grows with the steps and never falls."""
     if status == Status.COMPLETED:
         return 1.0
     if stage is None or status == Status.QUEUED:
         return 0.0
+    has_two_stages = _parse_size(row["work"]).refine_calls > 0
+    weights = TWO_STAGE_WEIGHTS if has_two_stages else PROGRESS_WEIGHTS
     order = list(Stage)
-    before = sum(shares.get(s, 0.0) for s in order[: order.index(stage)])
-    return round(before + shares[stage] * share, 4)
+    before = sum(weights.get(s, 0.0) for s in order[: order.index(stage)])
+    share: float = row["done"] / max(1, row["total"])
+    return round(before + weights[stage] * share, 4)
