@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from filmlet.core.events import Event, Progress
-from filmlet.jobs.worker import run_worker
+from filmlet.jobs.worker_process import run_worker
 from filmlet.pipeline import prepare as works
 from filmlet.pipeline import stages
 from filmlet.pipeline.prepare import GenerationState

@@ -52,7 +52,7 @@ def workers(settings: Settings, queue: Queue) -> Callable[[str, ClipWriter], Wor
 
     def make(name: str, film: ClipWriter) -> Worker:
         worker = Worker(settings, film, queue)
-        worker.name = name
+        worker.lease.name = name
         return worker
 
     return make

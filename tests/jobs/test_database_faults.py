@@ -105,14 +105,14 @@ def test_reaping_is_refused_in_one_sentence_while_connections_are_dropped(
 ) -> None:
     worker = Worker(settings, queue=queue)
     run_statements(queue, DEAD)
-    worker._requeue_dead_workers()
+    worker.lease.requeue_dead_workers()
     with closed(settings), pytest.raises(DatabaseUnusable):
-        worker._requeue_dead_workers()
+        worker.lease.requeue_dead_workers()
     run_statements(queue, "alter table dbos.workflow_status rename to hidden")
     with pytest.raises(DatabaseUnusable):
-        worker._requeue_dead_workers()
+        worker.lease.requeue_dead_workers()
     run_statements(queue, "alter table dbos.hidden rename to workflow_status")
-    worker._requeue_dead_workers()
+    worker.lease.requeue_dead_workers()
 
 
 @ON_POSTGRES
@@ -177,16 +177,16 @@ def test_a_worker_whose_pulse_breaks_gives_its_job_up_and_ends(
 
 @ON_SQLITE
 def test_a_pulse_that_stands_still_ends_the_worker(settings: Settings) -> None:
-    fault = "import time; worker.Worker._requeue_dead_workers = lambda self: time.sleep(600)"
+    fault = "import time; worker.WorkerLease.requeue_dead_workers = lambda self: time.sleep(600)"
     status, said = ended(run_worker(replace(settings, lease_s=1.0), fault))
     assert status == LOST
-    assert "stood still" in said
+    assert "no heartbeat for two leases" in said
 
 
 @ON_SQLITE
 def test_a_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queue: Queue) -> None:
     first = Worker(settings, queue=queue)
-    with first.exclusive_lock():
+    with first.lease.exclusive_lock():
         status, said = ended(run_worker(settings, words="--supervised"))
     assert status == 2
     assert "already at work" in said

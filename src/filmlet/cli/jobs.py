@@ -33,7 +33,7 @@ def jobs(options: argparse.Namespace) -> int:
 
 def worker(options: argparse.Namespace) -> int:
     """Run jobs until told to stop."""
-    from filmlet.jobs.worker import run_worker
+    from filmlet.jobs.worker_process import run_worker
 
     logs.configure_logging(options.log, quiet=options.quiet)
     return run_worker(

@@ -1,7 +1,7 @@
-"""Jobs made in this process as soon as they are begun: where a GPU is lent for one call.
+"""Runs jobs in this process, each inside the call that waits for it (ZeroGPU).
 
-Whoever lends it has a queue of its own, which says whose turn it is; and lends to whoever calls, so
-that a job must be begun by a call of the visitor who wants it, in that call's own context.
+ZeroGPU has a queue of its own and bills the visitor who calls, so a job must be started by a call
+of the visitor who wants it, in the context of that call.
 """
 
 import asyncio
@@ -24,48 +24,50 @@ HEARTBEAT_S = 5.0
 
 
 class InlineWorker:
-    """Makes jobs, each in a thread of its own; one living worker to whoever looks at the queue."""
+    """Runs each job in a thread of its own; in the queue it is one worker."""
 
-    def __init__(self, settings: Settings, queue: Queue, film: ClipWriter, speed: float) -> None:
-        """speed: of the GPU, operations a second, until clips have told what they take."""
-        self.settings, self.queue, self.write_clip = settings, queue, film
-        self.worker = Worker(settings, film, queue)
-        self.worker.speed = speed
-        self.workers_by_job: dict[str, Worker] = {}  # by the job that each makes
-        self.begins = threading.Lock()
+    def __init__(
+        self, settings: Settings, queue: Queue, write_clip: ClipWriter, flops: float
+    ) -> None:
+        """flops: operations a second of the GPU; used until stages have been measured."""
+        self.settings, self.queue, self.write_clip = settings, queue, write_clip
+        self.worker = Worker(settings, write_clip, queue)
+        self.flops = flops
+        self.workers_by_job: dict[str, Worker] = {}  # the job that each runs
+        self.start_lock = threading.Lock()
 
     @contextmanager
     def run_registered(self) -> Iterator[None]:
-        """Be there for jobs. What an earlier process had in hand waits again."""
-        with self.worker.exclusive_lock() as home:
-            self.worker.register(home)
+        """Be registered as a worker meanwhile; jobs of an earlier process are queued again."""
+        with self.worker.lease.exclusive_lock() as machine_id:
+            self.worker.lease.register(machine_id, self.flops)
             self._requeue_running_jobs()
-            pulse = threading.Thread(target=self._heartbeat_loop, name="pulse", daemon=True)
-            pulse.start()
+            heartbeat = threading.Thread(target=self._heartbeat_loop, name="heartbeat", daemon=True)
+            heartbeat.start()
             threading.Thread(target=self.worker.keep_swept, name="sweep", daemon=True).start()
             try:
                 yield
             finally:
                 self.worker.stop.set()
-                pulse.join()
-                for hand in list(self.workers_by_job.values()):
-                    hand.stop.set()
-                    hand.unregister()
+                heartbeat.join()
+                for worker in list(self.workers_by_job.values()):
+                    worker.stop.set()
+                    worker.unregister()
                 self._requeue_running_jobs()
                 self.worker.unregister()
 
     def start(self, job: str) -> None:
-        """Make a waiting job, in a thread that has the caller's context. Raises UnknownJob."""
-        with self.begins:
+        """Run a queued job in a thread that has the caller's context. Raises UnknownJob."""
+        with self.start_lock:
             if job in self.workers_by_job or self.queue.get_job(job).status != Status.QUEUED:
                 return
-            self.workers_by_job[job] = hand = Worker(self.settings, self.write_clip, self.queue)
+            self.workers_by_job[job] = worker = Worker(self.settings, self.write_clip, self.queue)
         run = copy_context().run
-        threading.Thread(target=run, args=(self._run, job, hand), name=job, daemon=True).start()
+        threading.Thread(target=run, args=(self._run, job, worker), name=job, daemon=True).start()
 
     @contextmanager
     def run_in_call(self, job: Job) -> Iterator[None]:
-        """A call that waits for the job: if it is cancelled so is the job, and the GPU is free."""
+        """Run the job while the caller waits; if the call is cancelled, so is the job."""
         self.start(job.id)
         try:
             yield
@@ -73,9 +75,9 @@ class InlineWorker:
             self.queue.cancel(job.id)
             raise
 
-    def _run(self, job: str, hand: Worker) -> None:
+    def _run(self, job: str, worker: Worker) -> None:
         try:
-            hand.run_job(job)
+            worker.run_job(job)
         except FilmletError as error:
             log.warning("%s: %s", job, error)
         finally:
@@ -83,21 +85,21 @@ class InlineWorker:
             self.worker.sweeps.set()
 
     def _heartbeat_loop(self) -> None:
-        """Report, hear of cancels, live."""
-        beaten = 0.0
+        """Report progress, read cancels, renew the lease."""
+        renewed_at = 0.0
         while not self.worker.stop.wait(HEARTBEAT_POLL_S):
             now = time.monotonic()
             try:
-                for hand in list(self.workers_by_job.values()):
-                    if claimed_job := hand.current:
+                for worker in list(self.workers_by_job.values()):
+                    if claimed_job := worker.current:
                         claimed_job.report_progress()
-                if now - beaten >= HEARTBEAT_S:
+                if now - renewed_at >= HEARTBEAT_S:
                     self.worker.heartbeat()
-                    beaten = now
+                    renewed_at = now
             except FilmletError as error:
                 log.warning("%s", error)
-            except Exception:  # without it no job would be heard of any more
-                log.exception("the pulse")
+            except Exception:  # without this thread no progress would be reported
+                log.exception("the heartbeat")
 
     def _requeue_running_jobs(self) -> None:
         with suppress(FilmletError), self.queue.database.transaction() as t:

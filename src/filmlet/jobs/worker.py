@@ -1,24 +1,18 @@
-"""The worker: takes jobs one at a time, keeps the model loaded, and is told at once to stop.
+"""The worker: runs jobs one at a time and keeps the model loaded between them.
 
-Two threads: DBOS runs a job's stages in one; the main one is the pulse, which reports progress,
-hears of cancels, says that the worker lives, and hands the jobs of dead workers to the living.
+A thread of DBOS runs the stages of a job. The main thread sends heartbeats: it reports progress,
+reads cancels, renews the lease, and requeues the jobs of dead workers.
 """
 
-import fcntl
-import json
 import logging
 import os
-import resource
-import secrets
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 from dbos import DBOS, WorkflowSerializationFormat
 
@@ -32,7 +26,6 @@ from filmlet.errors import (
     FilmletError,
     JobLost,
     StorageUnusable,
-    WorkerNameInUse,
 )
 from filmlet.jobs import cost_model, webhooks
 from filmlet.jobs.claimed_job import ClaimedJob
@@ -43,7 +36,8 @@ from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
 from filmlet.jobs.retention import STAGE_FILES, useful
 from filmlet.jobs.serialization import request_from_row
 from filmlet.jobs.storage import GROWING
-from filmlet.media import save_image, stopping_decoders_on, to_output_error
+from filmlet.jobs.worker_lease import WorkerLease
+from filmlet.media import save_image, stopping_decoders_on
 from filmlet.pipeline import stages
 from filmlet.pipeline.denoise import completed_window_name
 from filmlet.pipeline.plan import make_plan
@@ -56,51 +50,48 @@ log = logging.getLogger("filmlet.worker")
 ATTEMPTS = 3
 HEARTBEAT_POLL_S = 0.2
 CLEANUP_INTERVAL_S = 60.0
-SWEEP_PAUSE_S = 5.0  # at least, between two sweeps
+SWEEP_PAUSE_S = 5.0  # minimum between two cleanups
 POLL_S = 0.2
-UNLIMITED_ATTEMPTS = 1_000_000  # DBOS' own limit of attempts; ours counts, and says why
+UNLIMITED_ATTEMPTS = 1_000_000  # DBOS' limit; ATTEMPTS is ours, and records an error
 ClipWriter = Callable[[GenerationState, Path, bool], Generator[Event]]
-LOST = 3  # the exit status after which another process should begin
+LOST = 3  # exit status after which another process should start
 
 
 class Worker:
-    """One device's worker. `run_worker` returns when it is told to stop or has lost its lease."""
+    """Runs the jobs of one device, until it is told to stop or has lost its lease."""
 
     def __init__(
-        self, settings: Settings, film: ClipWriter | None = None, queue: Queue | None = None
+        self, settings: Settings, write_clip: ClipWriter | None = None, queue: Queue | None = None
     ) -> None:
-        """film: in the place of stages.film.
+        """write_clip: instead of stages.write_clip.
 
-        Raises DatabaseUnusable, StorageUnusable, and InvalidRequest for a device that is not.
+        Raises DatabaseUnusable, StorageUnusable, and InvalidRequest for an unknown device.
         """
         self.settings = settings
-        self.write_clip: ClipWriter = film or stages.write_clip
+        self.write_clip: ClipWriter = write_clip or stages.write_clip
         self.queue = queue or Queue(settings)
-        self.speed: float | None = None  # operations a second, None measures
-        self.name = f"{settings.worker}:{settings.device or 'auto'}"
-        self.token = secrets.token_hex(8)
+        self.lease = WorkerLease(self.queue.database, settings, device_info(settings.device))
         self.current: ClaimedJob | None = None
-        self.machine = device_info(settings.device)
         self.stop = threading.Event()
-        self.drain = threading.Event()  # finish the job in hand, take no other
+        self.drain = threading.Event()  # finish the current job, take no other
         self.lease_lost = False
         self.last_db_contact = time.monotonic()  # when the database last answered
-        self.turned = time.monotonic()  # when the pulse last began a turn
-        self.sweeps = threading.Event()  # a job has ended: its files count now
+        self.last_beat_at = time.monotonic()  # when the heartbeat loop last began a turn
+        self.sweeps = threading.Event()  # a job has ended: its files count towards the disk limit
 
     def run(self) -> None:
-        """Take jobs until told to stop. Raises WorkerNameInUse where the name is in use."""
-        with self.exclusive_lock() as home:
-            self.register(home)
+        """Run jobs until told to stop. Raises WorkerNameInUse."""
+        with self.lease.exclusive_lock() as machine_id:
+            self.lease.register(machine_id, cost_model.measure_flops())
             self._launch()
-            log.info("worker %s waits for jobs", self.name)
-            self.turned = time.monotonic()
+            log.info("worker %s waits for jobs", self.lease.name)
+            self.last_beat_at = time.monotonic()
             for run in (self._watch, self.keep_swept):
                 threading.Thread(target=run, name=run.__name__, daemon=True).start()
             try:
                 self._heartbeat_loop()
-            except Exception as error:  # whatever it was, jobs must not wait for this process
-                log.exception("the pulse of worker %s", self.name)
+            except Exception as error:  # whatever it was: jobs must not wait for this process
+                log.exception("the heartbeat of worker %s", self.lease.name)
                 self._give_up_lease(f"{type(error).__name__}: {error}")
             finally:
                 try:
@@ -108,53 +99,13 @@ class Worker:
                 except FilmletError as error:
                     log.warning("%s", error)
 
-    @contextmanager
-    def exclusive_lock(self) -> Iterator[str]:
-        """A lock on this machine that a killed worker loses; yields the machine's own name."""
-        home = self.settings.home
-        name = self.name.replace("/", "_")
-        with _opened(home / f"worker-{name}.lock") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise WorkerNameInUse(
-                    f"A worker {self.name} is already at work here; "
-                    "set FILMLET_WORKER to another name for a second one."
-                ) from None
-            yield _machine_id(home)
-
-    def register(self, home: str) -> None:
-        """Take the name: it is free, its holder is silent, or was on this machine and is gone."""
-        with self.queue.database.transaction() as t:
-            taken = t.row(
-                "insert into filmlet_worker (id, token, home, device, speed, machine, beat)"
-                " values (:id, :token, :home, :device, :speed, :machine, {now})"
-                " on conflict (id) do update set token = excluded.token, home = excluded.home,"
-                " device = excluded.device, speed = excluded.speed, machine = excluded.machine,"
-                " beat = excluded.beat, dead = 0, model = ''"
-                " where filmlet_worker.dead = 1 or filmlet_worker.home = excluded.home"
-                " or filmlet_worker.beat < {now} - :lease returning id",
-                id=self.name,
-                token=self.token,
-                home=home,
-                device=self.machine.device,
-                speed=self.speed or cost_model.measure_flops(),
-                machine=json.dumps(asdict(self.machine)),
-                lease=self.settings.lease_s,
-            )
-        if taken is None:
-            raise WorkerNameInUse(
-                f"A worker {self.name} is alive on another machine; "
-                "set FILMLET_WORKER to a name of its own."
-            )
-
     def _launch(self) -> None:
-        """Start DBOS under our name: what a predecessor of it left unfinished is taken up again."""
+        """Start DBOS under the worker's name: workflows that it left unfinished start again."""
         DBOS(
             config={
                 "name": "filmlet",
                 "system_database_url": self.queue.database.url,
-                "executor_id": self.name,
+                "executor_id": self.lease.name,
                 "application_version": APPLICATION_VERSION,
                 "log_level": "CRITICAL",
             }
@@ -169,12 +120,12 @@ class Worker:
             try:
                 self.run_job(job, run_of(DBOS.workflow_id))
             except Exception as error:
-                # What became of the job cannot be recorded: unfinished, it is taken up again.
+                # The result cannot be recorded: the workflow stays unfinished and starts again.
                 if not isinstance(error, FilmletError):
                     log.exception("%s", job, extra={"job": job})
                 self.current = None
                 self._give_up_lease(str(error))
-                _block_forever()
+                _block_until_process_exit()
 
         @DBOS.workflow(
             name=webhooks.WORKFLOW,
@@ -191,10 +142,12 @@ class Worker:
     # The job's thread
 
     def run_job(self, job: str, run: int | None = None) -> None:
-        """Make one job's clip, or record why not. run: of the workflow, None is any."""
+        """Make the clip of one job, or record why not. run: of the workflow; None is any."""
         if self.stop.is_set() or self.drain.is_set():
-            _block_forever()
-        claimed_job = ClaimedJob.claim(self.queue.database, self.settings, job, self.name, run)
+            _block_until_process_exit()
+        claimed_job = ClaimedJob.claim(
+            self.queue.database, self.settings, job, self.lease.name, run
+        )
         if claimed_job is None:
             return
         if claimed_job.attempt > ATTEMPTS:
@@ -214,22 +167,22 @@ class Worker:
         except FilmletError as error:
             log.info("%s failed: %s", job, error, extra={"job": job})
             self._fail(claimed_job, error.code, str(error))
-        except Exception as error:  # the outermost line: whatever it was, the next job must run
+        except Exception as error:  # whatever it was, the next job must run
             log.exception("%s", job, extra={"job": job})
             self._fail(claimed_job, "internal", f"{type(error).__name__}: {error}")
         finally:
             self.current = None
             self.sweeps.set()
 
-    def _fail(self, held: ClaimedJob, code: str, message: str) -> None:
-        held.fail(code, message, self._size(held))
+    def _fail(self, claimed_job: ClaimedJob, code: str, message: str) -> None:
+        claimed_job.fail(code, message, self._size(claimed_job))
 
-    def _size(self, held: ClaimedJob) -> int:
-        """Bytes that are kept of a job; 0 where the storage does not answer, until a sweep asks."""
+    def _size(self, claimed_job: ClaimedJob) -> int:
+        """Return the bytes of a job's files; 0 if the storage fails, until the next cleanup."""
         try:
-            return self.queue.storage.size(held.id)
+            return self.queue.storage.size(claimed_job.id)
         except StorageUnusable as error:
-            log.warning("%s", error, extra={"job": held.id})
+            log.warning("%s", error, extra={"job": claimed_job.id})
             return 0
 
     def _generate(self, claimed_job: ClaimedJob) -> None:
@@ -239,6 +192,7 @@ class Worker:
         row = self._load_draft_results(claimed_job) or claimed_job.row
         earlier = load_json(row["effective"]) if row["effective"] else {}
         started = time.monotonic()
+        # Planned again, after submit: files and models may have changed since.
         planned, dtype = make_plan(request_from_row(claimed_job.row), folder), earlier.get("dtype")
         preparing = prepare(planned, self.settings, dtype, earlier.get("engine"))
         work = self._consume(claimed_job, folder, preparing)
@@ -257,7 +211,7 @@ class Worker:
     def _consume(
         self, claimed_job: ClaimedJob, folder: Path, events: Generator[Event, None, Value]
     ) -> Value:
-        """Note what happens; what it comes to. Raises Cancelled."""
+        """Handle all events; return the generator's result. Raises Cancelled."""
         with closing(events):
             while True:
                 try:
@@ -269,9 +223,9 @@ class Worker:
                     raise Cancelled("The clip was cancelled.")
 
     def _load_draft_results(self, claimed_job: ClaimedJob) -> Row | None:
-        """The draft that this job finishes; its results are brought into the job's folder.
+        """Copy the results of the draft that this job refines; return the draft's row.
 
-        Where they are gone, they are made anew, to the same bytes.
+        Missing results are computed again, with the same bytes.
         """
         if claimed_job.attempt > 1 or not claimed_job.row["source"]:
             return None
@@ -288,7 +242,7 @@ class Worker:
         return row
 
     def _handle_event(self, claimed_job: ClaimedJob, folder: Path, event: Event) -> None:
-        """Remember an event, and keep what is there now. Raises JobLost."""
+        """Record an event and store the files that it announces. Raises JobLost."""
         claimed_job.confirm()
         match event:
             case Progress():
@@ -311,30 +265,30 @@ class Worker:
                 claimed_job.save_stage(event)
 
     def _finish_cancelled(self, claimed_job: ClaimedJob) -> None:
-        """The job was cancelled; or the worker must stop, and another attempt goes on from here."""
+        """Record the cancel; if the worker is stopping, leave the job to the next attempt."""
         if self.stop.is_set():
             self.current = None
-            _block_forever()
+            _block_until_process_exit()
         if claimed_job.mark_cancelled(self._size(claimed_job)):
             log.info("%s cancelled", claimed_job.id, extra={"job": claimed_job.id})
 
-    # The pulse
+    # The main thread
 
     def _heartbeat_loop(self) -> None:
-        """Report, listen, live, reap; until told to stop, or the lease is lost."""
-        beat_every = min(5.0, self.settings.lease_s / 6)
-        beaten = 0.0
+        """Report progress, read cancels, renew the lease; return when told to stop."""
+        interval_s = min(5.0, self.settings.lease_s / 6)
+        renewed_at = 0.0
         while not self.stop.wait(HEARTBEAT_POLL_S):
             if self.drain.is_set() and not self.current:
                 return
-            now = self.turned = time.monotonic()
+            now = self.last_beat_at = time.monotonic()
             try:
-                if held := self.current:
-                    held.report_progress()
-                if now - beaten >= beat_every:
+                if claimed_job := self.current:
+                    claimed_job.report_progress()
+                if now - renewed_at >= interval_s:
                     self.heartbeat()
-                    self._requeue_dead_workers()
-                    beaten = now
+                    self.lease.requeue_dead_workers()
+                    renewed_at = now
                 self.last_db_contact = time.monotonic()
             except DatabaseGone as error:
                 self._give_up_lease(str(error))
@@ -346,47 +300,19 @@ class Worker:
                 log.warning("%s", error)
 
     def heartbeat(self) -> None:
-        with self.queue.database.transaction() as t:
-            alive = t.row(
-                "update filmlet_worker set beat = {now}, peak_bytes = :peak"
-                " where id = :id and token = :token and dead = 0 returning id",
-                id=self.name, token=self.token, peak=_peak_bytes(),
-            )  # fmt: skip
-        if alive is None:
+        """Renew the lease, or stop the worker if it is lost. Raises DatabaseUnusable."""
+        if not self.lease.renew():
             self._give_up_lease("its lease has run out and its jobs went to others")
 
-    def _requeue_dead_workers(self) -> None:
-        """Declare silent workers dead; what they had in hand goes back into the queue."""
-        with self.queue.database.transaction() as t:
-            t.rows(
-                "update filmlet_worker set dead = 1 where dead = 0 and beat < {now} - :lease",
-                lease=self.settings.lease_s,
-            )
-            dead = t.rows(
-                "select id, beat < {now} - 86400 as old from filmlet_worker where dead = 1"
-            )
-        database = self.queue.database
-        for row in dead:
-            # Asked again at every beat: a database that restarts meanwhile must strand nothing.
-            pending = database.pending_workflows(row["id"])
-            if pending:
-                log.warning("worker %s is gone; its job goes on elsewhere", row["id"])
-                for name in (QUEUE, webhooks.QUEUE):
-                    workflow_ids = [w.workflow_id for w in pending if w.queue_name == name]
-                    database.resume_workflows(workflow_ids, name)
-            elif row["old"]:
-                with database.transaction() as t:
-                    t.rows("delete from filmlet_worker where id = :id and dead = 1", id=row["id"])
-
     def _watch(self) -> None:
-        """End the process where the pulse stands still: others have its job by now."""
+        """End the process if the heartbeat loop hangs: others have its job by now."""
         while not self.stop.wait(HEARTBEAT_POLL_S):
-            if time.monotonic() - self.turned > 2 * self.settings.lease_s:
-                log.error("worker %s stops: its pulse stood still for two leases", self.name)
+            if time.monotonic() - self.last_beat_at > 2 * self.settings.lease_s:
+                log.error("worker %s stops: no heartbeat for two leases", self.lease.name)
                 os._exit(LOST)
 
     def keep_swept(self) -> None:
-        """Delete what is too much, once a minute and when a job has ended: it may take a while."""
+        """Delete expired jobs and files once a minute, and when a job has ended."""
         while not self.stop.is_set():
             self.sweeps.clear()
             trim_heap()
@@ -394,18 +320,18 @@ class Worker:
                 self.queue.delete_expired()
             except FilmletError as error:
                 log.warning("%s", error)
-            except Exception:  # this thread is the last one that may end
-                log.exception("the sweep of worker %s", self.name)
+            except Exception:  # nothing restarts this thread
+                log.exception("the sweep of worker %s", self.lease.name)
             self.stop.wait(SWEEP_PAUSE_S)
             self.sweeps.wait(CLEANUP_INTERVAL_S)
 
     def _give_up_lease(self, why: str) -> None:
-        log.error("worker %s stops: %s", self.name, why)
+        log.error("worker %s stops: %s", self.lease.name, why)
         self.lease_lost = True
         self.stop.set()
 
     def unregister(self) -> None:
-        """Stop what is in hand at its next step, and tell the others."""
+        """Stop the current job at its next step, and release lease and job."""
         claimed_job = self.current
         if claimed_job:
             claimed_job.stop()
@@ -416,90 +342,24 @@ class Worker:
         if self.lease_lost:
             return
         with self.queue.database.transaction() as t:
-            t.rows(
-                "update filmlet_worker set dead = 1 where id = :id and token = :token",
-                id=self.name, token=self.token,
-            )  # fmt: skip
+            self.lease.release(t)
             if claimed_job:
                 claimed_job.release(t)
 
 
-def run_worker(settings: Settings, *, finishes: bool = False, supervised: bool = False) -> int:
-    """Work until SIGINT or SIGTERM; the exit status: 0, or 3 where the lease was lost.
-
-    finishes: the first signal lets the job in hand end, the second does not. supervised: stop as
-    well when stdin closes, for then whoever started this is gone.
-    """
-    worker = Worker(settings)
-    if supervised:
-        threading.Thread(target=_exit_with_parent, args=(worker,), daemon=True).start()
-
-    def handle_signal(*_: object) -> None:
-        is_second = worker.drain.is_set()
-        (worker.stop if is_second or not finishes else worker.drain).set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle_signal)
-    try:
-        worker.run()
-    except FilmletError:
-        raise  # before it had begun: nothing runs yet
-    except BaseException:
-        log.exception("worker %s", worker.name)
-        worker.lease_lost = True
-    logging.shutdown()
-    # DBOS must not see the job in hand end: unfinished, it goes on in another process.
-    os._exit(LOST if worker.lease_lost else 0)
-
-
 def run_of(workflow: str | None) -> int | None:
-    """The run of the job whose workflow it is: `JOB.RUN`."""
+    """Return the run in a workflow id, `JOB.RUN`."""
     _, _, run = (workflow or "").rpartition(".")
     return int(run) if run.isdecimal() else None
 
 
-def _peak_bytes() -> int:
-    """The most memory that this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _block_until_process_exit() -> NoReturn:
+    """Keep this workflow unfinished until the process ends.
 
-
-def _exit_with_parent(worker: Worker) -> None:
-    # Not through sys.stdin: an interpreter that ends meanwhile would abort over its lock.
-    while os.read(0, 4096):
-        pass
-    worker.stop.set()
-
-
-@contextmanager
-def _opened(lock: Path) -> Iterator[IO[str]]:
-    """A file of the home folder. Raises OutputUnwritable where that may not be written."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a+")
-    except OSError as error:
-        raise to_output_error(error, lock) from error
-    with file:
-        yield file
-
-
-def _machine_id(home: Path) -> str:
-    """A name for this home folder, made once: two machines may share a host name.
-
-    Raises OutputUnwritable.
+    DBOS records a workflow as done when its function returns or raises. A job that must go on in
+    another process may do neither: only a pending workflow is started again, by this worker's next
+    process or by `WorkerLease.requeue_dead_workers`. The main thread waits ten seconds at most
+    for it (`unregister`), and `os._exit` ends both.
     """
-    file = home / "machine"
-    try:
-        if not file.exists():
-            part = file.with_name(f"machine.{os.getpid()}")
-            part.write_text(secrets.token_hex(8))
-            part.rename(file)
-        return file.read_text()
-    except OSError as error:
-        raise to_output_error(error, file) from error
-
-
-def _block_forever() -> None:
-    """Leave a workflow unfinished: the process ends while it stands here."""
     while True:
         time.sleep(1)
