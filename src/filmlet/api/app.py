@@ -1,4 +1,4 @@
-"""The app: routes over one queue."""
+"""The FastAPI app: routes, error handlers and middlewares over one queue."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,14 +11,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from filmlet import __version__
 from filmlet.api import monitoring, session, videos
 from filmlet.api.anonymous_users import VisitorCookieMiddleware, Visitors
-from filmlet.api.dependencies import AppState, register_error_handlers
+from filmlet.api.dependencies import AppState
+from filmlet.api.error_handlers import register_error_handlers
 from filmlet.api.fast_path import FastPathMiddleware
 from filmlet.api.job_watcher import JobWatcher
 from filmlet.api.middleware import BodyLimit, Identity, SameOriginMiddleware
 from filmlet.jobs import ApiKeyStore, Queue
 from filmlet.settings import Settings
 
-THREADS = 8  # at the database at once: more of them only wait for each other
+THREADS = 8  # at the database: more of them only wait for each other
 
 
 def create_app(
@@ -29,12 +30,12 @@ def create_app(
     visitors: Visitors | None = None,
     is_local: bool = False,
 ) -> FastAPI:
-    """The app over the settings' database and storage. Raises DatabaseUnusable, StorageUnusable.
+    """Return the app over the settings' database and storage.
 
-    hosts: names it answers to, None is any. On loopback only its own: a page of another site must
-    not reach it by a name that leads here. demands_keys: even while there is none. visitors: each
-    browser is a user of its own. is_local: without keys it serves this machine alone, so nobody who
-    comes through a proxy.
+    hosts: names that it answers to, None is any. On loopback only its own: a page of another site
+    must not reach it by a name that resolves to this machine. demands_keys: even if there is no key
+    yet. visitors: each browser is a user of its own. is_local: without keys it serves this machine
+    only, and nobody who comes through a proxy. Raises DatabaseUnusable, StorageUnusable.
     """
     queue = Queue(settings)
 
@@ -44,10 +45,10 @@ def create_app(
         yield
         queue.close()
 
-    app: FastAPI = FastAPIOffline(  # its description's page asks no outside host
+    app: FastAPI = FastAPIOffline(  # the pages of the description load nothing from other hosts
         title="filmlet",
         version=__version__,
-        summary="Sentences into short videos: OpenAI's Videos API over a queue that survives.",
+        summary="Text to video: OpenAI's Videos API over a durable queue.",
         lifespan=lifespan,
         redoc_url=None,
     )
@@ -60,16 +61,24 @@ def create_app(
         require_api_keys=demands_keys,
         is_local=is_local,
     )
-    app.include_router(videos.router)
-    app.include_router(monitoring.router)
-    app.include_router(session.router)
+    _include_routers(app)
     register_error_handlers(app)
-    app.add_middleware(BodyLimit)  # the innermost
-    app.add_middleware(FastPathMiddleware, house=app.state.filmlet)
-    app.add_middleware(Identity, house=app.state.filmlet)
+    _add_middlewares(app, app.state.filmlet, hosts)
+    return app
+
+
+def _include_routers(app: FastAPI) -> None:
+    for module in (videos, monitoring, session):
+        app.include_router(module.router)
+
+
+def _add_middlewares(app: FastAPI, shared: AppState, hosts: list[str] | None) -> None:
+    """Add the middlewares, the innermost first."""
+    app.add_middleware(BodyLimit)
+    app.add_middleware(FastPathMiddleware, shared=shared)
+    app.add_middleware(Identity, shared=shared)
     app.add_middleware(SameOriginMiddleware)
-    if visitors:
+    if shared.visitors:
         app.add_middleware(VisitorCookieMiddleware)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
-    return app

@@ -1,8 +1,6 @@
 """Who comes in, and how a refusal sounds: keys and OpenAI's error envelope."""
 
-import errno
 import hashlib
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -10,59 +8,24 @@ from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from filmlet.api.anonymous_users import VISITOR, Visitors, bearer_of, visitor_token
 from filmlet.api.job_watcher import JobWatcher
-from filmlet.api.schemas import ErrorBody, ErrorResponse
-from filmlet.errors import (
-    DatabaseUnusable,
-    DiskFull,
-    FilmletError,
-    InvalidRequest,
-    JobConflict,
-    PermissionDenied,
-    StorageUnusable,
-    TooManyJobs,
-    TooManyRequests,
-    UnknownJob,
-    UnknownKey,
-)
+from filmlet.errors import FilmletError, PermissionDenied, TooManyRequests, UnknownKey
 from filmlet.jobs import ApiKey, ApiKeyStore, Job, Limits, Priority, Queue, SubmitOptions
 from filmlet.settings import Settings
-
-log = logging.getLogger("filmlet.api")
 
 T = TypeVar("T")
 COOKIE = "filmlet_key"
 CALLER = "filmlet.caller"  # in a request's scope, once who asks is known
 KEY_CACHE_S = 2.0  # a key that was removed opens nothing after this
-RETRY_AFTER_S = 5  # where the database or the storage cannot be used
 STORAGE_THREADS = 8  # that wait for slow storage: those at the database do not wait behind them
 EXPENSIVE_THREADS = 2  # that compute: plans with files, checks of what is sent, pictures of clips
 MAX_EXPENSIVE_REQUESTS = 16  # of one caller at once, waiting ones included
 PROXY_HEADERS = (b"forwarded", b"via", b"x-real-ip")
-MAX_PARAM_CHARS = 200  # that a refusal repeats of a name which a client made up
-INTERNAL = "The server made a mistake; its log says which."
-STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (
-    (UnknownKey, 401, "authentication_error"),
-    (PermissionDenied, 403, "permission_error"),
-    (UnknownJob, 404, "invalid_request_error"),
-    (TooManyJobs, 429, "rate_limit_error"),
-    (InvalidRequest, 400, "invalid_request_error"),
-    # Not 409: OpenAI's clients would try that again by themselves.
-    (JobConflict, 400, "invalid_request_error"),
-    (DatabaseUnusable, 503, "server_error"),
-    (StorageUnusable, 503, "server_error"),
-    (DiskFull, 503, "server_error"),
-    (FilmletError, 500, "server_error"),
-)
 
 
 @dataclass
@@ -248,81 +211,3 @@ AppStateDep = Annotated[AppState, Depends(get_app_state)]
 Entered = Annotated[Access, Depends(access)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
 AdminDep = Annotated[Caller, Depends(require_admin)]
-
-
-def error_response(
-    status: int, error: ErrorBody, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    """The envelope that OpenAI's clients read."""
-    return JSONResponse(ErrorResponse(error=error).model_dump(), status, headers)
-
-
-def public_text(error: FilmletError) -> str:
-    """Return what a client may read of an error: paths and addresses stay in the log."""
-    status = next(s for c, s, _ in STATUSES if isinstance(error, c))
-    if status < 500:
-        return str(error)
-    log.warning("refused with %d: %s", status, error)
-    return error.public_message or INTERNAL
-
-
-def answer_error(error: FilmletError) -> JSONResponse:
-    """Return an error as clients of OpenAI's API read it."""
-    status, kind = next((s, k) for c, s, k in STATUSES if isinstance(error, c))
-    headers = {}
-    if isinstance(error, TooManyJobs):
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if status == 503:
-        headers["retry-after"] = str(RETRY_AFTER_S)
-    told = ErrorBody(
-        message=public_text(error), type=kind, param=getattr(error, "param", None), code=error.code
-    )
-    return error_response(status, told, headers)
-
-
-def register_error_handlers(app: FastAPI) -> None:
-    """Answer every error in the envelope; nobody sees a trace."""
-
-    @app.exception_handler(FilmletError)
-    def handle_filmlet_error(_: Request, error: FilmletError) -> JSONResponse:
-        return answer_error(error)
-
-    @app.exception_handler(ClientDisconnect)
-    def handle_disconnect(_: Request, error: ClientDisconnect) -> Response:
-        del error  # nobody reads the answer, and nothing is wrong
-        return Response(status_code=400)
-
-    @app.exception_handler(RequestValidationError)
-    def handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        param = ".".join(str(p) for p in first["loc"][1:]) or None
-        unknown = first["type"] == "extra_forbidden"
-        code = "unknown_parameter" if unknown else "invalid_value"
-        param = param and param[:MAX_PARAM_CHARS]
-        text = f"There is no parameter {param!r}." if unknown else f"{param}: {first['msg']}."
-        kind = "invalid_request_error"
-        return error_response(400, ErrorBody(message=text, type=kind, param=param, code=code))
-
-    @app.exception_handler(HTTPException)
-    def handle_http_error(_: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 503: "too_busy"}
-        code = codes.get(error.status_code, "error")
-        kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-        error_body = ErrorBody(message=str(error.detail), type=kind, param=None, code=code)
-        return error_response(error.status_code, error_body, dict(error.headers or {}))
-
-    @app.exception_handler(OSError)
-    def failed(request: Request, error: OSError) -> Response:
-        if isinstance(error, ConnectionError):
-            return handle_disconnect(request, ClientDisconnect())
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return answer_error(DiskFull(str(error)))
-        return handle_unexpected_error(request, error)
-
-    @app.exception_handler(Exception)
-    def handle_unexpected_error(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s", request.method, request.url.path, exc_info=error)
-        error_body = ErrorBody(message=INTERNAL, type="server_error", param=None, code="internal")
-        return error_response(500, error_body)

@@ -27,8 +27,8 @@ LIMIT = re.compile(rb"limit=([1-9][0-9]?)|")
 class FastPathMiddleware:
     """Answers what it can, and hands on the rest; stands behind `Identity`."""
 
-    def __init__(self, app: ASGIApp, house: AppState) -> None:
-        self.app, self.house = app, house
+    def __init__(self, app: ASGIApp, shared: AppState) -> None:
+        self.app, self.shared = app, shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = None
@@ -38,18 +38,18 @@ class FastPathMiddleware:
         await (answer or self.app)(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response | None:
-        house, path, query = self.house, scope["path"], scope["query_string"]
+        shared, path, query = self.shared, scope["path"], scope["query_string"]
         if (match := VIDEO_PATH.fullmatch(path)) and not query:
             who = scope[CALLER]
-            job = await self._look(house.queue.get_job, match[1], who.visible_owner)
-            text = Video.from_job(job, house.settings.keep_days).model_dump_json()
+            job = await self._look(shared.queue.get_job, match[1], who.visible_owner)
+            text = Video.from_job(job, shared.settings.keep_days).model_dump_json()
             return Response(text, headers=poll_headers(job), media_type="application/json")
         if path == LIST_PATH and (limit := LIMIT.fullmatch(query)):
             who = scope[CALLER]
-            page = await self._look(video_page, house, who, int(limit[1] or 20))
+            page = await self._look(video_page, shared, who, int(limit[1] or 20))
             return Response(page.model_dump_json(), media_type="application/json")
         return None
 
     async def _look(self, do: Callable[..., T], *args: object) -> T:
         """A thread costs more than a look at a file, and less than waiting for another machine."""
-        return do(*args) if self.house.queue.is_local else await run_in_threadpool(do, *args)
+        return do(*args) if self.shared.queue.is_local else await run_in_threadpool(do, *args)

@@ -6,7 +6,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from filmlet.api.dependencies import CALLER, AppState, answer_error, error_response, identify
+from filmlet.api.dependencies import CALLER, AppState, identify
+from filmlet.api.error_handlers import answer_error, error_response
 from filmlet.api.schemas import ErrorBody
 from filmlet.api.uploads import TEXT_BYTES, VIDEO_BYTES
 from filmlet.errors import FilmletError
@@ -54,13 +55,13 @@ class Identity:
     Everything under /v1 needs an identity, whether there is such a route or not.
     """
 
-    def __init__(self, app: ASGIApp, house: AppState) -> None:
-        self.app, self.house = app, house
+    def __init__(self, app: ASGIApp, shared: AppState) -> None:
+        self.app, self.shared = app, shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _needs_identity(scope["path"]):
             try:
-                scope[CALLER] = await identify(scope, self.house)
+                scope[CALLER] = await identify(scope, self.shared)
             except FilmletError as error:
                 await answer_error(error)(scope, receive, send)
                 return

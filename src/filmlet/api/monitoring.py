@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
-from typing import Annotated, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from filmlet import __version__
 from filmlet.api.dependencies import AdminDep, AppStateDep, CallerDep, get_caller, require_admin
 from filmlet.api.schemas import Model, ModelList, Video
-from filmlet.errors import FilmletError, UnknownModel
+from filmlet.api.submissions import check_model
+from filmlet.errors import FilmletError
 from filmlet.jobs import Queue, QueueStats
 from filmlet.models import REGISTRY, local_files
 
@@ -173,17 +174,11 @@ def list_models(who: CallerDep) -> ModelList:
     return ModelList(data=[_model_info(name) for name in REGISTRY])
 
 
-def check_model_id(id: str) -> str:
-    if id not in REGISTRY:
-        raise UnknownModel(f"There is no model {id!r}; there are {', '.join(REGISTRY)}.")
-    return id
-
-
 @router.get("/v1/models/{id}", tags=["models"])
-def get_model(id: Annotated[str, Depends(check_model_id)], who: CallerDep) -> Model:
+def get_model(id: str, who: CallerDep) -> Model:
     """Get a model."""
     del who
-    return _model_info(id)
+    return _model_info(check_model(id))
 
 
 def _model_info(name: str) -> Model:

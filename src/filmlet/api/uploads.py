@@ -1,4 +1,4 @@
-"""Files that clients send: looked at before anything decodes them, and never by their name."""
+"""Files that clients send: checked before they are decoded, and never named as the client says."""
 
 import base64
 import binascii
@@ -18,39 +18,40 @@ from filmlet.media import InvalidMedia, probe
 IMAGE_BYTES = 20 * 1024 * 1024
 VIDEO_BYTES = 100 * 1024 * 1024
 TEXT_BYTES = IMAGE_BYTES * 4 // 3 + 1024  # of one field of a form: a picture in base64
-REFERENCES = {"input_reference": 0, "last_reference": -1}  # and the frames that they are
+FRAMES = {"input_reference": 0, "last_reference": -1}  # which frame an image is, by its field
 
 
-def references(fields: dict[str, Any], files: dict[str, UploadFile]) -> dict[str, UploadFile]:
-    """Takes the pictures out of what was sent: files, or `{image_url: "data:..."}`.
+def find_images(fields: dict[str, Any], files: dict[str, UploadFile]) -> dict[str, UploadFile]:
+    """Return the images of a body by their fields: files, or `{image_url: "data:..."}`.
 
     Raises InvalidRequest.
     """
-    references_by_name = {}
-    for param in REFERENCES:
-        if upload := files.pop(param, None):
-            references_by_name[param] = upload
-        for name in [name for name in fields if name.partition("[")[0] == param]:
-            kind = name.partition("[")[2].rstrip("]")
-            value = fields.pop(name)
-            if value is not None:
-                references_by_name[param] = _decode_data_url(
-                    {kind: value} if kind else value, param
-                )
-    return references_by_name
+    images = {param: files[param] for param in FRAMES if param in files}
+    for name, value in fields.items():
+        param = image_param(name)
+        if param and value is not None:
+            key = name.partition("[")[2].rstrip("]")
+            images[param] = _decode_data_url({key: value} if key else value, param)
+    return {param: images[param] for param in FRAMES if param in images}
+
+
+def image_param(name: str) -> str | None:
+    """Return the image that a field is, or is a part of: `input_reference[image_url]`."""
+    param = name.partition("[")[0]
+    return param if param in FRAMES else None
 
 
 def _decode_data_url(sent: object, param: str) -> UploadFile:
-    """The picture of a data: URL; nothing is fetched from elsewhere."""
+    """Return the image of a data: URL; other URLs are refused. Raises InvalidRequest."""
     url = sent.get("image_url") if isinstance(sent, dict) else sent
     if isinstance(sent, dict) and sent.get("file_id") is not None:
         raise InvalidRequest(
-            f"{param}: this server keeps no files; send the picture itself.", param=param
+            f"{param}: this server keeps no files; send the image itself.", param=param
         )
     head, _, body = url.partition(",") if isinstance(url, str) else ("", "", "")
     if not (head.startswith("data:") and head.endswith(";base64")):
         raise InvalidRequest(
-            f"{param} must be a file, or a picture in a data: URL (data:image/png;base64,...); "
+            f"{param} must be a file, or an image in a data: URL (data:image/png;base64,...); "
             "this server opens no connection to fetch one.",
             param=param,
         )
@@ -65,9 +66,9 @@ def _decode_data_url(sent: object, param: str) -> UploadFile:
 def saved_uploads(
     uploads: dict[str, UploadFile], *, video: bool = False
 ) -> Iterator[dict[str, Path]]:
-    """Checked uploads as files, by parameter, under names of ours; gone after the block.
+    """Save and check uploads; yield their paths by field. The files are deleted afterwards.
 
-    Raises InvalidRequest, TooManyJobs.
+    Raises InvalidRequest.
     """
     if not uploads:
         yield {}
@@ -83,8 +84,8 @@ def saved_uploads(
         yield paths
 
 
-def check(upload: UploadFile, param: str, *, video: bool) -> None:
-    """Look at an upload that is not used. Raises InvalidRequest, TooManyJobs."""
+def check_upload(upload: UploadFile, param: str, *, video: bool) -> None:
+    """Check an upload that is not used. Raises InvalidRequest."""
     with saved_uploads({param: upload}, video=video):
         pass
 
@@ -99,12 +100,12 @@ def _check_size(upload: UploadFile, param: str, limit: int) -> None:
 
 
 def _check_content(path: Path, param: str, video: bool) -> None:
-    """Refuse what is no picture, or no video, or beyond the limits of `probe`."""
+    """Raise InvalidRequest for other files, and for those beyond the limits of `probe`."""
     try:
-        footage = probe(path)
-    except InvalidMedia as refused:
-        raise InvalidRequest(f"{param}: {refused}", param=param) from refused
-    if video and footage.fps is None:
+        info = probe(path)
+    except InvalidMedia as error:
+        raise InvalidRequest(f"{param}: {error}", param=param) from error
+    if video and info.fps is None:
         raise InvalidRequest(f"{param}: this is neither an MP4 nor a WebM video.", param=param)
-    if footage.fps and not video:
-        raise InvalidRequest(f"{param}: this is a video; send a picture.", param=param)
+    if info.fps and not video:
+        raise InvalidRequest(f"{param}: this is a video; send an image.", param=param)

@@ -19,7 +19,7 @@ PIECE = 256 * 1024
 
 
 def range_response(
-    house: AppState, file: BinaryIO, size: int, range_header: str | None, name: str
+    shared: AppState, file: BinaryIO, size: int, range_header: str | None, name: str
 ) -> Response:
     """The whole movie, or the one range that was asked for (RFC 9110, section 14)."""
     headers = {"accept-ranges": "bytes", "content-disposition": f'inline; filename="{name}"'}
@@ -38,7 +38,7 @@ def range_response(
         status = 206
         headers["content-range"] = f"bytes {first}-{last}/{size}"
     headers["content-length"] = str(last - first + 1)
-    pieces = _iter_chunks(house, file, first, last - first + 1)
+    pieces = _iter_chunks(shared, file, first, last - first + 1)
     return StreamingResponse(pieces, status, headers, "video/mp4")
 
 
@@ -48,12 +48,12 @@ def _position(digits: str) -> int | None:
 
 
 async def _iter_chunks(
-    house: AppState, file: BinaryIO, first: int, count: int
+    shared: AppState, file: BinaryIO, first: int, count: int
 ) -> AsyncIterator[bytes]:
     with file:
         file.seek(first)
         while count > 0:
-            piece = await house.run_at_storage(file.read, min(PIECE, count))
+            piece = await shared.run_at_storage(file.read, min(PIECE, count))
             if not piece:
                 return
             count -= len(piece)
@@ -73,7 +73,7 @@ class GrowingResponse(StreamingResponse):
             log.warning("%s", error)  # and no last message: the server then closes the connection
 
 
-async def stream_growing_file(house: AppState, job: Job) -> AsyncGenerator[bytes]:
+async def stream_growing_file(shared: AppState, job: Job) -> AsyncGenerator[bytes]:
     """The clip's bytes as they are written, until it is whole; a playable MP4 from the first on.
 
     A worker that takes the job over writes the same bytes again: the reader goes on where it is.
@@ -83,15 +83,15 @@ async def stream_growing_file(house: AppState, job: Job) -> AsyncGenerator[bytes
 
     async def iter_new_bytes() -> AsyncIterator[bytes]:
         nonlocal sent
-        grown = house.queue.storage.read_growing
-        while piece := await house.run_at_storage(grown, job.id, sent, PIECE):
+        grown = shared.queue.storage.read_growing
+        while piece := await shared.run_at_storage(grown, job.id, sent, PIECE):
             sent += len(piece)
             yield piece
 
-    async for _ in house.hub.follow(job):
+    async for _ in shared.hub.follow(job):
         async for piece in iter_new_bytes():
             yield piece
     async for piece in iter_new_bytes():
         yield piece
-    if sent != await house.run_at_storage(house.queue.storage.grown_length, job.id):
+    if sent != await shared.run_at_storage(shared.queue.storage.grown_length, job.id):
         raise StorageUnusable(f"{job.id} ended after {sent} bytes and is not whole.")

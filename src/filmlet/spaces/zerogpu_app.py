@@ -17,9 +17,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from filmlet import api, ui
 from filmlet.api.anonymous_users import Visitors
-from filmlet.api.dependencies import AppState, error_response, get_caller, public_text
+from filmlet.api.dependencies import AppState, get_caller
+from filmlet.api.error_handlers import error_response, public_text
 from filmlet.api.schemas import ErrorBody
-from filmlet.api.videos import get_job
+from filmlet.api.submissions import find_job
 from filmlet.errors import FilmletError
 from filmlet.jobs.inline_worker import InlineWorker
 from filmlet.jobs.queue import Queue
@@ -66,16 +67,16 @@ def _launch_page(app: FastAPI, inline: InlineWorker, address: tuple[str, int]) -
 def add_start_trigger(inline: InlineWorker) -> Callable[[AppState], None]:
     """Adds to the page what begins a waiting clip."""
 
-    def add(house: AppState) -> None:
+    def add(shared: AppState) -> None:
         async def begin(event: gr.EventData, request: gr.Request) -> None:
             id = str(event._data)
             try:
-                who = await get_caller(request.request, house)
-                job = await run_in_threadpool(get_job, id, house, who)
+                who = await get_caller(request.request, shared)
+                job = await run_in_threadpool(find_job, id, shared, who)
                 await run_in_threadpool(inline.start, job.id)
             except FilmletError as error:
                 raise gr.Error(public_text(error), print_exception=False) from error
-            async for _ in house.hub.follow(job):
+            async for _ in shared.hub.follow(job):
                 pass  # a call as long as the clip: ZeroGPU asks whether its visitor is still there
 
         gr.HTML(elem_id="bell", js_on_load=WAITING_EVENT_JS).select(

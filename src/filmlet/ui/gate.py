@@ -27,8 +27,8 @@ EVENT_FIELDS = {"data", "session_hash", "event_id", "fn_index", "trigger_id", "e
 class GradioGate:
     """ASGI app around Gradio's own. What it raises is answered by the app that it is mounted in."""
 
-    def __init__(self, app: ASGIApp, house: AppState, page: gr.Blocks, callers: Callers) -> None:
-        self.app, self.house, self.page, self.callers = app, house, page, callers
+    def __init__(self, app: ASGIApp, shared: AppState, page: gr.Blocks, callers: Callers) -> None:
+        self.app, self.shared, self.page, self.callers = app, shared, page, callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,9 +59,9 @@ class GradioGate:
         An MCP client hands its URLs on to programs that do not have its cookie.
         """
         request = Request(scope)
-        who = await get_caller(request, self.house)
+        who = await get_caller(request, self.shared)
         is_tool = route.path.startswith(MCP) and not visitor_token(request.headers)
-        is_unknown = scope.get(INTRODUCED) or (self.house.visitors and is_tool)
+        is_unknown = scope.get(INTRODUCED) or (self.shared.visitors and is_tool)
         return ANONYMOUS if is_unknown else who.owner
 
     async def _upload(self, request: Request) -> Response:

@@ -17,9 +17,10 @@ from gradio.data_classes import FileData
 from gradio.utils import get_upload_folder
 from pydantic import ValidationError, model_validator
 
-from filmlet.api.dependencies import AppState, get_caller, public_text
+from filmlet.api.dependencies import AppState, get_caller
+from filmlet.api.error_handlers import public_text
 from filmlet.api.schemas import VideoCreate
-from filmlet.api.videos import submit
+from filmlet.api.submissions import submit
 from filmlet.core.guide import Guide
 from filmlet.core.model_card import ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
@@ -41,13 +42,13 @@ class GradioVideo(FileData):
         return sent["video"] if isinstance(sent, dict) and "video" in sent else sent
 
 
-def add_endpoints(house: AppState) -> None:
+def add_endpoints(shared: AppState) -> None:
     """Add the three names to the page that is being built; nothing of them can be seen."""
     for mode in ("text", "image", "video"):
-        _add_endpoint(house, mode)
+        _add_endpoint(shared, mode)
 
 
-def _add_endpoint(house: AppState, mode: str) -> None:
+def _add_endpoint(shared: AppState, mode: str) -> None:
     picture = gr.Image(type="filepath", visible=False) if mode == "image" else _hidden_textbox("")
     video = _hidden_video() if mode == "video" else _hidden_textbox("")
     inputs = [
@@ -67,7 +68,7 @@ def _add_endpoint(house: AppState, mode: str) -> None:
     ]
     outputs = [gr.Video(visible=False), _hidden_number(0)]
     gr.Button(visible=False).click(
-        _function(house, mode), inputs, outputs, api_name=f"{mode}_to_video",
+        _function(shared, mode), inputs, outputs, api_name=f"{mode}_to_video",
         concurrency_limit=None,  # the durable queue says whose turn it is
         api_description=DESCRIPTIONS[mode],
     )  # fmt: skip
@@ -95,7 +96,7 @@ def _hidden_number(value: float) -> gr.Number:
     return gr.Number(value, visible=False)
 
 
-def _function(house: AppState, mode: str) -> Callable[..., Any]:
+def _function(shared: AppState, mode: str) -> Callable[..., Any]:
     async def make(
         prompt: str,
         negative_prompt: str,
@@ -133,7 +134,7 @@ def _function(house: AppState, mode: str) -> Callable[..., Any]:
         card = _largest_local_model()
         media_path = {"image": input_image_filepath, "video": input_video_filepath}.get(name)
         try:
-            who = await get_caller(request.request, house)
+            who = await get_caller(request.request, shared)
             width, height = _fit_to_model(card, width_ui, height_ui)
             fields: dict[str, Any] = {
                 "prompt": prompt,
@@ -147,20 +148,20 @@ def _function(house: AppState, mode: str) -> Callable[..., Any]:
             body = VideoCreate.model_validate(fields)
             max_source_frames = _whole_number(ui_frames_to_use, "frames") if name == "video" else 1
             guides = [Guide(media_path, frames=max(1, max_source_frames))] if media_path else []
-            arguments = (house, body, who.submit_options(), guides)
+            arguments = (shared, body, who.submit_options(), guides)
             if guides:  # which are decoded
-                job = await house.run_expensive(who, submit, *arguments)
+                job = await shared.run_expensive(who, submit, *arguments)
             else:
                 job = await run_in_threadpool(submit, *arguments)
-            with house.run_inline(job):
-                job = await _wait_for_job(house, job)
+            with shared.run_inline(job):
+                job = await _wait_for_job(shared, job)
         except FilmletError as error:
             raise gr.Error(public_text(error), print_exception=False) from error
         except ValidationError as error:
             first = error.errors()[0]
             text = f"{first['loc'][-1]}: {first['msg']}."
             raise gr.Error(text, print_exception=False) from error
-        return await run_in_threadpool(_copy_clip, house, job), job.seed
+        return await run_in_threadpool(_copy_clip, shared, job), job.seed
 
     name = mode
     make.__name__ = f"{mode}_to_video"  # MCP's tools are called by it
@@ -190,10 +191,10 @@ def _fit_to_model(card: ModelCard, width: float, height: float) -> tuple[int, in
     return round(width * scale), round(height * scale)
 
 
-async def _wait_for_job(house: AppState, job: Job) -> Job:
+async def _wait_for_job(shared: AppState, job: Job) -> Job:
     """Until the job is over; raises gr.Error where there is no clip."""
     progress = ToolProgress()
-    async for now in house.hub.follow(job):
+    async for now in shared.hub.follow(job):
         job = now
         await progress.send(job)
     if job.status != Status.COMPLETED or job.clip is None:
@@ -202,11 +203,11 @@ async def _wait_for_job(house: AppState, job: Job) -> Job:
     return job
 
 
-def _copy_clip(house: AppState, job: Job) -> str:
+def _copy_clip(shared: AppState, job: Job) -> str:
     """A file that Gradio may send; it is removed with the caller's other files."""
     path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{job.id}.mp4"
     path.parent.mkdir(parents=True)
     assert job.clip
-    with house.queue.storage.open(job.id, job.clip) as clip, path.open("wb") as file:
+    with shared.queue.storage.open(job.id, job.clip) as clip, path.open("wb") as file:
         shutil.copyfileobj(clip, file)
     return str(path)

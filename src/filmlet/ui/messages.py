@@ -5,7 +5,7 @@ from html import escape
 
 from pydantic import ValidationError
 
-from filmlet.api.dependencies import public_text
+from filmlet.api.error_handlers import public_text
 from filmlet.api.schemas import VideoPlan
 from filmlet.core.model_card import ModelCard
 from filmlet.errors import FilmletError

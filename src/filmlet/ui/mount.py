@@ -19,7 +19,8 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from filmlet.api.dependencies import AppState, error_response
+from filmlet.api.dependencies import AppState
+from filmlet.api.error_handlers import error_response
 from filmlet.api.schemas import ErrorBody
 from filmlet.settings import disable_gradio_telemetry
 from filmlet.ui.blocks import restrict_gradio
@@ -45,10 +46,10 @@ POLICY = (
 SWEEP_S = 300.0
 
 
-def mount(app: FastAPI, house: AppState) -> None:
+def mount(app: FastAPI, shared: AppState) -> None:
     """Serve the page at `/`; the API's own paths go first."""
-    callers = _prepare_app(app, house)
-    page = build_page(house, callers, add_endpoints).queue(default_concurrency_limit=None)
+    callers = _prepare_app(app, shared)
+    page = build_page(shared, callers, add_endpoints).queue(default_concurrency_limit=None)
     options = {"exception_handlers": CALL_ERRORS}
     gr.mount_gradio_app(app, page, path="/", app_kwargs=options, **_gradio_options())
     mounted = app.routes[-1]
@@ -56,7 +57,7 @@ def mount(app: FastAPI, house: AppState) -> None:
     gradio: Any = mounted.app
     gradio.startup_events_triggered = True  # the lifespan does it; a request would do it again
     restrict_gradio(page, callers)
-    mounted.app = GradioGate(gradio, house, page, callers)
+    mounted.app = GradioGate(gradio, shared, page, callers)
     inner = app.router.lifespan_context
 
     @asynccontextmanager
@@ -68,11 +69,11 @@ def mount(app: FastAPI, house: AppState) -> None:
 
 
 def launch(
-    app: FastAPI, house: AppState, address: tuple[str, int], *doors: Callable[[AppState], None]
+    app: FastAPI, shared: AppState, address: tuple[str, int], *doors: Callable[[AppState], None]
 ) -> gr.Blocks:
     """Serve the same in a thread, by Gradio's own `launch`, which ZeroGPU hooks into."""
-    callers = _prepare_app(app, house)
-    page = build_page(house, callers, add_endpoints, *doors).queue(default_concurrency_limit=None)
+    callers = _prepare_app(app, shared)
+    page = build_page(shared, callers, add_endpoints, *doors).queue(default_concurrency_limit=None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Any]:
@@ -81,7 +82,7 @@ def launch(
 
     def gated(inner: ASGIApp) -> ASGIApp:
         restrict_gradio(page, callers)
-        return GradioGate(inner, house, page, callers)
+        return GradioGate(inner, shared, page, callers)
 
     host, port = address
     page.launch(
@@ -114,9 +115,9 @@ class PageBehindApp:
         await self.front({**scope, "page": scope["app"]}, receive, send)
 
 
-def _prepare_app(app: FastAPI, house: AppState) -> Callers:
+def _prepare_app(app: FastAPI, shared: AppState) -> Callers:
     """What the page needs beside the API."""
-    passing = (house.settings.home / "passing" / str(os.getpid())).absolute()
+    passing = (shared.settings.home / "passing" / str(os.getpid())).absolute()
     disable_gradio_telemetry(passing)
 
     @app.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
@@ -124,7 +125,7 @@ def _prepare_app(app: FastAPI, house: AppState) -> Callers:
         raise HTTPException(404, f"There is nothing at /v1/{rest}.")
 
     app.mount("/ui", StaticFiles(directory=STATIC))
-    app.add_middleware(ContentPolicy, house=house)
+    app.add_middleware(ContentPolicy, shared=shared)
     return Callers.in_folder(passing)
 
 
@@ -180,9 +181,9 @@ def _delete_stale_folders(folder: Path) -> None:
 class ContentPolicy:
     """Says to browsers what a page of this server may load, and who may show it in a frame."""
 
-    def __init__(self, app: ASGIApp, house: AppState) -> None:
+    def __init__(self, app: ASGIApp, shared: AppState) -> None:
         self.app = app
-        framed_by = house.visitors.frame_ancestors if house.visitors else ()
+        framed_by = shared.visitors.frame_ancestors if shared.visitors else ()
         self.policy = POLICY.format(" ".join(("'self'", *framed_by)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,7 +12,14 @@ from pydantic import BaseModel, ValidationError
 
 from filmlet.api.dependencies import AppState, Caller, get_caller
 from filmlet.api.schemas import LONGEST_PROMPT, VideoCreate, VideoExtend
-from filmlet.api.videos import check_model, extend_file, extend_own, get_job, plan_video, submit
+from filmlet.api.submissions import (
+    check_model,
+    extend_file,
+    extend_own,
+    find_job,
+    plan_video,
+    submit,
+)
 from filmlet.core.guide import Guide
 from filmlet.core.lora import Lora
 from filmlet.core.model_card import GuideSupport, ModelCard
@@ -118,16 +125,18 @@ class Form:
 
 
 def build_page(
-    house: AppState, callers: Callers, *doors: Callable[[AppState], None]
+    shared: AppState, callers: Callers, *doors: Callable[[AppState], None]
 ) -> CheckedBlocks:
-    """The page over this server's house; `doors` add what is not seen."""
+    """The page over this server's shared; `doors` add what is not seen."""
     options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (300, 3600)}
     with CheckedBlocks(callers, title="filmlet", **options) as page:
         page.space_id = None  # what Gradio adds on Spaces fetches fonts from another host
         _web_component("film-bar")
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, min_width=320, elem_id="form"):
-                form, reading, note, plan, make = _form(REGISTRY[check_model(house.settings.model)])
+                form, reading, note, plan, make = _form(
+                    REGISTRY[check_model(shared.settings.model)]
+                )
             with gr.Column(scale=8, min_width=320):
                 _web_component("film-stage")
         _web_component("film-gallery")
@@ -144,11 +153,11 @@ def build_page(
 
         async def look(values: Values, request: gr.Request) -> tuple[str, str]:
             """What will be done, told while the form is filled."""
-            return await _preview_plan(house, form, values, request)
+            return await _preview_plan(shared, form, values, request)
 
         async def ask(values: Values, request: gr.Request) -> tuple[str, str]:
             """Queue the clip; its id, or why not."""
-            return await _submit(house, form, values, request)
+            return await _submit(shared, form, values, request)
 
         gr.on(
             [page.load, *(c.change for c in form.components)],
@@ -168,7 +177,7 @@ def build_page(
 
         bridge.select(fill, None, form.components, **PRIVATE_EVENT)
         for door in doors:
-            door(house)
+            door(shared)
     return page
 
 
@@ -312,50 +321,50 @@ def size_for_aspect(card: ModelCard, ratio: float) -> tuple[int, int]:
     return min(width, grid.max_side), min(height, grid.max_side)
 
 
-async def _get_caller(house: AppState, request: gr.Request) -> Caller:
-    return await get_caller(request.request, house)
+async def _get_caller(shared: AppState, request: gr.Request) -> Caller:
+    return await get_caller(request.request, shared)
 
 
 async def _preview_plan(
-    house: AppState, form: Form, values: Values, request: gr.Request
+    shared: AppState, form: Form, values: Values, request: gr.Request
 ) -> tuple[str, str]:
     prompt = values[form.prompt] or ""
     if not prompt.strip():
         return "", paragraph("Say what should be seen; what will be done is told here.")
     reading = ""
     try:
-        who = await _get_caller(house, request)
+        who = await _get_caller(shared, request)
         if len(prompt) <= LONGEST_PROMPT:
             card = REGISTRY[check_model(values[form.model])]
             reading = token_count_html(card, await run_in_threadpool(check_prompt, card, prompt))
         body, guides = form.to_video_create(values), form.guides(values)
-        return reading, plan_html(await house.run_expensive(who, plan_video, house, body, guides))
+        return reading, plan_html(await shared.run_expensive(who, plan_video, shared, body, guides))
     except (FilmletError, ValidationError) as error:
         return reading, error_html(error)
 
 
 async def _submit(
-    house: AppState, form: Form, values: Values, request: gr.Request
+    shared: AppState, form: Form, values: Values, request: gr.Request
 ) -> tuple[str, str]:
     try:
-        who = await _get_caller(house, request)
-        job = await house.run_expensive(who, _submit_job, house, form, values, who)
+        who = await _get_caller(shared, request)
+        job = await shared.run_expensive(who, _submit_job, shared, form, values, who)
         body, guides = form.to_video_create(values), form.guides(values)
-        return job.id, plan_html(await house.run_expensive(who, plan_video, house, body, guides))
+        return job.id, plan_html(await shared.run_expensive(who, plan_video, shared, body, guides))
     except (FilmletError, ValidationError) as error:
         return "", error_html(error)
 
 
-def _submit_job(house: AppState, form: Form, values: Values, who: Caller) -> Job:
+def _submit_job(shared: AppState, form: Form, values: Values, who: Caller) -> Job:
     further = form.extension(values)
     if further is None:
         return submit(
-            house, form.to_video_create(values), who.submit_options(), form.guides(values)
+            shared, form.to_video_create(values), who.submit_options(), form.guides(values)
         )
     if id := (values[form.clip] or "").strip():
-        return extend_own(house, further, who.submit_options(), get_job(id, house, who))
+        return extend_own(shared, further, who.submit_options(), find_job(id, shared, who))
     if values[form.footage]:
-        return extend_file(house, further, who.submit_options(), Path(values[form.footage]))
+        return extend_file(shared, further, who.submit_options(), Path(values[form.footage]))
     raise InvalidRequest("Say which clip to go on from, or upload one.", param="video")
 
 

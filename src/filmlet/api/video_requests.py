@@ -1,0 +1,159 @@
+"""Bodies of POST /v1/videos and its kin: a form or JSON, with files.
+
+FastAPI does not parse them: OpenAI's clients send the same fields as a form with files or as JSON,
+with fields of their own for files inside (`video[id]`, `input_reference[image_url]`), while FastAPI
+takes one kind of body a route. Sizes and counts must be limited before pydantic sees the values,
+too. So the routes take the request, and the bodies are described for OpenAPI here.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.datastructures import FormData, UploadFile
+
+from filmlet.api import uploads
+from filmlet.api.schemas import RequestModel, VideoCreate, VideoExtend
+from filmlet.errors import InvalidRequest
+
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+MAX_JSON_MARKS = 100_000  # commas and brackets of a body, text included
+MAX_JSON_VALUES = 500  # fields and elements of a body, nested ones included
+
+Fields = dict[str, Any]
+Uploads = dict[str, UploadFile]  # by the name of their field
+Schema = TypeVar("Schema", bound=RequestModel)
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """The video to extend: an upload, or the id of a video of this server."""
+
+    upload: UploadFile | None
+    id: str | None
+
+
+@asynccontextmanager
+async def read_video_request(request: Request) -> AsyncIterator[tuple[VideoCreate, Uploads]]:
+    """Yield a request for a video and its images, which are closed afterwards.
+
+    Raises InvalidRequest, RequestValidationError.
+    """
+    async with read_body(request) as (fields, files):
+        images = uploads.find_images(fields, files)
+        known = {name for name in fields if uploads.image_param(name)}
+        body = _validate(VideoCreate, fields, files, known | images.keys())
+        # Errors of guides name the field that the client has sent.
+        guide_param = next((name for name in reversed(uploads.FRAMES) if name in images), "guides")
+        request.state.param_names = {"guides": guide_param}
+        yield body, images
+
+
+@asynccontextmanager
+async def read_extend_request(request: Request) -> AsyncIterator[tuple[VideoExtend, SourceVideo]]:
+    """Yield a request to extend a video, and that video.
+
+    Raises InvalidRequest, RequestValidationError.
+    """
+    async with read_body(request) as (fields, files):
+        body = _validate(VideoExtend, fields, files, ("video", "video[id]"))
+        video = fields.get("video")
+        id = fields.get("video[id]", video.get("id") if isinstance(video, dict) else None)
+        upload = files.get("video")
+        if upload is None and not isinstance(id, str):
+            raise InvalidRequest('video must be a file or {"id": "clip_..."}.', param="video")
+        # Size and frame rate are the video's.
+        request.state.param_names = dict.fromkeys(("extend", "size", "fps"), "video")
+        yield body, SourceVideo(upload, id)
+
+
+@asynccontextmanager
+async def read_body(request: Request) -> AsyncIterator[tuple[Fields, Uploads]]:
+    """Yield fields and files of a form or a JSON body; the files are closed afterwards.
+
+    Raises InvalidRequest.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type in FORMS:
+        part = uploads.TEXT_BYTES
+        async with request.form(max_files=2, max_fields=50, max_part_size=part) as form:
+            files = {k: v for k, v in form.items() if isinstance(v, UploadFile)}
+            yield _form_fields(form), files
+        return
+    yield _parse_json(await request.body()), {}
+
+
+def _parse_json(body: bytes) -> Fields:
+    # Small values take a hundred times the memory of their text; no request has so many.
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_MARKS:
+        raise InvalidRequest("The body has too many values.", param="body")
+    try:
+        fields = from_json(body, allow_inf_nan=False, cache_strings="none")
+    except ValueError:
+        raise InvalidRequest(
+            "The body must be a form or JSON; send its Content-Type.", param="body"
+        ) from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("The body must be a JSON object.", param="body")
+    if _count_values(fields) > MAX_JSON_VALUES:  # pydantic makes an error of each that is wrong
+        raise InvalidRequest("The body has too many values.", param="body")
+    return fields
+
+
+def _count_values(value: Any) -> int:
+    """Return how many fields and elements a JSON value has, nested ones included."""
+    children = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return 0
+    return len(value) + sum(map(_count_values, children))
+
+
+def _form_fields(form: FormData) -> Fields:
+    """Return the texts of a form; a field that is repeated, perhaps as `name[]`, is a list."""
+    values: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            values.setdefault(name.removesuffix("[]"), []).append(value)
+    return {name: items[0] if len(items) == 1 else items for name, items in values.items()}
+
+
+def _validate(
+    schema: type[Schema], fields: Fields, files: Uploads, read: Sequence[str] | set[str]
+) -> Schema:
+    """Return the fields but those that were `read` already. Raises RequestValidationError."""
+    for name in files:
+        if name not in read:
+            raise InvalidRequest(f"There is no file parameter {name!r}.", param="body")
+    try:
+        return schema.model_validate({k: v for k, v in fields.items() if k not in read})
+    except ValidationError as error:
+        errors = [e | {"loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
+        raise RequestValidationError(errors) from error
+
+
+def _describe_body(schema: type[RequestModel], form: Fields, table: Fields) -> Fields:
+    """Return a body for OpenAPI. form, table: properties that forms and JSON have for files."""
+
+    def with_properties(more: Fields) -> Fields:
+        plain = schema.model_json_schema()
+        return {"schema": plain | {"properties": plain["properties"] | more}}
+
+    content = {
+        "multipart/form-data": with_properties(form),
+        "application/json": with_properties(table),
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_FILE = {"type": "string", "format": "binary"}
+_IMAGE = {"type": "object", "properties": {"image_url": {"type": "string", "format": "data-url"}}}
+_VIDEO_ID = {"type": "object", "properties": {"id": {"type": "string"}}}
+CREATE_BODY = _describe_body(
+    VideoCreate, dict.fromkeys(uploads.FRAMES, _FILE), dict.fromkeys(uploads.FRAMES, _IMAGE)
+)
+EXTEND_BODY = _describe_body(VideoExtend, {"video": _FILE}, {"video": _VIDEO_ID})
