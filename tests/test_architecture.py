@@ -165,14 +165,13 @@ def test_the_readmes_make_commands_are_targets_of_the_makefile() -> None:
 def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
     import shlex
 
-    from filmlet.cli.main import COMMANDS
-    from filmlet.cli.options import build_parser
+    from filmlet.cli.main import build_parser
 
     asked = [line for line in commands("sh") if line.startswith("filmlet ")]
     assert len(asked) >= 3
     for line in asked:
         options = build_parser().parse_args(shlex.split(line, comments=True)[1:])
-        assert options.command in COMMANDS
+        assert callable(options.run)
 
 
 def test_the_readmes_python_runs(tmp_path: Path, shared_server: Running) -> None:

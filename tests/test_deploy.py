@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from filmlet.cli.options import build_parser
+from filmlet.cli.main import build_parser
 from filmlet.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from filmlet.cli.options import build_parser
+from filmlet.cli.main import build_parser
 from filmlet.settings import Settings
 from tools import generate_docs
 

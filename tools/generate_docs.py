@@ -24,7 +24,7 @@ from prometheus_client.core import CounterMetricFamily
 from filmlet import errors
 from filmlet.api import monitoring, session, videos
 from filmlet.api.error_handlers import STATUSES
-from filmlet.cli.options import build_parser
+from filmlet.cli.main import build_parser
 from filmlet.jobs import Queue
 from filmlet.models import REGISTRY
 from filmlet.settings import Settings

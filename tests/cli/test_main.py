@@ -207,7 +207,7 @@ def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> N
 def test_ctrl_c_is_heard_where_python_drops_what_is_raised() -> None:
     code = """
 import signal, sys, time, weakref
-from filmlet.cli import main as cli
+from filmlet.cli import main as cli, models
 
 def deaf(_):
     thing = type("Thing", (), {})()
@@ -216,7 +216,7 @@ def deaf(_):
     time.sleep(5)
     return 0
 
-cli.COMMANDS["plan"] = deaf
+models.plan = deaf
 sys.exit(cli.main(["plan", "a ball"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

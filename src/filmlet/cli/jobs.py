@@ -1,92 +1,149 @@
-"""The command line's words for the queue: submit, jobs, worker."""
+"""`filmlet submit`, `jobs` and `worker`: the queue."""
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from filmlet.core import logs
-from filmlet.core.request import ClipRequest
+from filmlet.cli.options import (
+    Commands,
+    add_clip_options,
+    add_log_option,
+    build_clip_request,
+    whole_number,
+)
+from filmlet.cli.process import to_json
 from filmlet.errors import InvalidRequest
-from filmlet.jobs import Job, Priority, Queue, Status, SubmitOptions
-from filmlet.settings import Settings
+
+if TYPE_CHECKING:
+    from filmlet.jobs import Job, Queue
 
 
-def submit(options: argparse.Namespace, request: ClipRequest) -> int:
-    """Put a clip into the queue and print its id."""
-    with _queue() as queue:
-        asking = SubmitOptions(priority=Priority(options.priority), idempotency_key=options.key)
-        job = queue.submit(request, asking)
-    print(as_json(job) if options.json else job.id)
+def add_queue_commands(commands: Commands) -> None:
+    """Add `submit` and `jobs`."""
+    command = commands.add_parser("submit", help="put a clip into the queue, print its id")
+    command.set_defaults(run=submit, needs_server=True)
+    add_clip_options(command)
+    command.add_argument("--priority", choices=("high", "normal", "low"), default="normal")
+    command.add_argument("--key", help="idempotency key: two submissions with one key make one job")
+
+    command = commands.add_parser("jobs", help=f"{', '.join(ACTIONS)} jobs")
+    command.set_defaults(run=manage_jobs, needs_server=True)
+    command.add_argument("action", nargs="?", choices=tuple(ACTIONS), default="list")
+    command.add_argument("id", nargs="?", help="the job's id")
+    command.add_argument(
+        "--limit", type=whole_number, default=50, help="number of jobs to list (default: 50)"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_worker_command(commands: Commands) -> None:
+    """Add `worker`."""
+    command = commands.add_parser("worker", help="run jobs until told to stop")
+    command.set_defaults(run=run_worker, needs_server=True)
+    command.add_argument("--quiet", action="store_true", help="log warnings only")
+    command.add_argument(
+        "--finish", action="store_true", help="finish the current job before stopping"
+    )
+    command.add_argument("--supervised", action="store_true", help="stop when stdin closes")
+    add_log_option(command)
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Queue a clip and print its id."""
+    from filmlet.jobs import Priority, SubmitOptions
+
+    request = build_clip_request(options)
+    with _open_queue() as queue:
+        priority = Priority(options.priority)
+        job = queue.submit(request, SubmitOptions(priority=priority, idempotency_key=options.key))
+    print(to_json(asdict(job)) if options.json else job.id)
     return 0
 
 
-def jobs(options: argparse.Namespace) -> int:
-    """Look at jobs or change them."""
+def manage_jobs(options: argparse.Namespace) -> int:
+    """Read or change jobs."""
     if options.action != "list" and options.id is None:
         raise InvalidRequest(f"Say which job to {options.action}: its id.", param="id")
-    with _queue() as queue:
+    with _open_queue() as queue:
         ACTIONS[options.action](queue, options)
     return 0
 
 
-def worker(options: argparse.Namespace) -> int:
+def run_worker(options: argparse.Namespace) -> int:
     """Run jobs until told to stop."""
-    from filmlet.jobs.worker_process import run_worker
+    from filmlet.core import logs
+    from filmlet.jobs import worker_process
+    from filmlet.settings import Settings
 
     logs.configure_logging(options.log, quiet=options.quiet)
-    return run_worker(
+    return worker_process.run_worker(
         Settings.from_environment(), finishes=options.finish, supervised=options.supervised
     )
 
 
-def _list_jobs(queue: Queue, options: argparse.Namespace) -> None:
+def _list_jobs(queue: "Queue", options: argparse.Namespace) -> None:
     jobs = queue.list_jobs(limit=options.limit)
     if options.json:
-        print(json.dumps([_table(job) for job in jobs], ensure_ascii=False, indent=2))
+        print(to_json([asdict(job) for job in jobs]))
     for job in jobs if not options.json else ():
-        print(line(job))
+        print(format_line(job))
 
 
-def _show_job(queue: Queue, options: argparse.Namespace) -> None:
+def _show_job(queue: "Queue", options: argparse.Namespace) -> None:
     job = queue.get_job(options.id)
-    print(as_json(job) if options.json else as_text(queue, job))
+    print(to_json(asdict(job)) if options.json else as_text(queue, job))
 
 
-def _watch_job(queue: Queue, options: argparse.Namespace) -> None:
+def _watch_job(queue: "Queue", options: argparse.Namespace) -> None:
     for job in queue.follow(options.id):
         print(
-            json.dumps(_table(job), ensure_ascii=False) if options.json else line(job), flush=True
+            to_json(asdict(job), indent=None) if options.json else format_line(job),
+            flush=True,
         )
 
 
-def _change_job(change: Callable[[Queue, str], Job]) -> Callable[[Queue, argparse.Namespace], None]:
-    def run(queue: Queue, options: argparse.Namespace) -> None:
-        job = change(queue, options.id)
-        print(as_json(job) if options.json else line(job))
-
-    return run
+def _cancel_job(queue: "Queue", options: argparse.Namespace) -> None:
+    _print_job(queue.cancel(options.id), options)
 
 
-def _delete_job(queue: Queue, options: argparse.Namespace) -> None:
+def _retry_job(queue: "Queue", options: argparse.Namespace) -> None:
+    _print_job(queue.retry(options.id), options)
+
+
+def _refine_job(queue: "Queue", options: argparse.Namespace) -> None:
+    from filmlet.jobs import SubmitOptions
+
+    _print_job(queue.refine(options.id, SubmitOptions()), options)
+
+
+def _print_job(job: "Job", options: argparse.Namespace) -> None:
+    print(to_json(asdict(job)) if options.json else format_line(job))
+
+
+def _delete_job(queue: "Queue", options: argparse.Namespace) -> None:
     queue.delete(options.id)
-    print(json.dumps({"deleted": options.id}) if options.json else f"{options.id} deleted")
+    print(
+        to_json({"deleted": options.id}, indent=None) if options.json else f"{options.id} deleted"
+    )
 
 
-ACTIONS: dict[str, Callable[[Queue, argparse.Namespace], None]] = {
+ACTIONS: dict[str, Callable[["Queue", argparse.Namespace], None]] = {
     "list": _list_jobs,
     "show": _show_job,
     "watch": _watch_job,
-    "cancel": _change_job(Queue.cancel),
-    "retry": _change_job(Queue.retry),
-    "refine": _change_job(lambda queue, job: queue.refine(job, SubmitOptions())),
+    "cancel": _cancel_job,
+    "retry": _retry_job,
+    "refine": _refine_job,
     "delete": _delete_job,
 }
 
 
-def line(job: Job) -> str:
-    """One line a job."""
+def format_line(job: "Job") -> str:
+    """Return a job as one line."""
+    from filmlet.jobs import Status
+
     columns = [job.id, f"{job.status:9}", f"{job.progress:4.0%}"]
     match job.status:
         case Status.QUEUED:
@@ -103,9 +160,9 @@ def line(job: Job) -> str:
     return "  ".join(part for part in columns if part)
 
 
-def as_text(queue: Queue, job: Job) -> str:
-    """All that a person wants to know of one job."""
-    lines = [line(job)]
+def as_text(queue: "Queue", job: "Job") -> str:
+    """Return a job with its file, stages and changes, for people."""
+    lines = [format_line(job)]
     if job.clip:
         lines.append(f"  {queue.storage.display_path(job.id, job.clip)}")
     for record in job.stages:
@@ -116,17 +173,11 @@ def as_text(queue: Queue, job: Job) -> str:
     return "\n".join(lines)
 
 
-def as_json(job: Job) -> str:
-    """The whole job as one JSON object."""
-    return json.dumps(_table(job), ensure_ascii=False, indent=2)
-
-
-def _table(job: Job) -> dict[str, object]:
-    return asdict(job)
-
-
 @contextmanager
-def _queue() -> Iterator[Queue]:
+def _open_queue() -> Iterator["Queue"]:
+    from filmlet.jobs import Queue
+    from filmlet.settings import Settings
+
     queue = Queue(Settings.from_environment())
     try:
         yield queue

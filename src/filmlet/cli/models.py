@@ -1,47 +1,56 @@
-"""The command line's words for models: list, show, pull, prune, export, and plan."""
+"""`filmlet models` and `plan`: what models there are, and what a clip would take."""
 
 import argparse
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filmlet.core.model_card import ComponentSource, ModelCard
-from filmlet.core.request import ClipRequest
+from filmlet.cli.options import Commands, add_clip_options, build_clip_request
+from filmlet.cli.process import to_json
 from filmlet.errors import CheckpointNotFound, FilmletError, InvalidRequest
-from filmlet.models import (
-    REGISTRY,
-    delete_model,
-    disk_usage,
-    download_model,
-    download_repository,
-    get_card,
-    hub_cache,
-    list_vocabulary,
-    local_files,
-)
-from filmlet.settings import Settings
 
 if TYPE_CHECKING:
+    from filmlet.core.model_card import ComponentSource, ModelCard
     from filmlet.jobs import Forecast
 
 
-def models(options: argparse.Namespace) -> int:
-    """Look at models, fetch them or make room."""
+def add_commands(commands: Commands) -> None:
+    """Add `models` and `plan`."""
+    command = commands.add_parser("models", help=f"{', '.join(ACTIONS)} models")
+    command.set_defaults(run=manage_models)
+    command.add_argument("action", nargs="?", choices=tuple(ACTIONS), default="list")
+    command.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="name that `filmlet models` lists, or OWNER/NAME on the Hub",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = commands.add_parser(
+        "plan", help="estimate download, memory and time of a clip; make none"
+    )
+    command.set_defaults(run=plan, needs_server=True)
+    add_clip_options(command, is_made=False)
+
+
+def manage_models(options: argparse.Namespace) -> int:
+    """List, show, download, delete or compile models."""
     if options.action in ("show", "pull", "export") and not options.names:
         raise InvalidRequest(f"Say which model to {options.action}: its name.", param="model")
     ACTIONS[options.action](options)
     return 0
 
 
-def plan(options: argparse.Namespace, request: ClipRequest) -> int:
-    """Say what a clip would take on this machine."""
+def plan(options: argparse.Namespace) -> int:
+    """Print what a clip would take on this machine."""
     from filmlet.engine.selection import device_info, why_not_openvino_model
     from filmlet.jobs import Queue
+    from filmlet.settings import Settings
 
+    request = build_clip_request(options)
     settings = Settings.from_environment()
     queue = Queue(settings)
     try:
@@ -54,14 +63,16 @@ def plan(options: argparse.Namespace, request: ClipRequest) -> int:
     )
     forecast = replace(forecast, machine=device_info(settings.device, is_torchs))
     table = _plan_dict(forecast)
-    print(_json(table) if options.json else _as_text(forecast, table))
+    print(to_json(table) if options.json else _as_text(forecast, table))
     return 0
 
 
 def _list_models(options: argparse.Namespace) -> None:
+    from filmlet.models import REGISTRY
+
     rows = [_model_row(card) for card in REGISTRY.values()]
     if options.json:
-        print(_json(rows))
+        print(to_json(rows))
         return
     print(f"{'':30} {'':14} {'in all':>8}  {'on disk':>8}")
     for row in rows:
@@ -72,16 +83,19 @@ def _list_models(options: argparse.Namespace) -> None:
 
 
 def _show_model(options: argparse.Namespace) -> None:
+    from filmlet.models import get_card, list_vocabulary
+
     for name in options.names:
         card = get_card(name)
         parts = {part: asdict(source) for part, source in card.sources.present()}
         table = _model_row(card) | {"licence": card.licence, "components": parts}
         table |= {"words": list_vocabulary(card), "default": asdict(card.grid)}
-        print(_json(table) if options.json else _model_text(card, table))
+        print(to_json(table) if options.json else _model_text(card, table))
 
 
 def _pull_models(options: argparse.Namespace) -> None:
     from filmlet.cli.progress_bar import DownloadProgressBar
+    from filmlet.models import REGISTRY, download_model, download_repository, get_card, hub_cache
 
     for name in options.names:
         is_own = hub_cache.is_name(name) and name not in REGISTRY
@@ -91,23 +105,26 @@ def _pull_models(options: argparse.Namespace) -> None:
                 bar.update(so_far)
         row = _model_row(get_card(name))
         print(
-            _json(row)
+            to_json(row)
             if options.json
             else f"{name}: {_format_gigabytes(row['bytes_on_disk'])} here"
         )
 
 
 def _prune_models(options: argparse.Namespace) -> None:
+    from filmlet.models import delete_model, get_card, hub_cache
+
     freed = hub_cache.delete_partial_downloads() + sum(
         delete_model(get_card(name)) for name in options.names
     )
-    print(_json({"bytes_freed": freed}) if options.json else f"{_format_gigabytes(freed)} freed")
+    print(to_json({"bytes_freed": freed}) if options.json else f"{_format_gigabytes(freed)} freed")
 
 
 def _export_models(options: argparse.Namespace) -> None:
     from filmlet.engine.selection import export
-    from filmlet.models import count_parameters
+    from filmlet.models import count_parameters, get_card, local_files
     from filmlet.pipeline.prepare import drain
+    from filmlet.settings import Settings
 
     settings = Settings.from_environment()
     cache = settings.cache
@@ -129,7 +146,7 @@ def _export_models(options: argparse.Namespace) -> None:
             "seconds": seconds,
         }
         line = f"{name}: compiled in {placement.dtype}, {seconds} s, kept in {cache}"
-        print(_json(table) if options.json else line)
+        print(to_json(table) if options.json else line)
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -141,7 +158,9 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def _model_row(card: ModelCard) -> dict[str, object]:
+def _model_row(card: "ModelCard") -> dict[str, object]:
+    from filmlet.models import disk_usage, local_files
+
     try:
         is_here, trouble = local_files(card) is not None, None
     except FilmletError as error:
@@ -157,7 +176,7 @@ def _model_row(card: ModelCard) -> dict[str, object]:
     }
 
 
-def _model_text(card: ModelCard, table: dict[str, object]) -> str:
+def _model_text(card: "ModelCard", table: dict[str, object]) -> str:
     lines = [f"{card.name}, revision {card.revision}: {card.summary}", f"  {card.licence}"]
     for part, source in card.sources.present():
         where = f"{source.repo or source.root}/{source.path}"
@@ -171,7 +190,9 @@ def _model_text(card: ModelCard, table: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _file_list(source: ComponentSource) -> list[Path]:
+def _file_list(source: "ComponentSource") -> list[Path]:
+    from filmlet.models import hub_cache
+
     path = hub_cache.local_path(source)
     return hub_cache.files(path) if path and path.exists() else []
 
@@ -187,7 +208,11 @@ def _wrap_words(words: list[str]) -> Iterator[str]:
 
 
 def _plan_dict(forecast: "Forecast") -> dict[str, object]:
-    """What a clip takes, as plain values."""
+    """Return what a clip takes, as plain values."""
+    import shutil
+
+    from filmlet.models import hub_cache
+
     planned, machine, need = forecast.plan, forecast.machine, forecast.need
     assert machine
     needs = {n.offload.value: n.bytes for n in planned.memory_estimates(machine.bytes_per_value)}
@@ -239,7 +264,3 @@ def _format_time(seconds: float) -> str:
 def _format_gigabytes(count: object) -> str:
     assert isinstance(count, int)
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _json(table: object) -> str:
-    return json.dumps(table, ensure_ascii=False, indent=2, default=str)

@@ -1,4 +1,4 @@
-"""What the command line needs of its process: streams that are there, words that are text."""
+"""Streams, texts and errors of the process that the command line runs in."""
 
 import argparse
 import errno
@@ -46,6 +46,13 @@ def _is_text(word: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def to_json(table: object, *, indent: int | None = 2) -> str:
+    """Return a value as JSON; paths become text."""
+    import json
+
+    return json.dumps(table, ensure_ascii=False, indent=indent, default=os.fspath)
 
 
 def print_out(text: str, stream: TextIO) -> None:

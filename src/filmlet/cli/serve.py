@@ -1,21 +1,61 @@
-"""The command line's words for the server: serve, keys."""
+"""`filmlet serve` and `keys`: the server and its users."""
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
-from filmlet.core import logs
+from filmlet.cli.options import Commands, add_log_option, seconds, whole_number
+from filmlet.cli.process import to_json
 from filmlet.errors import InvalidRequest
-from filmlet.jobs import ApiKey, ApiKeyStore, CreatedApiKey, Limits
-from filmlet.jobs.database import Database
-from filmlet.settings import Settings
+
+if TYPE_CHECKING:
+    from filmlet.jobs import ApiKey, ApiKeyStore, CreatedApiKey, Limits
+    from filmlet.settings import Settings
+
+ACTIONS = ("list", "add", "remove")
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `serve` and `keys`."""
+    command = commands.add_parser("serve", help="serve page and API, and run a worker")
+    command.set_defaults(run=serve, needs_server=True)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    command.add_argument("--port", type=whole_number, default=7860, help="port to listen on (7860)")
+    command.add_argument("--open", action="store_true", help="accept requests without a key")
+    command.add_argument(
+        "--allowed-host", metavar="NAME", action="append", default=[],
+        help="a host name that it answers to, such as a proxy's; repeatable",
+    )  # fmt: skip
+    command.add_argument("--no-worker", action="store_true", help="start no worker")
+    command.add_argument(
+        "--finish", action="store_true", help="finish the current clip before stopping"
+    )
+    add_log_option(command)
+
+    command = commands.add_parser("keys", help=f"{', '.join(ACTIONS)} keys of the server's users")
+    command.set_defaults(run=manage_keys, needs_server=True)
+    command.add_argument("action", nargs="?", choices=ACTIONS, default="list")
+    command.add_argument("name", nargs="?", help="name of the key")
+    command.add_argument("--admin", action="store_true", help="may see and cancel all jobs")
+    command.add_argument(
+        "--max-active", type=whole_number, metavar="N", help="unfinished jobs at once"
+    )
+    command.add_argument("--max-per-minute", type=whole_number, metavar="N", help="jobs a minute")
+    command.add_argument(
+        "--seconds-per-day", type=seconds, metavar="S",
+        help="seconds of video a day; 0 is unlimited",
+    )  # fmt: skip
+    command.add_argument("--webhook", metavar="URL", help="URL to call when a job ends")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until told to stop."""
     from filmlet import server
+    from filmlet.core import logs
+    from filmlet.settings import Settings
 
     logs.configure_logging(options.log)
     server.serve(
@@ -33,8 +73,11 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def keys(options: argparse.Namespace) -> int:
-    """Look at keys or change them."""
+def manage_keys(options: argparse.Namespace) -> int:
+    """List, add or remove keys."""
+    from filmlet.jobs import Limits
+    from filmlet.settings import Settings
+
     if options.action != "list" and not options.name:
         raise InvalidRequest(f"Say whose key to {options.action}: its name.", param="name")
     if options.action == "add" and not (options.name.isprintable() and len(options.name) <= 200):
@@ -44,26 +87,26 @@ def keys(options: argparse.Namespace) -> int:
         match options.action:
             case "add":
                 limits = _limits(options, Limits.from_settings(settings))
-                granted = key_store.add(
+                created = key_store.add(
                     options.name, admin=options.admin, limits=limits, webhook=options.webhook
                 )
-                print(_json(granted) if options.json else _text(granted))
+                print(to_json(asdict(created)) if options.json else _text(created))
             case "remove":
                 key_store.remove(options.name)
-                print(_json({"removed": options.name}) if options.json else "removed")
+                print(to_json({"removed": options.name}) if options.json else "removed")
             case _ if options.json:
-                print(_json(key_store.list_keys()))
+                print(to_json([asdict(key) for key in key_store.list_keys()]))
             case _:
                 _list_keys(key_store.list_keys())
     return 0
 
 
-def _limits(options: argparse.Namespace, usual: Limits) -> Limits:
-    values = {name: getattr(options, name) for name in vars(usual)}
-    return replace(usual, **{name: value for name, value in values.items() if value is not None})
+def _limits(options: argparse.Namespace, defaults: "Limits") -> "Limits":
+    values = {name: getattr(options, name) for name in vars(defaults)}
+    return replace(defaults, **{name: value for name, value in values.items() if value is not None})
 
 
-def _list_keys(keys: list[ApiKey]) -> None:
+def _list_keys(keys: list["ApiKey"]) -> None:
     for key in keys:
         limits = key.limits
         seconds = f", {limits.seconds_per_day:g} s a day" if limits.seconds_per_day else ""
@@ -73,26 +116,18 @@ def _list_keys(keys: list[ApiKey]) -> None:
         )
 
 
-def _text(granted: CreatedApiKey) -> str:
-    lines = [granted.secret, "This is shown only once; send it as Authorization: Bearer sk-..."]
-    if granted.webhook_secret:
-        lines.append(f"Webhooks are signed with {granted.webhook_secret}")
+def _text(created: "CreatedApiKey") -> str:
+    lines = [created.secret, "This is shown only once; send it as Authorization: Bearer sk-..."]
+    if created.webhook_secret:
+        lines.append(f"Webhooks are signed with {created.webhook_secret}")
     return "\n".join(lines)
 
 
-def _json(value: CreatedApiKey | list[ApiKey] | dict[str, str]) -> str:
-    match value:
-        case CreatedApiKey():
-            plain: object = asdict(value)
-        case list():
-            plain = [asdict(key) for key in value]
-        case _:
-            plain = value
-    return json.dumps(plain, ensure_ascii=False, indent=2)
-
-
 @contextmanager
-def _open_key_store(settings: Settings) -> Iterator[ApiKeyStore]:
+def _open_key_store(settings: "Settings") -> Iterator["ApiKeyStore"]:
+    from filmlet.jobs import ApiKeyStore
+    from filmlet.jobs.database import Database
+
     database = Database(settings)
     try:
         yield ApiKeyStore(database, settings)

@@ -1,18 +1,19 @@
-"""The command line's words for Spaces: create, files."""
+"""`filmlet space`: Hugging Face Spaces."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
+from filmlet.cli.options import Commands
+from filmlet.cli.process import to_json
 from filmlet.errors import InvalidRequest
 
 
-def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
-    """`space create` and `space files`."""
+def add_commands(commands: Commands) -> None:
+    """Add `space create` and `space files`."""
     space = commands.add_parser("space", help="put the page on Hugging Face Spaces")
-    actions = space.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions: Commands = space.add_subparsers(dest="action", required=True, metavar="ACTION")
     make = actions.add_parser("create", help="create a Space, or bring it up to date")
+    make.set_defaults(run=create_space, needs_server=True)
     make.add_argument("space", metavar="OWNER/NAME")
     _add_space_options(make)
     make.add_argument("--private", action="store_true", default=None, help="make the Space private")
@@ -28,6 +29,7 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     make.add_argument("--dry-run", action="store_true", help="show what would change")
     make.add_argument("--json", action="store_true", help="print JSON")
     write = actions.add_parser("files", help="write the same files into a folder")
+    write.set_defaults(run=write_space_files, needs_server=True)
     write.add_argument("folder", type=Path, metavar="DIR")
     _add_space_options(write)
     write.add_argument("--json", action="store_true", help="print JSON")
@@ -43,37 +45,32 @@ def _add_space_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def space(options: argparse.Namespace) -> int:
-    """Create a Space, or write its files."""
-    if options.action == "files":
-        return _write_files(options)
-    return _create_space(options)
-
-
-def _write_files(options: argparse.Namespace) -> int:
+def write_space_files(options: argparse.Namespace) -> int:
+    """Write the files of a Space into a folder."""
     from filmlet.spaces.space_files import SpaceConfig, write_files
 
-    making = SpaceConfig(
+    config = SpaceConfig(
         model=options.model or SpaceConfig.model,
         hardware=options.hardware or SpaceConfig.hardware,
         source=options.source,
     )
-    written = write_files(making, options.folder)
+    written = write_files(config, options.folder)
     if options.json:
-        print(json.dumps([str(path) for path in written], indent=2))
+        print(to_json([str(path) for path in written]))
         return 0
     print(f"{len(written)} files in {options.folder}; to see it: python app.py there")
     return 0
 
 
-def _create_space(options: argparse.Namespace) -> int:
+def create_space(options: argparse.Namespace) -> int:
+    """Create a Space, or update it to the options."""
     from filmlet.settings import read_variable
     from filmlet.spaces import deploy
 
     owner, _, name = options.space.partition("/")
     if not owner or not name or "/" in name:
         raise InvalidRequest(f"A Space is called OWNER/NAME, not {options.space!r}.", param="space")
-    wish = deploy.SpaceSpec(
+    spec = deploy.SpaceSpec(
         options.space,
         model=options.model,
         hardware=options.hardware,
@@ -84,13 +81,13 @@ def _create_space(options: argparse.Namespace) -> int:
         variables=dict(_parse_pair(text) for text in options.variable),
     )
     done = []
-    for text in deploy.deploy(wish, only_look=options.dry_run):
+    for text in deploy.deploy(spec, only_look=options.dry_run):
         done.append(text)
         if not options.json:
             print(f"would {text}" if options.dry_run else text)
     url = deploy.space_url(options.space)
     if options.json:
-        print(json.dumps({"url": url, "dry_run": options.dry_run, "steps": done}, indent=2))
+        print(to_json({"url": url, "dry_run": options.dry_run, "steps": done}))
     else:
         print(url if done else f"nothing to change: {url}")
     return 0

@@ -1,0 +1,207 @@
+"""`filmlet generate`: one clip, made in this process."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from filmlet.cli.options import Commands, add_clip_options, build_clip_request
+from filmlet.cli.process import to_json
+from filmlet.core.request import FORMATS
+from filmlet.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from filmlet.core.events import Event
+    from filmlet.pipeline.plan import Plan
+    from filmlet.pipeline.prepare import GenerationState
+
+CLIPS = Path("clips")
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `generate`."""
+    command = commands.add_parser("generate", help="make one clip", description="Make one clip.")
+    command.set_defaults(run=generate)
+    add_clip_options(command)
+    command.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
+    command.add_argument("--force", action="store_true", help="overwrite the file")
+    command.add_argument("--format", help=f"{', '.join(FORMATS)} (default: as --output ends)")
+    command.add_argument(
+        "--preview", action="store_true", help="keep OUTPUT.preview.png up to date after each step"
+    )
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Make a clip and print its path."""
+    from filmlet.pipeline.plan import make_plan
+
+    started = time.perf_counter()
+    request = build_clip_request(options)
+    suffix = _output_suffix(options)
+    planned = make_plan(request)
+    with _cleanup_new_folders(options.output or CLIPS / "clip"):
+        report = _generate(options, planned, suffix, started)
+    print(report.as_json() if options.json else report.as_text())
+    return 0
+
+
+def _generate(
+    options: argparse.Namespace, planned: "Plan", suffix: str, started: float
+) -> "Report":
+    from filmlet.media import check_output_path
+
+    if options.output:
+        check_output_path(options.output, options.force)
+    from filmlet.core.events import StageFinished
+    from filmlet.pipeline import stages
+    from filmlet.pipeline.prepare import prepare
+    from filmlet.settings import Settings
+
+    timings: dict[str, float] = {}
+    with _progress_bar(quiet=options.json) as bar:
+        work = _drain_with_progress(prepare(planned, Settings.from_environment()), bar.update)
+        path = options.output or _unused_path(planned.request.prompt, work.effective.seed, suffix)
+        check_output_path(path, options.force)
+        with (
+            _save_previews(path if options.preview else None) as preview,
+            closing(stages.write_clip(work, path, options.force)) as events,
+        ):
+            for event in events:
+                if isinstance(event, StageFinished):
+                    before = timings.get(event.stage.value, 0.0)
+                    timings[event.stage.value] = round(before + event.seconds, 3)
+                bar.update(event)
+                preview(event)
+    return Report(path, work, timings, time.perf_counter() - started)
+
+
+def _drain_with_progress(
+    events: "Generator[Event, None, GenerationState]", show: Callable[["Event"], None]
+) -> "GenerationState":
+    """Show all events; return the generator's result."""
+    with closing(events):
+        while True:
+            try:
+                show(next(events))
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _cleanup_new_folders(path: Path) -> Iterator[None]:
+    """Delete the folders that are created for a clip if it fails."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@dataclass(frozen=True)
+class Report:
+    """The clip that was made, as text and as JSON."""
+
+    path: Path
+    work: "GenerationState"
+    timings: dict[str, float]
+    seconds: float
+
+    def as_text(self) -> str:
+        done = self.work.effective
+        shape = done.shape
+        lines = [
+            str(self.path),
+            f"  seed {done.seed}, {shape.width}x{shape.height}, {shape.frames} frames at "
+            f"{shape.fps:g} a second, {self.seconds:.1f} s taken",
+        ]
+        lines += [f"  note: {change.reason}" for change in done.changes]
+        return "\n".join(lines)
+
+    def as_json(self) -> str:
+        table = {
+            "path": str(self.path),
+            "seed": self.work.effective.seed,
+            "requested": self.work.plan.request.explicit_settings(),
+            "effective": self.work.effective.as_json(),
+            "seconds_taken": round(self.seconds, 3),
+            "timings": self.timings,
+        }
+        return to_json(table)
+
+
+def _output_suffix(options: argparse.Namespace) -> str:
+    """Return the file's suffix. Raises InvalidRequest if --format and --output disagree."""
+    if options.format is not None and options.format not in FORMATS:
+        raise InvalidRequest(
+            f"format must be one of {', '.join(FORMATS)}, got {options.format!r}.", param="format"
+        )
+    if options.output is None:
+        return f".{options.format or 'mp4'}"
+    suffix = options.output.suffix.lower()
+    if options.format is not None and suffix != f".{options.format}":
+        raise InvalidRequest(
+            f"--output {options.output} does not end in .{options.format}.", param="format"
+        )
+    return str(suffix)
+
+
+def _unused_path(prompt: str, seed: int, suffix: str) -> Path:
+    """Return a path in clips/ that is named by the prompt and does not exist."""
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "clip"
+    path, number = CLIPS / f"{slug}-{seed}{suffix}", 2
+    while path.exists():
+        path, number = path.with_name(f"{slug}-{seed}-{number}{suffix}"), number + 1
+    return path
+
+
+class ProgressReporter(Protocol):
+    """Shows progress to a person."""
+
+    def update(self, event: "Event") -> None: ...
+
+
+class NullProgressBar:
+    """Shows nothing: for pipes and --json."""
+
+    def update(self, event: "Event") -> None:
+        """Ignore an event."""
+
+
+@contextmanager
+def _progress_bar(quiet: bool) -> Iterator[ProgressReporter]:
+    """Yield a progress bar, which shows nothing if stderr is not a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield NullProgressBar()
+        return
+    from filmlet.cli.progress_bar import StageProgressBar
+
+    with StageProgressBar() as bar:
+        yield bar
+
+
+@contextmanager
+def _save_previews(clip: Path | None) -> Iterator[Callable[["Event"], None]]:
+    """Yield a function that saves previews beside the clip; they are deleted if it fails."""
+    from filmlet.core.events import Preview
+    from filmlet.media import save_image
+
+    picture = clip.with_name(clip.name + ".preview.png") if clip else None
+
+    def save_preview(event: "Event") -> None:
+        if picture and isinstance(event, Preview):
+            save_image(picture, event.image)
+
+    try:
+        yield save_preview
+    except BaseException:
+        if picture:
+            picture.unlink(missing_ok=True)
+        raise
