@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from filmlet.core.model_card import FixedSigmas, ShiftedSigmas
+from filmlet.core.schedules import FixedSigmas, ShiftedSigmas
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import REGISTRY, get_card, local_files
 from filmlet.models.registry import POCKET

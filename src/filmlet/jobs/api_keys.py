@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-from filmlet.core.prompts import validate_text
+from filmlet.core.request import validate_text
 from filmlet.errors import InvalidRequest, UnknownKey
 from filmlet.jobs.addresses import parse_webhook_url
 from filmlet.jobs.database import Database, Row

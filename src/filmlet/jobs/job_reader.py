@@ -4,8 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from filmlet.core.events import Stage
-from filmlet.core.prompts import validate_text
-from filmlet.core.request import ClipRequest
+from filmlet.core.request import ClipRequest, validate_text
 from filmlet.engine.selection import in_float32, why_not_openvino_model
 from filmlet.errors import UnknownJob
 from filmlet.jobs.cost_model import WorkloadSize

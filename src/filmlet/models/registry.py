@@ -9,12 +9,10 @@ from filmlet.core.model_card import (
     Components,
     ComponentSource,
     ComponentSources,
-    FixedSigmas,
     GuideSupport,
-    LinearQuadraticSigmas,
     ModelCard,
-    ShiftedSigmas,
 )
+from filmlet.core.schedules import FixedSigmas, LinearQuadraticSigmas, ShiftedSigmas
 from filmlet.core.shape import ShapeConstraints
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import hub_cache
