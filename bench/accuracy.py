@@ -16,10 +16,11 @@ JUDGED = 25  # frames of a clip that is judged
 
 def pixels(prompt: str, engine: str, dtype: str | None) -> Pixels:
     """The frames of a clip long enough to be judged."""
+    from filmlet.core.events import drain
     from filmlet.core.request import build_request
     from filmlet.pipeline import stages
     from filmlet.pipeline.plan import make_plan
-    from filmlet.pipeline.prepare import drain, prepare
+    from filmlet.pipeline.prepare import prepare
     from filmlet.settings import Settings
 
     request = build_request(prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")

@@ -15,13 +15,13 @@ from statistics import median
 import numpy as np
 
 from bench.worker import SIDE, memory_mb
-from filmlet.core.events import Frames, Pixels, StageFinished
+from filmlet.core.events import Frames, Pixels, StageFinished, drain
 from filmlet.core.request import ClipRequest, build_request
 from filmlet.core.shape import ShapeConstraints
 from filmlet.models.registry import REGISTRY
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 
 PROMPTS = (

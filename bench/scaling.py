@@ -54,11 +54,11 @@ class Curve:
 
 def clip(frames: int, side: int) -> dict[str, float]:
     """Seconds of each stage of a warm clip, and what making it added to the process, MB."""
-    from filmlet.core.events import StageFinished
+    from filmlet.core.events import StageFinished, drain
     from filmlet.core.request import build_request
     from filmlet.pipeline import stages
     from filmlet.pipeline.plan import make_plan
-    from filmlet.pipeline.prepare import drain, prepare
+    from filmlet.pipeline.prepare import prepare
     from filmlet.settings import Settings
 
     def make(frames: int, side: int, path: Path) -> dict[str, float]:

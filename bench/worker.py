@@ -25,11 +25,11 @@ Seen = list[tuple[float, bytes]]
 
 def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]:
     """filmlet as its command line runs it, on the engine that it chooses or on another one."""
-    from filmlet.core.events import Frames
+    from filmlet.core.events import Frames, drain
     from filmlet.core.request import build_request
     from filmlet.pipeline import stages
     from filmlet.pipeline.plan import make_plan
-    from filmlet.pipeline.prepare import drain, prepare
+    from filmlet.pipeline.prepare import prepare
     from filmlet.settings import Settings
 
     settings = replace(Settings.from_environment(), engine=engine)
@@ -133,10 +133,11 @@ def decode_peak(frames: int) -> float:
     """MB that filmlet's decoding adds at its peak, frames thrown away as they come."""
     import numpy as np
 
+    from filmlet.core.events import drain
     from filmlet.core.request import build_request
     from filmlet.pipeline import stages
     from filmlet.pipeline.plan import make_plan
-    from filmlet.pipeline.prepare import drain, prepare
+    from filmlet.pipeline.prepare import prepare
     from filmlet.settings import Settings
 
     request = build_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")

@@ -8,10 +8,11 @@ import pytest
 
 import filmlet
 from filmlet.clip import Clip
+from filmlet.core.events import drain
 from filmlet.core.request import ClipOptions, build_request
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 
 SMALL: ClipOptions = {"size": "64x64", "frames": 9, "steps": 3, "seed": 2}

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.effective import EffectiveSettings
-from filmlet.core.events import Event, Frames, Pixels, StageFinished
+from filmlet.core.events import Event, Frames, Pixels, StageFinished, drain
 from filmlet.core.request import ClipOptions, ClipRequest, build_request
 from filmlet.media import metadata_tags, poster, write_video
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import filmlet
+from filmlet.core.events import drain
 from filmlet.core.model_card import ModelCard
 from filmlet.core.request import build_request
 from filmlet.core.shape import resolve_shape
@@ -37,7 +38,7 @@ from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import REGISTRY, download_model, get_card, local_files
-from filmlet.pipeline.prepare import drain, loaded
+from filmlet.pipeline.engine_cache import loaded
 from tests.helpers.fake_hub import COMMIT, serving
 from tests.helpers.tiny_checkpoint import make_vae
 from tests.helpers.tiny_ltx_files import as_one, of_vae
@@ -235,7 +236,8 @@ from filmlet.core.events import Frames
 from filmlet.pipeline.plan import make_plan
 from filmlet.core.request import build_request
 from filmlet.settings import Settings
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.core.events import drain
+from filmlet.pipeline.prepare import prepare
 model, limit = sys.argv[1], int(sys.argv[2])
 settings = {"model": model, "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
 plan = make_plan(build_request("a red ball", **settings))

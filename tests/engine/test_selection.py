@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from filmlet.core import cpu
-from filmlet.core.events import Frames
+from filmlet.core.events import Frames, drain
 from filmlet.core.request import build_request
 from filmlet.engine import selection
 from filmlet.engine.arrays import to_numpy
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 from tests.helpers.tiny_checkpoint import make_checkpoint, make_vae
 

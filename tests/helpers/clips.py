@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from filmlet.core.events import Event, Pixels, Progress, Stage
+from filmlet.core.events import Event, Pixels, Progress, Stage, drain
 from filmlet.core.request import build_request
 from filmlet.core.shape import Change, VideoShape
 from filmlet.media import iter_frames, write_video
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 
 

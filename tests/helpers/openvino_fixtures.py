@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from filmlet.core.events import Pixels
+from filmlet.core.events import Pixels, drain
 from filmlet.core.model_card import ModelCard
 from filmlet.core.request import build_request
 from filmlet.core.shape import resolve_shape
@@ -20,7 +20,6 @@ from filmlet.engine.placement import Backend, Optimization, Placement
 from filmlet.engine.sampler import DenoiseStep
 from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.models import REGISTRY, local_files
-from filmlet.pipeline.prepare import drain
 
 pytest.importorskip("openvino")
 from filmlet.engine.openvino import runner

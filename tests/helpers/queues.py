@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from filmlet.core.events import drain
 from filmlet.core.request import ClipRequest, build_request
 from filmlet.jobs import Job, Queue
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 from tests.helpers.forked_workers import WorkerProcess
 

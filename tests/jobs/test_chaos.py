@@ -72,7 +72,8 @@ from filmlet.engine.placement import trim_heap
 from filmlet.pipeline.plan import make_plan
 from filmlet.core.request import build_request
 from filmlet.settings import Settings
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.core.events import drain
+from filmlet.pipeline.prepare import prepare
 
 sizes = [(w, h) for w in range(64, 320, 32) for h in range(64, 352, 32)]
 for number, (width, height) in enumerate(sizes[:65], start=1):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from filmlet.core.events import Event, Progress, Stage, StageFinished
+from filmlet.core.events import Event, Progress, Stage, StageFinished, drain
 from filmlet.jobs import Priority, Queue, Status, claimed_job
 from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.jobs.worker import ClipWriter, Worker, run_of
 from filmlet.media import PART
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 from tests.helpers.queues import ask, without_queue
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import filmlet
-from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished
+from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished, drain
 from filmlet.core.guide import Guide
 from filmlet.core.request import ClipRequest, build_request
 from filmlet.core.shape import ShapeConstraints, resolve_shape
@@ -35,7 +35,7 @@ from filmlet.models import REGISTRY
 from filmlet.pipeline import stages
 from filmlet.pipeline.denoise import WINDOW_SEED_STRIDE
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 from tests.cli.test_main import filmlet as command
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished
+from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished, drain
 from filmlet.core.request import ClipOptions, build_request
 from filmlet.engine.torch import loader
 from filmlet.errors import Cancelled
 from filmlet.pipeline import stages
+from filmlet.pipeline.engine_cache import loaded
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, loaded, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 
 SMALL: ClipOptions = {"size": "64x64", "frames": 25, "steps": 4, "seed": 2}

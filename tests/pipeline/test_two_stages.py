@@ -8,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines import LTXLatentUpsamplePipeline
 from torch import Tensor
 
-from filmlet.core.events import Frames, Progress, Stage, StageFinished
+from filmlet.core.events import Frames, Progress, Stage, StageFinished, drain
 from filmlet.core.request import build_request
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds, tone_map_latents
@@ -17,7 +17,7 @@ from filmlet.errors import JobConflict, NotSupported
 from filmlet.jobs import Queue, Status, SubmitOptions
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 

@@ -16,9 +16,9 @@ import httpx2
 import pytest
 from gradio_client import Client
 
-from filmlet.core.events import Frames, Progress, Stage
+from filmlet.core.events import Frames, Progress, Stage, drain
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 from filmlet.spaces.space_files import SpaceConfig, write_files
 from tests.helpers import fake_zerogpu as stand_in

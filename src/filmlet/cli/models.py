@@ -121,9 +121,9 @@ def _prune_models(options: argparse.Namespace) -> None:
 
 
 def _export_models(options: argparse.Namespace) -> None:
+    from filmlet.core.events import drain
     from filmlet.engine.selection import export
     from filmlet.models import count_parameters, get_card, local_files
-    from filmlet.pipeline.prepare import drain
     from filmlet.settings import Settings
 
     settings = Settings.from_environment()

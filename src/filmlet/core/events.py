@@ -1,11 +1,15 @@
 """What a generation says while it runs."""
 
+import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+Value = TypeVar("Value")
 Pixels = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 # (frames, height * 3 / 2, width): Y, and below it U and V at half the sides, one after the other;
 # BT.709 in the range of television. What an encoder takes as it is.
@@ -62,3 +66,22 @@ class Frames:
 
 
 Event = Progress | StageFinished | Preview | Frames
+
+
+def with_timing(
+    stage: Stage, events: Generator[Event, None, Value]
+) -> Generator[Event, None, Value]:
+    """A stage's events, and at the end how long it took."""
+    started = time.perf_counter()
+    value = yield from events
+    yield StageFinished(stage, time.perf_counter() - started)
+    return value
+
+
+def drain(events: Generator[object, None, Value]) -> Value:
+    """What a stage comes to, its events unheard."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return cast(Value, end.value)

@@ -2,53 +2,22 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
 
 from filmlet.core.events import Event, Preview, Progress, Stage
 from filmlet.core.windows import Window, window_of_frame
-from filmlet.engine import tensor_files
 from filmlet.engine.arrays import Array, Tensors, array_namespace, unpack_latents
 from filmlet.engine.base import DenoiseParams, Engine, PromptEmbeds, ResumeState
 from filmlet.engine.conditioning import GuideLatents
-from filmlet.engine.placement import Placement
 from filmlet.engine.sampler import DenoiseStep
-from filmlet.media import to_output_error
+from filmlet.pipeline.artifacts import ArtifactStore
 
 StageGenerator = Generator[Event, None, Tensors]
 RESULT_NAMES = {Stage.DENOISE: "latents", Stage.REFINE: "refined"}  # what a stage comes to
 CHECKPOINT_NAMES = {Stage.DENOISE: "step", Stage.REFINE: "refine-step"}  # and its latest step
 WINDOW_SEED_STRIDE = 0x9E3779B1  # odd, so that no two windows of a clip have one seed
-
-
-@dataclass(frozen=True)
-class ArtifactStore:
-    """Where results are kept: a folder, or nowhere. checkpoint_interval_s: how often a step is.
-
-    confirm: raises if results may not be kept there any more.
-    """
-
-    folder: Path | None
-    placement: Placement
-    checkpoint_interval_s: float
-    confirm: Callable[[], None] = lambda: None
-
-    def load(self, name: str) -> Tensors | None:
-        """What is kept under a name, if it can be read."""
-        file = self.folder / f"{name}.safetensors" if self.folder else None
-        return tensor_files.load(file, self.placement) if file else None
-
-    def save(self, name: str, tensors: Tensors) -> None:
-        """Keep it. Raises DiskFull and the like."""
-        if not self.folder:
-            return
-        file = self.folder / f"{name}.safetensors"
-        try:
-            tensor_files.save(file, tensors, self.confirm)
-        except OSError as error:
-            raise to_output_error(error, file) from error
 
 
 @dataclass(frozen=True, eq=False)

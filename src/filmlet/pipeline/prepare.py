@@ -1,45 +1,35 @@
 """One clip, ready to be made: its model is here, its prompt is read, its place is chosen."""
 
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar, cast
 
 from filmlet.core.effective import EffectiveSettings
-from filmlet.core.events import Event, Progress, Stage, StageFinished
+from filmlet.core.events import Event, Progress, Stage, with_timing
 from filmlet.core.lora import LoraAdapter
-from filmlet.core.memory import OffloadMode
-from filmlet.core.memory import choose_offload_mode as fitting
 from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.core.shape import Change
 from filmlet.engine import selection
 from filmlet.engine.arrays import Tensors
-from filmlet.engine.base import KILOBYTE, DenoiseParams, Engine, to_kilobytes
+from filmlet.engine.base import KILOBYTE, DenoiseParams, to_kilobytes
 from filmlet.engine.configs import check_loras, check_vocabulary
 from filmlet.engine.placement import (
-    TORCH_OPTIMIZATIONS,
     Backend,
-    Optimization,
     Placement,
-    best_device,
-    free_memory,
 )
 from filmlet.engine.tokenizer import TokenizedPrompt, Tokenizer, load_tokenizer, tokenize
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound
 from filmlet.models import download_model, fetch_lora, inspect_lora, local_files
-from filmlet.pipeline.denoise import ArtifactStore
+from filmlet.pipeline.artifacts import ArtifactStore
+from filmlet.pipeline.engine_choice import choose_placement, requested_optimizations
 from filmlet.pipeline.media_inputs import MediaInput
 from filmlet.pipeline.plan import Plan
 from filmlet.settings import Settings
 
-Value = TypeVar("Value")
 CHECKPOINT_INTERVAL_S = 5.0  # a crash while denoising costs one step, or this much
-# The engine of the last clip, for the next one.
-loaded: dict[tuple[ModelCard, ComponentFiles, Placement], Engine] = {}
 
 
 @dataclass(eq=False)
@@ -135,10 +125,10 @@ def prepare(
         changes += _prompt_changes(f"then_{i}", reading, text, card)
     if negative:
         changes += _prompt_changes("negative_prompt", negative, request.negative_prompt, card)
-    placement, fallback_reason = _choose_placement(plan, files, loras, settings, (dtype, engine))
+    placement, fallback_reason = choose_placement(plan, files, loras, settings, (dtype, engine))
     if fallback_reason and (engine or settings.engine) == Backend.OPENVINO:
         changes.append(Change("engine", Backend.OPENVINO, placement.backend, fallback_reason))
-    for lever in _requested_optimizations(settings):
+    for lever in requested_optimizations(settings):
         if reason := selection.why_not_optimization(lever, placement, loras):
             changes.append(Change(lever.value, 1, 0, reason))
     effective = EffectiveSettings(
@@ -195,86 +185,6 @@ def _download_missing(
         raise CheckpointCorrupt(f"{card.name} was fetched and is not whole; try again.")
     pairs = zip(requested_loras, plan.loras, strict=True)
     return files, tuple(adapter or inspect_lora(lora) for lora, adapter in pairs)
-
-
-def _choose_placement(
-    plan: Plan,
-    files: ComponentFiles,
-    loras: tuple[LoraAdapter, ...],
-    settings: Settings,
-    begun: tuple[str | None, str | None],
-) -> tuple[Placement, str | None]:
-    """Where the clip is made, and why not by OpenVINO if that is not wanted away.
-
-    begun: dtype and engine of an earlier attempt. Raises InvalidRequest, MissingDependency.
-    """
-    device, (dtype, engine) = best_device(settings.device), begun
-    backend = engine or (Backend.TORCH if dtype else settings.engine)
-    reason = None
-    if backend != Backend.TORCH:
-        is_forced = backend == Backend.OPENVINO
-        reason = selection.why_not_openvino_model(plan.card, plan.parameters)
-        reason = reason or selection.why_not_openvino_clip(files, device, loras, is_forced)
-    if backend != Backend.TORCH and not reason:
-        chosen = selection.openvino_placement(
-            plan.card, files, settings.cache, settings.int8 > 0, dtype
-        )
-        if isinstance(chosen, Placement):
-            hold = _choose_offload_mode(plan, files, chosen, settings)
-            if hold in selection.OPENVINO_OFFLOAD_MODES:
-                return replace(chosen, offload=hold), None
-            chosen = selection.SEQUENTIAL_NEEDS_TORCH
-        reason = chosen
-    placement = selection.torch_placement(device, dtype, reason)
-    placement = replace(placement, cache=settings.cache)
-    placement = replace(placement, offload=_choose_offload_mode(plan, files, placement, settings))
-    used = (
-        x
-        for x in _requested_optimizations(settings)
-        if not selection.why_not_optimization(x, placement, loras)
-    )
-    return replace(placement, optimizations=frozenset(used)), reason
-
-
-def _requested_optimizations(settings: Settings) -> list[Optimization]:
-    """Levers of torch that are asked for."""
-    return [lever for lever in TORCH_OPTIMIZATIONS if getattr(settings, lever)]
-
-
-def _choose_offload_mode(
-    plan: Plan, files: ComponentFiles, placement: Placement, settings: Settings
-) -> OffloadMode:
-    """How the model is held: as the settings say, as it is, or as there is memory for."""
-    if settings.offload:
-        return OffloadMode(settings.offload)
-    for card, where, cached_placement in loaded:
-        alike = replace(
-            cached_placement, offload=placement.offload, optimizations=placement.optimizations
-        )
-        if (card, where, alike) == (plan.card, files, placement):
-            return cached_placement.offload
-    estimates = plan.memory_estimates(placement.value_bytes)
-    need = fitting(estimates, free_memory(placement.device))
-    return need.offload if need else OffloadMode.SEQUENTIAL
-
-
-def with_timing(
-    stage: Stage, events: Generator[Event, None, Value]
-) -> Generator[Event, None, Value]:
-    """A stage's events, and at the end how long it took."""
-    started = time.perf_counter()
-    value = yield from events
-    yield StageFinished(stage, time.perf_counter() - started)
-    return value
-
-
-def drain(events: Generator[object, None, Value]) -> Value:
-    """What a stage comes to, its events unheard."""
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return cast(Value, end.value)
 
 
 @lru_cache(maxsize=4)

@@ -7,7 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filmlet.core.events import Event, Frames, Pixels, Progress, Stage, StageFinished
+from filmlet.core.events import (
+    Event,
+    Frames,
+    Pixels,
+    Progress,
+    Stage,
+    StageFinished,
+    drain,
+    with_timing,
+)
 from filmlet.core.shape import Change, VideoShape
 from filmlet.engine import selection
 from filmlet.engine.arrays import Array, Tensors
@@ -23,8 +32,10 @@ from filmlet.media import (
     partial_path,
     publish,
 )
-from filmlet.pipeline.denoise import ArtifactStore, DenoisePass, StageGenerator, run_denoise_pass
-from filmlet.pipeline.prepare import GenerationState, drain, loaded, with_timing
+from filmlet.pipeline.artifacts import ArtifactStore
+from filmlet.pipeline.denoise import DenoisePass, StageGenerator, run_denoise_pass
+from filmlet.pipeline.engine_cache import loaded
+from filmlet.pipeline.prepare import GenerationState
 
 
 def generate_frames(work: GenerationState) -> Generator[Event]:

@@ -19,13 +19,13 @@ from pathlib import Path
 import gradio as gr
 
 from filmlet.core.effective import EffectiveSettings
-from filmlet.core.events import Event, Progress, Stage, StageFinished
+from filmlet.core.events import Event, Progress, Stage, StageFinished, drain
 from filmlet.core.request import ClipRequest
 from filmlet.errors import FilmletError, RemoteError
 from filmlet.jobs.worker import ClipWriter
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import Plan, make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 from filmlet.spaces.zerogpu_errors import to_filmlet_error
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from filmlet.core import cpu
+from filmlet.core.events import drain
 from filmlet.core.model_card import Components, ModelCard
 from filmlet.engine.arrays import to_numpy
 from filmlet.engine.base import PromptEmbeds, ResumeState
@@ -22,7 +23,6 @@ from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.errors import Cancelled, NonFiniteValues
 from filmlet.models import get_card, local_files
-from filmlet.pipeline.prepare import drain
 from tests.helpers.tiny_checkpoint import make_vae
 
 pytest.importorskip("openvino")

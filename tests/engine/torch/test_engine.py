@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from filmlet.core.events import drain
 from filmlet.core.model_card import ModelCard
 from filmlet.core.request import build_request
 from filmlet.core.shape import resolve_shape
@@ -28,7 +29,7 @@ from filmlet.errors import CheckpointCorrupt, NonFiniteValues
 from filmlet.models import REGISTRY, get_card, local_files
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 from tests.helpers.tiny_checkpoint import folder_of, make_vae
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import filmlet
-from filmlet.core.events import Frames
+from filmlet.core.events import Frames, drain
 from filmlet.core.lora import Lora, LoraAdapter, parse_lora
 from filmlet.core.request import build_request
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
@@ -31,7 +31,7 @@ from filmlet.media import metadata_tags
 from filmlet.models import get_card, inspect_lora
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, drain, prepare
+from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 from tests.cli.test_main import filmlet as command
 from tests.engine.torch.test_engine import load as load_card

@@ -10,6 +10,7 @@ from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
+from filmlet.core.events import drain
 from filmlet.core.request import build_request
 from filmlet.engine import selection
 from filmlet.engine.base import TransformerInputs
@@ -24,7 +25,7 @@ from filmlet.engine.torch.cuda_graphs import Function, GraphedCallable, Replay
 from filmlet.engine.torch.fp8 import FP8Linear, quantize_linears, quantize_rows
 from filmlet.engine.torch.transformer import CachedTransformer
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 from tests.engine.torch.test_transformer import GIVEN, ONE, TOKENS, call, own, transformer
 

@@ -10,6 +10,7 @@ import torch
 from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
+from filmlet.core.events import drain
 from filmlet.core.request import build_request
 from filmlet.engine import selection
 from filmlet.engine.base import TransformerInputs
@@ -18,7 +19,7 @@ from filmlet.engine.torch.block_offload import offload_blocks
 from filmlet.engine.torch.transformer import CachedTransformer
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import drain, prepare
+from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 
 FRAMES, ROWS, COLUMNS = 3, 2, 4
