@@ -9,7 +9,9 @@ import numpy as np
 
 from bench.worker import SIDE
 from filmlet.core.events import Frames, Pixels
+from filmlet.pipeline.engine_cache import EngineCache
 
+ENGINES = EngineCache()
 PROMPTS = 300  # one of them is a third of a point
 JUDGED = 25  # frames of a clip that is judged
 
@@ -21,12 +23,14 @@ def pixels(prompt: str, engine: str, dtype: str | None) -> Pixels:
     from filmlet.pipeline import stages
     from filmlet.pipeline.plan import make_plan
     from filmlet.pipeline.prepare import prepare
+    from filmlet.pipeline.run_context import RunContext
     from filmlet.settings import Settings
 
     request = build_request(prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")
     settings = replace(Settings.from_environment(), engine=engine)
-    work = drain(prepare(make_plan(request), settings, dtype))
-    return np.concatenate([e.pixels for e in stages.generate_frames(work) if isinstance(e, Frames)])
+    clip = drain(prepare(make_plan(request), settings, dtype, engines=ENGINES))
+    events = stages.generate_frames(clip, RunContext(ENGINES))
+    return np.concatenate([e.pixels for e in events if isinstance(e, Frames)])
 
 
 def report(prompts: int) -> str:

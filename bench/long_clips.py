@@ -20,10 +20,13 @@ from filmlet.core.request import ClipRequest, build_request
 from filmlet.core.shape import ShapeConstraints
 from filmlet.models.registry import REGISTRY
 from filmlet.pipeline import stages
+from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
+from filmlet.pipeline.prepare import PreparedClip, prepare
+from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
 
+ENGINES = EngineCache()
 PROMPTS = (
     "a red circle moving left on a white background",
     "a cat bouncing on green grass",
@@ -71,12 +74,13 @@ def bench_request(prompt: str, seconds: int) -> ClipRequest:
     return build_request(prompt, seed=1, seconds=seconds, size=f"{SIDE}x{SIDE}")
 
 
-def ready(request: ClipRequest) -> GenerationState:
-    return drain(prepare(make_plan(request), Settings.from_environment()))
+def ready(request: ClipRequest) -> PreparedClip:
+    return drain(prepare(make_plan(request), Settings.from_environment(), engines=ENGINES))
 
 
-def frames_of(work: GenerationState) -> Pixels:
-    return np.concatenate([e.pixels for e in stages.generate_frames(work) if isinstance(e, Frames)])
+def frames_of(clip: PreparedClip) -> Pixels:
+    events = stages.generate_frames(clip, RunContext(ENGINES))
+    return np.concatenate([e.pixels for e in events if isinstance(e, Frames)])
 
 
 def judge_clip(grid: ShapeConstraints) -> list[str]:
@@ -134,7 +138,7 @@ def film(seconds: int) -> dict[str, float]:
     """One long clip as the command line makes it: windows, seconds, MB at the peak so far."""
     began, peaks = time.perf_counter(), {}
     work = ready(bench_request(PROMPTS[0], seconds))
-    for event in stages.write_clip(work, Path("long.mp4"), force=True):
+    for event in stages.generate_clip(work, RunContext(ENGINES), Path("long.mp4"), force=True):
         if isinstance(event, StageFinished):
             peaks[event.stage.value] = memory_mb("VmHWM")
     Path("long.mp4").unlink()

@@ -57,14 +57,20 @@ def clip(frames: int, side: int) -> dict[str, float]:
     from filmlet.core.events import StageFinished, drain
     from filmlet.core.request import build_request
     from filmlet.pipeline import stages
+    from filmlet.pipeline.engine_cache import EngineCache
     from filmlet.pipeline.plan import make_plan
     from filmlet.pipeline.prepare import prepare
+    from filmlet.pipeline.run_context import RunContext
     from filmlet.settings import Settings
+
+    engines = EngineCache()
 
     def make(frames: int, side: int, path: Path) -> dict[str, float]:
         request = build_request(PROMPT, seed=SEED, frames=frames, size=f"{side}x{side}")
-        work = drain(prepare(make_plan(request), Settings.from_environment()))
-        done = [e for e in stages.write_clip(work, path) if isinstance(e, StageFinished)]
+        plan, settings = make_plan(request), Settings.from_environment()
+        prepared = drain(prepare(plan, settings, engines=engines))
+        events = stages.generate_clip(prepared, RunContext(engines), path)
+        done = [e for e in events if isinstance(e, StageFinished)]
         return {event.stage.value: event.seconds for event in done}
 
     with TemporaryDirectory() as folder:

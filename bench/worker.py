@@ -28,11 +28,14 @@ def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]
     from filmlet.core.events import Frames, drain
     from filmlet.core.request import build_request
     from filmlet.pipeline import stages
+    from filmlet.pipeline.engine_cache import EngineCache
     from filmlet.pipeline.plan import make_plan
     from filmlet.pipeline.prepare import prepare
+    from filmlet.pipeline.run_context import RunContext
     from filmlet.settings import Settings
 
     settings = replace(Settings.from_environment(), engine=engine)
+    engines = EngineCache()
 
     def make(path: Path) -> Seconds:
         start = time.perf_counter()
@@ -41,8 +44,8 @@ def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]
         )
         first = None
         with watching(path, start) as seen:
-            work = drain(prepare(make_plan(request), settings))
-            for event in stages.write_clip(work, path):
+            prepared = drain(prepare(make_plan(request), settings, engines=engines))
+            for event in stages.generate_clip(prepared, RunContext(engines), path):
                 if first is None and isinstance(event, Frames):
                     first = time.perf_counter() - start
             clip = time.perf_counter() - start
@@ -136,19 +139,20 @@ def decode_peak(frames: int) -> float:
     from filmlet.core.events import drain
     from filmlet.core.request import build_request
     from filmlet.pipeline import stages
+    from filmlet.pipeline.engine_cache import EngineCache
     from filmlet.pipeline.plan import make_plan
     from filmlet.pipeline.prepare import prepare
     from filmlet.settings import Settings
 
     request = build_request(PROMPT, seed=SEED, frames=frames, size=f"{SIDE}x{SIDE}")
-    work = drain(prepare(make_plan(request), Settings.from_environment()))
-    engine = stages.load_engine(work)
-    times, height, width = engine.latent_shape(work.effective.shape)
+    clip = drain(prepare(make_plan(request), Settings.from_environment()))
+    engine = stages.load_engine(clip, EngineCache())
+    times, height, width = engine.latent_shape(clip.effective.shape)
     before = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     size = 1, times * height * width, engine.channels
     latents = np.random.default_rng(0).normal(size=size).astype(np.float32)
-    for _ in engine.decode(engine.to_device({"latents": latents})["latents"], work.denoise_params):
+    for _ in engine.decode(engine.to_device({"latents": latents})["latents"], clip.denoise_params):
         pass
     return memory_mb("VmHWM") - before
 

@@ -134,7 +134,8 @@ def test_the_public_names_are_these() -> None:
     assert sorted(filmlet.__all__) == [
         "Change", "Clip", "ClipRequest", "EffectiveSettings", "FilmletError",
         "Frames", "Guide", "InvalidRequest", "Lora",
-        "Preview", "Progress", "Stage", "StageFinished", "__version__", "generate", "stream",
+        "Preview", "Progress", "SettingsChanged", "Stage", "StageFinished", "__version__",
+        "generate", "stream",
     ]  # fmt: skip
     for name in filmlet.__all__:
         assert getattr(filmlet, name)

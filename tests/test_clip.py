@@ -8,12 +8,10 @@ import pytest
 
 import filmlet
 from filmlet.clip import Clip
-from filmlet.core.events import drain
 from filmlet.core.request import ClipOptions, build_request
-from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
+from tests.helpers.clips import prepare_run
 
 SMALL: ClipOptions = {"size": "64x64", "frames": 9, "steps": 3, "seed": 2}
 
@@ -37,10 +35,10 @@ def test_saved_and_filmed_clips_are_the_same_file(
     monkeypatch.setenv("FILMLET_ENGINE", engine)
     clip = filmlet.generate("a red circle", **SMALL)
     saved = clip.save(tmp_path / f"saved{suffix}")
-    work = drain(
-        prepare(make_plan(build_request("a red circle", **SMALL)), Settings.from_environment())
+    work = prepare_run(
+        make_plan(build_request("a red circle", **SMALL)), Settings.from_environment()
     )
-    for _ in stages.write_clip(work, tmp_path / f"filmed{suffix}"):
+    for _ in work.write(tmp_path / f"filmed{suffix}"):
         pass
     assert saved.read_bytes() == (tmp_path / f"filmed{suffix}").read_bytes()
     with pytest.raises(filmlet.FilmletError, match="already there"):
@@ -71,8 +69,8 @@ def test_closing_a_stream_stops_within_one_step(tiny: Path) -> None:
     engine = None
     for event in stream:
         if isinstance(event, filmlet.Progress) and event.stage == "denoise" and event.done == 2:
-            work = drain(prepare(make_plan(build_request("a ball", **request)), Settings()))
-            engine = stages.load_engine(work)
+            work = prepare_run(make_plan(build_request("a ball", **request)), Settings())
+            engine = work.engine()
             break
     assert engine is not None
     calls: list[int] = []
@@ -103,14 +101,14 @@ def test_two_clips_of_one_seed_are_equal_and_of_two_seeds_are_not(pocket_clip: C
 
 def test_a_negative_prompt_without_guidance_is_reported(pocket_clip: Clip) -> None:
     request = build_request(pocket_clip.requested.prompt, negative_prompt="a cat")
-    effective = drain(prepare(make_plan(request), Settings())).effective
+    effective = prepare_run(make_plan(request), Settings()).effective
     (change,) = effective.changes
     assert (change.field, effective.negative_prompt) == ("negative_prompt", "")
 
 
 def test_a_negative_prompt_that_is_cut_or_unknown_is_told(tiny: Path) -> None:
     request = build_request("a ball", model=str(tiny), negative_prompt="red castle " * 200)
-    changes = drain(prepare(make_plan(request), Settings())).effective.changes
+    changes = prepare_run(make_plan(request), Settings()).effective.changes
     assert {c.field for c in changes} == {"negative_prompt", "negative_prompt_words"}
 
 

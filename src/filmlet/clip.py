@@ -1,4 +1,4 @@
-"""The Python door: `generate` folds what `stream` yields into a Clip."""
+"""The Python API: `generate` folds what `stream` yields into a Clip."""
 
 import base64
 from collections.abc import Generator
@@ -11,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.effective import EffectiveSettings
-from filmlet.core.events import Event, Frames, Pixels, StageFinished, drain
+from filmlet.core.events import Event, Frames, Pixels, SettingsChanged, StageFinished, drain
 from filmlet.core.request import ClipOptions, ClipRequest, build_request
 from filmlet.media import metadata_tags, poster, write_video
 from filmlet.pipeline import stages
+from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
+from filmlet.pipeline.prepare import PreparedClip, prepare
+from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
+
+ENGINES = EngineCache()  # of all clips that this process makes through `generate` and `stream`
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +69,12 @@ class Clip:
 
 
 def stream(prompt: str, **settings: Unpack[ClipOptions]) -> Generator[Event]:
-    """Yield Progress, Preview and Frames of one clip; closing it stops within one denoising step.
+    """Yield the events of one clip; closing it stops within one denoising step.
 
     The settings are those of `generate`.
     """
-    work = yield from _prepare_clip(build_request(prompt, **settings))
-    yield from stages.generate_frames(work)
+    clip = yield from _prepare_clip(build_request(prompt, **settings))
+    yield from stages.generate_frames(clip, RunContext(ENGINES))
 
 
 def generate(prompt: str, **settings: Unpack[ClipOptions]) -> Clip:
@@ -80,16 +84,19 @@ def generate(prompt: str, **settings: Unpack[ClipOptions]) -> Clip:
     Raises InvalidRequest and the other FilmletErrors.
     """
     request = build_request(prompt, **settings)
-    work = drain(_prepare_clip(request))
+    clip = drain(_prepare_clip(request))
+    effective = clip.effective
     timings: dict[str, float] = {}
     chunks = []
-    for event in stages.generate_frames(work):
+    for event in stages.generate_frames(clip, RunContext(ENGINES)):
         if isinstance(event, Frames):
             chunks.append(event.pixels)
         if isinstance(event, StageFinished):
             timings[event.stage.value] = timings.get(event.stage.value, 0.0) + event.seconds
-    return Clip(np.concatenate(chunks), request, work.effective, timings)
+        if isinstance(event, SettingsChanged):
+            effective = event.effective
+    return Clip(np.concatenate(chunks), request, effective, timings)
 
 
-def _prepare_clip(request: ClipRequest) -> Generator[Event, None, GenerationState]:
-    return prepare(make_plan(request), Settings.from_environment())
+def _prepare_clip(request: ClipRequest) -> Generator[Event, None, PreparedClip]:
+    return prepare(make_plan(request), Settings.from_environment(), engines=ENGINES)

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import filmlet
+from filmlet.clip import ENGINES
 from filmlet.core.events import drain
 from filmlet.core.model_card import ModelCard
 from filmlet.core.request import build_request
@@ -38,7 +39,6 @@ from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import REGISTRY, download_model, get_card, local_files
-from filmlet.pipeline.engine_cache import loaded
 from tests.helpers.fake_hub import COMMIT, serving
 from tests.helpers.tiny_checkpoint import make_vae
 from tests.helpers.tiny_ltx_files import as_one, of_vae
@@ -219,12 +219,12 @@ def test_however_a_model_is_held_the_clip_is_the_same(
     expected = filmlet.generate(PROMPT, **settings)
     assert expected.effective.offload == "none"
     monkeypatch.setenv("FILMLET_OFFLOAD", hold)
-    loaded.clear()
+    ENGINES.clear()
     for _ in range(2):  # the second finds what the first has left in memory
         clip = filmlet.generate(PROMPT, **settings)
         assert clip.effective.offload == hold
         assert np.array_equal(clip.frames, expected.frames)
-    (engine,) = loaded.values()
+    (engine,) = ENGINES.engines.values()
     assert set(engine.components.modules) == {"vae"}, "one at a time"
 
 
@@ -237,16 +237,16 @@ from filmlet.pipeline.plan import make_plan
 from filmlet.core.request import build_request
 from filmlet.settings import Settings
 from filmlet.core.events import drain
-from filmlet.pipeline.prepare import prepare
+from tests.helpers.clips import prepare_run
 model, limit = sys.argv[1], int(sys.argv[2])
 settings = {"model": model, "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
 plan = make_plan(build_request("a red ball", **settings))
-work = drain(prepare(plan, Settings(offload="none"), "float32"))
+work = prepare_run(plan, Settings(offload="none"), "float32")
 data = next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmData" in l)
 used = int(data.split()[1]) * 1024
 if limit:
     resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
-pixels = sum(int(e.pixels.sum()) for e in stages.generate_frames(work) if isinstance(e, Frames))
+pixels = sum(int(e.pixels.sum()) for e in work.frames() if isinstance(e, Frames))
 holds = [c.effective for c in work.effective.changes if c.field == "offload"]
 print(work.effective.offload, ",".join(holds), pixels)
 """

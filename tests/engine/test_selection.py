@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from filmlet.core import cpu
-from filmlet.core.events import Frames, drain
+from filmlet.core.events import Frames
 from filmlet.core.request import build_request
 from filmlet.engine import selection
 from filmlet.engine.arrays import to_numpy
-from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
+from tests.helpers.clips import prepare_run
 from tests.helpers.tiny_checkpoint import make_checkpoint, make_vae
 
 pytest.importorskip("openvino")
@@ -25,15 +24,15 @@ from tests.helpers.openvino_fixtures import POCKET, frames, load, needs_bfloat16
 @needs_bfloat16
 def test_it_is_used_by_itself_and_told(cache: Path, tmp_path: Path) -> None:
     request = build_request("a red ball", size="64x64", frames=9, seed=1)
-    work = drain(prepare(make_plan(request), Settings(engine="auto", cache=cache)))
+    work = prepare_run(make_plan(request), Settings(engine="auto", cache=cache))
     assert (work.effective.engine, work.effective.dtype) == ("openvino", "bfloat16")
-    list(stages.write_clip(work, tmp_path / "clip.mp4"))
-    again = drain(prepare(make_plan(request), Settings(cache=cache), "bfloat16", "openvino"))
-    list(stages.write_clip(again, tmp_path / "again.mp4"))
+    list(work.write(tmp_path / "clip.mp4"))
+    again = prepare_run(make_plan(request), Settings(cache=cache), "bfloat16", "openvino")
+    list(again.write(tmp_path / "again.mp4"))
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
-    begun = drain(prepare(make_plan(request), Settings(cache=cache), "float32", "torch"))
+    begun = prepare_run(make_plan(request), Settings(cache=cache), "float32", "torch")
     assert (begun.effective.engine, begun.effective.dtype) == ("torch", "float32")
-    exact = drain(prepare(make_plan(request), Settings(cache=cache), "float32", "openvino"))
+    exact = prepare_run(make_plan(request), Settings(cache=cache), "float32", "openvino")
     assert (exact.effective.engine, exact.effective.dtype) == ("openvino", "float32")
 
 
@@ -42,8 +41,8 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
 ) -> None:
     def engine(model: Path, **settings: object) -> tuple[str, str]:
         chosen = Settings(cache=cache, **({"engine": "auto"} | settings))
-        work = drain(
-            prepare(make_plan(build_request("a ball", model=str(model), size="64x64")), chosen)
+        work = prepare_run(
+            make_plan(build_request("a ball", model=str(model), size="64x64")), chosen
         )
         told = [change.reason for change in work.effective.changes if change.field == "engine"]
         return work.effective.engine, " ".join(told)
@@ -83,12 +82,12 @@ def test_where_memory_runs_out_torch_goes_on_from_what_openvino_has_made(
     monkeypatch.setattr(components.VaeDecoder, "__call__", full)
     request = build_request("a red ball", size="64x64", frames=9, seed=1)
     settings = Settings(engine="openvino", cache=cache, offload="model")
-    work = drain(prepare(make_plan(request), settings, "float32", "openvino"))
-    pixels = [event.pixels for event in stages.generate_frames(work) if isinstance(event, Frames)]
+    work = prepare_run(make_plan(request), settings, "float32", "openvino")
+    pixels = [event.pixels for event in work.frames() if isinstance(event, Frames)]
     assert (work.effective.engine, work.effective.offload) == ("torch", "layerwise_casting")
     assert {"offload", "engine"} <= {change.field for change in work.effective.changes}
-    latents = to_numpy(work.results["latents"]["latents"])
-    expected = frames(load(POCKET, dtype=work.effective.dtype), latents, work.denoise_params)
+    latents = to_numpy(work.context.artifacts.results["latents"]["latents"])
+    expected = frames(load(POCKET, dtype=work.effective.dtype), latents, work.clip.denoise_params)
     assert np.array_equal(np.concatenate(pixels), expected)
 
 
@@ -100,7 +99,7 @@ def test_eight_bits_are_used_where_the_cpu_has_them_unless_they_are_not_wanted(
     for has, wanted, levers in ((avx, 1, ("int8",)), (avx, 0, ()), (set(), 1, ())):
         monkeypatch.setattr(cpu, "cpu_flags", lambda has=has: has)
         settings = Settings(engine="openvino", cache=cache, int8=wanted)
-        assert drain(prepare(make_plan(request), settings)).effective.optimizations == levers
+        assert prepare_run(make_plan(request), settings).effective.optimizations == levers
 
 
 def test_eight_bits_are_left_to_cpus_whose_bfloat16_is_slower(
@@ -118,13 +117,13 @@ def test_eight_bits_that_are_off_are_given_up_once_and_for_all(
     monkeypatch.setattr(components, "MIN_PSNR_DB", 99.0)
     settings = Settings(engine="openvino", cache=tmp_path / "cache")
     request = build_request("a ball", size="64x64", frames=9, seed=1)
-    work = drain(prepare(make_plan(request), settings))
+    work = prepare_run(make_plan(request), settings)
     assert work.effective.optimizations == ("int8",)
-    assert list(stages.generate_frames(work))
+    assert list(work.frames())
     assert (work.effective.dtype, work.effective.optimizations) == ("float32", ())
     (told,) = [change for change in work.effective.changes if change.field == "int8"]
     assert "dB in the decoder" in told.reason
-    assert drain(prepare(make_plan(request), settings)).effective.optimizations == ()
+    assert prepare_run(make_plan(request), settings).effective.optimizations == ()
 
 
 @needs_bfloat16
@@ -134,10 +133,10 @@ def test_bfloat16_that_is_off_is_given_up_once_and_for_all(
     monkeypatch.setattr(components, "MAX_BF16_ERROR", 1e-5)
     settings = Settings(engine="openvino", cache=tmp_path / "cache")
     request = build_request("a ball", model=str(tiny), size="64x64", frames=9)
-    work = drain(prepare(make_plan(request), settings))
+    work = prepare_run(make_plan(request), settings)
     assert work.effective.dtype == "bfloat16"
-    assert list(stages.generate_frames(work))
+    assert list(work.frames())
     assert (work.effective.engine, work.effective.dtype) == ("openvino", "float32")
     assert "dtype" in {change.field for change in work.effective.changes}
-    following = drain(prepare(make_plan(request), settings)).effective
+    following = prepare_run(make_plan(request), settings).effective
     assert (following.engine, following.dtype) == ("openvino", "float32")

@@ -5,12 +5,11 @@ import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from filmlet.core.events import Event, Progress
 from filmlet.jobs.worker_process import run_worker
-from filmlet.pipeline import prepare as works
-from filmlet.pipeline import stages
-from filmlet.pipeline.prepare import GenerationState
+from filmlet.pipeline import denoise, stages
 from filmlet.settings import Settings
 
 
@@ -18,16 +17,16 @@ def main() -> None:
     stage, done, marker = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     make = stages.write_clip
 
-    def film(work: GenerationState, path: Path, force: bool = False) -> Generator[Event]:
-        for event in make(work, path, force):
+    def write_clip(*args: Any, **options: Any) -> Generator[Event]:
+        for event in make(*args, **options):
             here = isinstance(event, Progress) and event.stage == stage and event.done >= done
             if here and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             yield event
 
-    stages.write_clip = film
-    works.CHECKPOINT_INTERVAL_S = -1.0
+    stages.write_clip = write_clip
+    denoise.CHECKPOINT_INTERVAL_S = -1.0
     sys.exit(run_worker(Settings.from_environment()))
 
 

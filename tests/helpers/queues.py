@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from filmlet.core.events import drain
 from filmlet.core.request import ClipRequest, build_request
 from filmlet.jobs import Job, Queue
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
+from tests.helpers.clips import prepare_run
 from tests.helpers.forked_workers import WorkerProcess
 
 SMALL = {"size": "64x64", "frames": 9, "steps": 2}
@@ -100,11 +99,10 @@ def wait(queue: Queue, job: str, until: Callable[[Job], bool], seconds: float = 
 
 def without_queue(request: ClipRequest, job: Job, path: Path) -> bytes:
     """The clip as it comes at once, in the dtype of the job: two processes may choose two."""
-    from filmlet.pipeline import stages
 
     assert job.effective
-    work = drain(prepare(make_plan(request), Settings(), job.effective["dtype"]))
-    for _ in stages.write_clip(work, path):
+    work = prepare_run(make_plan(request), Settings(), job.effective["dtype"])
+    for _ in work.write(path):
         pass
     return path.read_bytes()
 

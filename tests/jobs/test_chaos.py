@@ -73,13 +73,13 @@ from filmlet.pipeline.plan import make_plan
 from filmlet.core.request import build_request
 from filmlet.settings import Settings
 from filmlet.core.events import drain
-from filmlet.pipeline.prepare import prepare
+from tests.helpers.clips import prepare_run
 
 sizes = [(w, h) for w in range(64, 320, 32) for h in range(64, 352, 32)]
 for number, (width, height) in enumerate(sizes[:65], start=1):
     request = build_request("a ball", seed=1, steps=1, frames=9, size=f"{width}x{height}")
-    work = drain(prepare(make_plan(request), Settings.from_environment()))
-    for _ in stages.write_clip(work, Path(sys.argv[1]), True):
+    work = prepare_run(make_plan(request), Settings.from_environment())
+    for _ in work.write(Path(sys.argv[1]), True):
         pass
     if number in (5, 65):
         trim_heap()

@@ -6,26 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from filmlet.core.events import Event, Progress, Stage, StageFinished, drain
+from filmlet.core.events import Event, Progress, Stage, StageFinished
 from filmlet.jobs import Priority, Queue, Status, claimed_job
 from filmlet.jobs.claimed_job import ClaimedJob
-from filmlet.jobs.worker import ClipWriter, Worker, run_of
+from filmlet.jobs.worker import FrameGenerator, Worker, run_of
 from filmlet.media import PART
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
+from filmlet.pipeline.prepare import PreparedClip
+from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
+from tests.helpers.clips import prepare_run
 from tests.helpers.queues import ask, without_queue
 
 
 class Paused:
-    """A film that stands still at one event until it is told to go on."""
+    """Frames that stand still at one event until it is told to go on."""
 
     def __init__(self, at: Callable[[Event], bool]) -> None:
         self.at, self.reached, self.go = at, threading.Event(), threading.Event()
 
-    def __call__(self, work: GenerationState, path: Path, force: bool) -> Generator[Event]:
-        for event in stages.write_clip(work, path, force):
+    def __call__(self, clip: PreparedClip, context: RunContext) -> Generator[Event]:
+        for event in stages.generate_frames(clip, context):
             if self.at(event) and not self.reached.is_set():
                 self.reached.set()
                 assert self.go.wait(120)
@@ -47,11 +49,11 @@ def in_thread(worker: Worker, job: str) -> threading.Thread:
 
 
 @pytest.fixture
-def workers(settings: Settings, queue: Queue) -> Callable[[str, ClipWriter], Worker]:
+def workers(settings: Settings, queue: Queue) -> Callable[[str, FrameGenerator], Worker]:
     """Workers of other names over one queue, without a pulse."""
 
-    def make(name: str, film: ClipWriter) -> Worker:
-        worker = Worker(settings, film, queue)
+    def make(name: str, generate: FrameGenerator) -> Worker:
+        worker = Worker(settings, generate, queue)
         worker.lease.name = name
         return worker
 
@@ -61,7 +63,7 @@ def workers(settings: Settings, queue: Queue) -> Callable[[str, ClipWriter], Wor
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("at", [denoised, decoding])
 def test_a_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt(
-    tiny: Path, tmp_path: Path, queue: Queue, workers: Callable[[str, ClipWriter], Worker],
+    tiny: Path, tmp_path: Path, queue: Queue, workers: Callable[[str, FrameGenerator], Worker],
     at: Callable[[Event], bool], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(claimed_job, "CONFIRMED_S", 0.0)
@@ -86,13 +88,13 @@ def test_a_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_what_a_dead_attempt_left_half_written_goes_with_the_next(
-    tiny: Path, queue: Queue, workers: Callable[[str, ClipWriter], Worker]
+    tiny: Path, queue: Queue, workers: Callable[[str, FrameGenerator], Worker]
 ) -> None:
     job = queue.submit(ask(tiny)).id
     folder = queue.storage.folder(job)
     for name in ("decoded.mp4.01234567.part", "preview.89abcdef.part.png"):
         (folder / name).write_bytes(b"half")
-    workers("one", stages.write_clip).run_job(job)
+    workers("one", stages.generate_frames).run_job(job)
     assert queue.get_job(job).status == Status.COMPLETED
     assert {file.name for file in folder.iterdir()} == {"clip.mp4", "decoded.mp4"}
 
@@ -100,11 +102,11 @@ def test_what_a_dead_attempt_left_half_written_goes_with_the_next(
 def test_a_decoded_clip_has_its_name_before_the_stage_is_said_to_be_finished(
     tiny: Path, tmp_path: Path
 ) -> None:
-    work = drain(prepare(make_plan(ask(tiny)), Settings()))
-    work.folder = tmp_path
+    work = prepare_run(make_plan(ask(tiny)), Settings())
+    work.keep_in(tmp_path)
     there = [
         (tmp_path / "decoded.mp4").exists()
-        for event in stages.write_clip(work, tmp_path / "clip.mp4")
+        for event in work.write(tmp_path / "clip.mp4")
         if isinstance(event, StageFinished) and event.stage == Stage.DECODE
     ]
     assert there == [True]

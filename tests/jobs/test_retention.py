@@ -15,7 +15,6 @@ from filmlet.errors import TooManyJobs
 from filmlet.jobs import Queue, Status, SubmitOptions, retention
 from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.jobs.worker import Worker
-from filmlet.pipeline import stages
 from filmlet.settings import Settings
 from tests.helpers.queues import ask
 
@@ -123,7 +122,7 @@ def test_files_of_waiting_jobs_count_and_are_refused_before_they_fill_the_disk(
 def test_a_finished_clip_keeps_what_somebody_may_still_ask_for(
     tiny: Path, tiny_two: Path, tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(queue.settings, stages.write_clip, queue)
+    worker = Worker(queue.settings, queue=queue)
     request = ask(tiny, guides=[photo(tmp_path, 6)])
     plain, draft = queue.submit(request).id, queue.submit(ask(tiny_two, draft=True)).id
     for job in (plain, draft):

@@ -45,12 +45,11 @@ def test_an_extension_left_while_it_grows_goes_on_to_the_same_bytes(
     given = keep(tmp_path / "given.mp4", footage(20))
     film(work_for(tiny_guided, frames=10, extend=given), tmp_path / "straight.mp4")
     work = work_for(tiny_guided, frames=10, extend=given)
-    work.folder = tmp_path / "kept"
-    work.folder.mkdir()
+    work.keep_in(tmp_path / "kept")
     told = film(work, tmp_path / "clip.mp4", Stage.DECODE)
     assert told[-1] == Progress(Stage.DECODE, 8, 30)  # of the given clip
     again = work_for(tiny_guided, frames=10, extend=given)
-    again.folder = work.folder
+    again.keep_in(work.folder)
     film(again, tmp_path / "clip.mp4")
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
 

@@ -198,16 +198,15 @@ def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
 def test_a_guided_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_guided: Path, tmp_path: Path, until: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmlet.pipeline.prepare.CHECKPOINT_INTERVAL_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.denoise.CHECKPOINT_INTERVAL_S", -1.0)
     image, middle = (keep(tmp_path / f"{i}.png", footage(seed=i)) for i in (1, 2))
     settings = {"image": image, "guides": [Guide(middle, 16, 0.6)]}
     film(work_for(tiny_guided, **settings), tmp_path / "straight.mp4")
     work = work_for(tiny_guided, **settings)
-    work.folder = tmp_path / "kept"
-    work.folder.mkdir()
+    work.keep_in(tmp_path / "kept")
     film(work, tmp_path / "clip.mp4", until)
     again = work_for(tiny_guided, **settings)
-    again.folder = work.folder
+    again.keep_in(work.folder)
     steps = [
         e.done
         for e in film(again, tmp_path / "clip.mp4")
@@ -226,8 +225,7 @@ def test_both_stages_see_the_guides_at_their_own_size_and_a_draft_can_be_refined
     settings = {"size": "128x64", "frames": 17, "last_image": last}
     once, draft, refined = (work_for(folder, draft=i == 1, **settings) for i in range(3))
     for name, work in (("once", once), ("draft", draft), ("refined", refined)):
-        work.folder = tmp_path / name
-        work.folder.mkdir()
+        work.keep_in(tmp_path / name)
     film(once, tmp_path / "once.mp4")
     kept = {p.stem: load_file(p) for p in (tmp_path / "once").glob("*.safetensors")}
     assert kept["embeddings"]["guide_0"].shape == (1, 16, 1, 1, 2)

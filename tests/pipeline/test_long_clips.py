@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import filmlet
-from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished, drain
+from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished
 from filmlet.core.guide import Guide
 from filmlet.core.request import ClipRequest, build_request
 from filmlet.core.shape import ShapeConstraints, resolve_shape
@@ -32,12 +32,11 @@ from filmlet.errors import InvalidRequest
 from filmlet.jobs import Queue, Status
 from filmlet.jobs.job_reader import workload_size
 from filmlet.models import REGISTRY
-from filmlet.pipeline import stages
 from filmlet.pipeline.denoise import WINDOW_SEED_STRIDE
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 from tests.cli.test_main import filmlet as command
+from tests.helpers.clips import ClipRun, prepare_run
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import refusal
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
@@ -51,19 +50,17 @@ TWO = {
 Stop = Callable[[Event], bool]
 
 
-def work_for(model: Path | str, folder: Path | None = None, **settings: object) -> GenerationState:
+def work_for(model: Path | str, folder: Path | None = None, **settings: object) -> ClipRun:
     small = {"size": "64x64", "steps": 3, "seed": 2, "guidance": 1.0, "model": str(model)}
     request = build_request("a red ball", **(small | settings))
-    work = drain(prepare(make_plan(request), Settings(device="cpu"), "float32"))
-    if folder:
-        folder.mkdir(exist_ok=True)
-    work.folder = folder
+    work = prepare_run(make_plan(request), Settings(device="cpu"), "float32")
+    work.keep_in(folder)
     return work
 
 
-def film(work: GenerationState, path: Path, stop: Stop | None = None) -> list[Event]:
+def film(work: ClipRun, path: Path, stop: Stop | None = None) -> list[Event]:
     """The events of a clip, up to the one at which it is left."""
-    told, events = [], stages.write_clip(work, path, force=True)
+    told, events = [], work.write(path, force=True)
     for event in events:
         told.append(event)
         if stop and stop(event):
@@ -183,7 +180,7 @@ def test_a_later_window_equals_stock_diffusers_given_the_latents_before_it(
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     # Stock is given frames; what it would see in them are the latents of the first window.
-    known = stages.load_engine(work).statistics.denormalize(first[:, :, 1:])
+    known = work.engine().statistics.denormalize(first[:, :, 1:])
     monkeypatch.setattr(pipe.vae, "encode", lambda _: SimpleNamespace(latents=known))
     theirs = pipe(
         conditions=[LTXVideoCondition(video=[Image.new("RGB", (64, 64))] * 25, frame_index=0)],
@@ -208,7 +205,7 @@ def test_windows_are_joined_and_decoded_as_one_clip(tiny: Path, tmp_path: Path) 
     parts = [kept(work.folder, f"latents-{i}") for i in (1, 2)]
     whole = kept(work.folder, "latents")
     assert torch.equal(torch.cat(parts, 1), whole)
-    engine = stages.load_engine(work)
+    engine = work.engine()
     with torch.inference_mode():
         video = engine.statistics.denormalize(unpack_latents(whole, 34, 2, 2))
         pixels = engine.vae.decode(video, return_dict=False)[0][0].permute(1, 2, 3, 0)
@@ -220,8 +217,10 @@ def test_windows_are_joined_and_decoded_as_one_clip(tiny: Path, tmp_path: Path) 
 def test_a_clip_in_one_window_is_made_as_ever(tiny: Path, tmp_path: Path) -> None:
     work = work_for(tiny, tmp_path / "kept", frames=25)
     film(work, tmp_path / "clip.mp4")
-    engine = stages.load_engine(work)
-    *_, last = engine.denoise(PromptEmbeds(engine.encode_prompt(work.prompt)), work.denoise_params)
+    engine = work.engine()
+    *_, last = engine.denoise(
+        PromptEmbeds(engine.encode_prompt(work.clip.prompts.prompts[0])), work.clip.denoise_params
+    )
     assert torch.equal(kept(work.folder, "latents"), last.latents)
     assert {p.name for p in work.folder.iterdir()} == {
         "embeddings.safetensors", "latents.safetensors", "decoded.mp4",
@@ -292,7 +291,7 @@ def test_a_long_clip_extends_another(tiny_guided: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filmlet.pipeline.prepare.CHECKPOINT_INTERVAL_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.denoise.CHECKPOINT_INTERVAL_S", -1.0)
 
 
 @pytest.mark.usefixtures("_every_step")
@@ -343,8 +342,7 @@ def test_both_stages_are_made_in_windows_and_a_draft_can_be_refined(tmp_path: Pa
     edit_json(folder / "model_index.json", _class_name="LTXConditionPipeline")
     once, draft, refined = (work_for(folder, draft=i == 1, **TWO) for i in range(3))
     for name, work in (("once", once), ("draft", draft), ("refined", refined)):
-        work.folder = tmp_path / name
-        work.folder.mkdir()
+        work.keep_in(tmp_path / name)
     events = film(once, tmp_path / "once.mp4")
     assert calls(events, Stage.REFINE) == list(range(7))
     film(draft, tmp_path / "draft.mp4")

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished, drain
+from filmlet.clip import ENGINES
+from filmlet.core.events import Event, Frames, Progress, Stage, StageFinished
 from filmlet.core.request import ClipOptions, build_request
 from filmlet.engine.torch import loader
 from filmlet.errors import Cancelled
-from filmlet.pipeline import stages
-from filmlet.pipeline.engine_cache import loaded
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
+from tests.helpers.clips import ClipRun, prepare_run
 
 SMALL: ClipOptions = {"size": "64x64", "frames": 25, "steps": 4, "seed": 2}
 Stop = Callable[[Event], bool]
@@ -23,22 +22,20 @@ Stop = Callable[[Event], bool]
 
 @pytest.fixture(autouse=True)
 def _keep_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filmlet.pipeline.prepare.CHECKPOINT_INTERVAL_S", -1.0)
+    monkeypatch.setattr("filmlet.pipeline.denoise.CHECKPOINT_INTERVAL_S", -1.0)
 
 
-def work_for(model: Path, folder: Path | None) -> GenerationState:
+def work_for(model: Path, folder: Path | None) -> ClipRun:
     settings = SMALL | {"model": str(model)}
-    work = drain(prepare(make_plan(build_request("a red ball", **settings)), Settings()))
-    if folder:
-        folder.mkdir(exist_ok=True)
-    work.folder = folder
+    work = prepare_run(make_plan(build_request("a red ball", **settings)), Settings())
+    work.keep_in(folder)
     return work
 
 
-def film(work: GenerationState, path: Path, stop: Stop | None = None) -> list[Event]:
+def film(work: ClipRun, path: Path, stop: Stop | None = None) -> list[Event]:
     """The events of a clip, up to the one at which it is left."""
     told = []
-    events = stages.write_clip(work, path)
+    events = work.write(path)
     for event in events:
         told.append(event)
         if stop and stop(event):
@@ -101,11 +98,11 @@ def test_a_kept_result_that_cannot_be_read_is_made_again(tiny: Path, tmp_path: P
 
 def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) -> None:
     work = work_for(tiny, tmp_path / "kept")
-    events = stages.write_clip(work, tmp_path / "clip.mp4")
+    events = work.write(tmp_path / "clip.mp4")
     for event in events:
         if event == Progress(Stage.DENOISE, 1, 4):
             break
-    work.cancelled.set()
+    work.context.cancelled.set()
     told: list[Event] = []
     with pytest.raises(Cancelled):
         told.extend(events)
@@ -116,17 +113,17 @@ def test_loading_tells_its_bytes_and_can_be_stopped_between_them(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "PROGRESS_BYTES", 1000)
-    loaded.clear()
-    events = stages.write_clip(work_for(tiny, None), tmp_path / "clip.mp4")
+    ENGINES.clear()
+    events = work_for(tiny, None).write(tmp_path / "clip.mp4")
     told = [next(events) for _ in range(4)]
     assert [e.stage for e in told if isinstance(e, Progress)] == [Stage.LOAD] * 4
     done, total = zip(*((e.done, e.total) for e in told if isinstance(e, Progress)), strict=True)
     assert list(done) == sorted(set(done))
     assert done[-1] < total[0]
     events.close()
-    assert not loaded
+    assert not ENGINES.engines
     assert list(tmp_path.iterdir()) == []
-    again = list(stages.write_clip(work_for(tiny, None), tmp_path / "clip.mp4"))
+    again = list(work_for(tiny, None).write(tmp_path / "clip.mp4"))
     *_, last = (e for e in again if isinstance(e, Progress) and e.stage == Stage.LOAD)
     assert last.done == last.total
 

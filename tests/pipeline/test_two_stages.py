@@ -8,35 +8,34 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines import LTXLatentUpsamplePipeline
 from torch import Tensor
 
-from filmlet.core.events import Frames, Progress, Stage, StageFinished, drain
+from filmlet.core.events import Frames, Progress, Stage, StageFinished
 from filmlet.core.request import build_request
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds, tone_map_latents
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import JobConflict, NotSupported
 from filmlet.jobs import Queue, Status, SubmitOptions
-from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
+from tests.helpers.clips import ClipRun, prepare_run
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 
 SMALL = {"size": "128x64", "frames": 17, "steps": 3, "seed": 5}
 
 
-def work_for(model: Path, **settings: object) -> GenerationState:
+def work_for(model: Path, **settings: object) -> ClipRun:
     request = build_request("a red ball", model=str(model), **(SMALL | settings))
-    return drain(prepare(make_plan(request), Settings(device="cpu"), "float32"))
+    return prepare_run(make_plan(request), Settings(device="cpu"), "float32")
 
 
 @pytest.fixture
 def engine(tiny_two: Path) -> TorchEngine:
-    return stages.load_engine(work_for(tiny_two))
+    return work_for(tiny_two).engine()
 
 
 @pytest.fixture
 def recipe(tiny_two: Path) -> DenoiseParams:
-    return work_for(tiny_two).denoise_params
+    return work_for(tiny_two).clip.denoise_params
 
 
 def draft_latents(engine: TorchEngine, recipe: DenoiseParams) -> Tensor:
@@ -71,7 +70,7 @@ def test_refining_follows_diffusers_scheduler_from_the_noised_latents(
     work = work_for(tiny_two)
     sigmas = work.effective.refine_sigmas
     assert sigmas == (0.9094, 0.7250, 0.4219)
-    recipe = DenoiseParams(work.denoise_params.shape, sigmas, 1.0, seed=5)
+    recipe = DenoiseParams(work.clip.denoise_params.shape, sigmas, 1.0, seed=5)
     text = PromptEmbeds(torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3)))
     clean = engine.upsample(draft_latents(engine, recipe), recipe)
     *_, last = engine.refine(text, recipe, clean)
@@ -96,9 +95,7 @@ def test_a_draft_is_the_first_stage_at_half_the_size_and_says_so(
     tiny_two: Path, tiny: Path, tmp_path: Path
 ) -> None:
     work = work_for(tiny_two, draft=True)
-    frames = [
-        e.pixels for e in stages.write_clip(work, tmp_path / "a.mp4") if isinstance(e, Frames)
-    ]
+    frames = [e.pixels for e in work.write(tmp_path / "a.mp4") if isinstance(e, Frames)]
     assert frames[0].shape[1:] == (32, 64, 3)
     (change,) = [c for c in work.effective.changes if c.field == "size"]
     assert (change.requested, change.effective) == ("128x64", "64x32")
@@ -123,20 +120,19 @@ def test_sides_are_made_in_64_so_that_the_draft_is_exactly_half(tiny_two: Path) 
 def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_two: Path, tmp_path: Path, left: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmlet.pipeline.prepare.CHECKPOINT_INTERVAL_S", -1.0)
-    for _ in stages.write_clip(work_for(tiny_two), tmp_path / "straight.mp4"):
+    monkeypatch.setattr("filmlet.pipeline.denoise.CHECKPOINT_INTERVAL_S", -1.0)
+    for _ in work_for(tiny_two).write(tmp_path / "straight.mp4"):
         pass
     first = work_for(tiny_two)
-    first.folder = tmp_path / "kept"
-    first.folder.mkdir()
-    events = stages.write_clip(first, tmp_path / "clip.mp4")
+    first.keep_in(tmp_path / "kept")
+    events = first.write(tmp_path / "clip.mp4")
     for event in events:
         if isinstance(event, Progress) and event.stage == left and event.done > 0:
             break
     events.close()
     second = work_for(tiny_two)
-    second.folder = first.folder
-    told = list(stages.write_clip(second, tmp_path / "clip.mp4"))
+    second.keep_in(first.folder)
+    told = list(second.write(tmp_path / "clip.mp4"))
     reused = {e.stage for e in told if isinstance(e, StageFinished) and e.reused}
     order = list(Stage)
     assert reused == set(order[2 : order.index(left)])

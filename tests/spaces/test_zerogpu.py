@@ -16,13 +16,13 @@ import httpx2
 import pytest
 from gradio_client import Client
 
-from filmlet.core.events import Frames, Progress, Stage, drain
+from filmlet.core.events import Frames, Progress, Stage
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 from filmlet.spaces.space_files import SpaceConfig, write_files
 from tests.helpers import fake_zerogpu as stand_in
 from tests.helpers.browsers import Windows, browser, needs_chromium
+from tests.helpers.clips import prepare_run
 from tests.helpers.fake_zerogpu import Lender, free_port, standing
 from tests.helpers.queues import ask
 from tests.helpers.servers import until
@@ -116,12 +116,11 @@ def test_a_clip_borrows_one_gpu_for_as_long_as_the_cost_model_says(zero: Zero) -
 
 def plain(folder: Path, made: dict[str, Any]) -> bytes:
     """The same clip, made at once and in one process."""
-    from filmlet.pipeline import stages
 
     settings = {"size": made["size"], "seconds": 0.3, "frames": None, "steps": None}
     request = ask(Path("pocket"), str(made["prompt"]), seed=5, **settings)
-    work = drain(prepare(make_plan(request), Settings(device="cpu"), made["effective"]["dtype"]))
-    for _ in stages.write_clip(work, folder / "plain.mp4", force=True):
+    work = prepare_run(make_plan(request), Settings(device="cpu"), made["effective"]["dtype"])
+    for _ in work.write(folder / "plain.mp4", force=True):
         pass
     return (folder / "plain.mp4").read_bytes()
 
@@ -203,8 +202,9 @@ def test_what_passes_between_the_processes_holds_no_tensor(tiny: Path, tmp_path:
     from filmlet.spaces import zerogpu
 
     order = zerogpu.GpuTask(ask(tiny), tmp_path, "cpu", "float32", 20)
-    work = drain(prepare(make_plan(order.request), Settings(device="cpu"), "float32"))
-    list(zerogpu._encode_locally(replace(work, folder=tmp_path)))
+    work = prepare_run(make_plan(order.request), Settings(device="cpu"), "float32")
+    work.keep_in(tmp_path)
+    list(zerogpu._encode_locally(work.clip, work.context))
     assert (tmp_path / "embeddings.safetensors").exists()
     here, there = Pipe()
     with here, there:
@@ -218,9 +218,9 @@ def test_what_passes_between_the_processes_holds_no_tensor(tiny: Path, tmp_path:
 def test_a_closed_clip_stops_the_other_process_at_its_next_word(tiny: Path, tmp_path: Path) -> None:
     from filmlet.spaces import zerogpu
 
-    work = drain(prepare(make_plan(ask(tiny)), Settings(device="cpu")))
-    work.folder = tmp_path
-    events = zerogpu.generate_remotely(work, 1.0)
+    work = prepare_run(make_plan(ask(tiny)), Settings(device="cpu"))
+    work.keep_in(tmp_path)
+    events = zerogpu.generate_remotely(work.clip, work.context, 1.0)
     until(lambda: isinstance(one := next(events), Progress) and one.stage == Stage.DENOISE)
     began = time.monotonic()
     events.close()
@@ -232,11 +232,12 @@ def test_an_error_over_there_keeps_its_code(tiny: Path, tmp_path: Path) -> None:
     from filmlet.errors import RemoteError
     from filmlet.spaces import zerogpu
 
-    work = drain(prepare(make_plan(ask(tiny)), Settings(device="cpu")))
-    work.folder = tmp_path
-    work.plan = replace(work.plan, request=replace(work.plan.request, steps=100_000))
+    work = prepare_run(make_plan(ask(tiny)), Settings(device="cpu"))
+    work.keep_in(tmp_path)
+    plan = replace(work.plan, request=replace(work.plan.request, steps=100_000))
+    work.clip = replace(work.clip, plan=plan)
     with pytest.raises(RemoteError, match="steps must be") as refused:
-        list(zerogpu.generate_remotely(work, 1.0))
+        list(zerogpu.generate_remotely(work.clip, work.context, 1.0))
     assert refused.value.code == "invalid_steps"
 
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from filmlet.cli.options import Commands, add_clip_options, build_clip_request
 from filmlet.cli.process import to_json
-from filmlet.core.request import FORMATS
+from filmlet.core.request import FORMATS, ClipRequest
 from filmlet.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from filmlet.core.effective import EffectiveSettings
     from filmlet.core.events import Event
     from filmlet.pipeline.plan import Plan
-    from filmlet.pipeline.prepare import GenerationState
+    from filmlet.pipeline.prepare import PreparedClip
 
 CLIPS = Path("clips")
 
@@ -57,32 +58,36 @@ def _generate(
 
     if options.output:
         check_output_path(options.output, options.force)
-    from filmlet.core.events import StageFinished
+    from filmlet.core.events import SettingsChanged, StageFinished
     from filmlet.pipeline import stages
     from filmlet.pipeline.prepare import prepare
+    from filmlet.pipeline.run_context import RunContext
     from filmlet.settings import Settings
 
     timings: dict[str, float] = {}
     with _progress_bar(quiet=options.json) as bar:
-        work = _drain_with_progress(prepare(planned, Settings.from_environment()), bar.update)
-        path = options.output or _unused_path(planned.request.prompt, work.effective.seed, suffix)
+        clip = _drain_with_progress(prepare(planned, Settings.from_environment()), bar.update)
+        effective = clip.effective
+        path = options.output or _unused_path(planned.request.prompt, effective.seed, suffix)
         check_output_path(path, options.force)
         with (
             _save_previews(path if options.preview else None) as preview,
-            closing(stages.write_clip(work, path, options.force)) as events,
+            closing(stages.generate_clip(clip, RunContext(), path, options.force)) as events,
         ):
             for event in events:
                 if isinstance(event, StageFinished):
                     before = timings.get(event.stage.value, 0.0)
                     timings[event.stage.value] = round(before + event.seconds, 3)
+                if isinstance(event, SettingsChanged):
+                    effective = event.effective
                 bar.update(event)
                 preview(event)
-    return Report(path, work, timings, time.perf_counter() - started)
+    return Report(path, planned.request, effective, timings, time.perf_counter() - started)
 
 
 def _drain_with_progress(
-    events: "Generator[Event, None, GenerationState]", show: Callable[["Event"], None]
-) -> "GenerationState":
+    events: "Generator[Event, None, PreparedClip]", show: Callable[["Event"], None]
+) -> "PreparedClip":
     """Show all events; return the generator's result."""
     with closing(events):
         while True:
@@ -110,12 +115,13 @@ class Report:
     """The clip that was made, as text and as JSON."""
 
     path: Path
-    work: "GenerationState"
+    request: ClipRequest
+    effective: "EffectiveSettings"
     timings: dict[str, float]
     seconds: float
 
     def as_text(self) -> str:
-        done = self.work.effective
+        done = self.effective
         shape = done.shape
         lines = [
             str(self.path),
@@ -128,9 +134,9 @@ class Report:
     def as_json(self) -> str:
         table = {
             "path": str(self.path),
-            "seed": self.work.effective.seed,
-            "requested": self.work.plan.request.explicit_settings(),
-            "effective": self.work.effective.as_json(),
+            "seed": self.effective.seed,
+            "requested": self.request.explicit_settings(),
+            "effective": self.effective.as_json(),
             "seconds_taken": round(self.seconds, 3),
             "timings": self.timings,
         }

@@ -9,11 +9,20 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from filmlet.core.effective import EffectiveSettings
+
 Value = TypeVar("Value")
 Pixels = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 # (frames, height * 3 / 2, width): Y, and below it U and V at half the sides, one after the other;
 # BT.709 in the range of television. What an encoder takes as it is.
 YuvPlanes = NDArray[np.uint8]
+
+
+class PixelFormat(StrEnum):
+    """A format of frames, by ffmpeg's name."""
+
+    RGB24 = "rgb24"  # Pixels
+    YUV420P = "yuv420p"  # YuvPlanes
 
 
 class Stage(StrEnum):
@@ -59,13 +68,20 @@ class Preview:
 class Frames:
     """The next finished frames of the clip, in order.
 
-    pixels: RGB; on its way into a video they may be Planes, on a GPU that makes these.
+    pixels: RGB; YuvPlanes where these are wanted and the engine makes them.
     """
 
     pixels: Pixels | YuvPlanes
 
 
-Event = Progress | StageFinished | Preview | Frames
+@dataclass(frozen=True)
+class SettingsChanged:
+    """The clip is made in another way from here on, with the reason among its changes."""
+
+    effective: EffectiveSettings
+
+
+Event = Progress | StageFinished | Preview | Frames | SettingsChanged
 
 
 def with_timing(

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from filmlet.core.events import Pixels, YuvPlanes
+from filmlet.core.events import PixelFormat, Pixels, YuvPlanes
 from filmlet.core.lora import LoraAdapter
 from filmlet.core.model_card import ModelCard
 from filmlet.core.shape import VideoShape
@@ -182,16 +182,19 @@ class Engine(ABC):
 
     @abstractmethod
     def cancel_when(self, is_cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Ask inside each call of the transformer; raises Cancelled once nobody wants the clip."""
+        """Ask inside each call of the transformer, which raises Cancelled once it is."""
 
     @abstractmethod
     def decode(
-        self, latents: Array, recipe: DenoiseParams, is_planar: bool = False
+        self,
+        latents: Array,
+        recipe: DenoiseParams,
+        pixel_format: PixelFormat = PixelFormat.RGB24,
     ) -> Iterator[Pixels | YuvPlanes]:
         """Yield every made frame in order, at the size asked for, as soon as each is known.
 
-        latents: (1, tokens, channels), normalised. is_planar: Planes are welcome, where the engine
-        makes them sooner than who encodes them. Raises NonFiniteValues.
+        latents: (1, tokens, channels), normalised. pixel_format: that is wanted; YUV420P only
+        where the engine makes it sooner than who encodes it. Raises NonFiniteValues.
         """
 
     @abstractmethod

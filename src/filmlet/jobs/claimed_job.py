@@ -9,13 +9,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
+from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import Progress, Stage, StageFinished
 from filmlet.errors import JobLost
 from filmlet.jobs.cost_model import WorkloadSize
 from filmlet.jobs.database import Database, Row, Transaction, count_event
 from filmlet.jobs.job import Status
 from filmlet.jobs.webhooks import enqueue_webhook
-from filmlet.pipeline.prepare import GenerationState
 from filmlet.settings import Settings
 
 CONFIRMED_S = 1.0  # a job is not given to another worker sooner than this after a report
@@ -24,14 +24,14 @@ CANCEL_POLL_S = 0.35  # between two questions for a cancel while nothing else is
 
 @dataclass(eq=False)
 class ClaimedJob:
-    """One job in hand. `last_report` is what was last reported of `latest`; `work` is there once
-    known.
+    """One job in hand. `last_report` is what was last reported of `latest`; `effective` is there
+    once known.
     """
 
     database: Database
     settings: Settings
     row: Row
-    work: GenerationState | None = None
+    effective: EffectiveSettings | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
     latest: Progress | None = None
     previews: int = 0  # so many were made; each takes the place of the one before
@@ -130,8 +130,9 @@ class ClaimedJob:
             raise JobLost(f"{self.id} was given to another worker or deleted.")
         self.confirmed_at = now
 
-    def save_effective(self) -> None:
+    def save_effective(self, effective: EffectiveSettings) -> None:
         """Record what will really be done."""
+        self.effective = effective
         with self.database.transaction() as t:
             t.rows(
                 "update filmlet_job set effective = :effective, seq = seq + 1"
@@ -250,12 +251,12 @@ class ClaimedJob:
 
     @property
     def _device_name(self) -> str:
-        assert self.work
-        return self.work.placement.device
+        assert self.effective
+        return self.effective.device
 
     @property
     def _effective_json(self) -> str | None:
-        return json.dumps(self.work.effective.as_json()) if self.work else None
+        return json.dumps(self.effective.as_json()) if self.effective else None
 
     def _cost_sample(self, event: StageFinished) -> tuple[float, float] | None:
         """Units and seconds of a stage for the cost model; a load that was none costs nothing."""

@@ -15,7 +15,8 @@ from contextvars import copy_context
 from filmlet.errors import FilmletError
 from filmlet.jobs.job import Job, Status
 from filmlet.jobs.queue import Queue
-from filmlet.jobs.worker import HEARTBEAT_POLL_S, ClipWriter, Worker
+from filmlet.jobs.worker import HEARTBEAT_POLL_S, FrameGenerator, Worker
+from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.inline")
@@ -27,11 +28,20 @@ class InlineWorker:
     """Runs each job in a thread of its own; in the queue it is one worker."""
 
     def __init__(
-        self, settings: Settings, queue: Queue, write_clip: ClipWriter, flops: float
+        self,
+        settings: Settings,
+        queue: Queue,
+        generate: FrameGenerator,
+        engines: EngineCache,
+        flops: float,
     ) -> None:
-        """flops: operations a second of the GPU; used until stages have been measured."""
-        self.settings, self.queue, self.write_clip = settings, queue, write_clip
-        self.worker = Worker(settings, write_clip, queue)
+        """engines: that are in memory.
+
+        flops: operations a second of the GPU; used until stages have been measured.
+        """
+        self.settings, self.queue = settings, queue
+        self.generate, self.engines = generate, engines
+        self.worker = Worker(settings, generate, queue, engines)
         self.flops = flops
         self.workers_by_job: dict[str, Worker] = {}  # the job that each runs
         self.start_lock = threading.Lock()
@@ -61,7 +71,8 @@ class InlineWorker:
         with self.start_lock:
             if job in self.workers_by_job or self.queue.get_job(job).status != Status.QUEUED:
                 return
-            self.workers_by_job[job] = worker = Worker(self.settings, self.write_clip, self.queue)
+            worker = Worker(self.settings, self.generate, self.queue, self.engines)
+            self.workers_by_job[job] = worker
         run = copy_context().run
         threading.Thread(target=run, args=(self._run, job, worker), name=job, daemon=True).start()
 

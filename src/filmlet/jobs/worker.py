@@ -16,7 +16,7 @@ from typing import NoReturn, TypeVar, cast
 
 from dbos import DBOS, WorkflowSerializationFormat
 
-from filmlet.core.events import Event, Preview, Progress, Stage, StageFinished
+from filmlet.core.events import Event, Preview, Progress, SettingsChanged, Stage, StageFinished
 from filmlet.engine.placement import trim_heap
 from filmlet.engine.selection import device_info
 from filmlet.errors import (
@@ -37,11 +37,14 @@ from filmlet.jobs.retention import STAGE_FILES, useful
 from filmlet.jobs.serialization import request_from_row
 from filmlet.jobs.storage import GROWING
 from filmlet.jobs.worker_lease import WorkerLease
-from filmlet.media import save_image, stopping_decoders_on
+from filmlet.media import preferred_pixel_format, save_image, stopping_decoders_on
 from filmlet.pipeline import stages
+from filmlet.pipeline.artifacts import ArtifactStore
 from filmlet.pipeline.denoise import completed_window_name
+from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
+from filmlet.pipeline.prepare import PreparedClip, prepare
+from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
 
 Value = TypeVar("Value")
@@ -53,7 +56,7 @@ CLEANUP_INTERVAL_S = 60.0
 SWEEP_PAUSE_S = 5.0  # minimum between two cleanups
 POLL_S = 0.2
 UNLIMITED_ATTEMPTS = 1_000_000  # DBOS' limit; ATTEMPTS is ours, and records an error
-ClipWriter = Callable[[GenerationState, Path, bool], Generator[Event]]
+FrameGenerator = Callable[[PreparedClip, RunContext], Generator[Event]]
 LOST = 3  # exit status after which another process should start
 
 
@@ -61,14 +64,19 @@ class Worker:
     """Runs the jobs of one device, until it is told to stop or has lost its lease."""
 
     def __init__(
-        self, settings: Settings, write_clip: ClipWriter | None = None, queue: Queue | None = None
+        self,
+        settings: Settings,
+        generate: FrameGenerator = stages.generate_frames,
+        queue: Queue | None = None,
+        engines: EngineCache | None = None,
     ) -> None:
-        """write_clip: instead of stages.write_clip.
+        """generate: makes the frames; another process may. engines: of several workers at once.
 
         Raises DatabaseUnusable, StorageUnusable, and InvalidRequest for an unknown device.
         """
         self.settings = settings
-        self.write_clip: ClipWriter = write_clip or stages.write_clip
+        self.generate = generate
+        self.engines = engines or EngineCache()
         self.queue = queue or Queue(settings)
         self.lease = WorkerLease(self.queue.database, settings, device_info(settings.device))
         self.current: ClaimedJob | None = None
@@ -194,12 +202,16 @@ class Worker:
         started = time.monotonic()
         # Planned again, after submit: files and models may have changed since.
         planned, dtype = make_plan(request_from_row(claimed_job.row), folder), earlier.get("dtype")
-        preparing = prepare(planned, self.settings, dtype, earlier.get("engine"))
-        work = self._consume(claimed_job, folder, preparing)
-        work.folder, work.cancelled, work.confirm = folder, claimed_job.stopped, claimed_job.confirm
-        claimed_job.work = work
-        claimed_job.save_effective()
-        self._consume(claimed_job, folder, self.write_clip(work, folder / "clip.mp4", True))
+        preparing = prepare(planned, self.settings, dtype, earlier.get("engine"), self.engines)
+        clip = self._consume(claimed_job, folder, preparing)
+        claimed_job.save_effective(clip.effective)
+        path, artifacts = folder / "clip.mp4", ArtifactStore(folder, claimed_job.confirm)
+        context = RunContext(
+            self.engines, artifacts, claimed_job.stopped, preferred_pixel_format(path)
+        )
+        frames = self.generate(clip, context)
+        writing = stages.write_clip(frames, clip, context, path, force=True)
+        self._consume(claimed_job, folder, writing)
         claimed_job.confirm()
         self.queue.storage.trim(claimed_job.id, useful(claimed_job.row) | {GROWING})
         if not claimed_job.complete(self._size(claimed_job)):
@@ -249,7 +261,7 @@ class Worker:
                 claimed_job.update_progress(event)
                 if event.stage == Stage.DECODE:
                     self.queue.storage.upload_new_bytes(claimed_job.id)
-                windows = len(claimed_job.work.effective.windows) if claimed_job.work else 1
+                windows = len(claimed_job.effective.windows) if claimed_job.effective else 1
                 if window := completed_window_name(event, windows):
                     self.queue.storage.store(claimed_job.id, f"{window}.safetensors")
             case Preview():
@@ -258,6 +270,8 @@ class Worker:
                     claimed_job.id, PREVIEW, "step.safetensors", "refine-step.safetensors"
                 )
                 claimed_job.previews += 1
+            case SettingsChanged():
+                claimed_job.save_effective(event.effective)
             case StageFinished():
                 if event.stage == Stage.DECODE:
                     self.queue.storage.upload_new_bytes(claimed_job.id)

@@ -14,13 +14,13 @@ from filmlet.media.reader import (
     resize_to_cover,
 )
 from filmlet.media.sandbox import stopping_decoders_on
-from filmlet.media.video_writer import CODECS
 from filmlet.media.writer import (
     PART,
     FrameWriter,
     check_output_path,
     open_writer,
     partial_path,
+    preferred_pixel_format,
     publish,
     to_output_error,
     write_video,
@@ -28,7 +28,6 @@ from filmlet.media.writer import (
 
 __all__ = [
     "BACKGROUND",
-    "CODECS",
     "PART",
     "FrameWriter",
     "InvalidMedia",
@@ -40,6 +39,7 @@ __all__ = [
     "pad_to",
     "partial_path",
     "poster",
+    "preferred_pixel_format",
     "probe",
     "publish",
     "read_image",

@@ -11,12 +11,12 @@ from typing import Protocol
 
 from av.error import FFmpegError
 
-from filmlet.core.events import Pixels, YuvPlanes
+from filmlet.core.events import PixelFormat, Pixels, YuvPlanes
 from filmlet.core.request import FORMATS
 from filmlet.core.shape import VideoShape
 from filmlet.errors import DiskFull, FilmletError, InvalidRequest, OutputExists, OutputUnwritable
 from filmlet.media.animation_writer import AnimationWriter
-from filmlet.media.video_writer import VideoWriter, faststart
+from filmlet.media.video_writer import CODECS, VideoWriter, faststart
 
 PART = re.compile(r"\.[0-9a-f]{8}\.part(?=\.\w+$|$)")  # in the name of a file that is not whole
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -55,6 +55,12 @@ def check_output_path(path: Path, force: bool) -> str:
     except OSError as error:
         raise to_output_error(error, path) from error
     return form
+
+
+def preferred_pixel_format(path: Path) -> PixelFormat:
+    """Return the format of frames that the file at `path` holds."""
+    is_video = path.suffix.removeprefix(".").lower() in CODECS
+    return PixelFormat.YUV420P if is_video else PixelFormat.RGB24
 
 
 def partial_path(path: Path) -> Path:

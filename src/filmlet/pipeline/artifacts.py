@@ -1,38 +1,79 @@
-"""Results of stages in a job's folder."""
+"""Results of stages: in memory for this run, in a job's folder for the next.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+| file in the folder | content | there |
+|---|---|---|
+| `embeddings.safetensors` | `EncodedInputs` | after encode |
+| `step`, `refine-step.safetensors` | latents of the latest step | while denoising, refining |
+| `latents-N`, `refined-N.safetensors` | latents of window N | of clips in several windows |
+| `latents.safetensors` | latents of the clip; of two stages, the first's | after denoise |
+| `upsampled.safetensors` | latents and guides at full size | after upsample |
+| `refined.safetensors` | latents of the clip | after refine |
+| `decoded.mp4.HEX.part` | the clip, playable while it grows | while decoding |
+| `decoded.mp4` | the whole clip, its index at its end | after decode |
+| `clip.mp4.HEX.part` | the whole clip with its tags, its index first | while muxing |
+| `clip.mp4` | the clip | after mux |
+
+A file of another format has its suffix. Without a folder the clip grows beside its path.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filmlet.engine import tensor_files
 from filmlet.engine.arrays import Tensors
-from filmlet.engine.placement import Placement
+from filmlet.engine.base import Engine
 from filmlet.media import to_output_error
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ArtifactStore:
-    """Where results are kept: a folder, or nowhere. checkpoint_interval_s: how often a step is.
+    """Results of one clip's stages by name. folder: None keeps them in memory only.
 
-    confirm: raises if results may not be kept there any more.
+    confirm: raises if the folder belongs to another attempt now.
     """
 
-    folder: Path | None
-    placement: Placement
-    checkpoint_interval_s: float
+    folder: Path | None = None
     confirm: Callable[[], None] = lambda: None
+    results: dict[str, Tensors] = field(default_factory=dict)
 
-    def load(self, name: str) -> Tensors | None:
-        """What is kept under a name, if it can be read."""
-        file = self.folder / f"{name}.safetensors" if self.folder else None
-        return tensor_files.load(file, self.placement) if file else None
+    def path(self, name: str) -> Path | None:
+        """Return the path of a file in the folder, if there is one."""
+        return self.folder / name if self.folder else None
+
+    def load_result(self, name: str, engine: Engine) -> Tensors | None:
+        """Return a stage's result in arrays of the engine; None if the stage has to run."""
+        result = self.results.get(name)
+        if result is None:
+            result = self.load(name, engine)
+        if result is not None:
+            self.results[name] = engine.to_device(result)
+        return self.results.get(name)
+
+    def save_result(self, name: str, tensors: Tensors) -> None:
+        """Save a stage's result. Raises what `save` raises."""
+        self.save(name, tensors)
+        self.results[name] = tensors
+
+    def load(self, name: str, engine: Engine) -> Tensors | None:
+        """Return tensors of the folder, if they can be read."""
+        file = self.path(f"{name}.safetensors")
+        return tensor_files.load(file, engine.placement) if file else None
 
     def save(self, name: str, tensors: Tensors) -> None:
-        """Keep it. Raises DiskFull and the like."""
-        if not self.folder:
+        """Write tensors into the folder, if there is one. Raises DiskFull, OutputUnwritable."""
+        file = self.path(f"{name}.safetensors")
+        if not file:
             return
-        file = self.folder / f"{name}.safetensors"
         try:
             tensor_files.save(file, tensors, self.confirm)
         except OSError as error:
             raise to_output_error(error, file) from error
+
+    def clear(self, keep: Collection[Path] = ()) -> None:
+        """Delete every result, so that all stages run again. keep: .safetensors files of others."""
+        self.confirm()
+        self.results.clear()
+        for file in self.folder.glob("*.safetensors") if self.folder else ():
+            if file not in keep:
+                file.unlink()

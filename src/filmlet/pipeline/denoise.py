@@ -17,6 +17,7 @@ from filmlet.pipeline.artifacts import ArtifactStore
 StageGenerator = Generator[Event, None, Tensors]
 RESULT_NAMES = {Stage.DENOISE: "latents", Stage.REFINE: "refined"}  # what a stage comes to
 CHECKPOINT_NAMES = {Stage.DENOISE: "step", Stage.REFINE: "refine-step"}  # and its latest step
+CHECKPOINT_INTERVAL_S = 5.0  # a crash while denoising costs one step, or this much
 WINDOW_SEED_STRIDE = 0x9E3779B1  # odd, so that no two windows of a clip have one seed
 
 
@@ -24,7 +25,7 @@ WINDOW_SEED_STRIDE = 0x9E3779B1  # odd, so that no two windows of a clip have on
 class DenoisePass:
     """One stage of a clip before its latents are there.
 
-    recipe: of the whole clip. prompt_embeds: by a window's prompt. guides: where they stand in the
+    params: of the whole clip. prompt_embeds: by a window's prompt. guides: where they stand in the
     whole.
     init_latents: what a second stage starts from, (1, tokens, channels). first_preview_step:
     Previews of the first.
@@ -32,7 +33,7 @@ class DenoisePass:
 
     stage: Stage
     engine: Engine
-    recipe: DenoiseParams
+    params: DenoiseParams
     windows: Sequence[Window]
     prompt_embeds: Sequence[PromptEmbeds]
     guides: Sequence[GuideLatents]
@@ -48,39 +49,50 @@ class DenoisePass:
     @property
     def steps_per_window(self) -> int:
         """Steps of each window."""
-        return len(self.recipe.sigmas)
+        return len(self.params.sigmas)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all windows."""
+        return self.steps_per_window * len(self.windows)
+
+    def drop_overlap(self, index: int, latents: Array) -> Array:
+        """The latents of a window that are new in it."""
+        overlap = self.windows[index].overlap_frames
+        shared = overlap // self.engine.card.grid.temporal_compression
+        return latents[:, self.token_count(shared) :]
 
     def token_count(self, frames: int) -> int:
         """Of so many latent frames."""
-        _, height, width = self.engine.latent_shape(self.recipe.shape)
+        _, height, width = self.engine.latent_shape(self.params.shape)
         return frames * height * width
 
     def window_params(self, index: int) -> DenoiseParams:
         """One window's own: it begins at time 0 as a clip does, with noise of its own."""
         time = self.engine.card.grid.temporal_compression
         frames = (len(self.windows[index].latents(time)) - 1) * time + 1
-        seed = (self.recipe.seed + index * WINDOW_SEED_STRIDE) % 2**32
-        shape = replace(self.recipe.shape, generated_frames=frames)
-        return replace(self.recipe, shape=shape, seed=seed)
+        seed = (self.params.seed + index * WINDOW_SEED_STRIDE) % 2**32
+        shape = replace(self.params.shape, generated_frames=frames)
+        return replace(self.params, shape=shape, seed=seed)
 
     def denoise_window(
         self, index: int, latents: Sequence[Array], start: ResumeState | None
     ) -> Iterator[DenoiseStep]:
         """Denoise one window behind those that are made, from its start or a step that is kept."""
-        window, recipe = self.windows[index], self.window_params(index)
+        window, params = self.windows[index], self.window_params(index)
         guides = [*self._overlap_guide(window, latents), *self._window_guides(window)]
         text = self.prompt_embeds[window.prompt_index]
         if self.init_latents is None:
-            return self.engine.denoise(text, recipe, start, guides)
+            return self.engine.denoise(text, params, start, guides)
         span = window.latents(self.engine.card.grid.temporal_compression)
         rough = self.init_latents[:, self.token_count(span.start) : self.token_count(span.stop)]
-        return self.engine.refine(text, recipe, rough, start, guides)
+        return self.engine.refine(text, params, rough, start, guides)
 
     def _overlap_guide(self, window: Window, latents: Sequence[Array]) -> Iterator[GuideLatents]:
         """The last latents so far, as they are: decoded and seen anew they would be others."""
         if window.overlap_frames:
             frames = window.overlap_frames // self.engine.card.grid.temporal_compression
-            _, *sides = self.engine.latent_shape(self.recipe.shape)
+            _, *sides = self.engine.latent_shape(self.params.shape)
             last = concat_windows(latents)[:, -self.token_count(frames) :]
             yield GuideLatents(unpack_latents(last, frames, *sides), 0, 1.0)
 
@@ -98,66 +110,70 @@ def concat_windows(latents: Sequence[Array]) -> Array:
 
 
 def run_denoise_pass(
-    reel: DenoisePass, shelf: ArtifactStore, cancelled: threading.Event
+    task: DenoisePass, artifacts: ArtifactStore, cancelled: threading.Event
 ) -> StageGenerator:
-    """Make the windows that are not kept; Progress counts the calls of all of them.
+    """Denoise the windows that are not saved; Progress counts the model calls of all of them.
 
     Returns the latents of the whole, (1, tokens, channels). Raises Cancelled, NonFiniteValues.
     """
-    saved_windows = takewhile(lambda window: window is not None, map(shelf.load, reel.window_names))
-    latents = [window["latents"] for window in saved_windows if window]
-    start = _load_checkpoint(reel, shelf, len(latents))
-    done, total = reel.steps_per_window * len(latents), reel.steps_per_window * len(reel.windows)
-    yield Progress(reel.stage, done + (start.done if start else 0), total)
-    with reel.engine.cancel_when(lambda: not cancelled.is_set()):
-        for index in range(len(latents), len(reel.windows)):
-            tokens = yield from _run_window(
-                reel, shelf, index, reel.denoise_window(index, latents, start)
-            )
-            shared = (
-                reel.windows[index].overlap_frames // reel.engine.card.grid.temporal_compression
-            )
-            latents.append(tokens[:, reel.token_count(shared) :])
-            if reel.window_names:
-                shelf.save(reel.window_names[index], {"latents": latents[-1]})
+    latents = _load_windows(task, artifacts)
+    start = _load_checkpoint(task, artifacts, len(latents))
+    done = task.steps_per_window * len(latents) + (start.done if start else 0)
+    yield Progress(task.stage, done, task.total_steps)
+    with task.engine.cancel_when(cancelled.is_set):
+        for index in range(len(latents), len(task.windows)):
+            steps = task.denoise_window(index, latents, start)
+            tokens = yield from _run_window(task, artifacts, index, steps)
+            latents.append(task.drop_overlap(index, tokens))
+            if task.window_names:
+                artifacts.save(task.window_names[index], {"latents": latents[-1]})
             start = None
     return {"latents": concat_windows(latents)}
 
 
 def _run_window(
-    reel: DenoisePass, shelf: ArtifactStore, index: int, steps: Iterator[DenoiseStep]
+    task: DenoisePass, artifacts: ArtifactStore, index: int, steps: Iterator[DenoiseStep]
 ) -> Generator[Event, None, Array]:
-    """Steps as events; the latest is kept, so that a crash costs little."""
-    before, total = reel.steps_per_window * index, reel.steps_per_window * len(reel.windows)
-    shape, saved = reel.window_params(index).shape, time.monotonic()
+    """Yield steps as events; the latest is saved, so that a crash costs little."""
+    before, shape = task.steps_per_window * index, task.window_params(index).shape
+    saved = time.monotonic()
     for step in steps:
-        if (
-            step.done < reel.steps_per_window
-            and time.monotonic() - saved > shelf.checkpoint_interval_s
-        ):
-            counted = array_namespace(step.latents).asarray([step.done, index])
-            checkpoint = {"latents": step.latents, "done": counted}
-            checkpoint |= {} if step.keyframe_tokens is None else {"beside": step.keyframe_tokens}
-            shelf.save(CHECKPOINT_NAMES[reel.stage], checkpoint)
+        is_last = step.done == task.steps_per_window
+        if not is_last and time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
+            _save_checkpoint(task, artifacts, index, step)
             saved = time.monotonic()
-        yield Progress(reel.stage, before + step.done, total)
-        image = reel.engine.preview(step.pred_x0, shape)
+        yield Progress(task.stage, before + step.done, task.total_steps)
+        image = task.engine.preview(step.pred_x0, shape)
         if image is not None:
-            yield Preview(reel.first_preview_step + before + step.done, image)
+            yield Preview(task.first_preview_step + before + step.done, image)
     return step.latents
 
 
-def _load_checkpoint(reel: DenoisePass, shelf: ArtifactStore, index: int) -> ResumeState | None:
-    """The step that an earlier attempt had come to in this window."""
-    checkpoint = shelf.load(CHECKPOINT_NAMES[reel.stage])
+def _load_windows(task: DenoisePass, artifacts: ArtifactStore) -> list[Array]:
+    """Return the latents of the first windows, as far as they are saved."""
+    windows = (artifacts.load(name, task.engine) for name in task.window_names)
+    return [window["latents"] for window in takewhile(bool, windows) if window]
+
+
+def _save_checkpoint(
+    task: DenoisePass, artifacts: ArtifactStore, index: int, step: DenoiseStep
+) -> None:
+    done = array_namespace(step.latents).asarray([step.done, index])
+    checkpoint = {"latents": step.latents, "done": done}
+    if step.keyframe_tokens is not None:
+        checkpoint["beside"] = step.keyframe_tokens
+    artifacts.save(CHECKPOINT_NAMES[task.stage], checkpoint)
+
+
+def _load_checkpoint(task: DenoisePass, artifacts: ArtifactStore, index: int) -> ResumeState | None:
+    """Return the latest step of an earlier attempt, if it is one of this window."""
+    checkpoint = artifacts.load(CHECKPOINT_NAMES[task.stage], task.engine)
     if checkpoint is None:
         return None
     done, window = checkpoint["done"].tolist()
-    return (
-        ResumeState(done, checkpoint["latents"], checkpoint.get("beside"))
-        if window == index
-        else None
-    )
+    if window != index:
+        return None
+    return ResumeState(done, checkpoint["latents"], checkpoint.get("beside"))
 
 
 def completed_window_name(progress: Progress, windows: int) -> str | None:

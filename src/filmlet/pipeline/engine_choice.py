@@ -1,11 +1,11 @@
 """Which engine computes a clip, on which device, and how much of the model is in memory."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from filmlet.core.lora import LoraAdapter
-from filmlet.core.memory import OffloadMode
-from filmlet.core.memory import choose_offload_mode as fitting
-from filmlet.core.model_card import ComponentFiles
+from filmlet.core.memory import OffloadMode, choose_offload_mode
+from filmlet.core.shape import Change
 from filmlet.engine import selection
 from filmlet.engine.placement import (
     TORCH_OPTIMIZATIONS,
@@ -15,67 +15,102 @@ from filmlet.engine.placement import (
     best_device,
     free_memory,
 )
-from filmlet.pipeline.engine_cache import loaded
+from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.plan import Plan
 from filmlet.settings import Settings
 
 
-def choose_placement(
-    plan: Plan,
-    files: ComponentFiles,
-    loras: tuple[LoraAdapter, ...],
-    settings: Settings,
-    begun: tuple[str | None, str | None],
-) -> tuple[Placement, str | None]:
-    """Where the clip is made, and why not by OpenVINO if that is not wanted away.
+@dataclass(frozen=True)
+class EngineChoice:
+    """What computes a clip. changes: what of the settings is not done, and why."""
 
-    begun: dtype and engine of an earlier attempt. Raises InvalidRequest, MissingDependency.
+    placement: Placement
+    changes: tuple[Change, ...] = ()
+
+
+def choose_engine(
+    plan: Plan, settings: Settings, engines: EngineCache, dtype: str | None, engine: str | None
+) -> EngineChoice:
+    """Choose what computes a plan whose files are all here.
+
+    engines: one of them that fits is used as it is. dtype, engine: of an earlier attempt, None
+    chooses. Raises InvalidRequest, MissingDependency.
     """
-    device, (dtype, engine) = best_device(settings.device), begun
+    device = best_device(settings.device)
     backend = engine or (Backend.TORCH if dtype else settings.engine)
-    reason = None
-    if backend != Backend.TORCH:
-        is_forced = backend == Backend.OPENVINO
-        reason = selection.why_not_openvino_model(plan.card, plan.parameters)
-        reason = reason or selection.why_not_openvino_clip(files, device, loras, is_forced)
-    if backend != Backend.TORCH and not reason:
-        chosen = selection.openvino_placement(
-            plan.card, files, settings.cache, settings.int8 > 0, dtype
-        )
-        if isinstance(chosen, Placement):
-            hold = _choose_offload_mode(plan, files, chosen, settings)
-            if hold in selection.OPENVINO_OFFLOAD_MODES:
-                return replace(chosen, offload=hold), None
-            chosen = selection.SEQUENTIAL_NEEDS_TORCH
-        reason = chosen
-    placement = selection.torch_placement(device, dtype, reason)
-    placement = replace(placement, cache=settings.cache)
-    placement = replace(placement, offload=_choose_offload_mode(plan, files, placement, settings))
-    used = (
-        x
-        for x in requested_optimizations(settings)
-        if not selection.why_not_optimization(x, placement, loras)
+    if backend == Backend.TORCH:
+        return _choose_torch(plan, settings, engines, selection.torch_placement(device, dtype))
+    found = _openvino_placement(plan, settings, engines, dtype, backend == Backend.OPENVINO)
+    if isinstance(found, Placement):
+        return EngineChoice(found, tuple(_lost_optimizations(settings, found, plan.found_loras)))
+    placement = selection.torch_placement(device, dtype, found)
+    choice = _choose_torch(plan, settings, engines, placement)
+    if backend != Backend.OPENVINO:
+        return choice
+    change = Change("engine", Backend.OPENVINO, Backend.TORCH, found)
+    return replace(choice, changes=(change, *choice.changes))
+
+
+def _openvino_placement(
+    plan: Plan, settings: Settings, engines: EngineCache, dtype: str | None, is_forced: bool
+) -> Placement | str:
+    """Return OpenVINO's placement, or why it does not compute this clip."""
+    assert plan.files
+    device = best_device(settings.device)
+    reason = selection.why_not_openvino_model(plan.card, plan.parameters)
+    reason = reason or selection.why_not_openvino_clip(
+        plan.files, device, plan.found_loras, is_forced
     )
-    return replace(placement, optimizations=frozenset(used)), reason
+    if reason:
+        return reason
+    placement = selection.openvino_placement(
+        plan.card, plan.files, settings.cache, settings.int8 > 0, dtype
+    )
+    if not isinstance(placement, Placement):
+        return placement
+    offload = _choose_offload(plan, placement, settings, engines)
+    if offload not in selection.OPENVINO_OFFLOAD_MODES:
+        return selection.SEQUENTIAL_NEEDS_TORCH
+    return replace(placement, offload=offload)
 
 
-def requested_optimizations(settings: Settings) -> list[Optimization]:
-    """Levers of torch that are asked for."""
-    return [lever for lever in TORCH_OPTIMIZATIONS if getattr(settings, lever)]
+def _choose_torch(
+    plan: Plan, settings: Settings, engines: EngineCache, placement: Placement
+) -> EngineChoice:
+    """Add offload mode and optimizations to torch's placement."""
+    loras = plan.found_loras
+    placement = replace(placement, cache=settings.cache)
+    placement = replace(placement, offload=_choose_offload(plan, placement, settings, engines))
+    used = frozenset(
+        optimization
+        for optimization in _requested_optimizations(settings)
+        if not selection.why_not_optimization(optimization, placement, loras)
+    )
+    lost = tuple(_lost_optimizations(settings, placement, loras))
+    return EngineChoice(replace(placement, optimizations=used), lost)
 
 
-def _choose_offload_mode(
-    plan: Plan, files: ComponentFiles, placement: Placement, settings: Settings
+def _requested_optimizations(settings: Settings) -> list[Optimization]:
+    return [name for name in TORCH_OPTIMIZATIONS if getattr(settings, name)]
+
+
+def _lost_optimizations(
+    settings: Settings, placement: Placement, loras: Sequence[LoraAdapter]
+) -> Iterator[Change]:
+    for optimization in _requested_optimizations(settings):
+        if reason := selection.why_not_optimization(optimization, placement, loras):
+            yield Change(optimization.value, 1, 0, reason)
+
+
+def _choose_offload(
+    plan: Plan, placement: Placement, settings: Settings, engines: EngineCache
 ) -> OffloadMode:
-    """How the model is held: as the settings say, as it is, or as there is memory for."""
+    """Return the mode of the settings, of an engine that is here, or the fastest that fits."""
+    assert plan.files
     if settings.offload:
         return OffloadMode(settings.offload)
-    for card, where, cached_placement in loaded:
-        alike = replace(
-            cached_placement, offload=placement.offload, optimizations=placement.optimizations
-        )
-        if (card, where, alike) == (plan.card, files, placement):
-            return cached_placement.offload
+    if mode := engines.offload_mode(plan.card, plan.files, placement):
+        return mode
     estimates = plan.memory_estimates(placement.value_bytes)
-    need = fitting(estimates, free_memory(placement.device))
-    return need.offload if need else OffloadMode.SEQUENTIAL
+    estimate = choose_offload_mode(estimates, free_memory(placement.device))
+    return estimate.offload if estimate else OffloadMode.SEQUENTIAL

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filmlet.core.lora import LoraAdapter
+from filmlet.core.lora import Lora, LoraAdapter
 from filmlet.core.memory import MemoryEstimate, estimate_memory
 from filmlet.core.model_card import ComponentFiles, Components, ModelCard
 from filmlet.core.request import ClipRequest
@@ -26,9 +26,7 @@ class Plan:
 
     shape: of the clip. refine_sigmas: empty where one stage is all there is. guides: with the
     files that are shown; source_clip: that is extended, its last frames come before the new ones.
-    loras:
-    with the files that they are in, None for those that must be fetched. windows: that the model
-    makes it in.
+    loras: as requested, None for those that must be fetched. windows: that the model makes it in.
     """
 
     request: ClipRequest
@@ -48,6 +46,17 @@ class Plan:
     def media_inputs(self) -> tuple[MediaInput, ...]:
         """Every file that is needed."""
         return (*self.guides, self.source_clip) if self.source_clip else self.guides
+
+    @property
+    def found_loras(self) -> tuple[LoraAdapter, ...]:
+        """Those whose files are here."""
+        return tuple(adapter for adapter in self.loras if adapter)
+
+    @property
+    def missing_loras(self) -> tuple[Lora, ...]:
+        """Those that must be fetched."""
+        pairs = zip(self.request.loras, self.loras, strict=True)
+        return tuple(lora for lora, adapter in pairs if adapter is None)
 
     @property
     def parameters(self) -> Components[float]:

@@ -1,204 +1,237 @@
-"""The story of one clip: prepare, load, encode, denoise, decode, mux."""
+"""The stages of one clip: load, encode, denoise, upsample, refine, decode, mux."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import (
     Event,
     Frames,
     Pixels,
     Progress,
+    SettingsChanged,
     Stage,
     StageFinished,
     drain,
     with_timing,
 )
-from filmlet.core.shape import Change, VideoShape
-from filmlet.engine import selection
+from filmlet.core.shape import VideoShape
 from filmlet.engine.arrays import Array, Tensors
 from filmlet.engine.base import Engine, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
-from filmlet.engine.placement import Optimization, is_out_of_memory, release_memory
-from filmlet.errors import NonFiniteValues, OutOfMemory
+from filmlet.engine.placement import release_memory
+from filmlet.errors import NonFiniteValues
 from filmlet.media import (
-    CODECS,
     check_output_path,
     metadata_tags,
     open_writer,
     partial_path,
+    preferred_pixel_format,
     publish,
 )
+from filmlet.pipeline import retry
 from filmlet.pipeline.artifacts import ArtifactStore
 from filmlet.pipeline.denoise import DenoisePass, StageGenerator, run_denoise_pass
-from filmlet.pipeline.engine_cache import loaded
-from filmlet.pipeline.prepare import GenerationState
+from filmlet.pipeline.engine_cache import EngineCache
+from filmlet.pipeline.prepare import PreparedClip
+from filmlet.pipeline.run_context import RunContext
 
 
-def generate_frames(work: GenerationState) -> Generator[Event]:
+def generate_clip(
+    clip: PreparedClip, context: RunContext, path: Path, force: bool = False
+) -> Generator[Event]:
+    """Make the clip and write it to `path`."""
+    context = replace(context, pixel_format=preferred_pixel_format(path))
+    return write_clip(generate_frames(clip, context), clip, context, path, force)
+
+
+def generate_frames(clip: PreparedClip, context: RunContext) -> Generator[Event]:
     """Make the clip: Progress of each stage, a Preview a step, Frames cut to what was asked.
 
-    Close the generator to stop within one model call. Where memory runs out the model is held in a
-    leaner way, and what was made stays. A model that leaves the range of its dtype before the first
-    frame is run once more in float32. Raises NonFiniteValues and OutOfMemory where nothing helps.
+    Close the generator to stop within one model call. Where memory runs out more of the model is
+    offloaded, and what was made stays. A model that leaves the range of its dtype before the first
+    frame is run once more in float32. SettingsChanged says so. Raises NonFiniteValues and
+    OutOfMemory where nothing helps.
     """
-    shown = 0
+    emitted = 0
     while True:
         try:
-            for event in _run_stages(work):
+            for event in _run_stages(clip, context, emitted):
                 if isinstance(event, Frames):
-                    fresh = event.pixels[max(0, shown - work.decoded_frames) :]
-                    work.decoded_frames += len(event.pixels)
-                    if not len(fresh):
-                        continue
-                    event, shown = Frames(fresh), max(shown, work.decoded_frames)
+                    emitted += len(event.pixels)
                 yield event
             return
         except NonFiniteValues as error:
-            _retry_in_float32(work, error, shown)
+            clip = retry.in_float32(clip, error, emitted)
+            context.artifacts.clear(keep=[adapter.path for adapter in clip.loras])
         except (MemoryError, RuntimeError) as error:
-            _retry_with_more_offload(work, error)
+            device = clip.placement.device
+            clip = retry.with_more_offload(clip, error)
+            context.engines.clear()
+            error.__traceback__ = None  # its frames hold tensors
+            release_memory(device)
+        yield SettingsChanged(clip.effective)
 
 
 def write_clip(
-    work: GenerationState,
+    events: Generator[Event],
+    clip: PreparedClip,
+    context: RunContext,
     path: Path,
     force: bool = False,
-    run: Callable[[GenerationState], Generator[Event]] = generate_frames,
 ) -> Generator[Event]:
-    """Make the clip and write it to `path`; it grows beside it, or in the work's folder.
+    """Write the frames among a clip's events to `path`, and yield all events.
 
-    run: what makes the frames; another process may.
+    The file grows beside it, or in the job's folder, where a whole one is not made again.
     """
-    form, shape = check_output_path(path, force), work.effective.shape
-    work.accepts_yuv = form in CODECS
-    grown = work.artifact_path(f"decoded.{form}") or partial_path(path)
-    if work.folder and grown.exists():
-        for stage in work.stages[1:-1]:
-            yield StageFinished(stage, 0.0, reused=True)
-    else:
-        with closing(run(work)) as events:
-            yield from _encode_to_file(events, work, grown, form)
+    form, store, effective = check_output_path(path, force), context.artifacts, clip.effective
+    growing_path = store.path(f"decoded.{form}") or partial_path(path)
+    with closing(events):
+        if store.folder and growing_path.exists():
+            for stage in clip.stages[1:-1]:
+                yield StageFinished(stage, 0.0, reused=True)
+        else:
+            effective = yield from _encode_to_file(events, effective, store, growing_path, form)
     started = time.perf_counter()
-    yield Progress(Stage.MUX, 0, shape.frames)
+    frames = effective.shape.frames
+    yield Progress(Stage.MUX, 0, frames)
     try:
-        publish(grown, path, metadata_tags(work.effective), work.confirm)
+        publish(growing_path, path, metadata_tags(effective), store.confirm)
     finally:
-        if not work.folder:
-            grown.unlink(missing_ok=True)
-    yield Progress(Stage.MUX, shape.frames, shape.frames)
+        if not store.folder:
+            growing_path.unlink(missing_ok=True)
+    yield Progress(Stage.MUX, frames, frames)
     yield StageFinished(Stage.MUX, time.perf_counter() - started)
 
 
 def _encode_to_file(
-    events: Generator[Event], work: GenerationState, grown: Path, form: str
-) -> Generator[Event]:
-    """Decode into a file that can be played meanwhile; it has its name when it is whole.
+    events: Generator[Event],
+    effective: EffectiveSettings,
+    store: ArtifactStore,
+    grown: Path,
+    form: str,
+) -> Generator[Event, None, EffectiveSettings]:
+    """Encode into a file that can be played meanwhile; it has its name when it is whole.
 
-    That the stage is finished is said after that: whoever hears it may take the file.
+    That the stage is finished is said after that: whoever hears it may take the file. Returns the
+    settings that the clip was made with.
     """
-    first: Frames | None = None
-    for event in events:
-        if isinstance(event, Frames):
-            first = event
-            break
-        yield event
+    first, effective = yield from _run_to_first_frames(events, effective)
     if first is None:
-        return
-    part = partial_path(grown) if work.folder else grown
+        return effective
+    part = partial_path(grown) if store.folder else grown
+    finished: StageFinished | None = None
     # What the tags say is certain only now: the model may have been run again in float32.
-    with open_writer(part, form, work.effective.shape, metadata_tags(work.effective)) as movie:
+    with open_writer(part, form, effective.shape, metadata_tags(effective)) as movie:
         movie.add(first.pixels)
         yield first
-        finished: StageFinished | None = None
         for event in events:
-            if isinstance(event, Frames):
-                movie.add(event.pixels)
-            if isinstance(event, StageFinished) and event.stage == Stage.DECODE:
-                finished = event
-            else:
-                yield event
-    if work.folder:
-        _name(part, grown, work.confirm)
+            match event:
+                case Frames():
+                    movie.add(event.pixels)
+                case SettingsChanged():
+                    effective = event.effective
+                case StageFinished(Stage.DECODE):
+                    finished = event
+                    continue
+            yield event
+    if store.folder:
+        _rename(part, grown, store)
     if finished:
         yield finished
+    return effective
 
 
-def _name(part: Path, grown: Path, confirm: Callable[[], None]) -> None:
-    """Give a whole file its name. Raises what `confirm` does; the file is gone then."""
+def _run_to_first_frames(
+    events: Generator[Event], effective: EffectiveSettings
+) -> Generator[Event, None, tuple[Frames | None, EffectiveSettings]]:
+    """Yield the events before the first frames; return these, and the settings until then."""
+    for event in events:
+        if isinstance(event, Frames):
+            return event, effective
+        if isinstance(event, SettingsChanged):
+            effective = event.effective
+        yield event
+    return None, effective
+
+
+def _rename(part: Path, grown: Path, store: ArtifactStore) -> None:
+    """Give a whole file its name. Raises what `store.confirm` does; the file is gone then."""
     try:
-        confirm()
+        store.confirm()
         part.replace(grown)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _run_stages(work: GenerationState) -> Generator[Event]:
-    work.decoded_frames = 0
-    engine = yield from with_timing(Stage.LOAD, _load_stage(work))
-    work.results = {name: engine.to_device(tensors) for name, tensors in work.results.items()}
-    encoded = yield from _load_or_run(work, Stage.ENCODE, "embeddings", _encode_stage(work, engine))
-    results = yield from _load_or_run(
-        work, Stage.DENOISE, "latents", _denoise_stage(work, engine, encoded)
+def _run_stages(clip: PreparedClip, context: RunContext, emitted: int) -> Generator[Event]:
+    store = context.artifacts
+    engine = yield from with_timing(Stage.LOAD, _load_engine(clip, context.engines))
+    encoded = yield from _load_or_run(
+        store, engine, Stage.ENCODE, "embeddings", _encode_stage(clip, engine)
     )
-    if work.effective.refine_sigmas:
-        larger = _upsample_stage(work, engine, results["latents"])
-        results = yield from _load_or_run(work, Stage.UPSAMPLE, "upsampled", larger)
-        finer = _refine_stage(work, engine, encoded, results)
-        results = yield from _load_or_run(work, Stage.REFINE, "refined", finer)
-    yield from with_timing(Stage.DECODE, _decode_stage(work, engine, results["latents"]))
+    results = yield from _load_or_run(
+        store, engine, Stage.DENOISE, "latents", _denoise_stage(clip, context, engine, encoded)
+    )
+    if clip.effective.refine_sigmas:
+        larger = _upsample_stage(clip, engine, results["latents"])
+        results = yield from _load_or_run(store, engine, Stage.UPSAMPLE, "upsampled", larger)
+        finer = _refine_stage(clip, context, engine, encoded, results)
+        results = yield from _load_or_run(store, engine, Stage.REFINE, "refined", finer)
+    decoded = _decode_stage(clip, context, engine, results["latents"], emitted)
+    yield from with_timing(Stage.DECODE, decoded)
 
 
 def _load_or_run(
-    work: GenerationState, stage: Stage, name: str, events: StageGenerator
+    store: ArtifactStore, engine: Engine, stage: Stage, name: str, events: StageGenerator
 ) -> StageGenerator:
-    """A stage's result: what it was made to before, or read from the work's folder, or made now."""
-    saved = work.results.get(name) or work.artifacts.load(name)
+    """Return a stage's result: of an earlier run, or made now."""
+    saved = store.load_result(name, engine)
     if saved is not None:
         yield StageFinished(stage, 0.0, reused=True)
-    else:
-        saved = yield from with_timing(stage, _run_and_save(work.artifacts, name, events))
-    work.results[name] = saved
-    return saved
+        return saved
+    return (yield from with_timing(stage, _run_and_save(store, name, events)))
 
 
-def _run_and_save(shelf: ArtifactStore, name: str, events: StageGenerator) -> StageGenerator:
+def _run_and_save(store: ArtifactStore, name: str, events: StageGenerator) -> StageGenerator:
     result = yield from events
-    shelf.save(name, result)
+    store.save_result(name, result)
     return result
 
 
-def encode_only(work: GenerationState) -> Generator[Event]:
-    """The first stage alone, kept in the work's folder: another process may do the others."""
-    engine = yield from with_timing(Stage.LOAD, _load_stage(work))
-    yield from _load_or_run(work, Stage.ENCODE, "embeddings", _encode_stage(work, engine))
+def encode_only(clip: PreparedClip, context: RunContext) -> Generator[Event]:
+    """Run the first stage alone, into the job's folder: another process may run the others."""
+    engine = yield from with_timing(Stage.LOAD, _load_engine(clip, context.engines))
+    yield from _load_or_run(
+        context.artifacts, engine, Stage.ENCODE, "embeddings", _encode_stage(clip, engine)
+    )
 
 
-def _load_stage(work: GenerationState) -> Generator[Event, None, Engine]:
-    key = work.plan.card, work.files, work.placement
-    if key not in loaded:
-        # One model at a time on a device: the other's memory is free before this one comes.
-        for other in [k for k in loaded if k[2].device == work.placement.device]:
-            del loaded[other]
-        loaded[key] = yield from selection.load_engine(*key)
-    else:
-        yield Progress(Stage.LOAD, 1, 1)
-    return loaded[key]
+def load_engine(clip: PreparedClip, engines: EngineCache) -> Engine:
+    """Return the engine of a clip, loaded before it is asked for."""
+    return drain(_load_engine(clip, engines))
 
 
-def _encode_stage(work: GenerationState, engine: Engine) -> StageGenerator:
+def _load_engine(clip: PreparedClip, engines: EngineCache) -> Generator[Event, None, Engine]:
+    return engines.get(clip.plan.card, clip.files, clip.placement)
+
+
+def _encode_stage(clip: PreparedClip, engine: Engine) -> StageGenerator:
     yield Progress(Stage.ENCODE, 0, 1)
-    readings = {"prompt": work.prompt} | ({"negative": work.negative} if work.negative else {})
-    readings |= {f"then_{i}": text for i, text in enumerate(work.extra_prompts, start=1)}
-    if not all(map(engine.has_cached, readings.values())):
+    first, *extra_prompts = clip.prompts.prompts
+    prompts = {"prompt": first}
+    if clip.prompts.negative:
+        prompts["negative"] = clip.prompts.negative
+    prompts |= {f"then_{i}": prompt for i, prompt in enumerate(extra_prompts, start=1)}
+    if not all(map(engine.has_cached, prompts.values())):
         yield from _load_components(engine, Progress(Stage.ENCODE, 0, 1), "text_encoder")
-    encoded = {name: engine.encode_prompt(reading) for name, reading in readings.items()}
-    if work.guide_inputs:
+    encoded = {name: engine.encode_prompt(prompt) for name, prompt in prompts.items()}
+    if clip.guide_inputs:
         yield from _load_components(engine, Progress(Stage.ENCODE, 0, 1), "encoder")
-    encoded |= _encode_guides(work, engine, work.first_stage_params.shape)
+    encoded |= _encode_guides(clip, engine, clip.first_stage_params.shape)
     yield Progress(Stage.ENCODE, 1, 1)
     return encoded
 
@@ -210,186 +243,129 @@ def _load_components(engine: Engine, progress: Progress, *names: str) -> Generat
 
 
 def _load_transformer_with_loras(
-    work: GenerationState, engine: Engine, progress: Progress
+    clip: PreparedClip, engine: Engine, progress: Progress
 ) -> Generator[Event]:
     """The transformer, with the clip's LoRAs."""
     yield from _load_components(engine, progress, "transformer")
-    for _ in engine.set_loras(work.loras):
+    for _ in engine.set_loras(clip.loras):
         yield progress
 
 
-def _encode_guides(work: GenerationState, engine: Engine, shape: VideoShape) -> Tensors:
+def _encode_guides(clip: PreparedClip, engine: Engine, shape: VideoShape) -> Tensors:
     """What is to be shown, as latents at the size of one stage."""
-    full_shape, size = work.effective.shape, (shape.generated_width, shape.generated_height)
+    full_shape, size = clip.effective.shape, (shape.generated_width, shape.generated_height)
     return {
         f"guide_{i}": engine.encode_frames(guide_input.pixels(full_shape, size))
-        for i, guide_input in enumerate(work.guide_inputs)
+        for i, guide_input in enumerate(clip.guide_inputs)
     }
 
 
-def _guide_latents(work: GenerationState, encoded: Tensors) -> list[GuideLatents]:
+def _guide_latents(clip: PreparedClip, encoded: Tensors) -> list[GuideLatents]:
     return [
         GuideLatents(encoded[f"guide_{i}"], guide_input.frame, guide_input.strength)
-        for i, guide_input in enumerate(work.guide_inputs)
+        for i, guide_input in enumerate(clip.guide_inputs)
     ]
 
 
-def _denoise_stage(work: GenerationState, engine: Engine, encoded: Tensors) -> StageGenerator:
-    windows, texts = work.effective.windows, _prompt_embeds(work, encoded)
+def _denoise_stage(
+    clip: PreparedClip, context: RunContext, engine: Engine, encoded: Tensors
+) -> StageGenerator:
+    windows, texts = clip.effective.windows, _prompt_embeds(clip, encoded)
     yield from _load_transformer_with_loras(
-        work, engine, Progress(Stage.DENOISE, 0, len(windows) * len(work.first_stage_params.sigmas))
+        clip, engine, Progress(Stage.DENOISE, 0, len(windows) * len(clip.first_stage_params.sigmas))
     )
-    reel = DenoisePass(
+    task = DenoisePass(
         Stage.DENOISE,
         engine,
-        work.first_stage_params,
+        clip.first_stage_params,
         windows,
         texts,
-        _guide_latents(work, encoded),
+        _guide_latents(clip, encoded),
     )
-    return (yield from run_denoise_pass(reel, work.artifacts, work.cancelled))
+    return (yield from run_denoise_pass(task, context.artifacts, context.cancelled))
 
 
-def _prompt_embeds(work: GenerationState, encoded: Tensors) -> list[PromptEmbeds]:
+def _prompt_embeds(clip: PreparedClip, encoded: Tensors) -> list[PromptEmbeds]:
     """Of each prompt."""
-    further = (encoded[f"then_{i}"] for i in range(1, len(work.extra_prompts) + 1))
+    further = (encoded[f"then_{i}"] for i in range(1, len(clip.prompts.prompts)))
     return [PromptEmbeds(text, encoded.get("negative")) for text in (encoded["prompt"], *further)]
 
 
-def _upsample_stage(work: GenerationState, engine: Engine, latents: Array) -> StageGenerator:
+def _upsample_stage(clip: PreparedClip, engine: Engine, latents: Array) -> StageGenerator:
     yield Progress(Stage.UPSAMPLE, 0, 1)
     yield from _load_components(engine, Progress(Stage.UPSAMPLE, 0, 1), "upsampler", "encoder")
-    upsampled = {"latents": engine.upsample(latents, work.denoise_params)}
-    upsampled |= _encode_guides(work, engine, work.denoise_params.shape)
+    upsampled = {"latents": engine.upsample(latents, clip.denoise_params)}
+    upsampled |= _encode_guides(clip, engine, clip.denoise_params.shape)
     yield Progress(Stage.UPSAMPLE, 1, 1)
     return upsampled
 
 
 def _refine_stage(
-    work: GenerationState, engine: Engine, encoded: Tensors, upsampled: Tensors
+    clip: PreparedClip,
+    context: RunContext,
+    engine: Engine,
+    encoded: Tensors,
+    upsampled: Tensors,
 ) -> StageGenerator:
-    recipe = replace(work.denoise_params, sigmas=work.effective.refine_sigmas)
-    windows, texts = work.effective.windows, _prompt_embeds(work, encoded)
+    params = replace(clip.denoise_params, sigmas=clip.effective.refine_sigmas)
+    windows, texts = clip.effective.windows, _prompt_embeds(clip, encoded)
     yield from _load_transformer_with_loras(
-        work, engine, Progress(Stage.REFINE, 0, len(windows) * len(recipe.sigmas))
+        clip, engine, Progress(Stage.REFINE, 0, len(windows) * len(params.sigmas))
     )
-    reel = DenoisePass(
+    task = DenoisePass(
         Stage.REFINE,
         engine,
-        recipe,
+        params,
         windows,
         texts,
-        _guide_latents(work, upsampled),
+        _guide_latents(clip, upsampled),
         upsampled["latents"],
     )
-    reel = replace(reel, first_preview_step=len(windows) * len(work.effective.sigmas))
-    return (yield from run_denoise_pass(reel, work.artifacts, work.cancelled))
+    task = replace(task, first_preview_step=len(windows) * len(clip.effective.sigmas))
+    return (yield from run_denoise_pass(task, context.artifacts, context.cancelled))
 
 
-def _decode_stage(work: GenerationState, engine: Engine, latents: Array) -> Generator[Event]:
-    shape, done = work.effective.shape, 0
-    yield Progress(Stage.DECODE, 0, shape.frames)
-    yield from _load_components(engine, Progress(Stage.DECODE, 0, shape.frames), "decoder")
-    for pixels in _clip_frames(work, engine, latents):
-        frames = pixels[: shape.frames - done]
+def _decode_stage(
+    clip: PreparedClip, context: RunContext, engine: Engine, latents: Array, emitted: int
+) -> Generator[Event]:
+    """emitted: frames of the clip that an earlier run has given."""
+    done, total = 0, clip.effective.shape.frames
+    yield Progress(Stage.DECODE, 0, total)
+    yield from _load_components(engine, Progress(Stage.DECODE, 0, total), "decoder")
+    made = engine.decode(latents, clip.denoise_params, context.pixel_format)
+    for pixels in _clip_frames(clip, made):
+        frames = pixels[max(0, emitted - done) : total - done]
+        done = min(total, done + len(pixels))
         if len(frames):
-            done += len(frames)
             yield Frames(frames)
-            yield Progress(Stage.DECODE, done, shape.frames)
-        if done == shape.frames:
+            yield Progress(Stage.DECODE, done, total)
+        if done == total:
             return  # the rest would only be cut off
 
 
-def _clip_frames(work: GenerationState, engine: Engine, latents: Array) -> Iterator[Pixels]:
+def _clip_frames(clip: PreparedClip, made: Iterator[Pixels]) -> Iterator[Pixels]:
     """The frames of the clip that is extended, if one is, then those that are new; or backward."""
-    shape, hidden, clip = (
-        work.effective.shape,
-        work.effective.shape.context_frames,
-        work.plan.source_clip,
-    )
-    if clip and shape.extend_backward:
-        yield from _frames_before_source(work, engine, latents)
-        yield from clip.source_frames(shape)
+    shape, source = clip.effective.shape, clip.plan.source_clip
+    hidden = shape.context_frames
+    if source and shape.extend_backward:
+        yield from _frames_before_source(shape, made)
+        yield from source.source_frames(shape)
         return
-    for pixels in engine.decode(latents, work.denoise_params, work.accepts_yuv):
-        if clip:  # not before the model has made a frame: it may have to be run again in float32
-            yield from clip.source_frames(shape)
-            clip = None
+    for pixels in made:
+        if source:  # not before the model has made a frame: it may have to be run again in float32
+            yield from source.source_frames(shape)
+            source = None
         yield pixels[hidden:]
         hidden = max(0, hidden - len(pixels))
 
 
-def _frames_before_source(
-    work: GenerationState, engine: Engine, latents: Array
-) -> Iterator[Pixels]:
+def _frames_before_source(shape: VideoShape, made: Iterator[Pixels]) -> Iterator[Pixels]:
     """The new frames of a clip that ends with a given one: neither the surplus nor the context."""
-    shape, first = work.effective.shape, 0
-    for pixels in engine.decode(latents, work.denoise_params, work.accepts_yuv):
+    first = 0
+    for pixels in made:
         start, stop = (max(0, n + shape.padding_frames - first) for n in (0, shape.new_frames))
         if len(frames := pixels[start:stop]):
             yield frames
         first += len(pixels)
         if first >= shape.padding_frames + shape.new_frames:
             return
-
-
-def load_engine(work: GenerationState) -> Engine:
-    """The engine of a clip, ready before it is asked for."""
-    return drain(_load_stage(work))
-
-
-def _retry_in_float32(work: GenerationState, error: NonFiniteValues, shown: int) -> None:
-    """Run in float32 from here on, and say so; what was kept has the old dtype."""
-    if shown or work.placement.is_full_precision:
-        loras = " and ".join(adapter.label for adapter in work.loras if adapter.strength)
-        with_loras = f" with {loras}" if loras else ""
-        raise NonFiniteValues(
-            f"{error} {work.plan.card.name}{with_loras} is damaged or its settings are too far "
-            f"off; it was run in {work.placement.dtype} and no clip was written."
-        ) from error
-    work.confirm()
-    work.results.clear()
-    lora_paths = [adapter.path for adapter in work.loras]
-    for file in work.folder.glob("*.safetensors") if work.folder else ():
-        if file not in lora_paths:
-            file.unlink()
-    exact = work.placement.optimizations - {Optimization.INT8}
-    work.placement = replace(
-        work.placement, dtype="float32", optimizations=exact, reason=str(error)
-    )
-    _record_placement_change(work, str(error))
-
-
-def _retry_with_more_offload(work: GenerationState, error: Exception) -> None:
-    """One rung down the ladder, with all memory free; the stages that are over stay."""
-    if not is_out_of_memory(error):
-        raise error
-    placement, leaner = work.placement, selection.with_more_offload(work.placement)
-    if leaner is None:
-        shape = work.effective.shape
-        raise OutOfMemory(
-            f"{work.plan.card.name} has too little memory on {placement.device} for "
-            f"{shape.width}x{shape.height} and {shape.frames} frames; make less of either."
-        ) from error
-    loaded.clear()
-    error.__traceback__ = None  # its frames hold tensors
-    release_memory(placement.device)
-    work.placement = leaner
-    _record_placement_change(work, "memory ran out while it was made")
-
-
-def _record_placement_change(work: GenerationState, reason: str) -> None:
-    """How the clip is made from here on, and why."""
-    before, placement = work.effective, work.placement
-    now: dict[str, Any] = {
-        "dtype": placement.dtype,
-        "offload": placement.offload.value,
-        "engine": placement.backend.value,
-    }
-    levers = tuple(sorted(placement.optimizations))
-    pairs = ((name, getattr(before, name), value) for name, value in now.items())
-    changes = [Change(name, old, new, reason) for name, old, new in pairs if old != new]
-    changes += [Change(name, 1, 0, reason) for name in before.optimizations if name not in levers]
-    work.effective = replace(
-        before, **now, optimizations=levers, changes=(*before.changes, *changes)
-    )

@@ -18,14 +18,16 @@ from pathlib import Path
 
 import gradio as gr
 
-from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import Event, Progress, Stage, StageFinished, drain
 from filmlet.core.request import ClipRequest
 from filmlet.errors import FilmletError, RemoteError
-from filmlet.jobs.worker import ClipWriter
+from filmlet.jobs.worker import FrameGenerator
 from filmlet.pipeline import stages
+from filmlet.pipeline.artifacts import ArtifactStore
+from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.plan import Plan, make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
+from filmlet.pipeline.prepare import PreparedClip, prepare
+from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
 from filmlet.spaces.zerogpu_errors import to_filmlet_error
 
@@ -33,6 +35,8 @@ LOCAL_STAGES = (Stage.LOAD, Stage.ENCODE)  # stages of which this process tells
 GPU_STAGES = (Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE)
 BEGIN_S = 15.0  # to fork a process and bring the weights to the GPU
 LEAST_S, MOST_S = 20, 300
+# Loaded before the first call: the other process has them by the fork.
+ENGINES = EngineCache()
 _encoding = threading.Lock()  # one text encoder in memory, and no two clips fight for the cores
 
 
@@ -55,7 +59,7 @@ class RemoteFailure:
     message: str
 
 
-RemoteEvent = Event | EffectiveSettings | RemoteFailure
+RemoteEvent = Event | RemoteFailure
 
 
 def _gpu_seconds(order: GpuTask) -> int:
@@ -67,37 +71,32 @@ def generate_on_gpu(order: GpuTask) -> Iterator[RemoteEvent]:
     """The stages from denoising to frames. Runs in the other process."""
     settings = Settings(device=order.device)
     try:
-        work = drain(prepare(make_plan(order.request, order.folder), settings, order.dtype))
-        work.folder, effective = order.folder, work.effective
-        for event in stages.generate_frames(work):
-            if work.effective != effective:
-                effective = work.effective
-                yield effective
-            yield event
+        plan = make_plan(order.request, order.folder)
+        clip = drain(prepare(plan, settings, order.dtype, engines=ENGINES))
+        yield from stages.generate_frames(clip, RunContext(ENGINES, ArtifactStore(order.folder)))
     except FilmletError as error:
         yield RemoteFailure(error.code, str(error))
 
 
-def zerogpu_clip_writer(cost: Callable[[Plan], float]) -> ClipWriter:
-    """`stages.write_clip_on_gpu` with the GPU elsewhere. cost: its seconds for a clip, at most."""
+def remote_frame_generator(cost: Callable[[Plan], float]) -> FrameGenerator:
+    """`stages.generate_frames` with the GPU elsewhere. cost: its seconds for a clip, at most."""
 
-    def write_clip_on_gpu(work: GenerationState, path: Path, force: bool) -> Generator[Event]:
-        return stages.write_clip(
-            work, path, force, lambda work: generate_remotely(work, cost(work.plan))
-        )
+    def generate(clip: PreparedClip, context: RunContext) -> Generator[Event]:
+        return generate_remotely(clip, context, cost(clip.plan))
 
-    return write_clip_on_gpu
+    return generate
 
 
-def generate_remotely(work: GenerationState, seconds: float) -> Generator[Event]:
+def generate_remotely(clip: PreparedClip, context: RunContext, seconds: float) -> Generator[Event]:
     """Every event of a clip. Closing it gives the GPU back after the step that it is in."""
-    assert work.folder
-    yield from _encode_locally(work)
+    folder = context.artifacts.folder
+    assert folder
+    yield from _encode_locally(clip, context)
     order = GpuTask(
-        request=replace(work.plan.request, seed=work.effective.seed),
-        folder=work.folder,
-        device=work.placement.device,
-        dtype=work.placement.dtype,
+        request=replace(clip.plan.request, seed=clip.effective.seed),
+        folder=folder,
+        device=clip.placement.device,
+        dtype=clip.placement.dtype,
         seconds=min(MOST_S, max(LEAST_S, math.ceil(BEGIN_S + seconds))),
     )
     with _translate_zerogpu_errors(order.seconds), closing(generate_on_gpu(order)) as said:
@@ -105,19 +104,17 @@ def generate_remotely(work: GenerationState, seconds: float) -> Generator[Event]
             match event:
                 case RemoteFailure(code, message):
                     raise RemoteError(code, message)
-                case EffectiveSettings():
-                    work.effective = event
                 case Progress(Stage.LOAD) | StageFinished(Stage.ENCODE):
                     pass  # told already
                 case _:
                     yield event
 
 
-def _encode_locally(work: GenerationState) -> Generator[Event]:
+def _encode_locally(clip: PreparedClip, context: RunContext) -> Generator[Event]:
     """Read the text on the CPU, in the GPU's dtype; the result lies in the job's folder."""
-    cpu_work = replace(work, placement=replace(work.placement, device="cpu"))
+    cpu_clip = replace(clip, placement=replace(clip.placement, device="cpu"))
     with _encoding:
-        for event in stages.encode_only(cpu_work):
+        for event in stages.encode_only(cpu_clip, context):
             if event != StageFinished(Stage.LOAD, getattr(event, "seconds", 0.0)):
                 yield event
 
@@ -125,7 +122,8 @@ def _encode_locally(work: GenerationState) -> Generator[Event]:
 def preload_model(settings: Settings) -> None:
     """Put the model on the GPU that is not there yet: ZeroGPU packs it for each process to come."""
     request = ClipRequest(prompt="a", model=settings.model)
-    stages.load_engine(drain(prepare(make_plan(request), settings)))
+    clip = drain(prepare(make_plan(request), settings, engines=ENGINES))
+    stages.load_engine(clip, ENGINES)
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def serve(settings: Settings, hosting: SpaceEnvironment, visitors: Visitors) -> 
     def estimate_cost(planned: Plan) -> float:
         return queue.estimate_cost(planned, zerogpu.GPU_STAGES).high
 
-    inline = InlineWorker(settings, queue, zerogpu.zerogpu_clip_writer(estimate_cost), SPEED)
+    generate = zerogpu.remote_frame_generator(estimate_cost)
+    inline = InlineWorker(settings, queue, generate, zerogpu.ENGINES, SPEED)
     with inline.run_registered():
         app = api.create_app(settings, visitors=visitors)
         app.state.filmlet.run_inline = inline.run_in_call

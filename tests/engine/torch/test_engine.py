@@ -27,10 +27,9 @@ from filmlet.engine.torch.dtype import choose_dtype
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import CheckpointCorrupt, NonFiniteValues
 from filmlet.models import REGISTRY, get_card, local_files
-from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
+from tests.helpers.clips import prepare_run
 from tests.helpers.tiny_checkpoint import folder_of, make_vae
 
 FLOAT32 = Placement("cpu", "float32", "a test")
@@ -224,12 +223,11 @@ def test_values_that_are_no_numbers_end_in_one_sentence_and_no_frames(
 ) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "nan"))
     poison(folder, component, name, float("nan"))
-    work = drain(
-        prepare(make_plan(build_request("a ball", model=str(folder), size="64x64")), Settings())
-    )
-    work.placement = FLOAT32
+    planned = make_plan(build_request("a ball", model=str(folder), size="64x64"))
+    work = prepare_run(planned, Settings())
+    work.clip = replace(work.clip, placement=FLOAT32)
     with pytest.raises(NonFiniteValues, match="no clip was written"):
-        list(stages.generate_frames(work))
+        list(work.frames())
 
 
 def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
@@ -238,10 +236,11 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     folder = Path(shutil.copytree(tiny, tmp_path / "large"))
     poison(folder, "transformer", "proj_out.bias", 70000.0)  # float16 ends at 65504
     settings = {"model": str(folder), "size": "64x64", "guidance": 9.0}
-    work = drain(prepare(make_plan(build_request("a red ball", **settings)), Settings()))
-    work.placement = Placement("cpu", "float16", "a test")
-    work.effective = replace(work.effective, dtype="float16")
-    events = list(stages.generate_frames(work))
+    work = prepare_run(make_plan(build_request("a red ball", **settings)), Settings())
+    placement = Placement("cpu", "float16", "a test")
+    effective = replace(work.effective, dtype="float16")
+    work.clip = replace(work.clip, placement=placement, effective=effective)
+    events = list(work.frames())
     assert events
     assert work.effective.dtype == "float32"
     assert [c.field for c in work.effective.changes if c.field == "dtype"] == ["dtype"]

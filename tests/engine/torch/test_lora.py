@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import filmlet
-from filmlet.core.events import Frames, drain
+from filmlet.core.events import Frames
 from filmlet.core.lora import Lora, LoraAdapter, parse_lora
 from filmlet.core.request import build_request
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
@@ -29,13 +29,12 @@ from filmlet.errors import (
 )
 from filmlet.media import metadata_tags
 from filmlet.models import get_card, inspect_lora
-from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import GenerationState, prepare
 from filmlet.settings import Settings
 from tests.cli.test_main import filmlet as command
 from tests.engine.torch.test_engine import load as load_card
 from tests.engine.torch.test_engine import poison, recipe_for
+from tests.helpers.clips import ClipRun, prepare_run
 
 PROMPT = "a red ball moving left"
 LAYERS = {  # of the tiny transformer: (out, in)
@@ -326,10 +325,10 @@ def test_a_lora_for_a_larger_model_is_refused_before_a_weight_is_touched(
 # The clip as a whole
 
 
-def work_for(model: Path | str, **settings: object) -> GenerationState:
+def work_for(model: Path | str, **settings: object) -> ClipRun:
     small = {"size": "64x64", "frames": 9, "steps": 2, "seed": 2, "model": str(model)}
     request = build_request("a red ball", **(small | settings))
-    return drain(prepare(make_plan(request), Settings(device="cpu"), "float32"))
+    return prepare_run(make_plan(request), Settings(device="cpu"), "float32")
 
 
 def test_what_was_used_is_told_by_content_in_the_report_and_in_the_file(
@@ -348,7 +347,7 @@ def test_what_was_used_is_told_by_content_in_the_report_and_in_the_file(
 def test_a_clip_with_loras_is_torchs_and_says_why(tiny: Path, style: str) -> None:
     pytest.importorskip("openvino")
     request = build_request("a red ball", model=str(tiny), size="64x64", frames=9, loras=[style])
-    effective = drain(prepare(make_plan(request), Settings(engine="openvino"))).effective
+    effective = prepare_run(make_plan(request), Settings(engine="openvino")).effective
     assert effective.engine == "torch"
     (change,) = (change for change in effective.changes if change.field == "engine")
     assert "LoRAs are merged" in change.reason
@@ -358,17 +357,17 @@ def test_clips_with_and_without_follow_each_other_over_one_engine(
     tiny_two: Path, style: str
 ) -> None:
     def frames(**settings: object) -> bytes:
-        events = stages.generate_frames(work_for(tiny_two, **settings))
+        events = work_for(tiny_two, **settings).frames()
         return b"".join(e.pixels.tobytes() for e in events if isinstance(e, Frames))
 
     plain = frames()
-    engine = stages.load_engine(work_for(tiny_two))
+    engine = work_for(tiny_two).engine()
     styled = frames(loras=[style])
     assert styled != plain
     assert frames() == plain
     assert frames(loras=[f"{style}:1.0"]) == styled
     assert frames() == plain
-    assert stages.load_engine(work_for(tiny_two)) is engine
+    assert work_for(tiny_two).engine() is engine
     assert engine.loras.original_weights == {}
 
 
@@ -381,17 +380,18 @@ def test_a_clip_that_is_run_again_in_float32_still_has_its_lora(
     shutil.copy(style, job / "lora.safetensors")
     settings = {"model": str(folder), "size": "64x64", "frames": 9, "steps": 2, "seed": 2}
     request = build_request("a red ball", loras=["lora.safetensors"], **settings)
-    work = drain(prepare(make_plan(request, job), Settings(device="cpu")))
-    work.placement, work.folder = Placement("cpu", "float16", "a test"), job
-    work.effective = replace(work.effective, dtype="float16")
-    for _ in stages.write_clip(work, job / "clip.mp4"):
+    work = prepare_run(make_plan(request, job), Settings(device="cpu"))
+    placement = Placement("cpu", "float16", "a test")
+    effective = replace(work.effective, dtype="float16")
+    work.clip = replace(work.clip, placement=placement, effective=effective)
+    work.keep_in(job)
+    for _ in work.write(job / "clip.mp4"):
         pass
     assert "dtype" in {change.field for change in work.effective.changes}
     kept = load_file(job / "latents.safetensors")["latents"]
     plain = work_for(folder, loras=[style])
-    plain.folder = tmp_path / "plain"
-    plain.folder.mkdir()
-    for _ in stages.write_clip(plain, tmp_path / "clip.mp4"):
+    plain.keep_in(tmp_path / "plain")
+    for _ in plain.write(tmp_path / "clip.mp4"):
         pass
     assert torch.equal(load_file(plain.folder / "latents.safetensors")["latents"], kept)
 

@@ -10,7 +10,6 @@ from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from filmlet.core.events import drain
 from filmlet.core.request import build_request
 from filmlet.engine import selection
 from filmlet.engine.base import TransformerInputs
@@ -25,9 +24,9 @@ from filmlet.engine.torch.cuda_graphs import Function, GraphedCallable, Replay
 from filmlet.engine.torch.fp8 import FP8Linear, quantize_linears, quantize_rows
 from filmlet.engine.torch.transformer import CachedTransformer
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
 from tests.engine.torch.test_transformer import GIVEN, ONE, TOKENS, call, own, transformer
+from tests.helpers.clips import prepare_run
 
 CPU = torch.device("cpu")
 SIZE = AttentionShape(2, 16, TOKENS)
@@ -247,7 +246,7 @@ def test_a_gpu_without_products_in_eight_bits_is_named(monkeypatch: pytest.Monke
 def test_the_report_says_which_levers_were_asked_for_in_vain(tiny: Path) -> None:
     planned = make_plan(build_request("a ball", model=str(tiny), size="64x64", frames=1))
     asked = Settings(device="cpu", engine="torch", fp8=1, cuda_graphs=1)
-    work = drain(prepare(planned, asked))
+    work = prepare_run(planned, asked)
     told = {change.field: (change.requested, change.effective) for change in work.effective.changes}
     assert told["fp8"] == told["cuda_graphs"] == (1, 0)
     assert "optimizations" not in work.effective.as_json()

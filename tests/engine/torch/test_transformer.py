@@ -10,17 +10,16 @@ import torch
 from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
-from filmlet.core.events import drain
 from filmlet.core.request import build_request
 from filmlet.engine import selection
 from filmlet.engine.base import TransformerInputs
 from filmlet.engine.placement import Optimization, Placement
 from filmlet.engine.torch.block_offload import offload_blocks
 from filmlet.engine.torch.transformer import CachedTransformer
-from filmlet.pipeline import stages
+from filmlet.pipeline import retry
 from filmlet.pipeline.plan import make_plan
-from filmlet.pipeline.prepare import prepare
 from filmlet.settings import Settings
+from tests.helpers.clips import prepare_run
 
 FRAMES, ROWS, COLUMNS = 3, 2, 4
 TOKENS = FRAMES * ROWS * COLUMNS
@@ -168,9 +167,9 @@ def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(
     monkeypatch.setattr(selection.shutil, "which", lambda _: compilers)
     planned = make_plan(build_request("a ball", model=str(tiny), size="64x64", frames=1))
     asked = Settings(device="cpu", engine="torch", compile=1, **settings)
-    work = drain(prepare(planned, asked))
+    work = prepare_run(planned, asked)
     told = [change.reason for change in work.effective.changes if change.field == "compile"]
-    assert (Optimization.COMPILE in work.placement.optimizations) == (reason is None)
+    assert (Optimization.COMPILE in work.clip.placement.optimizations) == (reason is None)
     assert work.effective.as_json().get("optimizations") == (None if reason else ("compile",))
     assert [reason in one for one in told] == ([True] if reason else [])
 
@@ -181,11 +180,11 @@ def test_a_lever_that_is_lost_with_the_memory_is_told(
     monkeypatch.setattr(selection.shutil, "which", lambda _: "/usr/bin/c++")
     planned = make_plan(build_request("a ball", model=str(tiny), size="64x64", frames=1))
     settings = Settings(device="cpu", engine="torch", compile=1, offload="model")
-    work = drain(prepare(planned, settings))
+    work = prepare_run(planned, settings)
     assert work.effective.optimizations == ("compile",)
-    stages._retry_with_more_offload(work, MemoryError())
-    assert work.effective.optimizations == ()
-    assert [change.field for change in work.effective.changes[-2:]] == ["offload", "compile"]
+    again = retry.with_more_offload(work.clip, MemoryError())
+    assert again.effective.optimizations == ()
+    assert [change.field for change in again.effective.changes[-2:]] == ["offload", "compile"]
 
 
 def test_a_model_that_is_held_in_a_leaner_way_is_not_compiled_any_more() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from filmlet.core.events import Pixels
+from filmlet.core.events import PixelFormat, Pixels
 from filmlet.core.lora import LoraAdapter
 from filmlet.core.memory import OffloadMode
 from filmlet.core.model_card import ComponentFiles, ModelCard
@@ -99,7 +99,7 @@ class OpenVINOEngine(Engine):
     @contextmanager
     def cancel_when(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
         def ask() -> None:
-            if not is_cancelled():
+            if is_cancelled():
                 raise Cancelled("The clip was cancelled.")
 
         with self._get("transformer").cancel_when(ask):
@@ -109,7 +109,7 @@ class OpenVINOEngine(Engine):
         self,
         latents: Floats,
         recipe: DenoiseParams,
-        is_planar: bool = False,  # noqa: ARG002 - frames that are saved later give the same file
+        pixel_format: PixelFormat = PixelFormat.RGB24,  # noqa: ARG002 - it computes in RGB
     ) -> Iterator[Pixels]:
         clean, shape = (
             self._latents_for_decoder(latents, recipe, self.noise_source(recipe.seed)),

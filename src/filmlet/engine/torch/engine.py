@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from filmlet.core.events import Pixels, YuvPlanes
+from filmlet.core.events import PixelFormat, Pixels, YuvPlanes
 from filmlet.core.lora import LoraAdapter
 from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.arrays import Tensors, pack_latents, unpack_latents
@@ -147,7 +147,7 @@ class TorchEngine(Engine):
     @contextmanager
     def cancel_when(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
         def ask(*_: object) -> None:
-            if not is_cancelled():
+            if is_cancelled():
                 raise Cancelled("The clip was cancelled.")
 
         # Before each step and each block: a step that is replayed runs none.
@@ -160,10 +160,13 @@ class TorchEngine(Engine):
                 hook.remove()
 
     def decode(
-        self, latents: Tensor, recipe: DenoiseParams, is_planar: bool = False
+        self,
+        latents: Tensor,
+        recipe: DenoiseParams,
+        pixel_format: PixelFormat = PixelFormat.RGB24,
     ) -> Iterator[Pixels | YuvPlanes]:
         self._to_channels_last(self.vae.decoder)
-        yield from _in_inference_mode(self._decode(latents, recipe, is_planar))
+        yield from _in_inference_mode(self._decode(latents, recipe, pixel_format))
 
     @torch.inference_mode(False)
     def _to_channels_last(self, half: nn.Module) -> None:
@@ -175,7 +178,7 @@ class TorchEngine(Engine):
             half.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def _decode(
-        self, latents: Tensor, recipe: DenoiseParams, is_planar: bool
+        self, latents: Tensor, recipe: DenoiseParams, pixel_format: PixelFormat
     ) -> Iterator[Pixels | YuvPlanes]:
         generator = torch.Generator().manual_seed(recipe.seed)
         video = self._latents_for_decoder(latents, recipe, self._noise_from(generator))
@@ -185,7 +188,8 @@ class TorchEngine(Engine):
             timestep = timestep.to(self.dtype)
         chunks = video.to(self.dtype).split(1, dim=2)
         ahead = 1 if video.is_cuda else 0  # so a GPU goes on while whoever wants these encodes them
-        lay_out = to_yuv420 if is_planar and video.is_cuda else to_rgb
+        is_yuv = video.is_cuda and pixel_format is PixelFormat.YUV420P
+        lay_out = to_yuv420 if is_yuv else to_rgb
         leaving: deque[FrameTransfer] = deque()
         for frames in vae_decoder.decode(self.vae.decoder, chunks, timestep, generator):
             shown = frames[0, :, :, recipe.shape.crop_rows, recipe.shape.crop_columns]
