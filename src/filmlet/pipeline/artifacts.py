@@ -6,7 +6,7 @@
 | `step`, `refine-step.safetensors` | latents of the latest step | while denoising, refining |
 | `latents-N`, `refined-N.safetensors` | latents of window N | of clips in several windows |
 | `latents.safetensors` | latents of the clip; of two stages, the first's | after denoise |
-| `upsampled.safetensors` | latents and guides at full size | after upsample |
+| `upsampled.safetensors` | `UpsampledInputs` | after upsample |
 | `refined.safetensors` | latents of the clip | after refine |
 | `decoded.mp4.HEX.part` | the clip, playable while it grows | while decoding |
 | `decoded.mp4` | the whole clip, its index at its end | after decode |
@@ -16,14 +16,74 @@
 A file of another format has its suffix. Without a folder the clip grows beside its path.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 
 from filmlet.engine import tensor_files
-from filmlet.engine.arrays import Tensors
+from filmlet.engine.arrays import Array, Tensors
 from filmlet.engine.base import Engine
 from filmlet.media import to_output_error
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedInputs:
+    """What a clip's prompts and guides are to the transformer.
+
+    prompts, negative: (1, tokens, channels) each, without padding. guides: (1, channels, frames,
+    height, width) each, at the first stage's size.
+    """
+
+    prompts: tuple[Array, ...]
+    negative: Array | None = None
+    guides: tuple[Array, ...] = ()
+
+    def to_tensors(self) -> Tensors:
+        """The content of embeddings.safetensors."""
+        first, *others = self.prompts
+        tensors = {"prompt": first}
+        if self.negative is not None:
+            tensors["negative"] = self.negative
+        tensors |= {f"then_{number}": prompt for number, prompt in enumerate(others, start=1)}
+        return tensors | _guides_to_tensors(self.guides)
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> "EncodedInputs":
+        """The inverse of `to_tensors`."""
+        prompts = (tensors["prompt"], *_numbered(tensors, "then_", 1))
+        return cls(prompts, tensors.get("negative"), _guides_from_tensors(tensors))
+
+
+@dataclass(frozen=True, eq=False)
+class UpsampledInputs:
+    """What a second stage begins with, at its size: latents (1, tokens, channels), and guides."""
+
+    latents: Array
+    guides: tuple[Array, ...] = ()
+
+    def to_tensors(self) -> Tensors:
+        """The content of upsampled.safetensors."""
+        return {"latents": self.latents} | _guides_to_tensors(self.guides)
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> "UpsampledInputs":
+        """The inverse of `to_tensors`."""
+        return cls(tensors["latents"], _guides_from_tensors(tensors))
+
+
+def _guides_to_tensors(guides: Sequence[Array]) -> Tensors:
+    return {f"guide_{number}": guide for number, guide in enumerate(guides)}
+
+
+def _guides_from_tensors(tensors: Tensors) -> tuple[Array, ...]:
+    return _numbered(tensors, "guide_", 0)
+
+
+def _numbered(tensors: Tensors, prefix: str, first: int) -> tuple[Array, ...]:
+    """The tensors named prefix + first, first + 1, ... as far as they go."""
+    names = (f"{prefix}{number}" for number in count(first))
+    return tuple(tensors[name] for name in takewhile(tensors.__contains__, names))
 
 
 @dataclass(eq=False)

@@ -1,7 +1,7 @@
 """The stages of one clip: load, encode, denoise, upsample, refine, decode, mux."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from filmlet.core.events import (
     with_timing,
 )
 from filmlet.core.shape import VideoShape
-from filmlet.engine.arrays import Array, Tensors
+from filmlet.engine.arrays import Array
 from filmlet.engine.base import Engine, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
 from filmlet.engine.placement import release_memory
@@ -33,7 +33,7 @@ from filmlet.media import (
     publish,
 )
 from filmlet.pipeline import retry
-from filmlet.pipeline.artifacts import ArtifactStore
+from filmlet.pipeline.artifacts import ArtifactStore, EncodedInputs, UpsampledInputs
 from filmlet.pipeline.denoise import DenoisePass, StageGenerator, run_denoise_pass
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.prepare import PreparedClip
@@ -168,46 +168,54 @@ def _rename(part: Path, grown: Path, store: ArtifactStore) -> None:
 
 
 def _run_stages(clip: PreparedClip, context: RunContext, emitted: int) -> Generator[Event]:
-    store = context.artifacts
-    engine = yield from with_timing(Stage.LOAD, _load_engine(clip, context.engines))
-    encoded = yield from _load_or_run(
-        store, engine, Stage.ENCODE, "embeddings", _encode_stage(clip, engine)
-    )
-    results = yield from _load_or_run(
-        store, engine, Stage.DENOISE, "latents", _denoise_stage(clip, context, engine, encoded)
-    )
+    """emitted: frames of the clip that an earlier run has given."""
+    engine = yield from _run_load_stage(clip, context)
+    encoded = yield from _run_encode_stage(clip, context, engine)
+    events = _denoise_stage(clip, context, engine, encoded)
+    result = yield from _load_or_run(context, engine, Stage.DENOISE, "latents", events)
     if clip.effective.refine_sigmas:
-        larger = _upsample_stage(clip, engine, results["latents"])
-        results = yield from _load_or_run(store, engine, Stage.UPSAMPLE, "upsampled", larger)
-        finer = _refine_stage(clip, context, engine, encoded, results)
-        results = yield from _load_or_run(store, engine, Stage.REFINE, "refined", finer)
-    decoded = _decode_stage(clip, context, engine, results["latents"], emitted)
-    yield from with_timing(Stage.DECODE, decoded)
+        events = _upsample_stage(clip, engine, result["latents"])
+        result = yield from _load_or_run(context, engine, Stage.UPSAMPLE, "upsampled", events)
+        upsampled = UpsampledInputs.from_tensors(result)
+        events = _refine_stage(clip, context, engine, encoded, upsampled)
+        result = yield from _load_or_run(context, engine, Stage.REFINE, "refined", events)
+    decoding = _decode_stage(clip, context, engine, result["latents"], emitted)
+    yield from with_timing(Stage.DECODE, decoding)
+
+
+def encode_only(clip: PreparedClip, context: RunContext) -> Generator[Event]:
+    """Run the first stage alone, into the job's folder: another process may run the others."""
+    engine = yield from _run_load_stage(clip, context)
+    yield from _run_encode_stage(clip, context, engine)
+
+
+def _run_load_stage(clip: PreparedClip, context: RunContext) -> Generator[Event, None, Engine]:
+    return (yield from with_timing(Stage.LOAD, _load_engine(clip, context.engines)))
+
+
+def _run_encode_stage(
+    clip: PreparedClip, context: RunContext, engine: Engine
+) -> Generator[Event, None, EncodedInputs]:
+    events = _encode_stage(clip, engine)
+    result = yield from _load_or_run(context, engine, Stage.ENCODE, "embeddings", events)
+    return EncodedInputs.from_tensors(result)
 
 
 def _load_or_run(
-    store: ArtifactStore, engine: Engine, stage: Stage, name: str, events: StageGenerator
+    context: RunContext, engine: Engine, stage: Stage, name: str, events: StageGenerator
 ) -> StageGenerator:
     """Return a stage's result: of an earlier run, or made now."""
-    saved = store.load_result(name, engine)
+    saved = context.artifacts.load_result(name, engine)
     if saved is not None:
         yield StageFinished(stage, 0.0, reused=True)
         return saved
-    return (yield from with_timing(stage, _run_and_save(store, name, events)))
+    return (yield from with_timing(stage, _run_and_save(context.artifacts, name, events)))
 
 
 def _run_and_save(store: ArtifactStore, name: str, events: StageGenerator) -> StageGenerator:
     result = yield from events
     store.save_result(name, result)
     return result
-
-
-def encode_only(clip: PreparedClip, context: RunContext) -> Generator[Event]:
-    """Run the first stage alone, into the job's folder: another process may run the others."""
-    engine = yield from with_timing(Stage.LOAD, _load_engine(clip, context.engines))
-    yield from _load_or_run(
-        context.artifacts, engine, Stage.ENCODE, "embeddings", _encode_stage(clip, engine)
-    )
 
 
 def load_engine(clip: PreparedClip, engines: EngineCache) -> Engine:
@@ -220,109 +228,101 @@ def _load_engine(clip: PreparedClip, engines: EngineCache) -> Generator[Event, N
 
 
 def _encode_stage(clip: PreparedClip, engine: Engine) -> StageGenerator:
-    yield Progress(Stage.ENCODE, 0, 1)
-    first, *extra_prompts = clip.prompts.prompts
-    prompts = {"prompt": first}
-    if clip.prompts.negative:
-        prompts["negative"] = clip.prompts.negative
-    prompts |= {f"then_{i}": prompt for i, prompt in enumerate(extra_prompts, start=1)}
-    if not all(map(engine.has_cached, prompts.values())):
-        yield from _load_components(engine, Progress(Stage.ENCODE, 0, 1), "text_encoder")
-    encoded = {name: engine.encode_prompt(prompt) for name, prompt in prompts.items()}
+    """Returns `EncodedInputs` as tensors."""
+    progress = Progress(Stage.ENCODE, 0, 1)
+    yield progress
+    if not all(map(engine.has_cached, clip.prompts.all)):
+        yield from _load_components(engine, progress, "text_encoder")
+    prompts = tuple(map(engine.encode_prompt, clip.prompts.prompts))
+    negative = clip.prompts.negative and engine.encode_prompt(clip.prompts.negative)
     if clip.guide_inputs:
-        yield from _load_components(engine, Progress(Stage.ENCODE, 0, 1), "encoder")
-    encoded |= _encode_guides(clip, engine, clip.first_stage_params.shape)
+        yield from _load_components(engine, progress, "encoder")
+    guides = _encode_guides(clip, engine, clip.first_stage_params.shape)
     yield Progress(Stage.ENCODE, 1, 1)
-    return encoded
+    return EncodedInputs(prompts, negative, guides).to_tensors()
 
 
 def _load_components(engine: Engine, progress: Progress, *names: str) -> Generator[Event]:
-    """Components that a stage needs; what it has told is told again, so that it can be stopped."""
+    """Load what a stage needs; its latest progress is repeated, so that it can be stopped."""
     for _ in engine.load_components(*names):
         yield progress
 
 
-def _load_transformer_with_loras(
-    clip: PreparedClip, engine: Engine, progress: Progress
-) -> Generator[Event]:
-    """The transformer, with the clip's LoRAs."""
-    yield from _load_components(engine, progress, "transformer")
-    for _ in engine.set_loras(clip.loras):
-        yield progress
-
-
-def _encode_guides(clip: PreparedClip, engine: Engine, shape: VideoShape) -> Tensors:
-    """What is to be shown, as latents at the size of one stage."""
+def _encode_guides(clip: PreparedClip, engine: Engine, shape: VideoShape) -> tuple[Array, ...]:
+    """Return the guides as latents at the size of one stage."""
     full_shape, size = clip.effective.shape, (shape.generated_width, shape.generated_height)
-    return {
-        f"guide_{i}": engine.encode_frames(guide_input.pixels(full_shape, size))
-        for i, guide_input in enumerate(clip.guide_inputs)
-    }
-
-
-def _guide_latents(clip: PreparedClip, encoded: Tensors) -> list[GuideLatents]:
-    return [
-        GuideLatents(encoded[f"guide_{i}"], guide_input.frame, guide_input.strength)
-        for i, guide_input in enumerate(clip.guide_inputs)
-    ]
+    return tuple(
+        engine.encode_frames(guide.pixels(full_shape, size)) for guide in clip.guide_inputs
+    )
 
 
 def _denoise_stage(
-    clip: PreparedClip, context: RunContext, engine: Engine, encoded: Tensors
+    clip: PreparedClip, context: RunContext, engine: Engine, encoded: EncodedInputs
 ) -> StageGenerator:
-    windows, texts = clip.effective.windows, _prompt_embeds(clip, encoded)
-    yield from _load_transformer_with_loras(
-        clip, engine, Progress(Stage.DENOISE, 0, len(windows) * len(clip.first_stage_params.sigmas))
-    )
+    params = clip.first_stage_params
     task = DenoisePass(
         Stage.DENOISE,
         engine,
-        clip.first_stage_params,
-        windows,
-        texts,
-        _guide_latents(clip, encoded),
+        params,
+        clip.effective.windows,
+        _prompt_embeds(encoded),
+        _guide_latents(clip, encoded.guides),
     )
+    yield from _load_transformer(clip, task)
     return (yield from run_denoise_pass(task, context.artifacts, context.cancelled))
-
-
-def _prompt_embeds(clip: PreparedClip, encoded: Tensors) -> list[PromptEmbeds]:
-    """Of each prompt."""
-    further = (encoded[f"then_{i}"] for i in range(1, len(clip.prompts.prompts)))
-    return [PromptEmbeds(text, encoded.get("negative")) for text in (encoded["prompt"], *further)]
-
-
-def _upsample_stage(clip: PreparedClip, engine: Engine, latents: Array) -> StageGenerator:
-    yield Progress(Stage.UPSAMPLE, 0, 1)
-    yield from _load_components(engine, Progress(Stage.UPSAMPLE, 0, 1), "upsampler", "encoder")
-    upsampled = {"latents": engine.upsample(latents, clip.denoise_params)}
-    upsampled |= _encode_guides(clip, engine, clip.denoise_params.shape)
-    yield Progress(Stage.UPSAMPLE, 1, 1)
-    return upsampled
 
 
 def _refine_stage(
     clip: PreparedClip,
     context: RunContext,
     engine: Engine,
-    encoded: Tensors,
-    upsampled: Tensors,
+    encoded: EncodedInputs,
+    upsampled: UpsampledInputs,
 ) -> StageGenerator:
-    params = replace(clip.denoise_params, sigmas=clip.effective.refine_sigmas)
-    windows, texts = clip.effective.windows, _prompt_embeds(clip, encoded)
-    yield from _load_transformer_with_loras(
-        clip, engine, Progress(Stage.REFINE, 0, len(windows) * len(params.sigmas))
-    )
+    windows = clip.effective.windows
     task = DenoisePass(
         Stage.REFINE,
         engine,
-        params,
+        replace(clip.denoise_params, sigmas=clip.effective.refine_sigmas),
         windows,
-        texts,
-        _guide_latents(clip, upsampled),
-        upsampled["latents"],
+        _prompt_embeds(encoded),
+        _guide_latents(clip, upsampled.guides),
+        init_latents=upsampled.latents,
+        first_preview_step=len(windows) * len(clip.effective.sigmas),
     )
-    task = replace(task, first_preview_step=len(windows) * len(clip.effective.sigmas))
+    yield from _load_transformer(clip, task)
     return (yield from run_denoise_pass(task, context.artifacts, context.cancelled))
+
+
+def _load_transformer(clip: PreparedClip, task: DenoisePass) -> Generator[Event]:
+    """Load the transformer, with the clip's LoRAs."""
+    progress = Progress(task.stage, 0, task.total_steps)
+    yield from _load_components(task.engine, progress, "transformer")
+    for _ in task.engine.set_loras(clip.loras):
+        yield progress
+
+
+def _prompt_embeds(encoded: EncodedInputs) -> list[PromptEmbeds]:
+    """Of each prompt."""
+    return [PromptEmbeds(prompt, encoded.negative) for prompt in encoded.prompts]
+
+
+def _guide_latents(clip: PreparedClip, latents: Sequence[Array]) -> list[GuideLatents]:
+    return [
+        GuideLatents(guide_latents, guide.frame, guide.strength)
+        for guide_latents, guide in zip(latents, clip.guide_inputs, strict=True)
+    ]
+
+
+def _upsample_stage(clip: PreparedClip, engine: Engine, latents: Array) -> StageGenerator:
+    """Returns `UpsampledInputs` as tensors."""
+    progress, params = Progress(Stage.UPSAMPLE, 0, 1), clip.denoise_params
+    yield progress
+    yield from _load_components(engine, progress, "upsampler", "encoder")
+    larger = engine.upsample(latents, params)
+    guides = _encode_guides(clip, engine, params.shape)
+    yield Progress(Stage.UPSAMPLE, 1, 1)
+    return UpsampledInputs(larger, guides).to_tensors()
 
 
 def _decode_stage(
