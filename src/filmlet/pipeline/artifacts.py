@@ -21,10 +21,18 @@ from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
 
+from filmlet.core.events import Stage
 from filmlet.engine import tensor_files
 from filmlet.engine.arrays import Array, Tensors
 from filmlet.engine.base import Engine
 from filmlet.media import to_output_error
+
+RESULT_NAMES = {
+    Stage.ENCODE: "embeddings",
+    Stage.DENOISE: "latents",
+    Stage.UPSAMPLE: "upsampled",
+    Stage.REFINE: "refined",
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,10 @@ from filmlet.engine.arrays import Array, Tensors, array_namespace, unpack_latent
 from filmlet.engine.base import DenoiseParams, Engine, PromptEmbeds, ResumeState
 from filmlet.engine.conditioning import GuideLatents
 from filmlet.engine.sampler import DenoiseStep
-from filmlet.pipeline.artifacts import ArtifactStore
+from filmlet.pipeline.artifacts import RESULT_NAMES, ArtifactStore
 
 StageGenerator = Generator[Event, None, Tensors]
-RESULT_NAMES = {Stage.DENOISE: "latents", Stage.REFINE: "refined"}  # what a stage comes to
-CHECKPOINT_NAMES = {Stage.DENOISE: "step", Stage.REFINE: "refine-step"}  # and its latest step
+CHECKPOINT_NAMES = {Stage.DENOISE: "step", Stage.REFINE: "refine-step"}  # of the latest step
 CHECKPOINT_INTERVAL_S = 5.0  # a crash while denoising costs one step, or this much
 WINDOW_SEED_STRIDE = 0x9E3779B1  # odd, so that no two windows of a clip have one seed
 
@@ -178,7 +177,7 @@ def _load_checkpoint(task: DenoisePass, artifacts: ArtifactStore, index: int) ->
 
 def completed_window_name(progress: Progress, windows: int) -> str | None:
     """Under which name the window is kept that was over just before this call."""
-    if progress.stage not in RESULT_NAMES or windows < 2:
+    if progress.stage not in CHECKPOINT_NAMES or windows < 2:
         return None
     number, rest = divmod(progress.done - 1, progress.total // windows)
     return f"{RESULT_NAMES[progress.stage]}-{number}" if number > 0 and not rest else None

@@ -72,11 +72,16 @@ class MediaInput:
                     shown[i] = resize_to_cover(one, *size)[0]
             return shown
 
-    def source_frames(self, shape: VideoShape) -> Iterator[Pixels]:
-        """All frames, a few at a time, as they come before the new ones. Raises InvalidRequest."""
+    def source_frames(self, shape: VideoShape, first: int = 0) -> Iterator[Pixels]:
+        """Frames of the clip that is extended, from `first` on, a few at a time.
+
+        Raises InvalidRequest.
+        """
+        if first >= shape.source_frames:
+            return
         with (
             _as_invalid_request("extend"),
-            closing(read_video(self.path, 0, shape.source_frames)) as frames,
+            closing(read_video(self.path, first, shape.source_frames - first)) as frames,
         ):
             while some := list(islice(frames, FRAMES_PER_CHUNK)):
                 yield pad_to(np.stack(some), shape.width, shape.height)

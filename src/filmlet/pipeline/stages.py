@@ -1,7 +1,7 @@
 """The stages of one clip: load, encode, denoise, upsample, refine, decode, mux."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,6 @@ from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import (
     Event,
     Frames,
-    Pixels,
     Progress,
     SettingsChanged,
     Stage,
@@ -33,7 +32,13 @@ from filmlet.media import (
     publish,
 )
 from filmlet.pipeline import retry
-from filmlet.pipeline.artifacts import ArtifactStore, EncodedInputs, UpsampledInputs
+from filmlet.pipeline.artifacts import (
+    RESULT_NAMES,
+    ArtifactStore,
+    EncodedInputs,
+    UpsampledInputs,
+)
+from filmlet.pipeline.decode import decode_stage
 from filmlet.pipeline.denoise import DenoisePass, StageGenerator, run_denoise_pass
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.prepare import PreparedClip
@@ -172,15 +177,15 @@ def _run_stages(clip: PreparedClip, context: RunContext, emitted: int) -> Genera
     engine = yield from _run_load_stage(clip, context)
     encoded = yield from _run_encode_stage(clip, context, engine)
     events = _denoise_stage(clip, context, engine, encoded)
-    result = yield from _load_or_run(context, engine, Stage.DENOISE, "latents", events)
+    result = yield from run_stage(context, engine, Stage.DENOISE, events)
     if clip.effective.refine_sigmas:
         events = _upsample_stage(clip, engine, result["latents"])
-        result = yield from _load_or_run(context, engine, Stage.UPSAMPLE, "upsampled", events)
+        result = yield from run_stage(context, engine, Stage.UPSAMPLE, events)
         upsampled = UpsampledInputs.from_tensors(result)
         events = _refine_stage(clip, context, engine, encoded, upsampled)
-        result = yield from _load_or_run(context, engine, Stage.REFINE, "refined", events)
-    decoding = _decode_stage(clip, context, engine, result["latents"], emitted)
-    yield from with_timing(Stage.DECODE, decoding)
+        result = yield from run_stage(context, engine, Stage.REFINE, events)
+    frames = decode_stage(clip, context, engine, result["latents"], emitted)
+    yield from with_timing(Stage.DECODE, frames)
 
 
 def encode_only(clip: PreparedClip, context: RunContext) -> Generator[Event]:
@@ -197,24 +202,22 @@ def _run_encode_stage(
     clip: PreparedClip, context: RunContext, engine: Engine
 ) -> Generator[Event, None, EncodedInputs]:
     events = _encode_stage(clip, engine)
-    result = yield from _load_or_run(context, engine, Stage.ENCODE, "embeddings", events)
+    result = yield from run_stage(context, engine, Stage.ENCODE, events)
     return EncodedInputs.from_tensors(result)
 
 
-def _load_or_run(
-    context: RunContext, engine: Engine, stage: Stage, name: str, events: StageGenerator
+def run_stage(
+    context: RunContext, engine: Engine, stage: Stage, events: StageGenerator
 ) -> StageGenerator:
-    """Return a stage's result: of an earlier run, or made now."""
-    saved = context.artifacts.load_result(name, engine)
-    if saved is not None:
+    """Return the result of a stage: what an earlier run has saved, or else of `events`, saved."""
+    started, name = time.perf_counter(), RESULT_NAMES[stage]
+    result = context.artifacts.load_result(name, engine)
+    if result is not None:
         yield StageFinished(stage, 0.0, reused=True)
-        return saved
-    return (yield from with_timing(stage, _run_and_save(context.artifacts, name, events)))
-
-
-def _run_and_save(store: ArtifactStore, name: str, events: StageGenerator) -> StageGenerator:
+        return result
     result = yield from events
-    store.save_result(name, result)
+    context.artifacts.save_result(name, result)
+    yield StageFinished(stage, time.perf_counter() - started)
     return result
 
 
@@ -323,49 +326,3 @@ def _upsample_stage(clip: PreparedClip, engine: Engine, latents: Array) -> Stage
     guides = _encode_guides(clip, engine, params.shape)
     yield Progress(Stage.UPSAMPLE, 1, 1)
     return UpsampledInputs(larger, guides).to_tensors()
-
-
-def _decode_stage(
-    clip: PreparedClip, context: RunContext, engine: Engine, latents: Array, emitted: int
-) -> Generator[Event]:
-    """emitted: frames of the clip that an earlier run has given."""
-    done, total = 0, clip.effective.shape.frames
-    yield Progress(Stage.DECODE, 0, total)
-    yield from _load_components(engine, Progress(Stage.DECODE, 0, total), "decoder")
-    made = engine.decode(latents, clip.denoise_params, context.pixel_format)
-    for pixels in _clip_frames(clip, made):
-        frames = pixels[max(0, emitted - done) : total - done]
-        done = min(total, done + len(pixels))
-        if len(frames):
-            yield Frames(frames)
-            yield Progress(Stage.DECODE, done, total)
-        if done == total:
-            return  # the rest would only be cut off
-
-
-def _clip_frames(clip: PreparedClip, made: Iterator[Pixels]) -> Iterator[Pixels]:
-    """The frames of the clip that is extended, if one is, then those that are new; or backward."""
-    shape, source = clip.effective.shape, clip.plan.source_clip
-    hidden = shape.context_frames
-    if source and shape.extend_backward:
-        yield from _frames_before_source(shape, made)
-        yield from source.source_frames(shape)
-        return
-    for pixels in made:
-        if source:  # not before the model has made a frame: it may have to be run again in float32
-            yield from source.source_frames(shape)
-            source = None
-        yield pixels[hidden:]
-        hidden = max(0, hidden - len(pixels))
-
-
-def _frames_before_source(shape: VideoShape, made: Iterator[Pixels]) -> Iterator[Pixels]:
-    """The new frames of a clip that ends with a given one: neither the surplus nor the context."""
-    first = 0
-    for pixels in made:
-        start, stop = (max(0, n + shape.padding_frames - first) for n in (0, shape.new_frames))
-        if len(frames := pixels[start:stop]):
-            yield frames
-        first += len(pixels)
-        if first >= shape.padding_frames + shape.new_frames:
-            return
