@@ -51,7 +51,7 @@ LIVES_IN = {
     "uvicorn": "server",
 }
 ALSO = {
-    ("engine", "tokenizers"),  # reads prompts
+    ("models", "transformers"),  # reads tokenizers in sentencepiece's files
     ("server", "starlette"),  # wraps the app
     ("models", "httpx2"),  # the Hub's client raises its errors
     ("spaces", "huggingface_hub"),  # makes Spaces

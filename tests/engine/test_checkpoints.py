@@ -33,12 +33,12 @@ from filmlet.core.shape import resolve_shape
 from filmlet.engine import selection
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds, ResumeState
-from filmlet.engine.ltx_key_mapping import to_diffusers_keys
 from filmlet.engine.placement import Placement
-from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import REGISTRY, download_model, get_card, local_files
+from filmlet.models.ltx_key_mapping import to_diffusers_keys
+from filmlet.models.tokenizer import load_tokenizer, tokenize
 from tests.helpers.fake_hub import COMMIT, serving
 from tests.helpers.tiny_checkpoint import make_vae
 from tests.helpers.tiny_ltx_files import as_one, of_vae

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoTokenizer
 
 from filmlet.engine.openvino.noise import TorchNoise
-from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.errors import MissingDependency
 from filmlet.models import REGISTRY, local_files
+from filmlet.models.tokenizer import load_tokenizer, tokenize
 
 HEAVY = ("torch", "diffusers", "transformers")
 BLOCKED = f"import sys; sys.modules |= dict.fromkeys({HEAVY})\n"  # as if they were not installed

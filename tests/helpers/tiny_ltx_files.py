@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
-from filmlet.engine.ltx_key_mapping import HEADS
+from filmlet.models.ltx_key_mapping import HEADS
 from tests.helpers.tiny_checkpoint import make_vae
 
 SENTENCES = "a red ball is moving left on a white background, and the cat sees it from the moon. "

@@ -16,7 +16,6 @@ from filmlet.core.checkpoint_headers import MAX_JSON_BYTES, read_header, read_js
 from filmlet.core.lora import Lora
 from filmlet.engine.configs import check_components
 from filmlet.engine.state_dict import CheckpointWeights, load_latent_rgb_factors
-from filmlet.engine.tokenizer import load_tokenizer
 from filmlet.errors import CheckpointCorrupt, FilmletError, LoraCorrupt
 from filmlet.models import (
     REGISTRY,
@@ -27,6 +26,7 @@ from filmlet.models import (
     list_vocabulary,
     local_files,
 )
+from filmlet.models.tokenizer import load_tokenizer
 from tests.helpers import damage
 from tests.helpers.damage import Damage, join_weights, rewrite, split_weights
 

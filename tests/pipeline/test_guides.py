@@ -31,12 +31,12 @@ from filmlet.core.shape import resolve_shape
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds, ResumeState
 from filmlet.engine.conditioning import GuideLatents
-from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import InvalidRequest
 from filmlet.media import metadata_tags, pad_to, probe, read_image, resize_to_cover
 from filmlet.models import REGISTRY, get_card
 from filmlet.models.registry import POCKET
+from filmlet.models.tokenizer import load_tokenizer, tokenize
 from tests.engine.torch.test_engine import load as load_card
 from tests.helpers.clips import changes, distance, film, footage, keep, work_for
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint

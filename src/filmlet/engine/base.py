@@ -35,7 +35,7 @@ from filmlet.engine.conditioning import (
 )
 from filmlet.engine.placement import Placement
 from filmlet.engine.sampler import ConditioningMask, DenoiseStep, Velocity, euler_steps
-from filmlet.engine.tokenizer import TokenizedPrompt
+from filmlet.models.tokenizer import TokenizedPrompt
 
 PROMPT_CACHE_SIZE = 64  # that are remembered
 PREVIEW_UPSCALE = 4  # a preview's sides against those of the latents

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from filmlet.core.checkpoint_headers import VALUE_BYTES, TensorEntry, read_header, read_json
 from filmlet.core.model_card import ComponentFiles
-from filmlet.engine import ltx_key_mapping
 from filmlet.engine.schemas import select_config
 from filmlet.errors import CheckpointCorrupt
+from filmlet.models import ltx_key_mapping
 
 NUMPY_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 

@@ -14,9 +14,9 @@ from filmlet.core.shape import Change
 from filmlet.engine.base import KILOBYTE, DenoiseParams, to_kilobytes
 from filmlet.engine.configs import check_loras, check_vocabulary
 from filmlet.engine.placement import Placement
-from filmlet.engine.tokenizer import TokenizedPrompt, Tokenizer, load_tokenizer, tokenize
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound
 from filmlet.models import download_model, fetch_lora, inspect_lora, local_files
+from filmlet.models.tokenizer import TokenizedPrompt, Tokenizer, load_tokenizer, tokenize
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.engine_choice import EngineChoice, choose_engine
 from filmlet.pipeline.media_inputs import MediaInput

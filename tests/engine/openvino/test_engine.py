@@ -20,9 +20,9 @@ from filmlet.engine.conditioning import GuideLatents
 from filmlet.engine.openvino.noise import TorchNoise
 from filmlet.engine.placement import Optimization
 from filmlet.engine.state_dict import CheckpointWeights
-from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.errors import Cancelled, NonFiniteValues
 from filmlet.models import get_card, local_files
+from filmlet.models.tokenizer import load_tokenizer, tokenize
 from tests.helpers.tiny_checkpoint import make_vae
 
 pytest.importorskip("openvino")

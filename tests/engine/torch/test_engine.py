@@ -21,12 +21,12 @@ from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.placement import Placement
 from filmlet.engine.sampler import euler_steps
-from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.engine.torch import vae_decoder
 from filmlet.engine.torch.dtype import choose_dtype
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import CheckpointCorrupt, NonFiniteValues
 from filmlet.models import REGISTRY, get_card, local_files
+from filmlet.models.tokenizer import load_tokenizer, tokenize
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
 from tests.helpers.clips import prepare_run

@@ -21,7 +21,6 @@ from filmlet.core.lora import Lora, LoraAdapter, parse_lora
 from filmlet.core.request import build_request
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.placement import Placement
-from filmlet.engine.tokenizer import load_tokenizer, tokenize
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.engine.torch.lora import FusedLoras
 from filmlet.errors import (
@@ -29,6 +28,7 @@ from filmlet.errors import (
 )
 from filmlet.media import metadata_tags
 from filmlet.models import get_card, inspect_lora
+from filmlet.models.tokenizer import load_tokenizer, tokenize
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
 from tests.cli.test_main import filmlet as command
