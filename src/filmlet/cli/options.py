@@ -4,7 +4,6 @@ import argparse
 from typing import Any, Protocol
 
 from filmlet.core.guide import parse_keyframe
-from filmlet.core.lora import parse_lora
 from filmlet.core.request import ClipRequest, build_request, parse_float, parse_int
 
 MAX_SECONDS = 1e9
@@ -128,7 +127,7 @@ def build_clip_request(options: argparse.Namespace) -> ClipRequest:
         guides=[parse_keyframe(text) for text in options.keyframe],
         extend=options.extend,
         extend_backward=options.backward,
-        loras=[parse_lora(text) for text in options.lora],
+        loras=options.lora,
         extra_prompts=options.then,
         **_parse_numbers(options),
     )

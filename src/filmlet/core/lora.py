@@ -97,6 +97,11 @@ class LoraAdapter:
     layers: tuple[LoraLayer, ...]
 
     @property
+    def key(self) -> tuple[str, float]:
+        """What changes a model in the same way has the same key."""
+        return self.sha256, self.strength
+
+    @property
     def label(self) -> str:
         """What people know it by: its Hub name, or its file's name."""
         return self.name if "/" in self.name else self.path.name

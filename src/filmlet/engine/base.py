@@ -161,10 +161,6 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def set_loras(self, loras: Sequence[LoraAdapter]) -> Iterator[None]:
-        """Give the transformer its LoRAs, a layer at a time."""
-
-    @abstractmethod
     def noise_source(self, seed: int) -> NoiseFn:
         """Normal noise of torch's generator on the CPU: one seed, one clip, on every device."""
 

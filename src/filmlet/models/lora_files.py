@@ -24,6 +24,7 @@ from filmlet.errors import (
 from filmlet.models.checkpoint_files import Stamp, file_stamp
 from filmlet.models.hashing import EXPONENTS as FLOATS
 from filmlet.models.hashing import hash_finite
+from filmlet.models.ltx_key_mapping import rename_transformer_key
 
 Table = dict[str, Any]
 Tensors = Mapping[str, TensorEntry]
@@ -31,7 +32,6 @@ LARGEST_ALPHA = 1e6  # usual ones are between 1 and 256
 PREFIXES = (
     "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "lora_unet_",
 )  # fmt: skip
-RENAMED = {"patchify_proj": "proj_in", "adaln_single": "time_embed"}  # Lightricks' own names
 TOP_LEVEL_LAYERS = (
     "proj_in", "proj_out", "time_embed.linear",
     *(f"time_embed.emb.timestep_embedder.linear_{i}" for i in (1, 2)),
@@ -177,9 +177,7 @@ def _parse_key(path: Path, key: str) -> tuple[str, str]:
         name, part = key.removesuffix(".alpha"), "alpha"
     while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
         name = name.removeprefix(prefix)
-    for theirs, ours in RENAMED.items():
-        name = name.replace(theirs, ours)
-    flat = name.replace(".", "_")
+    flat = rename_transformer_key(name).replace(".", "_")
     block = BLOCK.fullmatch(flat)
     layer = LAYERS.get(block[2] if block else flat)
     is_known = layer is not None and (layer in IN_A_BLOCK) == bool(block)

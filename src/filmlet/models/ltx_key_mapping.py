@@ -12,13 +12,13 @@ from filmlet.errors import CheckpointCorrupt
 Shapes = Mapping[str, tuple[int, ...]]
 HEADS = 32  # of every LTX-Video transformer; no shape tells it
 PREFIX = {"transformer": "model.diffusion_model.", "vae": "vae.", "upsampler": ""}
-TRANSFORMER = (
+TRANSFORMER_RENAMES = (
     ("patchify_proj", "proj_in"),
     ("adaln_single", "time_embed"),
     ("q_norm", "norm_q"),
     ("k_norm", "norm_k"),
 )
-VAE = (
+VAE_RENAMES = (
     ("res_blocks", "resnets"),
     ("conv_shortcut", "conv_shortcut.conv"),
     ("norm3.norm", "norm3"),
@@ -36,7 +36,7 @@ def to_diffusers_keys(component: str, theirs: Iterable[str]) -> dict[str, str]:
     renamed = {name: name.removeprefix(prefix) for name in theirs if name.startswith(prefix)}
     match component:
         case "transformer":
-            return {name: _replace_all(short, TRANSFORMER) for name, short in renamed.items()}
+            return {name: rename_transformer_key(short) for name, short in renamed.items()}
         case "vae":
             block_numbers = [
                 int(n) for n in re.findall(r"encoder\.down_blocks\.(\d+)", " ".join(renamed))
@@ -48,13 +48,18 @@ def to_diffusers_keys(component: str, theirs: Iterable[str]) -> dict[str, str]:
             return renamed
 
 
+def rename_transformer_key(name: str) -> str:
+    """Return a name in the transformer as diffusers' module has it."""
+    return _replace_all(name, TRANSFORMER_RENAMES)
+
+
 def _vae_key(name: str, last: int) -> str | None:
     """A weight of the VAE, whose encoder has blocks up to `last`; None for what nobody needs."""
     if name.startswith("per_channel_statistics."):
         return STATISTICS.get(name.partition(".")[2])
     match = BLOCK.match(name)
     if not match:
-        return _replace_all(name, VAE)
+        return _replace_all(name, VAE_RENAMES)
     coder, kind, number, rest = match.groups()
     # Blocks and what resamples between them are counted in one row there, and apart in diffusers.
     middle = last if kind == "down" else 0
@@ -65,7 +70,7 @@ def _vae_key(name: str, last: int) -> str | None:
         block = f"{kind}_blocks.{half}.{kind}samplers.0"
     else:
         block = f"{kind}_blocks.{half if kind == 'down' else half - 1}"
-    return _replace_all(f"{coder}.{block}.{rest}", VAE)
+    return _replace_all(f"{coder}.{block}.{rest}", VAE_RENAMES)
 
 
 def _replace_all(name: str, pairs: tuple[tuple[str, str], ...]) -> str:

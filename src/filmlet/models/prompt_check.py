@@ -5,15 +5,11 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from filmlet.core.checkpoint_headers import MAX_TOKENIZER_BYTES, read_bounded
 from filmlet.core.model_card import ModelCard
-from filmlet.errors import CheckpointCorrupt
 from filmlet.models import hub_cache
+from filmlet.models.tokenizer import get_tokenizer, unknown_spans
 
 WORDS_LISTED = 2000  # a vocabulary of words is small; one of word pieces knows every word
-UNKNOWN = ("<unk>", "[UNK]")
 MAX_CHARS = 32_000  # of a prompt that are read: far more than a model reads
 MAX_UNKNOWN = 20  # words that are listed
 MAX_UNKNOWN_CHARS = 40  # of each; no longer word is near a known one
@@ -41,56 +37,41 @@ def check_prompt(card: ModelCard, prompt: str) -> PromptCheck | None:
 
     Takes some milliseconds at most, whatever is in the prompt: an event loop may call it.
     """
-    file = _tokenizer_file(card)
-    if file is None:
+    folder = _tokenizer_folder(card)
+    if folder is None:
         return None
-    tokenizer = _load_tokenizer(file)
+    tokenizer = get_tokenizer(folder)
     text = prompt[:MAX_CHARS].encode(errors="replace").decode()  # no half of a surrogate
-    read = tokenizer.encode(text)
-    nothing = next((i for i in map(tokenizer.token_to_id, UNKNOWN) if i is not None), None)
+    encoding = tokenizer.reader.encode(text)
     unknown: dict[str, tuple[str, ...]] = {}
-    for token, (start, end) in zip(read.ids, read.offsets, strict=True):
-        if token == nothing and end > start:
-            word = text[start : min(end, start + MAX_UNKNOWN_CHARS)]
-            unknown[word] = unknown.get(word) or _suggestions(file, word)
-            if len(unknown) == MAX_UNKNOWN:
-                break
-    return PromptCheck(len(read.ids), card.max_tokens, unknown)
+    for start, end in unknown_spans(tokenizer, encoding):
+        word = text[start : min(end, start + MAX_UNKNOWN_CHARS)]
+        unknown[word] = unknown.get(word) or _suggestions(folder, word)
+        if len(unknown) == MAX_UNKNOWN:
+            break
+    return PromptCheck(len(encoding.ids), card.max_tokens, unknown)
 
 
 def list_vocabulary(card: ModelCard) -> list[str]:
     """Every word that a model with a vocabulary of words knows, sorted; else nothing."""
-    file = _tokenizer_file(card)
-    return list(_vocabulary(file)) if file else []
+    folder = _tokenizer_folder(card)
+    return list(_vocabulary(folder)) if folder else []
 
 
-def _tokenizer_file(card: ModelCard) -> Path | None:
+def _tokenizer_folder(card: ModelCard) -> Path | None:
     """The tokenizer that is read here; some models have theirs in another form only."""
     folder = hub_cache.local_path(card.sources.tokenizer)
-    file = folder / "tokenizer.json" if folder else None
-    return file if file and file.is_file() else None
+    return folder if folder and (folder / "tokenizer.json").is_file() else None
 
 
 @lru_cache(maxsize=8)
-def _load_tokenizer(file: Path) -> Tokenizer:
-    content = read_bounded(file, MAX_TOKENIZER_BYTES)
-    try:
-        tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointCorrupt(f"{file} is no tokenizer: {str(error)[:300]}.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-@lru_cache(maxsize=8)
-def _vocabulary(file: Path) -> tuple[str, ...]:
-    table = _load_tokenizer(file).get_vocab()
+def _vocabulary(folder: Path) -> tuple[str, ...]:
+    table = get_tokenizer(folder).reader.get_vocab()
     if len(table) > WORDS_LISTED:
         return ()
     return tuple(sorted(word for word in table if word.isalnum()))
 
 
 @lru_cache(maxsize=1024)
-def _suggestions(file: Path, word: str) -> tuple[str, ...]:
-    return tuple(get_close_matches(word.lower(), _vocabulary(file), n=2, cutoff=0.6))
+def _suggestions(folder: Path, word: str) -> tuple[str, ...]:
+    return tuple(get_close_matches(word.lower(), _vocabulary(folder), n=2, cutoff=0.6))

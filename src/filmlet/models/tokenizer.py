@@ -1,11 +1,14 @@
 """From a prompt to token ids, and what of the prompt the model cannot read."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Reader
 
 from filmlet.core.checkpoint_headers import MAX_TOKENIZER_BYTES, read_bounded, read_json
@@ -34,6 +37,12 @@ class TokenizedPrompt:
     text: str
     truncated_text: str
     unknown_words: tuple[str, ...]
+
+
+@lru_cache(maxsize=8)
+def get_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer in a folder, read once. Raises what `load_tokenizer` raises."""
+    return load_tokenizer(folder)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -69,9 +78,11 @@ def _convert_sentencepiece(folder: Path) -> Reader:
         if not file.is_dir():
             read_bounded(file, MAX_TOKENIZER_BYTES)  # the library would wait for a pipe
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        reader: Reader = tokenizer.backend_tokenizer
     except Exception as error:  # anything, by what the files say
         raise CheckpointCorrupt(f"{folder} holds no tokenizer: {str(error)[:300]}.") from error
+    return reader
 
 
 def _token_id(folder: Path, reader: Reader, token: object) -> int | None:
@@ -83,6 +94,13 @@ def _token_id(folder: Path, reader: Reader, token: object) -> int | None:
     return reader.token_to_id(text)
 
 
+def unknown_spans(tokenizer: Tokenizer, encoding: Encoding) -> Iterator[tuple[int, int]]:
+    """Yield where the text has words that the tokenizer has no token for: start and end."""
+    for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if token == tokenizer.unknown and end > start:
+            yield start, end
+
+
 def tokenize(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> TokenizedPrompt:
     """Tokenize, pad to `max_tokens`, and notice what is cut off or unknown."""
     encoding = tokenizer.reader.encode(prompt)
@@ -91,11 +109,7 @@ def tokenize(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> TokenizedPro
         # The last place belongs to the end-of-text token.
         cut = prompt[encoding.offsets[max_tokens - 1][0] :]
         ids = [*ids[: max_tokens - 1], ids[-1]]
-    unknown = [
-        prompt[start:end]
-        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-        if token == tokenizer.unknown and end > start
-    ]
+    unknown = [prompt[start:end] for start, end in unknown_spans(tokenizer, encoding)]
     padded = [*ids, *[tokenizer.padding] * (max_tokens - len(ids))]
     return TokenizedPrompt(
         ids=np.array([padded], np.int64),

@@ -2,9 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 
 from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import Event, Progress, Stage, with_timing
@@ -16,7 +14,7 @@ from filmlet.engine.configs import check_loras, check_vocabulary
 from filmlet.engine.placement import Placement
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound
 from filmlet.models import download_model, fetch_lora, inspect_lora, local_files
-from filmlet.models.tokenizer import TokenizedPrompt, Tokenizer, load_tokenizer, tokenize
+from filmlet.models.tokenizer import TokenizedPrompt, get_tokenizer, tokenize
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.engine_choice import EngineChoice, choose_engine
 from filmlet.pipeline.media_inputs import MediaInput
@@ -122,7 +120,7 @@ def _download(plan: Plan) -> Generator[Event]:
 def _tokenize_prompts(plan: Plan) -> TokenizedPrompts:
     """Raises CheckpointCorrupt where the text encoder does not know a token."""
     assert plan.files
-    tokenizer, max_tokens = _load_tokenizer(plan.files.tokenizer), plan.card.max_tokens
+    tokenizer, max_tokens = get_tokenizer(plan.files.tokenizer), plan.card.max_tokens
     prompts = tuple(tokenize(tokenizer, prompt, max_tokens) for prompt in plan.request.prompts)
     negative = None
     if plan.guidance > 1:
@@ -130,11 +128,6 @@ def _tokenize_prompts(plan: Plan) -> TokenizedPrompts:
     tokenized = TokenizedPrompts(prompts, negative)
     check_vocabulary(plan.files, max(int(prompt.ids.max()) for prompt in tokenized.all))
     return tokenized
-
-
-@lru_cache(maxsize=4)
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    return load_tokenizer(folder)
 
 
 def _effective_settings(

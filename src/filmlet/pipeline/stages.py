@@ -271,7 +271,8 @@ def _denoise_stage(
         _prompt_embeds(encoded),
         _guide_latents(clip, encoded.guides),
     )
-    yield from _load_transformer(clip, task)
+    progress = Progress(task.stage, 0, task.total_steps)
+    yield from _load_components(engine, progress, "transformer")
     return (yield from run_denoise_pass(task, context.artifacts, context.cancelled))
 
 
@@ -293,16 +294,9 @@ def _refine_stage(
         init_latents=upsampled.latents,
         first_preview_step=len(windows) * len(clip.effective.sigmas),
     )
-    yield from _load_transformer(clip, task)
-    return (yield from run_denoise_pass(task, context.artifacts, context.cancelled))
-
-
-def _load_transformer(clip: PreparedClip, task: DenoisePass) -> Generator[Event]:
-    """Load the transformer, with the clip's LoRAs."""
     progress = Progress(task.stage, 0, task.total_steps)
-    yield from _load_components(task.engine, progress, "transformer")
-    for _ in task.engine.set_loras(clip.loras):
-        yield progress
+    yield from _load_components(engine, progress, "transformer")
+    return (yield from run_denoise_pass(task, context.artifacts, context.cancelled))
 
 
 def _prompt_embeds(encoded: EncodedInputs) -> list[PromptEmbeds]:

@@ -1,6 +1,6 @@
 """The OpenVINO engine: a checkpoint's compiled components, and numpy around them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.events import PixelFormat, Pixels
-from filmlet.core.lora import LoraAdapter
 from filmlet.core.memory import OffloadMode
 from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.arrays import Tensors, to_numpy
@@ -79,10 +78,6 @@ class OpenVINOEngine(Engine):
         for name in names:
             if name not in self.components:
                 self.components[name] = yield from KINDS[name].load(self._build(name))
-
-    def set_loras(self, loras: Sequence[LoraAdapter]) -> Iterator[None]:
-        assert not loras  # such clips are torch's
-        return iter(())
 
     def noise_source(self, seed: int) -> NoiseFn:
         return TorchNoise(seed).randn

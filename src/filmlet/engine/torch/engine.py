@@ -1,7 +1,7 @@
 """The torch engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from filmlet.core.events import PixelFormat, Pixels, YuvPlanes
-from filmlet.core.lora import LoraAdapter
 from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.arrays import Tensors, pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, Engine, LatentStats, TransformerInputs
@@ -98,9 +97,6 @@ class TorchEngine(Engine):
     def load_components(self, *names: str) -> Iterator[int]:
         return self.components.load(*(COMPONENT_OF.get(name, name) for name in names))
 
-    def set_loras(self, loras: Sequence[LoraAdapter]) -> Iterator[None]:
-        return self.loras.fuse(loras)
-
     def noise_source(self, seed: int) -> NoiseFn:
         return self._noise_from(torch.Generator().manual_seed(seed))
 
@@ -146,16 +142,19 @@ class TorchEngine(Engine):
 
     @contextmanager
     def cancel_when(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
-        def ask(*_: object) -> None:
+        def check(*_: object) -> None:
             if is_cancelled():
                 raise Cancelled("The clip was cancelled.")
 
         # Before each step and each block: a step that is replayed runs none.
         parts = (self.transformer.proj_in, *self.transformer.transformer_blocks)
-        hooks = [part.register_forward_pre_hook(ask) for part in parts]
+        hooks = [part.register_forward_pre_hook(check) for part in parts]
+        loras = self.loras
+        loras.cancel_checks.append(check)
         try:
             yield
         finally:
+            loras.cancel_checks.remove(check)
             for hook in hooks:
                 hook.remove()
 

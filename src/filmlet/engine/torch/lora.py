@@ -1,7 +1,7 @@
 """LoRAs merged into a transformer's weights, and its own weights back to the bit afterwards."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -21,60 +21,46 @@ class FusedLoras:
     """What a transformer's weights hold beside its own.
 
     dtype: that it computes in; weights that are kept in eight bits are merged into this one.
-    active: SHA-256 and strength of each; None until every layer is changed to the next ones.
-    original_weights: the weights that were loaded, of the changed layers only, in main memory: a
-    GPU holds each layer once. generation: counts the changes that were begun.
+    active: keys of the LoRAs that the weights hold; None while they are changed. original_weights:
+    the weights that were loaded, of the changed layers only, in main memory: a GPU holds each layer
+    once. cancel_checks: called between two layers; they may raise.
     """
 
     transformer: nn.Module
     dtype: torch.dtype
     active: tuple[tuple[str, float], ...] | None = ()
     original_weights: dict[str, Tensor] = field(default_factory=dict)
-    generation: int = 0
+    cancel_checks: list[Callable[[], None]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def fuse(self, adapters: Sequence[LoraAdapter]) -> Iterator[None]:
-        """Yield after each layer that is changed; none is if these are worn already.
-
-        Raises InvalidRequest where one does not fit the model, LoraCorrupt.
-        """
-        layers = self._change(adapters)
-        while True:
-            with self.lock:
-                try:
-                    next(layers)
-                except StopIteration:
-                    return
-            yield
 
     @contextmanager
     def ensure_fused(self, adapters: Sequence[LoraAdapter]) -> Iterator[None]:
-        """The transformer with these, which no other clip changes meanwhile. Raises the same."""
+        """The transformer with these LoRAs, which no other clip changes meanwhile.
+
+        Nothing is changed if it has them already. Raises InvalidRequest where one does not fit the
+        model, LoraCorrupt.
+        """
         with self.lock:
-            for _ in self._change(adapters):
-                pass
+            used = [adapter for adapter in adapters if adapter.strength]
+            keys = tuple(adapter.key for adapter in used)
+            if keys != self.active:
+                self._fuse(used)
+                self.active = keys
             yield
 
-    def _change(self, adapters: Sequence[LoraAdapter]) -> Iterator[None]:
-        used = [adapter for adapter in adapters if adapter.strength]
-        keys = tuple((adapter.sha256, adapter.strength) for adapter in used)
-        if keys == self.active:
-            return
+    def _fuse(self, adapters: Sequence[LoraAdapter]) -> None:
         changes: dict[str, list[LayerChange]] = {name: [] for name in self.original_weights}
-        for adapter in used:
+        for adapter in adapters:
             for pair in adapter.layers:
                 self._check_shapes(adapter, pair)
                 changes.setdefault(pair.layer, []).append((adapter, pair))
-        self.active, self.generation = None, self.generation + 1
-        turn = self.generation
+        self.active = None  # until the last layer: a change that was left half done is done again
         with ExitStack() as opened:
-            files = {adapter.sha256: _open_file(adapter, opened) for adapter in used}
+            files = {adapter.sha256: _open_file(adapter, opened) for adapter in adapters}
             for name, those in changes.items():
+                for check in self.cancel_checks:
+                    check()
                 self._fuse_layer(name, those, files)
-                yield
-                if self.generation != turn:
-                    return  # another clip wants others; before its next step this one asks again
-        self.active = keys
 
     def _check_shapes(self, adapter: LoraAdapter, pair: LoraLayer) -> None:
         other = f"loras: {adapter.label} was made for another model"

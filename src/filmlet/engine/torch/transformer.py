@@ -136,7 +136,7 @@ class CachedTransformer:
         rotation, _ = self.rotations.get(
             id(call.video_coords), lambda: (self._rotary_emb(call.video_coords), call.video_coords)
         )
-        lora_keys = tuple((lora.sha256, lora.strength) for lora in call.loras)
+        lora_keys = tuple(lora.key for lora in call.loras)
         _, text_keys = self.texts.get(
             (id(call.prompt_embeds), lora_keys),
             lambda: (call.prompt_embeds, self._text_key_values(call.prompt_embeds)),
