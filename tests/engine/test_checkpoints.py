@@ -32,8 +32,9 @@ from filmlet.core.request import build_request
 from filmlet.core.shape import resolve_shape
 from filmlet.engine import selection
 from filmlet.engine.arrays import pack_latents, unpack_latents
-from filmlet.engine.base import DenoiseParams, PromptEmbeds, ResumeState
+from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.placement import Placement
+from filmlet.engine.sampler import ResumeState
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import REGISTRY, download_model, get_card, local_files

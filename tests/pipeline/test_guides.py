@@ -29,8 +29,9 @@ from filmlet.core.model_card import GuideSupport, ModelCard
 from filmlet.core.request import ClipOptions, ClipRequest, build_request
 from filmlet.core.shape import resolve_shape
 from filmlet.engine.arrays import pack_latents, unpack_latents
-from filmlet.engine.base import DenoiseParams, PromptEmbeds, ResumeState
+from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
+from filmlet.engine.sampler import ResumeState
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import InvalidRequest
 from filmlet.media import metadata_tags, pad_to, probe, read_image, resize_to_cover

@@ -34,7 +34,13 @@ from filmlet.engine.conditioning import (
     condition_latents,
 )
 from filmlet.engine.placement import Placement
-from filmlet.engine.sampler import ConditioningMask, DenoiseStep, Velocity, euler_steps
+from filmlet.engine.sampler import (
+    ConditioningMask,
+    DenoiseStep,
+    ResumeState,
+    apply_guidance,
+    euler_steps,
+)
 from filmlet.models.tokenizer import TokenizedPrompt
 
 PROMPT_CACHE_SIZE = 64  # that are remembered
@@ -67,15 +73,6 @@ class PromptEmbeds:
 
     prompt: Array
     negative: Array | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ResumeState:
-    """Where denoising was left: the latents after `done` model calls, and what went beside them."""
-
-    done: int
-    latents: Array
-    keyframe_tokens: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +166,7 @@ class Engine(ABC):
         """Frames, (8k+1, height, width, 3), as latents (1, channels, k+1, ...), normalised."""
 
     @abstractmethod
-    def upsample(self, latents: Array, recipe: DenoiseParams) -> Array:
+    def upsample(self, latents: Array, params: DenoiseParams) -> Array:
         """The first stage's latents at twice the sides; both (1, tokens, channels), normalised.
 
         Each channel gets back the mean and deviation that it had (AdaIN), as in Lightricks' own
@@ -184,7 +181,7 @@ class Engine(ABC):
     def decode(
         self,
         latents: Array,
-        recipe: DenoiseParams,
+        params: DenoiseParams,
         pixel_format: PixelFormat = PixelFormat.RGB24,
     ) -> Iterator[Pixels | YuvPlanes]:
         """Yield every made frame in order, at the size asked for, as soon as each is known.
@@ -232,7 +229,7 @@ class Engine(ABC):
     def denoise(
         self,
         embeddings: PromptEmbeds,
-        recipe: DenoiseParams,
+        params: DenoiseParams,
         start: ResumeState | None = None,
         guides: Sequence[GuideLatents] = (),
     ) -> Iterator[DenoiseStep]:
@@ -241,85 +238,93 @@ class Engine(ABC):
         Latents are (1, tokens, channels) in float32; `start` goes on after an earlier step, to the
         same end, or from latents that are not noise. Raises NonFiniteValues.
         """
-        shape = self.latent_shape(recipe.shape)
-        draw = self.noise_source(recipe.seed)
-        video = draw(1, self.channels, *shape)
-        if start and not start.done:
-            video = unpack_latents(start.latents, *shape)
-        scene = condition_latents(video, guides, VideoCoords(self.card, recipe.shape.fps), draw)
-        mask = None
-        if guides:
-            size = scene.tokens.shape
-            mask = ConditioningMask(
-                scene.max_sigma, scene.tokens, self.card.image_cond_noise_scale, lambda: draw(*size)
-            )
-
-        def draw_noise() -> Array:
-            noise = pack_latents(draw(1, self.channels, *shape))
-            if not scene.keyframe_tokens:
-                return noise
-            return array_namespace(noise).concat(
-                [draw(1, scene.keyframe_tokens, self.channels), noise], 1
-            )
-
-        latents, done = scene.tokens, 0
-        if start and start.done:
-            latents, done = start.latents, start.done
-            if start.keyframe_tokens is not None:
-                latents = array_namespace(latents).concat([start.keyframe_tokens, latents], 1)
-        fresh = draw_noise if self.card.stochastic_sampling else None
+        randn = self.noise_source(params.seed)
+        scene = self._prepare_latents(params, start, guides, randn)
+        mask = self._conditioning_mask(scene, randn) if guides else None
+        step_noise = self._step_noise(scene, params, randn)
+        latents, done = scene.resume(start)
         for _ in range(done):  # the steps that were done have drawn theirs
             if mask and mask.noise_scale:
                 mask.sample_noise()
-            if fresh:
-                fresh()
-        velocity = self._guided_velocity(embeddings, recipe, scene, mask)
-        yield from map(
-            scene.split_step, euler_steps(velocity, latents, recipe.sigmas, fresh, done, mask)
-        )
-
-    def _guided_velocity(
-        self,
-        embeddings: PromptEmbeds,
-        recipe: DenoiseParams,
-        scene: ConditionedLatents,
-        mask: ConditioningMask | None,
-    ) -> Velocity:
-        """What the transformer says of latents, guided away from the negative prompt."""
+            if step_noise:
+                step_noise()
 
         def predict(latents: Array, sigma: float) -> Array:
-            levels = array_namespace(latents).full_like(latents[0, :1, 0], sigma)
-            if mask:  # each token has its own
-                levels = mask.token_sigmas(sigma)[..., 0]
+            if mask:  # each token has its own noise level
+                timesteps = mask.token_sigmas(sigma)[..., 0]
+            else:
+                timesteps = array_namespace(latents).full_like(latents[0, :1, 0], sigma)
             call = TransformerInputs(
-                latents, embeddings.prompt, levels, scene.video_coords, recipe.loras
+                latents, embeddings.prompt, timesteps, scene.video_coords, params.loras
             )
-            flow = self._predict_velocity(call)
-            if embeddings.negative is None:
-                return flow
-            away = self._predict_velocity(replace(call, prompt_embeds=embeddings.negative))
-            guided = away + recipe.guidance * (flow - away)
-            # Lin et al., 2023, arXiv 2305.08891, section 3.4: guidance must not raise the contrast.
-            return lerp(guided, guided * (_std(flow) / _std(guided)), self.card.guidance_rescale)
+            return self._predict_guided(call, embeddings.negative, params.guidance)
 
-        return predict
+        for step in euler_steps(predict, latents, params.sigmas, step_noise, done, mask):
+            yield scene.split_step(step)
+
+    def _prepare_latents(
+        self,
+        params: DenoiseParams,
+        start: ResumeState | None,
+        guides: Sequence[GuideLatents],
+        randn: NoiseFn,
+    ) -> ConditionedLatents:
+        """Noise, or the latents to start from, with the guides laid in."""
+        shape = self.latent_shape(params.shape)
+        latents = randn(1, self.channels, *shape)
+        if start and not start.done:
+            latents = unpack_latents(start.latents, *shape)
+        return condition_latents(latents, guides, VideoCoords(self.card, params.shape.fps), randn)
+
+    def _conditioning_mask(self, scene: ConditionedLatents, randn: NoiseFn) -> ConditioningMask:
+        size, noise_scale = scene.tokens.shape, self.card.image_cond_noise_scale
+        return ConditioningMask(scene.max_sigma, scene.tokens, noise_scale, lambda: randn(*size))
+
+    def _step_noise(
+        self, scene: ConditionedLatents, params: DenoiseParams, randn: NoiseFn
+    ) -> Callable[[], Array] | None:
+        """Return what draws the noise of a step, if the model is sampled with noise."""
+        if not self.card.stochastic_sampling:
+            return None
+        shape = self.latent_shape(params.shape)
+
+        def draw_noise() -> Array:
+            noise = pack_latents(randn(1, self.channels, *shape))
+            if not scene.keyframe_tokens:
+                return noise
+            keyframe_noise = randn(1, scene.keyframe_tokens, self.channels)
+            return array_namespace(noise).concat([keyframe_noise, noise], 1)
+
+        return draw_noise
+
+    def _predict_guided(
+        self, call: TransformerInputs, negative: Array | None, guidance_scale: float
+    ) -> Array:
+        """Return the velocity, guided away from the negative prompt, if there is one."""
+        velocity = self._predict_velocity(call)
+        if negative is None:
+            return velocity
+        negative_velocity = self._predict_velocity(replace(call, prompt_embeds=negative))
+        return apply_guidance(
+            velocity, negative_velocity, guidance_scale, self.card.guidance_rescale
+        )
 
     def refine(
         self,
         embeddings: PromptEmbeds,
-        recipe: DenoiseParams,
+        params: DenoiseParams,
         latents: Array,
         start: ResumeState | None = None,
         guides: Sequence[GuideLatents] = (),
     ) -> Iterator[DenoiseStep]:
         """The second stage: `latents` are noised to its first level and denoised from there."""
-        draw = self.noise_source(recipe.seed + 1)  # the first stage has its own
-        noisy = lerp(latents, draw(*latents.shape), recipe.sigmas[0])
-        return self.denoise(embeddings, recipe, start or ResumeState(0, noisy), guides)
+        draw = self.noise_source(params.seed + 1)  # the first stage has its own
+        noisy = lerp(latents, draw(*latents.shape), params.sigmas[0])
+        return self.denoise(embeddings, params, start or ResumeState(0, noisy), guides)
 
-    def _latents_for_decoder(self, latents: Array, recipe: DenoiseParams, draw: NoiseFn) -> Array:
+    def _latents_for_decoder(self, latents: Array, params: DenoiseParams, draw: NoiseFn) -> Array:
         """(1, tokens, channels), normalised, as the decoder takes them: (1, channels, ...)."""
-        video = unpack_latents(latents, *self.latent_shape(recipe.shape))
+        video = unpack_latents(latents, *self.latent_shape(params.shape))
         if self.card.tone_map_compression_ratio:
             video = tone_map_latents(video, self.card.tone_map_compression_ratio)
         video = self.statistics.denormalize(video)
@@ -365,12 +370,6 @@ def tone_map_latents(latents: Array, ratio: float) -> Array:
 
 def _prompt_key(reading: TokenizedPrompt) -> bytes:
     return reading.ids[:, : reading.token_count].tobytes()
-
-
-def _std(flow: Array) -> Array:
-    """The deviation of each clip's values, (batch, 1, 1)."""
-    centred = flow - flow.mean(axis=(1, 2), keepdims=True)
-    return (centred**2).mean(axis=(1, 2), keepdims=True) ** 0.5
 
 
 @cache

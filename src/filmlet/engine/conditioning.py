@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from filmlet.core.model_card import ModelCard
 from filmlet.engine.arrays import Array, array_namespace, copy_array, lerp, pack_latents
-from filmlet.engine.sampler import DenoiseStep
+from filmlet.engine.sampler import DenoiseStep, ResumeState
 
 KEYFRAME_LATENT_FRAMES = (
     2  # latent frames of a video that stand beside the clip; what follows them is in it
@@ -60,6 +60,15 @@ class ConditionedLatents:
     max_sigma: Array
     video_coords: Array
     keyframe_tokens: int
+
+    def resume(self, start: ResumeState | None) -> tuple[Array, int]:
+        """Return all tokens after the model calls that are done, and how many these are."""
+        if start is None or not start.done:
+            return self.tokens, 0
+        if start.keyframe_tokens is None:
+            return start.latents, start.done
+        tokens = array_namespace(start.latents).concat([start.keyframe_tokens, start.latents], 1)
+        return tokens, start.done
 
     def split_step(self, step: DenoiseStep) -> DenoiseStep:
         """The clip's tokens without those that stand beside it."""

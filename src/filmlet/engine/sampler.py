@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from filmlet.engine.arrays import Array, array_namespace
+from filmlet.engine.arrays import Array, array_namespace, lerp
 from filmlet.errors import NonFiniteValues
 
 Velocity = Callable[[Array, float], Array]
@@ -23,6 +23,15 @@ class DenoiseStep:
     done: int
     latents: Array  # (batch, tokens, channels), float32
     pred_x0: Array
+    keyframe_tokens: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ResumeState:
+    """Where denoising was left: the latents after `done` model calls, and what went beside them."""
+
+    done: int
+    latents: Array
     keyframe_tokens: Array | None = None
 
 
@@ -86,3 +95,21 @@ def euler_steps(
         if not array_namespace(latents).isfinite(latents).all():
             raise NonFiniteValues(f"The model gave values that are not numbers in step {done}.")
         yield DenoiseStep(done, latents, clean)
+
+
+def apply_guidance(
+    velocity: Array, negative_velocity: Array, guidance_scale: float, rescale: float
+) -> Array:
+    """Classifier-free guidance: the velocity, moved away from that of the negative prompt.
+
+    velocities: (batch, tokens, channels). rescale: how far the deviation of the prompt's own
+    velocity is restored (Lin et al., 2023, arXiv 2305.08891, section 3.4), 0 to 1.
+    """
+    guided = negative_velocity + guidance_scale * (velocity - negative_velocity)
+    return lerp(guided, guided * (_std(velocity) / _std(guided)), rescale)
+
+
+def _std(velocity: Array) -> Array:
+    """The deviation of each clip's values, (batch, 1, 1)."""
+    centred = velocity - velocity.mean(axis=(1, 2), keepdims=True)
+    return (centred**2).mean(axis=(1, 2), keepdims=True) ** 0.5

@@ -9,9 +9,9 @@ from itertools import takewhile
 from filmlet.core.events import Event, Preview, Progress, Stage
 from filmlet.core.windows import Window, window_of_frame
 from filmlet.engine.arrays import Array, Tensors, array_namespace, unpack_latents
-from filmlet.engine.base import DenoiseParams, Engine, PromptEmbeds, ResumeState
+from filmlet.engine.base import DenoiseParams, Engine, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
-from filmlet.engine.sampler import DenoiseStep
+from filmlet.engine.sampler import DenoiseStep, ResumeState
 from filmlet.pipeline.artifacts import RESULT_NAMES, ArtifactStore
 
 StageGenerator = Generator[Event, None, Tensors]

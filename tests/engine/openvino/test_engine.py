@@ -15,10 +15,11 @@ from filmlet.core import cpu
 from filmlet.core.events import drain
 from filmlet.core.model_card import Components, ModelCard
 from filmlet.engine.arrays import to_numpy
-from filmlet.engine.base import PromptEmbeds, ResumeState
+from filmlet.engine.base import PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
 from filmlet.engine.openvino.noise import TorchNoise
 from filmlet.engine.placement import Optimization
+from filmlet.engine.sampler import ResumeState
 from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.errors import Cancelled, NonFiniteValues
 from filmlet.models import get_card, local_files

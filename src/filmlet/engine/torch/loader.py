@@ -1,12 +1,13 @@
 """From files to modules: built without memory, filled from .safetensors, checked by name."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from filmlet.core.checkpoint_headers import read_header
 from filmlet.core.memory import OffloadMode
 from filmlet.engine.placement import Placement
 from filmlet.engine.state_dict import CheckpointWeights
@@ -22,45 +23,61 @@ def load_weights(
     module: nn.Module,
     weights: CheckpointWeights,
     placement: Placement,
-    lent: nn.Module | None = None,
+    offloaded: nn.Module | None = None,
 ) -> Iterator[int]:
     """Give a module on the meta device its weights, on the device and in the dtype it computes in.
 
-    Those of the blocks `lent` stay as they are in the file until they are used. Yields the bytes
-    that were read, a piece at a time: whoever waits may stop here. Raises CheckpointCorrupt that
-    names what is missing, too much or of another shape.
+    Those of the blocks `offloaded` stay as they are in the file until they are used. Yields the
+    bytes that were read, a piece at a time: whoever waits may stop here. Raises CheckpointCorrupt
+    that names what is missing, too much or of another shape.
     """
     _check_keys(module, weights)
-    block_weight_ids = {id(weight) for weight in lent.parameters()} if lent else set()
-    stay = {name for name, weight in module.named_parameters() if id(weight) in block_weight_ids}
-    table: dict[str, Tensor] = {}
-    dtype, done = torch_dtype(placement), 0
-    is_converted = (
-        placement.offload != OffloadMode.SEQUENTIAL
-        and weights.bytes != weights.values * dtype.itemsize
-    )
+    offloaded_names = _names_of(module, offloaded) if offloaded else set()
+    tensors: dict[str, Tensor] = {}
+    yield from _copy_tensors(tensors, weights, placement, offloaded_names)
+    module.load_state_dict(tensors, strict=False, assign=True)
+    _tie_weights(module)
+    _check_complete(module, weights)
+    module.requires_grad_(False).eval()
+    if offloaded:
+        # A CPU would cast ahead with the cores that it computes with, and has the less memory.
+        offload_blocks(offloaded, placement, is_ahead=placement.device != "cpu")
+
+
+def _names_of(module: nn.Module, part: nn.Module) -> set[str]:
+    """Names in a module of the weights that are in a part of it."""
+    ids = {id(weight) for weight in part.parameters()}
+    return {name for name, weight in module.named_parameters() if id(weight) in ids}
+
+
+def _copy_tensors(
+    tensors: dict[str, Tensor],
+    weights: CheckpointWeights,
+    placement: Placement,
+    offloaded_names: Container[str],
+) -> Iterator[int]:
+    """Read every tensor to where it is held; yields bytes of those that are not offloaded."""
+    dtype, is_sequential = torch_dtype(placement), placement.offload == OffloadMode.SEQUENTIAL
+    is_converted = not is_sequential and weights.bytes != weights.values * dtype.itemsize
+    read = 0
     for name, tensor in iter_tensors(weights, TENSORS_PER_MAPPING if is_converted else None):
-        is_lent, is_far = name in stay, placement.offload == OffloadMode.SEQUENTIAL
-        if is_lent:
-            table[name] = tensor if is_far else tensor.to(placement.device)
+        if name not in offloaded_names:
+            tensors[name] = tensor.to(placement.device, dtype)
+            read += tensor.nbytes
+        elif is_sequential:
+            tensors[name] = tensor
         else:
-            table[name] = tensor.to(placement.device, dtype)
-        done += 0 if is_lent else tensor.nbytes
-        if done >= PROGRESS_BYTES:
-            yield done
-            done = 0
-    yield done
-    module.load_state_dict(table, strict=False, assign=True)
+            tensors[name] = tensor.to(placement.device)
+        if read >= PROGRESS_BYTES:
+            yield read
+            read = 0
+    yield read
+
+
+def _tie_weights(module: nn.Module) -> None:
     tie = getattr(module, "tie_weights", None)
     if callable(tie):
         tie()
-    missing = [n for n, t in module.state_dict().items() if t.is_meta]
-    if missing:
-        raise CheckpointCorrupt(f"{weights.path}: no weights for {_shorten(missing)}.")
-    module.requires_grad_(False).eval()
-    if lent:
-        # A CPU would cast ahead with the cores that it computes with, and has the less memory.
-        offload_blocks(lent, placement, is_ahead=placement.device != "cpu")
 
 
 def iter_tensors(
@@ -72,14 +89,19 @@ def iter_tensors(
     """
     for file in weights.files:
         try:
-            with safe_open(file, "pt") as tensors:
-                names = list(weights.to_diffusers_keys(tensors.keys()).items())
+            names = list(weights.to_diffusers_keys(read_header(file).tensors).items())
             for first in range(0, len(names), at_once or max(1, len(names))):
                 with safe_open(file, "pt") as tensors:
                     for theirs, ours in names[first:][:at_once]:
                         yield ours, tensors.get_tensor(theirs)
         except (SafetensorError, OSError) as error:
             raise CheckpointCorrupt(f"{file} cannot be read: {error}.") from error
+
+
+def _check_complete(module: nn.Module, weights: CheckpointWeights) -> None:
+    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if missing:
+        raise CheckpointCorrupt(f"{weights.path}: no weights for {_shorten(missing)}.")
 
 
 def _check_keys(module: nn.Module, weights: CheckpointWeights) -> None:
