@@ -1,6 +1,5 @@
 """One arithmetic for numpy's arrays and torch's tensors: what all engines do is written once."""
 
-from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +11,11 @@ Tensors = dict[str, Array]
 
 def array_namespace(array: Array) -> Any:
     """The module whose functions take it; used are those of one name and meaning in both."""
-    return np if isinstance(array, np.ndarray | np.generic) else import_module("torch")
+    if isinstance(array, np.ndarray | np.generic):
+        return np
+    import torch
+
+    return torch
 
 
 def to_numpy(array: Array) -> NDArray:

@@ -6,7 +6,6 @@ import platform
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,7 +74,8 @@ def best_device(requested: str | None = None) -> str:
     """The one that is asked for, if it is there, or the best there is. Raises InvalidRequest."""
     available = {"cpu": True, "cuda": False, "mps": False}
     if (requested or "cuda") != "cpu" and has_torch() and _may_have_gpu():
-        torch = import_module("torch")
+        import torch
+
         available |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if requested is None:
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
@@ -98,16 +98,18 @@ def _may_have_gpu() -> bool:
 def device_name(device: str) -> str:
     """Its name."""
     if device.startswith("cuda"):
-        name: str = import_module("torch").cuda.get_device_name(device)
-        return name
+        import torch
+
+        return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
 
 
 def free_memory(device: str) -> int:
     """Bytes that a model may take on the device."""
     if device.startswith("cuda"):
-        room: int = import_module("torch").cuda.mem_get_info(device)[0]
-        return room
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
     available: int = psutil.virtual_memory().available
     return min(available, _cgroup_free_memory())
 
@@ -132,7 +134,9 @@ def release_memory(device: str) -> None:
     """Give memory back that nobody refers to."""
     gc.collect()
     if device.startswith("cuda"):
-        import_module("torch").cuda.empty_cache()
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def trim_heap() -> None:

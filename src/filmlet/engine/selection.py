@@ -3,10 +3,8 @@
 import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 from filmlet.core.events import Progress, Stage
 from filmlet.core.lora import LoraAdapter
@@ -49,10 +47,9 @@ def openvino_placement(
     cache: folder of what is compiled. allow_int8: products may be in 8 bits. dtype: of an earlier
     attempt.
     """
-    placement: Placement | str = import_module("filmlet.engine.openvino.engine").choose_placement(
-        card, files, cache, allow_int8, dtype
-    )
-    return placement
+    from filmlet.engine.openvino.engine import choose_placement
+
+    return choose_placement(card, files, cache, allow_int8, dtype)
 
 
 def why_not_openvino_model(card: ModelCard, parameters: Components[float]) -> str | None:
@@ -93,8 +90,9 @@ def torch_placement(device: str, dtype: str | None = None, reason: str | None = 
     if not has_torch():
         why = f" ({reason})" if reason else ""
         raise MissingDependency(f"This clip takes torch{why}: pip install 'filmlet[torch]'")
-    placement: Placement = import_module("filmlet.engine.torch.dtype").choose_dtype(device, dtype)
-    return placement
+    from filmlet.engine.torch.dtype import choose_dtype
+
+    return choose_dtype(device, dtype)
 
 
 def why_not_optimization(
@@ -114,8 +112,9 @@ def why_not_optimization(
         case Optimization.FP8 if loras:
             return "LoRAs are merged into weights of 16 bits"
         case Optimization.FP8:
-            why: str | None = import_module("filmlet.engine.torch.fp8").why_not_fp8(device)
-            return why
+            from filmlet.engine.torch.fp8 import why_not_fp8
+
+            return why_not_fp8(device)
     return None
 
 
@@ -140,7 +139,7 @@ def load_engine(
     Where all of it has no room at once, its components are read when they are needed.
     """
     check_components(files)
-    engine: Engine = _engine_module(placement).create_engine(card, files, placement)
+    engine = _create_engine(card, files, placement)
     names = engine.core_components if placement.offload is OffloadMode.NONE else ()
     done, total = 0, engine.bytes_to_load(*names)
     yield Progress(Stage.LOAD, 0, to_kilobytes(total))
@@ -169,9 +168,7 @@ def export(
     if isinstance(placement, str):
         raise NotSupported(f"{card.name} is not exported: {placement}.", param="model")
     check_components(files)
-    engine: Engine = _engine_module(placement).create_engine(
-        card, files, replace(placement, offload=OffloadMode.MODEL)
-    )
+    engine = _create_engine(card, files, replace(placement, offload=OffloadMode.MODEL))
     try:
         for name in (*engine.core_components, "encoder"):
             yield from engine.load_components(name)
@@ -182,10 +179,15 @@ def export(
     return placement
 
 
-def _engine_module(placement: Placement) -> ModuleType:
-    """Of the engine that computes."""
-    is_torch = placement.backend is Backend.TORCH
-    return import_module(f"filmlet.engine.{'torch.engine' if is_torch else 'openvino.engine'}")
+def _create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> Engine:
+    """Return the placement's engine, with nothing read yet."""
+    if placement.backend is Backend.TORCH:
+        from filmlet.engine.torch.engine import create_engine as create_torch_engine
+
+        return create_torch_engine(card, files, placement)
+    from filmlet.engine.openvino.engine import create_engine as create_openvino_engine
+
+    return create_openvino_engine(card, files, placement)
 
 
 def device_info(device: str | None = None, is_torchs: bool = False) -> DeviceInfo:
@@ -195,7 +197,9 @@ def device_info(device: str | None = None, is_torchs: bool = False) -> DeviceInf
     """
     device = best_device(device)
     if device == "cpu" and find_spec("openvino") and not is_torchs:
-        dtype: str = import_module("filmlet.engine.openvino.runner").best_dtype()
+        from filmlet.engine.openvino.runner import best_dtype
+
+        dtype = best_dtype()
         value_bytes = BYTES_PER_VALUE["float32"]  # of what it is given
     else:
         placement = torch_placement(device)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -74,12 +73,13 @@ def delete_partial_downloads(repo: str | None = None) -> int:
 
     A download that was killed leaves one behind, and nobody can go on from it.
     """
-    locking = import_module("huggingface_hub.utils._fixes").WeakFileLock
+    from huggingface_hub.utils._fixes import WeakFileLock
+
     freed = 0
     for part in _partial(_repository(repo) if repo else None):
         lock = cache() / ".locks" / part.parent.parent.name / f"{part.name.partition('.')[0]}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError), locking(lock, timeout=0.01):
+        with suppress(OSError), WeakFileLock(lock, timeout=0.01):
             freed += part.stat().st_size
             part.unlink()
     return freed
@@ -91,6 +91,6 @@ def _partial(folder: Path | None) -> Iterator[Path]:
 
 
 def _repository(repo: str) -> Path:
-    client = import_module("huggingface_hub.file_download")  # slow, and bundled models have none
-    name: str = client.repo_folder_name(repo_id=repo, repo_type="model")
-    return cache() / name
+    from huggingface_hub.file_download import repo_folder_name  # slow; bundled models have none
+
+    return cache() / repo_folder_name(repo_id=repo, repo_type="model")

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +104,10 @@ def locate_lora(source: str, folder: Path | None = None) -> Path:
 
 
 def _cached_path(source: str) -> Path:
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
     owner, name, *inside = source.split("/")
-    repo, errors = f"{owner}/{name}", import_module("huggingface_hub.errors")
+    repo = f"{owner}/{name}"
     try:
         if inside:
             file = huggingface_hub.try_to_load_from_cache(repo, "/".join(inside))
@@ -114,9 +115,9 @@ def _cached_path(source: str) -> Path:
         else:
             snapshot = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
             paths = sorted(snapshot.rglob(f"*{SUFFIX}"))
-    except errors.LocalEntryNotFoundError:
+    except LocalEntryNotFoundError:
         paths = []
-    except errors.HFValidationError as error:
+    except HFValidationError as error:
         raise InvalidRequest(f"loras: {source} is no name on the Hub.", param="loras") from error
     if len(paths) > 1:
         names = ", ".join(f"{repo}/{file.relative_to(snapshot)}" for file in paths[:3])

@@ -1,11 +1,5 @@
 """The door to Hugging Face Spaces: what runs there, and how it gets there."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from filmlet.spaces.entrypoint import run
-
 __all__ = ["run"]
 
 
@@ -13,4 +7,6 @@ def __getattr__(name: str) -> object:
     """`run` imports the server when it is asked for: who only writes a Space's files needs none."""
     if name != "run":
         raise AttributeError(f"module 'filmlet.spaces' has no attribute {name!r}")
-    return import_module("filmlet.spaces.entrypoint").run
+    from filmlet.spaces.entrypoint import run
+
+    return run

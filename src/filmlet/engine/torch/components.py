@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -112,9 +111,9 @@ class ModelComponents:
             dtype = torch_dtype(placement)
             self.fused_loras = FusedLoras(module, dtype)
             if Optimization.FP8 in placement.optimizations:  # of torch's latest: others do without
-                import_module("filmlet.engine.torch.fp8").quantize_linears(
-                    module.get_submodule(BLOCKS[name])
-                )
+                from filmlet.engine.torch.fp8 import quantize_linears
+
+                quantize_linears(module.get_submodule(BLOCKS[name]))
             self.cached_transformer = CachedTransformer(
                 module,
                 dtype,
