@@ -5,8 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,22 +58,14 @@ class Scores:
     sharpness: float
 
 
-@contextmanager
-def made_in(grid: ShapeConstraints) -> Iterator[None]:
-    """Have pocket make its clips in other windows."""
-    REGISTRY[POCKET.name] = replace(POCKET, grid=grid)
-    try:
-        yield
-    finally:
-        REGISTRY[POCKET.name] = POCKET
-
-
 def bench_request(prompt: str, seconds: int) -> ClipRequest:
     return build_request(prompt, seed=1, seconds=seconds, size=f"{SIDE}x{SIDE}")
 
 
-def ready(request: ClipRequest) -> PreparedClip:
-    return drain(prepare(make_plan(request), Settings.from_environment(), engines=ENGINES))
+def ready(request: ClipRequest, grid: ShapeConstraints = POCKET.grid) -> PreparedClip:
+    """A clip of pocket, ready to be made, in windows of its own or other ones."""
+    plan = make_plan(request, card=replace(POCKET, grid=grid))
+    return drain(prepare(plan, Settings.from_environment(), engines=ENGINES))
 
 
 def frames_of(clip: PreparedClip) -> Pixels:
@@ -93,20 +83,17 @@ def judge_clip(grid: ShapeConstraints) -> list[str]:
 
     def make(example: Example) -> Tensor:
         request = build_request(example.prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")
-        return torch.tensor(frames_of(ready(request))).permute(3, 0, 1, 2) / 127.5 - 1
+        return torch.tensor(frames_of(ready(request, grid))).permute(3, 0, 1, 2) / 127.5 - 1
 
-    with made_in(grid):
-        right = evaluate(make, HELD_OUT, pairs=0.0)
+    right = evaluate(make, HELD_OUT, pairs=0.0)
     return [f"{right[row]:.0f}" for row in SEEN]
 
 
 def score_windows(prompt: str, grid: ShapeConstraints) -> Scores:
-    with made_in(grid):
-        work = ready(bench_request(prompt, SECONDS))
-        frames = frames_of(work)
-    borders = {w.start_frame + w.overlap_frames for w in work.effective.windows[1:]}
+    clip = ready(bench_request(prompt, SECONDS), grid)
+    borders = {w.start_frame + w.overlap_frames for w in clip.effective.windows[1:]}
     return scores(
-        frames, borders, POCKET.grid.temporal_compression, round(work.effective.shape.fps)
+        frames_of(clip), borders, grid.temporal_compression, round(clip.effective.shape.fps)
     )
 
 
@@ -137,13 +124,13 @@ def gradient(frames: Pixels) -> float:
 def film(seconds: int) -> dict[str, float]:
     """One long clip as the command line makes it: windows, seconds, MB at the peak so far."""
     began, peaks = time.perf_counter(), {}
-    work = ready(bench_request(PROMPTS[0], seconds))
-    for event in stages.generate_clip(work, RunContext(ENGINES), Path("long.mp4"), force=True):
+    clip = ready(bench_request(PROMPTS[0], seconds))
+    for event in stages.generate_clip(clip, RunContext(ENGINES), Path("long.mp4"), force=True):
         if isinstance(event, StageFinished):
             peaks[event.stage.value] = memory_mb("VmHWM")
     Path("long.mp4").unlink()
     took = time.perf_counter() - began
-    return {"windows": len(work.effective.windows), "seconds": took, **peaks}
+    return {"windows": len(clip.effective.windows), "seconds": took, **peaks}
 
 
 def film_clip(seconds: int) -> dict[str, float]:

@@ -88,12 +88,15 @@ class Plan:
         return sum(min(2, self.card.grid.latent_frames(g.frames)) for g in guides)
 
 
-def make_plan(request: ClipRequest, folder: Path | None = None) -> Plan:
+def make_plan(
+    request: ClipRequest, folder: Path | None = None, card: ModelCard | None = None
+) -> Plan:
     """Fit the request to its model; the files that it names lie in `folder`, if it is given.
 
-    Raises InvalidRequest, UnknownModel, CheckpointNotFound, CheckpointCorrupt.
+    card: used instead of the one that the request names. Raises InvalidRequest, UnknownModel,
+    CheckpointNotFound, CheckpointCorrupt.
     """
-    original_request, card = request, get_card(request.model)
+    original_request, card = request, card or get_card(request.model)
     changes: list[Change] = []
     clip = resolve_source_clip(request, card, folder)
     if request.extend_backward and not clip:

@@ -88,7 +88,7 @@ class OpenVINOEngine(Engine):
     def encode_frames(self, pixels: Pixels) -> Floats:
         return self.statistics.normalize(self._get("encoder")(pixels))
 
-    def upsample(self, latents: Floats, recipe: DenoiseParams) -> Floats:  # noqa: ARG002
+    def upsample(self, latents: Floats, params: DenoiseParams) -> Floats:  # noqa: ARG002
         raise NotSupported("OpenVINO makes clips of one stage.", param="model")
 
     @contextmanager
@@ -103,12 +103,12 @@ class OpenVINOEngine(Engine):
     def decode(
         self,
         latents: Floats,
-        recipe: DenoiseParams,
+        params: DenoiseParams,
         pixel_format: PixelFormat = PixelFormat.RGB24,  # noqa: ARG002 - it computes in RGB
     ) -> Iterator[Pixels]:
         clean, shape = (
-            self._latents_for_decoder(latents, recipe, self.noise_source(recipe.seed)),
-            recipe.shape,
+            self._latents_for_decoder(latents, params, self.noise_source(params.seed)),
+            params.shape,
         )
         for pixels in self._get("decoder")(clean):
             yield pixels[:, shape.crop_rows, shape.crop_columns]

@@ -128,9 +128,9 @@ class TorchEngine(Engine):
             return self.components.cached_transformer.predict_velocity(call).float()
 
     @torch.inference_mode()
-    def upsample(self, latents: Tensor, recipe: DenoiseParams) -> Tensor:
+    def upsample(self, latents: Tensor, params: DenoiseParams) -> Tensor:
         small = self.statistics.denormalize(
-            unpack_latents(latents, *self.latent_shape(recipe.first_stage().shape))
+            unpack_latents(latents, *self.latent_shape(params.first_stage().shape))
         )
         large = self.upsampler(small.to(self.dtype)).float()
         axes = (2, 3, 4)
@@ -161,11 +161,11 @@ class TorchEngine(Engine):
     def decode(
         self,
         latents: Tensor,
-        recipe: DenoiseParams,
+        params: DenoiseParams,
         pixel_format: PixelFormat = PixelFormat.RGB24,
     ) -> Iterator[Pixels | YuvPlanes]:
         self._to_channels_last(self.vae.decoder)
-        yield from _in_inference_mode(self._decode(latents, recipe, pixel_format))
+        yield from _in_inference_mode(self._decode(latents, params, pixel_format))
 
     @torch.inference_mode(False)
     def _to_channels_last(self, half: nn.Module) -> None:
@@ -177,10 +177,10 @@ class TorchEngine(Engine):
             half.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def _decode(
-        self, latents: Tensor, recipe: DenoiseParams, pixel_format: PixelFormat
+        self, latents: Tensor, params: DenoiseParams, pixel_format: PixelFormat
     ) -> Iterator[Pixels | YuvPlanes]:
-        generator = torch.Generator().manual_seed(recipe.seed)
-        video = self._latents_for_decoder(latents, recipe, self._noise_from(generator))
+        generator = torch.Generator().manual_seed(params.seed)
+        video = self._latents_for_decoder(latents, params, self._noise_from(generator))
         timestep = None
         if self.has_timestep_conditioning:
             timestep = torch.full((1,), self.card.decode_timestep, device=video.device)
@@ -191,7 +191,7 @@ class TorchEngine(Engine):
         lay_out = to_yuv420 if is_yuv else to_rgb
         leaving: deque[FrameTransfer] = deque()
         for frames in vae_decoder.decode(self.vae.decoder, chunks, timestep, generator):
-            shown = frames[0, :, :, recipe.shape.crop_rows, recipe.shape.crop_columns]
+            shown = frames[0, :, :, params.shape.crop_rows, params.shape.crop_columns]
             leaving.append(FrameTransfer(shown, lay_out))
             if len(leaving) > ahead:
                 yield leaving.popleft().result()
