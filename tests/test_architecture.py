@@ -48,6 +48,7 @@ LIVES_IN = {
     "spaces": "spaces",
     "tokenizers": "models",
     "huggingface_hub": "models",
+    "filelock": "models",
     "uvicorn": "server",
 }
 ALSO = {

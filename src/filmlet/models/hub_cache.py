@@ -73,13 +73,14 @@ def delete_partial_downloads(repo: str | None = None) -> int:
 
     A download that was killed leaves one behind, and nobody can go on from it.
     """
-    from huggingface_hub.utils._fixes import WeakFileLock
+    from filelock import FileLock  # slow, and only downloads need it
 
     freed = 0
     for part in _partial(_repository(repo) if repo else None):
         lock = cache() / ".locks" / part.parent.parent.name / f"{part.name.partition('.')[0]}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError), WeakFileLock(lock, timeout=0.01):
+        # The lock of huggingface_hub; without flock in the file system, files are left alone.
+        with suppress(OSError, NotImplementedError), FileLock(lock, timeout=0.01, mode=0o664):
             freed += part.stat().st_size
             part.unlink()
     return freed
@@ -91,6 +92,6 @@ def _partial(folder: Path | None) -> Iterator[Path]:
 
 
 def _repository(repo: str) -> Path:
-    from huggingface_hub.file_download import repo_folder_name  # slow; bundled models have none
+    from huggingface_hub.file_download import repo_folder_name  # slow, as above
 
     return cache() / repo_folder_name(repo_id=repo, repo_type="model")
