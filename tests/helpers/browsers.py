@@ -58,13 +58,13 @@ class Window:
         return found
 
     def facts(self) -> str:
-        return self.page.inner_text("film-stage .facts")
+        return self.page.inner_text("film-viewer .info")
 
     def act(self, name: str) -> None:
-        self.page.click(f"film-stage [data-act={name}]", timeout=60_000)
+        self.page.click(f"film-viewer [data-action={name}]", timeout=60_000)
 
     def wait_done(self) -> None:
-        self.page.wait_for_selector("film-stage a[download]", timeout=120_000)
+        self.page.wait_for_selector("film-viewer a[download]", timeout=120_000)
 
 
 class Windows:

@@ -264,8 +264,8 @@ def test_paths_and_urls_in_events_open_nothing(keyed: Server, tmp_path: Path) ->
     theirs, own = keyed.upload(keyed.ben), keyed.upload(keyed.ann)
     with listening() as (address, asked):
         for sent in sent_files(secret, address, theirs, own):
-            body = keyed.event("look", sent)
-            answer = keyed.ann.post("/gradio_api/run/look", json=body)
+            body = keyed.event("preview_plan", sent)
+            answer = keyed.ann.post("/gradio_api/run/preview_plan", json=body)
             assert REFUSED in answer.text, (sent, answer.text)
         for route in ("run", "api"):
             body = keyed.event("image_to_video", sent_files(secret, address, theirs, own)[0])
@@ -276,22 +276,24 @@ def test_paths_and_urls_in_events_open_nothing(keyed: Server, tmp_path: Path) ->
             assert REFUSED in told(keyed, keyed.event("video_to_video", sent))
         # The path that comes with a URL is the caller's; the URL is dropped.
         fine = {"path": own, "url": f"http://{address}/x", "is_stream": True, "meta": META}
-        answer = keyed.ann.post("/gradio_api/run/look", json=keyed.event("look", fine))
+        answer = keyed.ann.post(
+            "/gradio_api/run/preview_plan", json=keyed.event("preview_plan", fine)
+        )
         assert answer.status_code == 200
     assert asked == []
 
 
 def test_gradio_decodes_no_picture_itself(keyed: Server) -> None:
     id = keyed.upload(keyed.ann, "x.png", b"no picture")
-    event = keyed.event("look")
+    event = keyed.event("preview_plan")
     start, picture, prompt = 0, 1, 5
-    event["data"][start] = "a picture"
+    event["data"][start] = "image"
     event["data"][picture] = {"path": id, "meta": META}
     event["data"][prompt] = "a red ball"
-    answer = keyed.ann.post("/gradio_api/run/look", json=event)
+    answer = keyed.ann.post("/gradio_api/run/preview_plan", json=event)
     assert answer.status_code == 200, answer.text
     assert "this is not a whole PNG, JPEG or WebP" in answer.text
-    many = keyed.ann.post("/gradio_api/run/look", json=event | {"batched": True})
+    many = keyed.ann.post("/gradio_api/run/preview_plan", json=event | {"batched": True})
     assert many.json()["data"] == answer.json()["data"]
 
 
@@ -322,7 +324,7 @@ def test_gradio_itself_takes_no_path_either(space: Space) -> None:
     page = space.gate.page
     assert page.has_launched  # which mount_gradio_app of Gradio 6.31 does not set
     assert gr.__version__.startswith("6."), "look at ui/blocks.py again"
-    event = space.event("look", {"path": "/etc/passwd", "meta": META})
+    event = space.event("preview_plan", {"path": "/etc/passwd", "meta": META})
     function = page.fns[event["fn_index"]]
     with pytest.raises(ValueError, match="was not uploaded by a user"):
         asyncio.run(gr.Blocks.process_api(page, function, event["data"]))
@@ -406,9 +408,9 @@ def test_a_session_and_its_events_are_of_who_began_them(keyed: Server) -> None:
         assert ben.get(f"/gradio_api/call/text_to_video/{id}").status_code == 404
         assert ben.get(f"/gradio_api/call/v2/text_to_video/{id}").status_code == 404
     assert ben.post("/gradio_api/queue/join", json=body).status_code == 404
-    assert ben.post("/gradio_api/run/look", json=body).status_code == 404
-    own = keyed.event("look") | {"session_hash": "bens"}
-    assert ben.post("/gradio_api/run/look", json=own).status_code == 200
+    assert ben.post("/gradio_api/run/preview_plan", json=body).status_code == 404
+    own = keyed.event("preview_plan") | {"session_hash": "bens"}
+    assert ben.post("/gradio_api/run/preview_plan", json=own).status_code == 200
     for session in ("anns-own", "bens"):
         stop = {"session_hash": session, "fn_index": body["fn_index"], "event_id": event}
         assert ben.post("/gradio_api/cancel", json=stop).status_code == 404
@@ -436,12 +438,15 @@ def test_bodies_of_events_are_bounded_before_they_are_parsed(keyed: Server) -> N
         (b"\xff", 400),
     )
     for body, status in cases:
-        for path in ("run/look", "queue/join", "call/text_to_video"):
+        for path in ("run/preview_plan", "queue/join", "call/text_to_video"):
             answer = keyed.ann.post(f"/gradio_api/{path}", content=body, headers=kind)
             assert answer.status_code == status, (body[:40], path, answer.text)
             assert set(answer.json()) == {"error"}
     assert keyed.ann.post("/gradio_api/run/nothing", json={"data": []}).status_code == 404
-    assert keyed.ann.post("/gradio_api/call/v2/look", json={"prompt": 1}).status_code in (400, 422)
+    assert keyed.ann.post("/gradio_api/call/v2/preview_plan", json={"prompt": 1}).status_code in (
+        400,
+        422,
+    )
     deep = b'{"jsonrpc":"2.0","id":1,"method":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
     answer = keyed.ann.post("/gradio_api/mcp/", content=deep, headers=kind)
     assert answer.status_code in (400, 413)
@@ -454,11 +459,11 @@ def test_sessions_that_nobody_reads_are_forgotten(
     page = space.gate.page
     monkeypatch.setattr(callers, "MAX_SESSIONS_PER_CALLER", 8)
     monkeypatch.setattr(callers, "MAX_SESSIONS", 12)
-    body = space.event("look")
+    body = space.event("preview_plan")
     for who in (space.ann, space.ben):
         for i in range(20):
             sent = body | {"session_hash": f"{who.cookies['filmlet_visitor'][0]}-{i}"}
-            route = "queue/join" if i % 2 else "run/look"
+            route = "queue/join" if i % 2 else "run/preview_plan"
             assert who.post(f"/gradio_api/{route}", json=sent).status_code == 200
     assert len(space.gate.callers.sessions) <= 12
     assert len(page.state_holder.session_data) <= 13  # Gradio makes one before it calls

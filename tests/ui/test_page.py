@@ -22,20 +22,20 @@ __all__ = ["browser"]
 pytestmark = needs_chromium
 PROMPT = "a red circle moving left on a white background"
 STATE = """() => {
-  const film = document.querySelector("film-stage video");
+  const film = document.querySelector("film-viewer video");
   return { duration: film.duration, width: film.videoWidth, time: film.currentTime };
 }"""
 
 # Notes what the page showed, however short that was.
 WATCH = """() => {
   window.seen = [];
-  const stage = document.querySelector("film-stage");
+  const stage = document.querySelector("film-viewer");
   const note = () => {
-    for (const name of ["what", "when"]) {
+    for (const name of ["stage-label", "eta"]) {
       const said = stage.querySelector("." + name)?.textContent;
       if (said && !window.seen.includes(said)) window.seen.push(said);
     }
-    if (stage.querySelector("img.is-rough")?.naturalWidth) window.seen.push("a rough picture");
+    if (stage.querySelector("img.is-preview")?.naturalWidth) window.seen.push("a rough picture");
   };
   new MutationObserver(note).observe(stage, { subtree: true, childList: true, attributes: true });
   document.addEventListener("load", note, true);
@@ -78,10 +78,10 @@ def test_a_sentence_becomes_a_clip_that_plays_to_its_end(window: Window) -> None
     expect(page.locator("#plan")).to_contain_text(re.compile(r"about \d+ s \(\d+ s to \d+ s\)"))
     window.make()
     window.wait_done()
-    expect(page.locator("film-stage video:not([controls])")).to_have_count(0)  # the growing one
-    page.wait_for_function("() => document.querySelector('film-stage video')?.currentTime > 0")
-    page.evaluate("document.querySelector('film-stage video').loop = false")
-    page.wait_for_function("() => document.querySelector('film-stage video').ended")
+    expect(page.locator("film-viewer video:not([controls])")).to_have_count(0)  # the growing one
+    page.wait_for_function("() => document.querySelector('film-viewer video')?.currentTime > 0")
+    page.evaluate("document.querySelector('film-viewer video').loop = false")
+    page.wait_for_function("() => document.querySelector('film-viewer video').ended")
     film = page.evaluate(STATE)
     assert film["duration"] == pytest.approx(1.0, abs=0.05)
     assert film["width"] == 256
@@ -95,16 +95,16 @@ def test_a_growing_clip_that_comes_late_leaves_the_whole_one(window: Window) -> 
     window.wait_done()
     page.evaluate(
         """url => {
-          const stage = document.querySelector('film-stage');
-          stage.word('');
-          stage.play(url, 'growing');
-          stage.play(url, 'whole');
+          const stage = document.querySelector('film-viewer');
+          stage.showMessage('');
+          stage.showVideo(url, 'growing');
+          stage.showVideo(url, 'complete');
         }""",
         f"/v1/videos/{clip}/content",
     )
-    page.wait_for_function("() => document.querySelector('film-stage video')?.currentTime > 0")
-    expect(page.locator("film-stage video:not([controls])")).to_have_count(0)
-    expect(page.locator("film-stage video[controls]")).to_have_count(1)
+    page.wait_for_function("() => document.querySelector('film-viewer video')?.currentTime > 0")
+    expect(page.locator("film-viewer video:not([controls])")).to_have_count(0)
+    expect(page.locator("film-viewer video[controls]")).to_have_count(1)
 
 
 def test_place_stage_preview_and_time_left_are_told_while_it_is_made(
@@ -118,7 +118,7 @@ def test_place_stage_preview_and_time_left_are_told_while_it_is_made(
     assert server.video(first)["status"] == server.video(second)["status"] == "completed"
     seen = page.evaluate("window.seen")
     for told in (
-        "in the queue$", r"^Drawing, step \d+ of \d+$", r"^Developing frames, \d+ of 240$",
+        "in the queue$", r"^Denoising, step \d+ of \d+$", r"^Decoding frames, \d+ of 240$",
         r"^done in about \d+ s \(\d+ s to \d+ (s|min)\)$", r"^about \d+ s \(.*\) left$",
         "^a rough picture$", "^a growing clip$",
     ):  # fmt: skip
@@ -129,19 +129,21 @@ def test_further_sentences_make_further_parts_and_come_back_with_use_settings(
     window: Window, server: Running
 ) -> None:
     page = window.open().page
-    page.get_by_text("More", exact=True).click()
-    page.get_by_label("And then").fill("a red star still at sunset\na red star spinning at sunset")
+    page.get_by_text("Advanced", exact=True).click()
+    page.get_by_label("Further prompts").fill(
+        "a red star still at sunset\na red star spinning at sunset"
+    )
     window.write(PROMPT, seconds="3")
-    expect(page.locator("#plan")).to_contain_text("parts that go on from each other")
+    expect(page.locator("#plan")).to_contain_text("overlapping parts")
     clip = window.make()
     window.wait_done()
     video = server.video(clip)
     assert video["requested"]["extra_prompts"] == [
         "a red star still at sunset", "a red star spinning at sunset",
     ]  # fmt: skip
-    page.get_by_label("And then").fill("")
+    page.get_by_label("Further prompts").fill("")
     window.act("reuse")
-    expect(page.get_by_label("And then")).to_have_value(
+    expect(page.get_by_label("Further prompts")).to_have_value(
         "a red star still at sunset\na red star spinning at sunset"
     )
 
@@ -149,9 +151,9 @@ def test_further_sentences_make_further_parts_and_come_back_with_use_settings(
 def test_stop_frees_the_worker_and_go_on_finishes_the_clip(window: Window, server: Running) -> None:
     window.open()
     job = long(window)
-    window.page.wait_for_selector("film-stage img.is-rough", timeout=90_000)
+    window.page.wait_for_selector("film-viewer img.is-preview", timeout=90_000)
     window.act("stop")
-    window.page.wait_for_selector("film-stage [data-act=retry]")
+    window.page.wait_for_selector("film-viewer [data-action=retry]")
     assert "Stopped" in window.facts()
     stopped = server.video(job)
     assert stopped["error"] == {"code": "cancelled", "message": "The clip was cancelled."}
@@ -168,9 +170,9 @@ def test_a_reload_and_another_device_show_the_same_job(
     job = long(window)
     link = window.page.url.removeprefix(server.url)
     window.open(link)
-    expect(window.page.locator("film-stage .said")).to_have_text(PROMPT)
+    expect(window.page.locator("film-viewer .prompt")).to_have_text(PROMPT)
     other = Windows(browser, server.url).window(**PHONE).open(link)
-    expect(other.page.locator("film-stage .said")).to_have_text(PROMPT)
+    expect(other.page.locator("film-viewer .prompt")).to_have_text(PROMPT)
     assert window.clip == other.clip == job
     other.wait_done()
     window.wait_done()
@@ -192,22 +194,22 @@ def test_the_gallery_keeps_finds_reuses_and_deletes(window: Window, server: Runn
     expect(page.get_by_label("Seed")).to_have_value("11")
     expect(page.get_by_label("Width")).to_have_value("128")
     window.act("delete")
-    expect(page.locator("film-gallery .none")).to_be_visible()
-    expect(page.locator("film-gallery .none")).to_have_text("No prompt of yours contains this.")
+    expect(page.locator("film-gallery .no-results")).to_be_visible()
+    expect(page.locator("film-gallery .no-results")).to_have_text("No prompt contains this text.")
     assert server.client.get(f"/v1/videos/{job}").status_code == 404
 
 
 def test_it_is_told_before_the_button_what_the_model_cannot_read_or_make(window: Window) -> None:
     page = window.open().page
     window.write("a candle moving lefft on white")
-    expect(page.locator("#reading")).to_contain_text("7 of 128 tokens")
-    expect(page.locator("#reading")).to_contain_text("“lefft” (but left)")
-    page.get_by_label("free").check()
+    expect(page.locator("#token-count")).to_contain_text("7 of 128 tokens")
+    expect(page.locator("#token-count")).to_contain_text("“lefft” (nearest: left)")
+    page.get_by_label("custom").check()
     page.get_by_label("Width").fill("5000")
-    expect(page.locator("#plan .refused")).to_contain_text("width must be between 64 and 512")
-    expect(page.locator("#reading")).to_contain_text("“candle” (but cattle and castle)")
+    expect(page.locator("#plan .error")).to_contain_text("width must be between 64 and 512")
+    expect(page.locator("#token-count")).to_contain_text("“candle” (nearest: cattle, castle)")
     page.click("#make")
-    expect(page.locator("#plan .refused")).to_contain_text("width must be between 64 and 512")
+    expect(page.locator("#plan .error")).to_contain_text("width must be between 64 and 512")
     assert window.clip is None
 
 
@@ -216,7 +218,7 @@ def test_a_clip_begins_with_a_picture_and_is_extended(
 ) -> None:
     Image.new("RGB", (256, 256), (35, 75, 225)).save(tmp_path / "blue.png")
     page = window.open().page
-    page.get_by_label("a picture").check()
+    page.get_by_label("image", exact=True).check()
     page.locator("#form input[type=file]").first.set_input_files(tmp_path / "blue.png")
     page.wait_for_selector("#form .image-frame img, #form .image-container img")
     window.write(PROMPT, seconds="1")
@@ -226,7 +228,7 @@ def test_a_clip_begins_with_a_picture_and_is_extended(
     assert len(requested["guides"]) == 1  # type: ignore[index]
     assert str(tmp_path) not in str(requested)
     window.act("extend")
-    expect(page.get_by_label("A clip of yours")).to_have_value(job)
+    expect(page.get_by_label("Clip to extend")).to_have_value(job)
     window.write("a red circle moving right", seconds="0.5")
     further = window.make()
     window.wait_done()
@@ -240,7 +242,7 @@ def test_the_keyboard_is_enough(window: Window) -> None:
     page.focus("#prompt textarea")
     page.keyboard.type(PROMPT)
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector("film-stage .said")
+    page.wait_for_selector("film-viewer .prompt")
     window.wait_done()
     page.focus("film-gallery .card")
     page.keyboard.press("Enter")
@@ -283,12 +285,12 @@ def test_the_page_waits_for_a_server_that_restarts_and_the_job_goes_on(
     port = first.url.rsplit(":", 1)[1]
     window = Windows(browser, first.url).window().open()
     job = long(window)
-    window.page.wait_for_selector("film-stage progress")
+    window.page.wait_for_selector("film-viewer progress")
     first.close()
-    expect(window.page.locator("#film-lost")).to_be_visible()
+    expect(window.page.locator("#film-offline")).to_be_visible()
     second = start(settings, "--port", port)
     window.wait_done()
-    expect(window.page.locator("#film-lost")).to_be_hidden()
+    expect(window.page.locator("#film-offline")).to_be_hidden()
     assert window.clip == job
     window.write(PROMPT, seconds="0.4")
     assert window.make() != job  # the form still speaks to the server
@@ -310,22 +312,22 @@ def test_with_keys_the_page_asks_for_one_and_shows_only_its_clips(
         body = {"prompt": "a secret of bob", "size": "64x64", "frames": 1, "steps": 1}
         theirs = client.post("/v1/videos", json=body).json()["id"]
     window = Windows(browser, server.url).window().open()
-    dialog = window.page.locator("dialog.film-key")
+    dialog = window.page.locator("dialog.film-sign-in")
     dialog.locator("input").fill("sk-wrong")
     dialog.get_by_role("button").click()
-    expect(dialog.locator(".refused")).to_contain_text("This key is not known here")
+    expect(dialog.locator(".error")).to_contain_text("This key is not known here")
     dialog.locator("input").fill(ann)
     dialog.get_by_role("button").click()
     expect(dialog).to_have_count(0)
-    expect(window.page.locator("film-gallery .none")).to_contain_text("Nothing yet")
+    expect(window.page.locator("film-gallery .no-results")).to_contain_text("No clips yet")
     assert "Queue" not in window.page.inner_text("film-queue")
     assert ann not in window.page.evaluate("document.cookie")
     window.write(PROMPT, seconds="0.4")
     window.make()
     window.wait_done()
     window.open(f"/?clip={theirs}")
-    expect(window.page.locator("film-stage")).to_contain_text("This clip is not here")
-    window.page.get_by_role("button", name="Forget key").click()
+    expect(window.page.locator("film-viewer")).to_contain_text("Clip not found")
+    window.page.get_by_role("button", name="Sign out").click()
     expect(dialog).to_be_visible()
     next(starts, None)
 

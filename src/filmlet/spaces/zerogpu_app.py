@@ -26,11 +26,13 @@ from filmlet.jobs.inline_worker import InlineWorker
 from filmlet.jobs.queue import Queue
 from filmlet.pipeline.plan import Plan
 from filmlet.settings import Settings, SpaceEnvironment
+from filmlet.ui.gradio_internals import event_payload
 
 log = logging.getLogger("filmlet.spaces")
 
 SPEED = 5e13  # operations a second that a clip gets from such a GPU, until clips have told
-# A queued clip rings; the bell's event is this visitor's call, and his GPU time is asked for.
+# The page announces a queued clip; the event of this trigger is a call of the visitor, whose GPU
+# time it uses.
 WAITING_EVENT_JS = (
     "document.addEventListener('film:waiting', (event) => trigger('select', event.detail));"
 )
@@ -70,7 +72,7 @@ def add_start_trigger(inline: InlineWorker) -> Callable[[AppState], None]:
 
     def add(shared: AppState) -> None:
         async def begin(event: gr.EventData, request: gr.Request) -> None:
-            id = str(event._data)
+            id = str(event_payload(event))
             try:
                 who = await get_caller(request.request, shared)
                 job = await run_in_threadpool(find_job, id, shared, who)
@@ -80,7 +82,7 @@ def add_start_trigger(inline: InlineWorker) -> Callable[[AppState], None]:
             async for _ in shared.hub.follow(job):
                 pass  # a call as long as the clip: ZeroGPU asks whether its visitor is still there
 
-        gr.HTML(elem_id="bell", js_on_load=WAITING_EVENT_JS).select(
+        gr.HTML(elem_id="start-trigger", js_on_load=WAITING_EVENT_JS).select(
             begin, api_visibility="private", show_progress="hidden", concurrency_limit=None,
             trigger_mode="multiple",
         )  # fmt: skip

@@ -17,7 +17,7 @@ def to_filmlet_error(error: Exception, seconds: int) -> FilmletError:
         case "pending credits exceeded":
             return GpuQuotaUsed(
                 "All your GPU credits are promised to clips that are being made; wait for one of "
-                "them, then press Go on."
+                "them, then press Continue."
             )
         case "illegal duration":
             return GpuTooLong(
@@ -27,7 +27,7 @@ def to_filmlet_error(error: Exception, seconds: int) -> FilmletError:
         case "queue timeout":
             return _gpu_busy_error()
         case "client error" if "token" in said:
-            return GpuUnavailable("This page is open for too long; reload it, then press Go on.")
+            return GpuUnavailable("This page is open for too long; reload it, then press Continue.")
         case "client error":
             return _gpu_busy_error()
         case "worker error":

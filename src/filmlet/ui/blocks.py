@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from filmlet.ui.callers import MAX_SESSIONS, Callers, owner_of
 from filmlet.ui.files import ANONYMOUS, URL, file_data, replace_files, url_of
+from filmlet.ui.gradio_internals import event_payload, event_queue
 from filmlet.ui.tool_calls import restrict_mcp
 
 log = logging.getLogger("filmlet.ui")
@@ -47,7 +48,7 @@ class CheckedBlocks(gr.Blocks):
         inputs = self._own_files(inputs, owner)
         event = options.get("event_data")
         if event is not None:
-            replace_files(event._data, _refuse_file)
+            replace_files(event_payload(event), _refuse_file)
         try:
             output = await super().process_api(block_fn, inputs, state, request, **options)
             output["data"] = self._share(output["data"], owner)
@@ -90,9 +91,9 @@ def _refuse_file(_: dict[str, Any]) -> dict[str, Any]:
 def restrict_gradio(page: gr.Blocks, callers: Callers) -> None:
     """Put limits on what Gradio keeps for its callers, before its first request."""
     page.has_launched = True  # until then Gradio takes files from anywhere
-    _restrict_queue(page._queue, callers)
+    _restrict_queue(event_queue(page), callers)
     callers.sessions.is_busy = lambda session: any(
-        event.session_hash == session for event in page._queue.event_ids_to_events.values()
+        event.session_hash == session for event in event_queue(page).event_ids_to_events.values()
     )
     callers.sessions.forget = _forgetter(page)
     if page.mcp_server_obj:
@@ -125,7 +126,7 @@ def _restrict_queue(queue: Queue, callers: Callers) -> None:
 
 def _forgetter(page: gr.Blocks) -> Callable[[str], None]:
     def forget(session_hash: str) -> None:
-        queue, states = page._queue, page.state_holder
+        queue, states = event_queue(page), page.state_holder
         queue.pending_messages_per_session.pop(session_hash, None)
         queue.pending_event_ids_session.pop(session_hash, None)
         states.session_data.pop(session_hash, None)

@@ -15,6 +15,7 @@ from filmlet.api.dependencies import AppState, get_caller
 from filmlet.ui.bodies import limit_body, read_json_body, replay_body
 from filmlet.ui.callers import OWNER, Callers
 from filmlet.ui.files import ANONYMOUS, media_type_of
+from filmlet.ui.gradio_internals import event_queue
 from filmlet.ui.routes import Access, Answer, Route, find_route
 
 MAX_FILES = 4  # of one upload
@@ -150,7 +151,7 @@ class GradioGate:
 
     def _session_of(self, event_id: str) -> str | None:
         """The session of an event whose result nobody has read yet."""
-        queue = self.page._queue
+        queue = event_queue(self.page)
         event = queue.event_ids_to_events.get(event_id)
         if event is not None:
             return str(event.session_hash)

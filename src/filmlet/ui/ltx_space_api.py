@@ -26,7 +26,7 @@ from filmlet.core.model_card import ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.jobs import Job, Status
 from filmlet.models import REGISTRY
-from filmlet.ui.page import is_downloaded
+from filmlet.ui.form import is_downloaded
 from filmlet.ui.tool_calls import ToolProgress
 
 Made = tuple[str, int]

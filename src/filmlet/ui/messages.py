@@ -1,4 +1,4 @@
-"""What the page says: of a model, of a sentence that is being written, of what will be done."""
+"""HTML messages of the page: about a model, a prompt, a plan, an error."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,20 +13,20 @@ from filmlet.models import PromptCheck
 
 
 def model_html(card: ModelCard) -> str:
-    """One honest line on a model: what it is, how large, what it was made for."""
+    """Return what a model is, how large it is and what it was trained for."""
     size = f", {card.size_bytes / 1e9:.0f} GB" if card.size_bytes else ""
     grid = card.grid
-    best = f"Made for {grid.width}x{grid.height} and {grid.frames} frames."
+    best = f"Best at {grid.width}x{grid.height} and {grid.frames} frames."
     return paragraph(f"{escape(card.summary[:1].upper() + card.summary[1:])}{size}. {best}")
 
 
 def token_count_html(card: ModelCard, prompt_check: PromptCheck | None) -> str:
-    """Tokens, and the words the model does not know with the nearest it knows."""
+    """Return the number of tokens, and unknown words with the nearest known ones."""
     if prompt_check is None:
         return ""
     text = f"{prompt_check.tokens} of {prompt_check.max_tokens} tokens"
     if prompt_check.is_cut:
-        text += '; <span class="unknown">what is beyond is cut off</span>'
+        text += '; <span class="unknown">the rest is cut off</span>'
     if prompt_check.unknown:
         unknown = ", ".join(
             _unknown_words_html(word, near) for word, near in prompt_check.unknown.items()
@@ -36,15 +36,15 @@ def token_count_html(card: ModelCard, prompt_check: PromptCheck | None) -> str:
 
 
 def _unknown_words_html(word: str, near: Sequence[str]) -> str:
-    hint = f" (but {escape(' and '.join(near))})" if near else ""
+    hint = f" (nearest: {escape(', '.join(near))})" if near else ""
     return f"“{escape(word)}”{hint}"
 
 
 def plan_html(plan: VideoPlan) -> str:
-    """What will really be done, and when it will be there."""
+    """Return what will be computed, how long that takes, and what differs from the request."""
     steps = f"{plan.steps} + {plan.refine_steps}" if plan.refine_steps else f"{plan.steps}"
     if plan.windows > 1:
-        steps += f", in {plan.windows} parts that go on from each other"
+        steps += f", in {plan.windows} overlapping parts"
     eta = plan.eta
     ahead = f"; {plan.ahead} before it" if plan.ahead else ""
     lines = [
@@ -59,11 +59,12 @@ def plan_html(plan: VideoPlan) -> str:
     ]
     if plan.offload and plan.offload != "none":
         offload_note = (
-            f"The model has too little room here: it is held in {plan.offload}, which takes longer."
+            "Not enough memory to keep the whole model loaded: "
+            f"offload mode {plan.offload} is used (slower)."
         )
         lines.append(paragraph(offload_note))
     if plan.fetch_bytes:
-        fetched = f"{plan.fetch_bytes / 1e9:.1f} GB of weights are fetched first, once."
+        fetched = f"{plan.fetch_bytes / 1e9:.1f} GB of weights are downloaded first, once."
         lines.append(paragraph(fetched))
     if plan.changes:
         reasons = "".join(f"<li>{escape(change.reason)}</li>" for change in plan.changes)
@@ -76,11 +77,11 @@ def time_text(seconds: float) -> str:
 
 
 def error_html(error: FilmletError | ValidationError) -> str:
-    """Why it cannot be done, in the error's own sentence."""
+    """Return the message of an error."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return paragraph(escape(f"{first['loc'][-1]}: {first['msg']}."), "refused")
-    return paragraph(escape(public_text(error)), "refused")
+        return paragraph(escape(f"{first['loc'][-1]}: {first['msg']}."), "error")
+    return paragraph(escape(public_text(error)), "error")
 
 
 def paragraph(text: str, kind: str = "") -> str:

@@ -69,11 +69,16 @@ def mount(app: FastAPI, shared: AppState) -> None:
 
 
 def launch(
-    app: FastAPI, shared: AppState, address: tuple[str, int], *doors: Callable[[AppState], None]
+    app: FastAPI,
+    shared: AppState,
+    address: tuple[str, int],
+    *extensions: Callable[[AppState], None],
 ) -> gr.Blocks:
     """Serve the same in a thread, by Gradio's own `launch`, which ZeroGPU hooks into."""
     callers = _prepare_app(app, shared)
-    page = build_page(shared, callers, add_endpoints, *doors).queue(default_concurrency_limit=None)
+    page = build_page(shared, callers, add_endpoints, *extensions).queue(
+        default_concurrency_limit=None
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Any]:
