@@ -1,4 +1,4 @@
-"""A server that stands in public: each browser is a user of its own, by a cookie of its own."""
+"""Anonymous users of a public server: each browser is one, by a random cookie."""
 
 import re
 import secrets
@@ -16,7 +16,7 @@ INTRODUCED = "filmlet.introduced"  # key of an ASGI scope: this visitor has no c
 
 @dataclass(frozen=True)
 class Visitors:
-    """How strangers are met.
+    """Settings for anonymous users.
 
     is_persistent: what they make survives a restart. frame_ancestors: sites that may show the page
     in a frame.
@@ -27,7 +27,7 @@ class Visitors:
 
 
 class VisitorCookieMiddleware:
-    """Gives who comes for the first time a name that nobody can guess."""
+    """Sets a random cookie in browsers that have none."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -58,13 +58,13 @@ class VisitorCookieMiddleware:
 
 
 def bearer_of(headers: Headers) -> str:
-    """Return the secret of an Authorization header, empty where there is none."""
+    """Return the secret of an Authorization header, "" if there is none."""
     kind, _, secret = headers.get("authorization", "").partition(" ")
     return secret.strip() if kind.lower() == "bearer" else ""
 
 
 def visitor_token(headers: Headers) -> str:
-    """Return the bearer that a visitor is known by, empty where there is none or a placeholder."""
+    """Return the token that identifies a visitor, "" if there is none or a placeholder."""
     secret = bearer_of(headers)
     return secret if len(secret) >= MIN_TOKEN_CHARS else ""
 

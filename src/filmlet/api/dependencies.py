@@ -1,4 +1,4 @@
-"""Who comes in, and how a refusal sounds: keys and OpenAI's error envelope."""
+"""FastAPI dependencies: the state of the app, and the caller with his rights."""
 
 import hashlib
 import time
@@ -20,22 +20,21 @@ from filmlet.settings import Settings
 
 T = TypeVar("T")
 COOKIE = "filmlet_key"
-CALLER = "filmlet.caller"  # in a request's scope, once who asks is known
-KEY_CACHE_S = 2.0  # a key that was removed opens nothing after this
-STORAGE_THREADS = 8  # that wait for slow storage: those at the database do not wait behind them
-EXPENSIVE_THREADS = 2  # that compute: plans with files, checks of what is sent, pictures of clips
-MAX_EXPENSIVE_REQUESTS = 16  # of one caller at once, waiting ones included
+CALLER = "filmlet.caller"  # key of the caller in a request's scope
+KEY_CACHE_S = 2.0  # a removed key is refused after this
+STORAGE_THREADS = 8  # of their own: slow storage must not delay what reads the database
+EXPENSIVE_THREADS = 2  # plans with files, checks of uploads, thumbnails
+MAX_EXPENSIVE_REQUESTS = 16  # of one caller, waiting ones included
 PROXY_HEADERS = (b"forwarded", b"via", b"x-real-ip")
 
 
 @dataclass
 class AppState:
-    """What the routes share.
+    """What the routes of one app share.
 
-    visitors: strangers come, each browser is a user of its own. run_inline: what surrounds the
-    wait for
-    a job that a call of the page's API has submitted; where no worker is, it makes the job.
-    is_local: without keys only who is at this machine may ask, and not through a proxy.
+    hub: distributes updates of jobs. visitors: on a public server, each browser is a user.
+    run_inline: a context around the wait for a job that a call of the page has submitted; without
+    a worker it runs the job. is_local: without keys only this machine is served, and no proxy.
     """
 
     settings: Settings
@@ -57,7 +56,7 @@ class AppState:
     expensive_requests: dict[str, int] = field(default_factory=dict)  # in hand, by owner
 
     async def needs_key(self) -> bool:
-        """Whether who asks must show a key."""
+        """Return whether a request needs a key."""
         if self.require_api_keys:
             return True
         now = time.monotonic()
@@ -66,7 +65,7 @@ class AppState:
         return self.has_keys_cache[1]
 
     async def key(self, secret: str) -> ApiKey | None:
-        """Whose secret this is; asked of the database every two seconds at most."""
+        """Return the key of a secret; the database is read every two seconds at most."""
         now = time.monotonic()
         cached_at, key = self.key_cache.get(secret, (-KEY_CACHE_S, None))
         if now - cached_at > KEY_CACHE_S:
@@ -77,11 +76,11 @@ class AppState:
         return key
 
     async def run_at_storage(self, do: Callable[..., T], *given: object) -> T:
-        """Call what waits for the storage of clips, in a thread."""
+        """Run a function that waits for the storage, in a thread."""
         return await to_thread.run_sync(do, *given, limiter=self.storage_threads)
 
     async def run_expensive(self, who: "Caller", do: Callable[..., T], *given: object) -> T:
-        """Call what computes for long, in a thread. Raises TooManyRequests."""
+        """Run a function that computes for long, in a thread. Raises TooManyRequests."""
         async with self._count_expensive(who.owner):
             return await to_thread.run_sync(do, *given, limiter=self.expensive_threads)
 
@@ -90,7 +89,7 @@ class AppState:
         count = self.expensive_requests.get(owner, 0)
         if count >= MAX_EXPENSIVE_REQUESTS:
             raise TooManyRequests(
-                f"You have {count} requests in hand that take long; wait for one to be answered.",
+                f"{count} of your requests are being computed; wait for one to be answered.",
                 retry_after_s=1,
             )
         self.expensive_requests[owner] = count + 1
@@ -104,14 +103,14 @@ class AppState:
 
 # The dependencies are coroutines: a plain function would cost each request a thread of its own.
 async def get_app_state(request: Request) -> AppState:
-    """What the routes share, of this app."""
+    """Return the state of this app."""
     shared: AppState = request.app.state.filmlet
     return shared
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. visible_owner: the owner whose jobs are shown, None for everybody's."""
+    """Who sends a request. visible_owner: whose jobs are shown, None for all."""
 
     owner: str
     visible_owner: str | None
@@ -128,13 +127,13 @@ class Caller:
 async def get_caller(
     request: Request, shared: Annotated[AppState, Depends(get_app_state)]
 ) -> Caller:
-    """Who asks, as it was found out before the body was read. Raises UnknownKey."""
+    """Return the caller, known since before the body was read. Raises UnknownKey."""
     known: Caller | None = request.scope.get(CALLER)
     return known or await identify(request.scope, shared)
 
 
 async def identify(scope: Scope, shared: AppState) -> Caller:
-    """The owner of the key that was sent; without keys everybody is the one local user.
+    """Return the owner of the key that was sent; without keys there is one local user.
 
     A program sends it as a bearer, the page as a cookie: a video element cannot send a header.
     Raises UnknownKey.
@@ -161,12 +160,12 @@ async def identify(scope: Scope, shared: AppState) -> Caller:
 
 
 def is_proxy_header(name: bytes) -> bool:
-    """Whether proxies add a header of this name, in lower case."""
+    """Return whether proxies add a header of this name, in lower case."""
     return name.startswith(b"x-forwarded-") or name in PROXY_HEADERS
 
 
 def came_through_proxy(scope: Scope) -> bool:
-    """Whether a proxy has left its marks. nginx of old left none but the version."""
+    """Return whether a proxy has forwarded a request. Old nginx shows only by HTTP/1.0."""
     if scope["http_version"] == "1.0":
         return True
     for name, _ in scope["headers"]:  # noqa: SIM110 - each poll passes here, and any() is slower
@@ -176,7 +175,7 @@ def came_through_proxy(scope: Scope) -> bool:
 
 
 async def require_admin(who: Annotated[Caller, Depends(get_caller)]) -> Caller:
-    """Who may see and move everybody's jobs: an admin, or the one local user."""
+    """Return the caller if he is an admin, or the one local user. Raises PermissionDenied."""
     if who.visible_owner is not None:
         raise PermissionDenied("Only an admin's key may do this.", param="key")
     return who
@@ -184,14 +183,14 @@ async def require_admin(who: Annotated[Caller, Depends(get_caller)]) -> Caller:
 
 @dataclass(frozen=True)
 class Access:
-    """Who asks, and how that was found out: who listens for long is asked again."""
+    """A caller whose rights are checked again during a long response."""
 
     who: Caller
     scope: Scope
     shared: AppState
 
     async def is_current(self) -> bool:
-        """Whether the same would be found now: a key may be removed, or lose its rights."""
+        """Return whether the caller still has the same rights: a key may be removed."""
         try:
             return await identify(self.scope, self.shared) == self.who
         except FilmletError:
@@ -203,7 +202,7 @@ async def access(
     shared: Annotated[AppState, Depends(get_app_state)],
     who: Annotated[Caller, Depends(get_caller)],
 ) -> Access:
-    """Who asks, for what goes on for long."""
+    """Return the caller of a long response."""
     return Access(who, request.scope, shared)
 
 

@@ -1,7 +1,8 @@
-"""What a server is asked most, answered ahead of the router: one video, and the newest ones.
+"""Fast path for GET /v1/videos/{id} and GET /v1/videos, ahead of the router.
 
-The router and its checks cost several times what the answer does. Whatever is not answered here
-goes on to the plain routes, which say the same; refusals are theirs.
+A status poll takes 0.11 ms of CPU here and 0.57 ms through FastAPI's routing and validation
+(bench/LOAD.md), on the machine that also computes the clip. All other requests, and all errors, go
+on to the plain routes.
 """
 
 import re
@@ -25,31 +26,31 @@ LIMIT = re.compile(rb"limit=([1-9][0-9]?)|")
 
 
 class FastPathMiddleware:
-    """Answers what it can, and hands on the rest; stands behind `Identity`."""
+    """Answers status polls; must be inside `Identity`."""
 
     def __init__(self, app: ASGIApp, shared: AppState) -> None:
         self.app, self.shared = app, shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = None
+        response = None
         if scope["type"] == "http" and scope["method"] == "GET":
-            with suppress(FilmletError):  # the plain route will say so
-                answer = await self._answer(scope)
-        await (answer or self.app)(scope, receive, send)
+            with suppress(FilmletError):  # the plain route answers it
+                response = await self._answer(scope)
+        await (response or self.app)(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response | None:
         shared, path, query = self.shared, scope["path"], scope["query_string"]
         if (match := VIDEO_PATH.fullmatch(path)) and not query:
             who = scope[CALLER]
-            job = await self._look(shared.queue.get_job, match[1], who.visible_owner)
+            job = await self._read(shared.queue.get_job, match[1], who.visible_owner)
             text = Video.from_job(job, shared.settings.keep_days).model_dump_json()
             return Response(text, headers=poll_headers(job), media_type="application/json")
         if path == LIST_PATH and (limit := LIMIT.fullmatch(query)):
             who = scope[CALLER]
-            page = await self._look(video_page, shared, who, int(limit[1] or 20))
+            page = await self._read(video_page, shared, who, int(limit[1] or 20))
             return Response(page.model_dump_json(), media_type="application/json")
         return None
 
-    async def _look(self, do: Callable[..., T], *args: object) -> T:
-        """A thread costs more than a look at a file, and less than waiting for another machine."""
+    async def _read(self, do: Callable[..., T], *args: object) -> T:
+        """Read a local database at once: a thread costs more. Others are waited for in a thread."""
         return do(*args) if self.shared.queue.is_local else await run_in_threadpool(do, *args)

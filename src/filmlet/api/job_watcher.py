@@ -1,4 +1,4 @@
-"""Following jobs: however many readers a job has, the database is asked once."""
+"""Distribution of job updates: one database poll a job for any number of readers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -10,20 +10,20 @@ from fastapi.concurrency import run_in_threadpool
 from filmlet.errors import FilmletError, UnknownKey
 from filmlet.jobs import Job, Queue
 
-EVERY_S = 0.2  # as often as a worker reports
-RECHECK_S = 3.0  # between two looks at whether who listens may still do so
+POLL_S = 0.2  # as often as a worker reports
+RECHECK_S = 3.0  # between two checks of a reader's rights
 
 T = TypeVar("T")
 
 
 def revision_tag(job: Job) -> str:
-    """What changes when anything about the job does."""
+    """Return a tag that changes whenever the job does."""
     return f"{job.revision}.{job.status}.{job.position or 0}"
 
 
 @dataclass(eq=False)
 class WatchedJob:
-    """One job that somebody follows. changed: set, and replaced, whenever `latest` is new."""
+    """A job with readers. changed: set, and replaced, at each change of `latest`."""
 
     latest: Job | FilmletError
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -32,14 +32,14 @@ class WatchedJob:
 
 
 class JobWatcher:
-    """The jobs that are being followed in this process."""
+    """Polls the jobs that have readers in this process."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
         self.watches: dict[str, WatchedJob] = {}
 
     async def follow(self, job: Job) -> AsyncGenerator[Job]:
-        """Yield the job as it is, then whenever it changed, until it is over or gone."""
+        """Yield the job at first and at each change, until it has ended or is deleted."""
         watch = self.watches.get(job.id)
         if watch is None:
             watch = self.watches[job.id] = WatchedJob(job)
@@ -78,7 +78,7 @@ class JobWatcher:
                 old.set()
             if now.status.is_final:
                 return
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(POLL_S)
 
     def _unsubscribe(self, job: str, watch: WatchedJob) -> None:
         if watch.task:
@@ -101,7 +101,7 @@ async def while_allowed(
             if now - checked >= RECHECK_S:
                 checked = now
                 if not await is_allowed():
-                    raise UnknownKey("Who asked for this may not have it any longer.")
+                    raise UnknownKey("The key of this request is not valid any more.")
             if following.done():
                 try:
                     item = following.result()

@@ -1,4 +1,4 @@
-"""What every request passes before its route: origin, identity, the size of its body."""
+"""Middlewares: origin, identity and body size of every request."""
 
 import re
 
@@ -27,7 +27,7 @@ RETRY_AFTER_S = "5"
 
 
 class SameOriginMiddleware:
-    """Refuses what a page of another site sends from the browser of somebody who may ask here."""
+    """Refuses requests that pages of other sites send from a user's browser (CSRF)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -50,7 +50,7 @@ class SameOriginMiddleware:
 
 
 class Identity:
-    """Finds out who asks, and refuses who may not, before anything of a body is read.
+    """Identifies the caller, or refuses him, before the body is read.
 
     Everything under /v1 needs an identity, whether there is such a route or not.
     """
@@ -73,7 +73,7 @@ def _needs_identity(path: str) -> bool:
 
 
 class BodyLimit:
-    """Refuses bodies that are larger than their route takes, whatever they say of their size.
+    """Refuses bodies that are larger than their route allows, whatever Content-Length says.
 
     Large ones are refused as well while those of all requests in hand take too much.
     """

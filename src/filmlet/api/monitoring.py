@@ -1,4 +1,4 @@
-"""For who runs the server: is it alive, can it work, what has it done; and which models it has."""
+"""Health, readiness, metrics, queue and models."""
 
 import time
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ SINCE = int(time.mktime(date(2026, 11, 22).timetuple()))
 
 
 class Health(BaseModel):
-    """The web process answers."""
+    """The web process is alive."""
 
     status: str
     version: str
 
 
 class Ready(BaseModel):
-    """Whether clips can be made now: living workers, and the models that they hold in memory."""
+    """Whether clips can be made now: workers, and the models that they have loaded."""
 
     ready: bool
     workers: int
@@ -42,7 +42,7 @@ class Ready(BaseModel):
 
 @router.get("/health", tags=["operations"])
 async def get_health() -> Health:
-    """Alive: this needs no database, no worker and no thread, which others may be waiting in."""
+    """Liveness: needs no database, no worker and no thread."""
     return Health(status="ok", version=__version__)
 
 
@@ -62,7 +62,7 @@ def get_readiness(shared: AppStateDep, response: Response) -> Ready:
 
 
 class QueueWorker(BaseModel):
-    """A worker that is alive, and the model that it holds in memory."""
+    """A running worker and the model that it has loaded."""
 
     id: str
     device: str
@@ -71,14 +71,14 @@ class QueueWorker(BaseModel):
 
 
 class QueueJob(BaseModel):
-    """An unfinished video, and the name of the key that asked for it."""
+    """An unfinished video and the name of its key."""
 
     owner: str
     video: Video
 
 
 class QueueStatus(BaseModel):
-    """The whole queue, the next first."""
+    """All unfinished videos in their order, and all workers."""
 
     object: Literal["queue"] = "queue"
     workers: list[QueueWorker]
@@ -101,7 +101,7 @@ def get_queue(shared: AppStateDep, who: AdminDep) -> QueueStatus:
 
 
 async def allow_metrics(request: Request, shared: AppStateDep) -> None:
-    """Whoever the settings allow to read them. Raises UnknownKey, PermissionDenied."""
+    """Check that the caller may read metrics. Raises UnknownKey, PermissionDenied."""
     match shared.settings.metrics:
         case "off":
             raise HTTPException(404, "This server shows no metrics.")
@@ -113,7 +113,7 @@ async def allow_metrics(request: Request, shared: AppStateDep) -> None:
     "/metrics", tags=["operations"], response_class=Response, dependencies=[Depends(allow_metrics)]
 )
 def get_metrics(shared: AppStateDep) -> Response:
-    """Metrics for Prometheus, counted in the database: the same from every web process."""
+    """Prometheus metrics, counted in the database: the same from every web process."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     registry.register(QueueCollector(shared.queue))
@@ -121,7 +121,7 @@ def get_metrics(shared: AppStateDep) -> Response:
 
 
 class QueueCollector:
-    """The database's counts as Prometheus' families."""
+    """Counts of the database as Prometheus metrics."""
 
     def __init__(self, queue: Queue) -> None:
         self.now: QueueStats = queue.stats()

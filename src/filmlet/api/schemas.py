@@ -1,4 +1,4 @@
-"""OpenAI's words for a job: what a client may send, what it is answered.
+"""Schemas of the Videos API: requests and responses.
 
 Source: the `openai` package, resources/videos.py and types/video*.py; fields of our own come after
 the standard ones, each with None or a value, never left out.
@@ -18,7 +18,7 @@ from filmlet.errors import InvalidRequest
 from filmlet.jobs import Forecast, Job, Priority, Status
 from filmlet.models import MAX_UNKNOWN, PromptCheck
 
-MIN_POLL_MS, MAX_POLL_MS = 250, 5000  # bounds of when to ask again
+MIN_POLL_MS, MAX_POLL_MS = 250, 5000
 VideoStatus = Literal["queued", "in_progress", "completed", "failed"]
 STATUSES: dict[Status, VideoStatus] = {
     Status.QUEUED: "queued",
@@ -43,13 +43,13 @@ Number = float | None
 
 
 class RequestModel(BaseModel):
-    """A body; what it has no field for is refused, for it would be ignored in silence."""
+    """A request body; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class VideoLora(RequestModel):
-    """A LoRA of the Hub, owner/name or owner/name/file.safetensors, and how much of it."""
+    """A LoRA on the Hub, owner/name or owner/name/file.safetensors, and its strength."""
 
     source: Name
     strength: float = 1.0
@@ -64,7 +64,7 @@ LoraList = Annotated[
 
 
 class VideoCreate(RequestModel):
-    """A clip to make. Only the prompt is needed; the rest is the model's own."""
+    """A video to create. Only the prompt is required; other defaults are the model's."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -86,35 +86,37 @@ class VideoCreate(RequestModel):
     negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
     guidance: Number = None
     priority: Priority = Priority.NORMAL
-    draft: bool = Field(False, description="The first of two stages alone; `refine` finishes it.")
+    draft: bool = Field(False, description="First of two stages only; `refine` runs the second.")
     loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
     extra_prompts: ExtraPrompts = []
 
     def to_clip_request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
-        """The same in filmlet's words. Raises InvalidRequest."""
+        """Return the body as a ClipRequest. Raises InvalidRequest."""
         _check_length(self.prompt, *self.extra_prompts)
         options = self.model_dump(exclude={"prompt", "priority"}, exclude_none=True)
         return _require_hub_loras(build_request(self.prompt, guides=guides, **options))
 
 
 class VideoExtend(RequestModel):
-    """A video to go on from; size and frame rate are its own, its model if it was made here."""
+    """A video to extend; its size and frame rate stay, and its model if it was made here."""
 
     prompt: str = Field(max_length=LONGEST_PROMPT)
     model: Name | None = None
-    seconds: Number = Field(None, description="Of what is added; text or a number.")
+    seconds: Number = Field(None, description="Length of the added part; text or a number.")
     seed: int | None = None
-    frames: int | None = Field(None, description="That are added, instead of seconds.")
+    frames: int | None = Field(
+        None, description="Length of the added part in frames, instead of seconds."
+    )
     steps: int | None = None
     negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
     guidance: Number = None
     priority: Priority = Priority.NORMAL
     loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
     extra_prompts: ExtraPrompts = []
-    extend_backward: bool = Field(False, description="What is made comes before the video.")
+    extend_backward: bool = Field(False, description="The added part comes before the video.")
 
     def to_clip_request(self, model: str, clip: str | None = None) -> ClipRequest:
-        """The same in filmlet's words. Raises InvalidRequest."""
+        """Return the body as a ClipRequest. Raises InvalidRequest."""
         _check_length(self.prompt, *self.extra_prompts)
         options = self.model_dump(exclude={"prompt", "priority", "model"}, exclude_none=True)
         options |= {"model": model, "extend": clip}
@@ -122,7 +124,7 @@ class VideoExtend(RequestModel):
 
 
 def _check_length(*prompts: str) -> None:
-    """Reading text takes time, and no model reads much of it."""
+    """Limit the text: tokenizing it takes time. Raises InvalidRequest."""
     total = sum(map(len, prompts))
     if total > LONGEST_PROMPT:
         raise InvalidRequest(
@@ -132,7 +134,7 @@ def _check_length(*prompts: str) -> None:
 
 
 def _require_hub_loras(request: ClipRequest) -> ClipRequest:
-    """A file of this machine is for who is at it, as a model's folder is."""
+    """Refuse LoRA files of this machine: clients may not name paths. Raises InvalidRequest."""
     for lora in request.loras:
         if not lora.is_on_hub:
             raise InvalidRequest(
@@ -149,20 +151,20 @@ class VideoRemix(RequestModel):
 
 
 class VideoPriority(RequestModel):
-    """Another class for a video that waits."""
+    """A new priority of a queued video."""
 
     priority: Priority
 
 
 class VideoError(BaseModel):
-    """Why there is no clip: a stable code and a sentence."""
+    """Why there is no clip: a stable code and a message."""
 
     code: str
     message: str
 
 
 class Eta(BaseModel):
-    """Seconds until the clip is done, and the range that four of five end in."""
+    """Seconds until the clip is done, with a range that holds for four of five."""
 
     seconds: float
     low: float
@@ -170,7 +172,7 @@ class Eta(BaseModel):
 
 
 class StageTime(BaseModel):
-    """One stage of one attempt; `reused` where its result was there already."""
+    """One stage of one attempt; `reused` if its result was there already."""
 
     stage: str
     attempt: int
@@ -179,7 +181,7 @@ class StageTime(BaseModel):
 
 
 class Video(BaseModel):
-    """One job as OpenAI's clients know it, and more."""
+    """A job in OpenAI's fields, and more."""
 
     id: str
     object: Literal["video"] = "video"
@@ -207,7 +209,9 @@ class Video(BaseModel):
     draft: bool
     stages: list[StageTime]
     attempt: int
-    idle_seconds: float | None = Field(description="From the wish to cancel to a free worker.")
+    idle_seconds: float | None = Field(
+        description="Seconds from the cancel until the worker was free."
+    )
 
     @classmethod
     def from_job(cls, job: Job, keep_days: float) -> "Video":
@@ -248,7 +252,7 @@ class Video(BaseModel):
 
 
 class ChangeModel(BaseModel):
-    """One thing that will not be done as asked, and the reason."""
+    """A difference between requested and effective settings, and the reason."""
 
     field: str
     requested: Any
@@ -257,7 +261,7 @@ class ChangeModel(BaseModel):
 
 
 class VideoPlan(BaseModel):
-    """What a request would come to if it were sent now; nothing is queued.
+    """The plan of a request, which is not queued.
 
     tokens: of the prompt. unknown_words: of all prompts the first few, each with the nearest known
     ones; both None while the model's tokenizer is not here. windows: that it is made in, one after
@@ -334,7 +338,7 @@ class VideoList(BaseModel):
 
 
 class VideoDeleted(BaseModel):
-    """What a delete came to. worker_idle: nothing works on the clip any more."""
+    """The result of a delete. worker_idle: no worker computes the clip any more."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"
@@ -343,9 +347,9 @@ class VideoDeleted(BaseModel):
 
 
 class Model(BaseModel):
-    """One model of the catalogue; `available` if its files are here, else they are fetched first.
+    """A model of the registry; `available` if its files are here, else they are downloaded first.
 
-    bytes: of all its files, 0 for what comes with filmlet.
+    bytes: of all its files, 0 for the bundled model.
     """
 
     id: str
@@ -362,7 +366,7 @@ class Model(BaseModel):
     max_frames: int
     max_seconds: float = Field(description="Of a clip at the usual frame rate.")
     has_draft: bool
-    guides: str = Field(description="Pictures it takes: first_frame, or any_frame and videos too.")
+    guides: str = Field(description="Guides: first_frame, or any_frame (and videos).")
 
 
 class ModelList(BaseModel):
@@ -371,7 +375,7 @@ class ModelList(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What was wrong: a sentence, its kind, the parameter at fault, a stable code."""
+    """An error: message, type, parameter, stable code."""
 
     message: str
     type: str
@@ -384,6 +388,6 @@ class ErrorResponse(BaseModel):
 
 
 def poll_after_ms(job: Job) -> int:
-    """When asking again is worth it: a fifth of the time that is left, within bounds."""
+    """Return when to poll again: after a fifth of the remaining time, within bounds."""
     remaining_s = job.eta.seconds if job.eta else 0.0
     return max(MIN_POLL_MS, min(MAX_POLL_MS, round(remaining_s * 200)))

@@ -1,4 +1,4 @@
-"""The page's way in: a key is shown once and then kept by the browser, out of scripts' reach."""
+"""Sign-in of the page: the key becomes a cookie that scripts cannot read."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
@@ -12,13 +12,13 @@ A_YEAR_S = 365 * 86400
 
 
 class SessionKey(RequestModel):
-    """A key as `filmlet keys add` showed it."""
+    """A key that `filmlet keys add` has printed."""
 
     key: str = Field(min_length=1, max_length=200)
 
 
 class Session(BaseModel):
-    """Who this browser is. needs_key: it must show one first. keeps: clips survive a restart."""
+    """The user of this browser. needs_key: sign-in is needed. keeps: clips survive a restart."""
 
     needs_key: bool
     uses_keys: bool

@@ -1,4 +1,4 @@
-"""The bytes of a clip: whole or in ranges, and while it still grows."""
+"""Responses with the bytes of a clip: complete, a range, or while it grows."""
 
 import logging
 import re
@@ -15,13 +15,18 @@ from filmlet.jobs import Job
 
 log = logging.getLogger("filmlet.api")
 
-PIECE = 256 * 1024
+CHUNK_BYTES = 256 * 1024
 
 
 def range_response(
     shared: AppState, file: BinaryIO, size: int, range_header: str | None, name: str
 ) -> Response:
-    """The whole movie, or the one range that was asked for (RFC 9110, section 14)."""
+    """Return the complete clip, or the one range that was requested (RFC 9110, section 14).
+
+    starlette's FileResponse takes paths only, while clips may be in object storage; it reads in the
+    threads that the database needs; and it answers many ranges at once, with a body larger than the
+    clip. Clips never change, so no If-Range is needed.
+    """
     headers = {"accept-ranges": "bytes", "content-disposition": f'inline; filename="{name}"'}
     first, last = 0, size - 1
     status = 200
@@ -38,12 +43,12 @@ def range_response(
         status = 206
         headers["content-range"] = f"bytes {first}-{last}/{size}"
     headers["content-length"] = str(last - first + 1)
-    pieces = _iter_chunks(shared, file, first, last - first + 1)
-    return StreamingResponse(pieces, status, headers, "video/mp4")
+    chunks = _iter_chunks(shared, file, first, last - first + 1)
+    return StreamingResponse(chunks, status, headers, "video/mp4")
 
 
 def _position(digits: str) -> int | None:
-    """A position in a file; no file is as long as the largest."""
+    """Return a position in a file; 19 digits exceed every file."""
     return int(digits[:19]) if digits else None
 
 
@@ -53,45 +58,45 @@ async def _iter_chunks(
     with file:
         file.seek(first)
         while count > 0:
-            piece = await shared.run_at_storage(file.read, min(PIECE, count))
-            if not piece:
+            chunk = await shared.run_at_storage(file.read, min(CHUNK_BYTES, count))
+            if not chunk:
                 return
-            count -= len(piece)
-            yield piece
+            count -= len(chunk)
+            yield chunk
 
 
 class GrowingResponse(StreamingResponse):
-    """A clip that is sent while it grows; cut off in the middle, the connection is too.
+    """Sends a clip while it grows. On an error the connection is closed without an end.
 
-    A body that ends in the regular way is a whole clip to whoever reads it.
+    A client takes a body that ends properly for a complete clip.
     """
 
     async def stream_response(self, send: Send) -> None:
         try:
             await super().stream_response(send)
         except (StorageUnusable, UnknownKey) as error:
-            log.warning("%s", error)  # and no last message: the server then closes the connection
+            log.warning("%s", error)  # without a last message uvicorn closes the connection
 
 
 async def stream_growing_file(shared: AppState, job: Job) -> AsyncGenerator[bytes]:
-    """The clip's bytes as they are written, until it is whole; a playable MP4 from the first on.
+    """Yield the bytes of a clip as they are written: a fragmented MP4, playable from the start.
 
-    A worker that takes the job over writes the same bytes again: the reader goes on where it is.
-    Raises StorageUnusable where there is no more and the clip is not whole.
+    A worker that takes over the job writes the same bytes again, so the position stays valid.
+    Raises StorageUnusable if the clip ends incomplete.
     """
     sent = 0
 
     async def iter_new_bytes() -> AsyncIterator[bytes]:
         nonlocal sent
-        grown = shared.queue.storage.read_growing
-        while piece := await shared.run_at_storage(grown, job.id, sent, PIECE):
-            sent += len(piece)
-            yield piece
+        read = shared.queue.storage.read_growing
+        while chunk := await shared.run_at_storage(read, job.id, sent, CHUNK_BYTES):
+            sent += len(chunk)
+            yield chunk
 
     async for _ in shared.hub.follow(job):
-        async for piece in iter_new_bytes():
-            yield piece
-    async for piece in iter_new_bytes():
-        yield piece
+        async for chunk in iter_new_bytes():
+            yield chunk
+    async for chunk in iter_new_bytes():
+        yield chunk
     if sent != await shared.run_at_storage(shared.queue.storage.grown_length, job.id):
         raise StorageUnusable(f"{job.id} ended after {sent} bytes and is not whole.")

@@ -14,7 +14,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare_streams() -> None:
-    """Give a process that was started without stdin, stdout or stderr empty ones.
+    """Open stdin, stdout and stderr on /dev/null if the process was started without them.
 
     A file that is opened later would get the number of a stream that is missing, and what
     libraries print. What the terminal's encoding lacks is printed as an escape.
@@ -32,7 +32,7 @@ def prepare_streams() -> None:
 
 
 def check_words(options: argparse.Namespace) -> None:
-    """That options which are text are UTF-8. Raises InvalidRequest."""
+    """Check that text options are UTF-8. Raises InvalidRequest."""
     for name, value in vars(options).items():
         words = value if isinstance(value, list) else [value]
         for word in words if name not in FILES else ():
@@ -56,7 +56,7 @@ def to_json(table: object, *, indent: int | None = 2) -> str:
 
 
 def print_out(text: str, stream: TextIO) -> None:
-    """Print where that is possible; what cannot be printed is dropped, also at the end."""
+    """Print; what cannot be printed is dropped."""
     try:
         print(text, file=stream, flush=True)
     except OSError:
@@ -64,14 +64,14 @@ def print_out(text: str, stream: TextIO) -> None:
 
 
 def drop_output(stream: TextIO) -> None:
-    """What a stream still holds, and all that follows, goes nowhere."""
+    """Redirect a stream to /dev/null, with what it has buffered."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def explain_system_error(error: OSError) -> FilmletError:
-    """What the operating system refuses, as an error with a code.
+    """Return an error of the system as one with a code.
 
-    What stdout cannot take is dropped: Python would say so once more when it ends.
+    Buffered output that cannot be written is dropped, or Python would report it again at exit.
     """
     try:
         sys.stdout.flush()

@@ -19,7 +19,7 @@ from filmlet.models import DownloadProgress
 
 
 class StageProgressBar:
-    """A context in which events become bars."""
+    """Shows a bar for each stage."""
 
     def __init__(self) -> None:
         self.progress = Lines(
@@ -39,7 +39,7 @@ class StageProgressBar:
         self.progress.stop()
 
     def update(self, event: Event) -> None:
-        """Move the bar of the stage that the event tells of."""
+        """Update the bar of the event's stage."""
         if not isinstance(event, Progress):
             return
         if event.stage not in self.tasks:
@@ -48,7 +48,7 @@ class StageProgressBar:
 
 
 class DownloadProgressBar:
-    """A context in which a download becomes a bar a file, and one of all."""
+    """Shows a bar for each file of a download, and one for all."""
 
     def __init__(self, quiet: bool) -> None:
         self.lines = Lines(
@@ -69,7 +69,7 @@ class DownloadProgressBar:
         self.lines.stop()
 
     def update(self, so_far: DownloadProgress) -> None:
-        """Move the bars of the file and of all."""
+        """Update the bars of the file and of all."""
         if not so_far.file:
             return  # nothing has come yet
         for name, done, total in (

@@ -14,7 +14,7 @@ from filmlet.settings import Settings
 
 @dataclass(frozen=True)
 class ApiKey:
-    """Who may ask for clips. id: the owner of this key's jobs; admins see everybody's jobs."""
+    """A user's key. id: owner of its jobs. admin: may see all jobs."""
 
     id: str
     name: str
@@ -26,7 +26,7 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class CreatedApiKey:
-    """A new key with what is shown only once."""
+    """A new key with its secrets, which are not stored."""
 
     key: ApiKey
     secret: str
@@ -34,7 +34,7 @@ class CreatedApiKey:
 
 
 class ApiKeyStore:
-    """The keys of one database."""
+    """Stores the keys of one database."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.settings = database, settings
@@ -47,7 +47,7 @@ class ApiKeyStore:
         limits: Limits | None = None,
         webhook: str | None = None,
     ) -> CreatedApiKey:
-        """Make a key; what `limits` leaves out is the settings'. Raises InvalidRequest."""
+        """Create a key; default limits are the settings'. Raises InvalidRequest."""
         validate_text("name", name)
         if not name.strip():
             raise InvalidRequest("A key needs a name.", param="name")
@@ -77,20 +77,20 @@ class ApiKeyStore:
         return CreatedApiKey(_key_from_row(row), secret, webhook_secret)
 
     def find_by_secret(self, secret: str) -> ApiKey | None:
-        """Whose secret this is."""
+        """Return the key of a secret, None if there is none."""
         with self.database.read() as t:
             row = t.row("select * from filmlet_key where hash = :hash", hash=_hash_secret(secret))
         return _key_from_row(row) if row else None
 
     def list_keys(self) -> list[ApiKey]:
-        """Every key, the oldest first."""
+        """Return all keys, oldest first."""
         with self.database.read() as t:
             return [
                 _key_from_row(row) for row in t.rows("select * from filmlet_key order by created")
             ]
 
     def remove(self, name: str) -> None:
-        """A removed key opens nothing from now on; its jobs stay. Raises UnknownKey."""
+        """Remove a key; its jobs stay. Raises UnknownKey."""
         with self.database.transaction() as t:
             gone = t.row("delete from filmlet_key where name = :name returning id", name=name)
         if gone is None:
@@ -105,7 +105,7 @@ def _check_webhook(url: str) -> None:
 
 
 def _hash_secret(secret: str) -> str:
-    """Secrets are long and random: a plain hash cannot be guessed back."""
+    """Return the stored hash of a secret; a plain hash is enough for long random ones."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

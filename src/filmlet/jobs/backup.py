@@ -1,4 +1,4 @@
-"""Copies of the SQLite file beside the clips, for a machine whose own disk is new at each start."""
+"""Backup of the SQLite file in the storage, for machines whose disk is lost at a restart."""
 
 import logging
 import os
@@ -15,14 +15,14 @@ log = logging.getLogger("filmlet.snapshot")
 
 NAME = "queue.sqlite"
 EVERY_S = 5.0
-STATE = (  # a worker's sign of life is no change
+STATE = (  # heartbeats are no change
     "select count(*), sum(seq), (select max(at) from filmlet_cost) from filmlet_job"
 )
 
 
 @contextmanager
 def run_with_backups(settings: Settings) -> Iterator[None]:
-    """Begin with the latest copy if there is no file yet; keep the copy up to date meanwhile.
+    """Restore the backup if there is no database file; keep it up to date meanwhile.
 
     Only where clips are stored elsewhere and the queue is a file. Raises StorageUnusable.
     """
@@ -42,14 +42,14 @@ def run_with_backups(settings: Settings) -> Iterator[None]:
 
 
 class DatabaseBackup:
-    """The SQLite file of these settings and its copy."""
+    """Backs up the SQLite file of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self.file = settings.home / "filmlet.sqlite"
         self.storage = open_storage(settings)
 
     def restore(self) -> None:
-        """Bring the copy here, unless there is a file already; its workers are gone."""
+        """Restore the backup unless there is a file already; its workers are marked as dead."""
         if self.file.exists() or not self.storage.exists(NAME):
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class DatabaseBackup:
         log.info("the queue goes on from its copy")
 
     def run(self, stopping: threading.Event) -> None:
-        """Copy whenever something has changed, and once more at the end."""
+        """Back up whenever something has changed, and once more at the end."""
         saved_version = ""
         while True:
             is_last = stopping.wait(EVERY_S)
@@ -73,7 +73,7 @@ class DatabaseBackup:
                 return
 
     def save(self, saved_version: str = "") -> str:
-        """Copy, if the jobs are not as they were when `saved_version` was returned."""
+        """Back up if the jobs have changed since `saved_version`; return the new version."""
         part = self.file.with_name(f"{NAME}.{os.getpid()}.part")
         with closing(
             sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30)

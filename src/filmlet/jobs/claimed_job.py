@@ -1,6 +1,6 @@
-"""The job in a worker's hands, and every statement that the worker makes about it.
+"""A job claimed by a worker, and every statement that the worker makes about it.
 
-Each names worker and attempt: whoever has lost the job changes nothing, and hears it.
+Each statement names worker and attempt: a worker that has lost the job changes nothing.
 """
 
 import json
@@ -18,8 +18,8 @@ from filmlet.jobs.job import Status
 from filmlet.jobs.webhooks import enqueue_webhook
 from filmlet.settings import Settings
 
-CONFIRMED_S = 1.0  # a job is not given to another worker sooner than this after a report
-CANCEL_POLL_S = 0.35  # between two questions for a cancel while nothing else is to be told
+CONFIRMED_S = 1.0  # after a report; no lease is shorter
+CANCEL_POLL_S = 0.35  # between two reports without progress
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class ClaimedJob:
     def claim(
         cls, database: Database, settings: Settings, job: str, worker: str, run: int | None = None
     ) -> Self | None:
-        """Begin the next attempt; None where the job was deleted or cancelled meanwhile.
+        """Start the next attempt; return None if the job was deleted or cancelled meanwhile.
 
         run: of the workflow that claims it, None is any. A job that was moved or retried has a
         new workflow: one that was taken out of the queue just before must not make it as well.
@@ -80,17 +80,17 @@ class ClaimedJob:
         return int(self.row["attempt"])
 
     def update_progress(self, progress: Progress) -> None:
-        """Remember how far the work is; `report_progress` tells it."""
+        """Set the progress that `report_progress` writes next."""
         if self.stage_start is None or self.stage_start.stage != progress.stage:
             self.stage_start = progress
         self.latest = progress
 
     def stop(self) -> None:
-        """End the work, inside a model call if need be."""
+        """Stop the work, inside a model call if need be."""
         self.stopped.set()
 
     def report_progress(self) -> None:
-        """Progress, sign of life and the wish to cancel in one statement."""
+        """Write progress and heartbeat and read a cancel, in one statement."""
         latest, now = (self.latest, self.previews), time.monotonic()
         if latest == self.last_report and now - self.last_report_at < CANCEL_POLL_S:
             return
@@ -112,9 +112,9 @@ class ClaimedJob:
             self.confirmed_at = now
 
     def confirm(self) -> None:
-        """Ask whether the job is still ours, before a file gets its name. Raises JobLost if not.
+        """Check that the job is still this worker's, before a file gets its name. Raises JobLost.
 
-        A process that was stopped for longer than its lease goes on in the middle of a line.
+        A process that was suspended for longer than its lease resumes at any line.
         """
         if time.monotonic() - self.confirmed_at < CONFIRMED_S:
             return
@@ -131,7 +131,7 @@ class ClaimedJob:
         self.confirmed_at = now
 
     def save_effective(self, effective: EffectiveSettings) -> None:
-        """Record what will really be done."""
+        """Save the effective settings."""
         self.effective = effective
         with self.database.transaction() as t:
             t.rows(
@@ -141,7 +141,7 @@ class ClaimedJob:
             )  # fmt: skip
 
     def save_stage(self, event: StageFinished) -> None:
-        """Add the stage to the job's record, and what it took to what is known of costs."""
+        """Save a finished stage, and its seconds as a sample for the cost model."""
         self.records.append(
             {
                 "stage": event.stage.value,
@@ -176,9 +176,9 @@ class ClaimedJob:
             )  # fmt: skip
 
     def complete(self, size: int) -> bool:
-        """The clip is in its place; size: bytes of everything that is kept of the job.
+        """Mark the job as completed; return whether it was still this worker's.
 
-        Whether the job was still ours.
+        size: bytes of the job's files.
         """
         with self.database.transaction() as t:
             ended = t.row(
@@ -196,9 +196,9 @@ class ClaimedJob:
         return ended is not None
 
     def fail(self, code: str, message: str, size: int) -> bool:
-        """The job has no clip, and this is why; size: bytes of what is kept of it.
+        """Mark the job as failed; return whether it was still this worker's.
 
-        Whether the job was still ours.
+        size: bytes of the job's files.
         """
         with self.database.transaction() as t:
             ended = t.row(
@@ -215,9 +215,9 @@ class ClaimedJob:
         return ended is not None
 
     def mark_cancelled(self, size: int) -> bool:
-        """The worker has stopped and is free again; size: bytes of what is kept of the job.
+        """Mark the job as cancelled, the worker being free; return whether it was still its job.
 
-        Whether the job was still ours.
+        size: bytes of the job's files.
         """
         with self.database.transaction() as t:
             ended = t.row(
@@ -234,7 +234,7 @@ class ClaimedJob:
         return ended is not None
 
     def release(self, t: Transaction) -> None:
-        """The attempt does not count: the worker was told to stop."""
+        """Take back the attempt: the worker was told to stop."""
         t.rows(
             "update filmlet_job set attempt = attempt - 1"
             " where id = :id and worker = :worker and attempt = :attempt and run = :run"
@@ -259,7 +259,7 @@ class ClaimedJob:
         return json.dumps(self.effective.as_json()) if self.effective else None
 
     def _cost_sample(self, event: StageFinished) -> tuple[float, float] | None:
-        """Units and seconds of a stage for the cost model; a load that was none costs nothing."""
+        """Return units and seconds of a stage for the cost model; None if it says nothing."""
         size = WorkloadSize(**json.loads(self.row["work"]))
         if event.stage == Stage.FETCH or (event.stage == Stage.LOAD and event.seconds < 0.05):
             return None

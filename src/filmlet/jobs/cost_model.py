@@ -1,4 +1,4 @@
-"""What a clip costs in seconds, learned from the clips before it, with an error band.
+"""Seconds that a clip takes, fitted to earlier clips, with a conformal error band.
 
 A clip is load + encode + calls x f(tokens) + decode x pixels. Each part is a small model with
 non-negative coefficients, fitted by least squares of relative errors to the latest measurements of
@@ -54,7 +54,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class WorkloadSize:
-    """What a clip's cost depends on. parameters: of the transformer; refine_*: second stage."""
+    """What the cost of a clip depends on. parameters: of the transformer; refine_*: stage two."""
 
     tokens: int
     calls: int
@@ -78,7 +78,7 @@ class WorkloadSize:
         return cls(first, calls, pixels, parameters, refined, refine_calls)
 
     def units(self, stage: Stage) -> float:
-        """What a stage's seconds grow with: tokens of one call, pixels, or nothing."""
+        """Return what a stage's seconds grow with: tokens of a call, pixels, or nothing."""
         match stage:
             case Stage.DENOISE:
                 return float(self.tokens)
@@ -90,7 +90,7 @@ class WorkloadSize:
                 return 1.0
 
     def calls_of(self, stage: Stage) -> int:
-        """Model calls of a stage; 1 for a stage that is one, 0 for one that this clip has not."""
+        """Return the model calls of a stage; 1 without a loop, 0 if the clip lacks it."""
         match stage:
             case Stage.DENOISE:
                 return self.calls
@@ -122,7 +122,7 @@ class StageCurve:
 
 
 class CostModel:
-    """Predicts clips of one model on one device from the samples of earlier ones."""
+    """Predicts the seconds of clips of one model on one device."""
 
     def __init__(self, samples: Sequence[Sample], speed: float) -> None:
         """samples: latest last; speed: of the device, operations a second."""
@@ -137,14 +137,14 @@ class CostModel:
                 )
 
     def stage_estimate(self, stage: Stage, size: WorkloadSize) -> StageEstimate:
-        """What one stage will take."""
+        """Estimate one stage."""
         calls = size.calls_of(stage)
         if curve := self.curves.get(stage):
             return StageEstimate(calls * curve.estimate_seconds(size.units(stage)), curve.errors)
         return StageEstimate(calls * self._guess_stage(stage, size), np.full(WINDOW, GUESS_ERROR))
 
     def estimate(self, size: WorkloadSize, stages: Sequence[Stage] = tuple(Stage)) -> Estimate:
-        """Seconds for these stages, and the band."""
+        """Estimate the seconds of these stages."""
         return sum_estimates([self.stage_estimate(stage, size) for stage in stages])
 
     def _guess_stage(self, stage: Stage, size: WorkloadSize) -> float:
@@ -160,7 +160,7 @@ class CostModel:
 
 
 def sum_estimates(parts: Sequence[StageEstimate]) -> Estimate:
-    """The sum of parts, with a conformal band: how wrong it would have been about the latest clips.
+    """Sum estimates, with a conformal band: the errors it would have had for the latest clips.
 
     The errors of one clip's stages stay together: a busy machine makes all of them late.
     """
@@ -174,7 +174,7 @@ def sum_estimates(parts: Sequence[StageEstimate]) -> Estimate:
 
 
 def _fit_curve(units: Floats, seconds: Floats, choices: Sequence[Sequence[int]]) -> StageCurve:
-    """Weighted least squares of relative errors, coefficients at least 0; powers from `choices`.
+    """Fit by weighted least squares of relative errors, with coefficients of at least 0.
 
     One size seen: the first choice, until another size says otherwise.
     """
@@ -197,7 +197,7 @@ def _fit_curve(units: Floats, seconds: Floats, choices: Sequence[Sequence[int]])
 
 
 def _leave_one_out_errors(columns: Floats, coefficients: Floats, root: Floats) -> Floats:
-    """Errors about each sample if it were left out of the fit, in closed form, newest first."""
+    """Return leave-one-out errors in closed form, newest first."""
     leverage = (columns * np.linalg.pinv(columns).T).sum(1)
     others = leverage < 0.999  # a sample that nothing else is like says nothing about errors
     wrong = (1 - columns @ coefficients / root)[others] / (1 - leverage[others])
@@ -208,7 +208,7 @@ def _leave_one_out_errors(columns: Floats, coefficients: Floats, root: Floats) -
 
 @cache
 def measure_flops(budget_s: float = 0.1) -> float:
-    """Operations a second of a matrix product on this machine's CPU."""
+    """Measure the operations a second of a matrix product on this CPU."""
     matrix = np.ones((384, 384), dtype=np.float32)
     matrix @ matrix
     count, started = 0, time.perf_counter()

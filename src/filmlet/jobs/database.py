@@ -175,7 +175,7 @@ MIGRATIONS = (_create_tables, _add_server_tables, _add_worker_machine, _add_pagi
 
 
 class Database:
-    """An open database with its schema in place. Raises DatabaseUnusable in one sentence."""
+    """An open database with its schema. Raises DatabaseUnusable."""
 
     def __init__(self, settings: Settings) -> None:
         path = settings.home / "filmlet.sqlite"
@@ -242,43 +242,43 @@ class Database:
 
     @cached_property
     def client(self) -> DBOSClient:
-        """DBOS' side of the same database."""
+        """The DBOS client of the same database."""
         with self._as_database_error():
             return DBOSClient(system_database_url=self.url, retry_connection_errors=False)
 
     @cached_property
     def identity(self) -> str:
-        """What tells this database from every other."""
+        """The random id of this database."""
         with self.read() as t:
             row = t.row("select id from filmlet_identity")
         assert row
         return str(row["id"])
 
     def pending_workflows(self, worker: str) -> list[WorkflowStatus]:
-        """Workflows that a worker has begun and not ended. Raises DatabaseUnusable."""
+        """Return the unfinished workflows of a worker. Raises DatabaseUnusable."""
         with self._as_database_error():
             return self.client.list_workflows(
                 status="PENDING", executor_id=worker, load_input=False
             )
 
     def resume_workflows(self, ids: Sequence[str], queue: str) -> None:
-        """Put workflows back into a queue. Raises DatabaseUnusable."""
+        """Requeue workflows. Raises DatabaseUnusable."""
         with self._as_database_error():
             self.client.resume_workflows([*ids], queue_name=queue)
 
     def cancel_workflow(self, id: str) -> None:
-        """Take a workflow out of its queue. Raises DatabaseUnusable."""
+        """Remove a workflow from its queue. Raises DatabaseUnusable."""
         with self._as_database_error():
             self.client.cancel_workflow(id)
 
     def delete_workflows(self, ids: Sequence[str]) -> None:
-        """Forget workflows; those that are gone are no error. Raises DatabaseUnusable."""
+        """Delete workflows; missing ones are no error. Raises DatabaseUnusable."""
         with self._as_database_error():
             self.client.delete_workflows([*ids])
 
     @contextmanager
     def read(self) -> Iterator["Reader"]:
-        """Statements that see one state and change nothing."""
+        """Yield a reader whose statements see one state of the database."""
         with self._as_database_error():
             if self.is_sqlite:
                 with closing(self.engine.raw_connection()) as lent:  # undoes it, by the pool
@@ -291,7 +291,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator["Transaction"]:
-        """Statements that happen together or not at all."""
+        """Yield a transaction; it commits at the end and rolls back on an error."""
         with self._as_database_error(), self.engine.begin() as connection:
             yield Transaction(connection, self)
 
@@ -316,7 +316,7 @@ class Database:
             )
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close all connections."""
         if "client" in vars(self):
             self.client.destroy()
         self.engine.dispose()
@@ -337,7 +337,7 @@ class Reader(ABC):
 
 
 class SQLiteReader(Reader):
-    """The driver alone: most of what a server is asked is one look, which SQLAlchemy doubles."""
+    """Reads with sqlite3 alone: SQLAlchemy doubles the time of a status poll."""
 
     def __init__(self, connection: sqlite3.Connection, placeholders: tuple[str, str]) -> None:
         self.connection, self.words = connection, placeholders
@@ -349,13 +349,13 @@ class SQLiteReader(Reader):
 
 
 class Transaction(Reader):
-    """Statements that may write."""
+    """Runs statements that may write."""
 
     def __init__(self, connection: Connection, database: Database) -> None:
         self.connection, self._database = connection, database
 
     def lock(self, name: str) -> None:
-        """Wait until nobody else holds this name; SQLite's one writer holds every name."""
+        """Take a lock by name until the end; SQLite's transactions exclude each other anyhow."""
         if not self._database.is_sqlite:
             self.rows("select pg_advisory_xact_lock(hashtext(:name))", name=f"filmlet/{name}")
 
@@ -371,12 +371,12 @@ def _as_text(statement: str, now: str, prompt: str) -> str:
 
 @cache
 def _clause(statement: str, now: str, prompt: str) -> sa.TextClause:
-    """A statement, taken apart once."""
+    """Return a parsed statement."""
     return sa.text(_as_text(statement, now, prompt))
 
 
 def count_event(t: Transaction, name: str, label: str, seconds: float = 0.0) -> None:
-    """Count one more of something, and what it took; these only grow, as a metric must."""
+    """Count an event and its seconds, for metrics."""
     t.rows(
         "insert into filmlet_tally values (:name, :label, 1, :seconds) on conflict (name, label)"
         " do update set count = filmlet_tally.count + 1,"
@@ -386,7 +386,7 @@ def count_event(t: Transaction, name: str, label: str, seconds: float = 0.0) -> 
 
 
 def _inode(file: Path) -> tuple[int, int] | None:
-    """What tells a file from another one of the same name; None where there is none."""
+    """Return device and inode of a file, None if there is none."""
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -395,21 +395,21 @@ def _inode(file: Path) -> tuple[int, int] | None:
 
 
 def _with_keepalives(url: str) -> str:
-    """The URL with libpq's parameters that notice a lost server; those in it already stay."""
+    """Return the URL with libpq's keepalive parameters, unless it has them."""
     parsed = sa.make_url(url)
     missing = {name: value for name, value in KEEPALIVES.items() if name not in parsed.query}
     return parsed.update_query_dict(missing).render_as_string(hide_password=False)
 
 
 def _enable_wal(file: Path) -> None:
-    """A journal that lets readers read while a worker writes; four times quicker, too."""
+    """Enable write-ahead logging: readers do not wait for the writer."""
     with sqlite3.connect(file, timeout=30) as connection:
         connection.execute("pragma journal_mode=wal")
     connection.close()
 
 
 def _patch_unixepoch() -> None:
-    """Give every connection what SQLite has since 3.42, and DBOS takes for granted on Python 3.12.
+    """Add `unixepoch('subsec')`, which SQLite has since 3.42 and DBOS needs, to connections.
 
     Debian 12 has 3.40: there DBOS' times would be null. DBOS opens connections of its own.
     """
@@ -436,5 +436,5 @@ def _disable_autocommit(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    """Who will write takes the lock at once: one that is taken later cannot be waited for."""
+    """Take the write lock at once: an upgrade later fails instead of waiting."""
     connection.exec_driver_sql("begin immediate")

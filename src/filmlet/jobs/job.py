@@ -1,4 +1,4 @@
-"""A job as its readers see it."""
+"""A job and its parts, as data."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ PREVIEW = "preview.png"  # of a job's files, the latest rough picture
 
 
 class Status(StrEnum):
-    """The life of a job; the last three are ends."""
+    """Status of a job; the last three are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -27,7 +27,7 @@ class Status(StrEnum):
 
 
 class Priority(StrEnum):
-    """Classes of jobs: a higher one always goes first."""
+    """Priority of a job; a higher one always comes first."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -36,7 +36,7 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage of one attempt: how long it took, or that its result was there."""
+    """One stage of one attempt; reused: its result was there already."""
 
     stage: Stage
     attempt: int
@@ -46,7 +46,7 @@ class StageRecord:
 
 @dataclass(frozen=True, order=True)
 class Estimate:
-    """Seconds from now, with the band that four of five jobs should end in."""
+    """Seconds from now, with a range that should hold for four of five jobs."""
 
     seconds: float
     low: float
@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a clip would come to if it were asked for now.
+    """Plan and ETA of a clip that is not queued.
 
     ahead: unfinished jobs before it. fetch: bytes of weights that are not here yet. machine: that
     of a worker, None while none is alive.
@@ -69,7 +69,7 @@ class Forecast:
 
     @property
     def need(self) -> MemoryEstimate | None:
-        """How the model would be held; None where it has no room, or nobody knows."""
+        """Offload mode and memory; None if it does not fit or no worker is known."""
         if self.machine is None:
             return None
         return choose_offload_mode(
@@ -79,7 +79,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no clip: a stable code and a sentence."""
+    """Why a job has no clip: a stable code and a message."""
 
     code: str
     message: str
@@ -87,7 +87,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip that was asked for, and what has become of it.
+    """One requested clip and its state.
 
     requested, effective: settings as asked and as done (None before the first start). shape: of
     the clip, known from the start. source: the job that this one varies or extends. progress: 0
@@ -127,7 +127,7 @@ class Job:
 
 @dataclass(frozen=True)
 class EventCount:
-    """How often something happened since the database was made, and the seconds it took."""
+    """How often something happened in all time, and the seconds it took."""
 
     name: str
     label: str
@@ -137,7 +137,7 @@ class EventCount:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker that is alive. model: that it holds in memory, "" before the first clip."""
+    """A running worker. model: that it has loaded, "" before the first clip."""
 
     id: str
     device: str
@@ -147,7 +147,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class QueueStats:
-    """The queue as a whole. jobs: how many are queued and running."""
+    """Counts of the whole queue. jobs: by status, the unfinished ones."""
 
     jobs: dict[str, int]
     workers: tuple[WorkerInfo, ...]

@@ -1,4 +1,4 @@
-"""What is ahead of each unfinished job: its place in the queue, and the time until it is over."""
+"""Position and ETA of each unfinished job."""
 
 import json
 import threading
@@ -18,13 +18,13 @@ from filmlet.jobs.old_rows import load_json
 
 GUESS_KB_S = 20_000  # of a download, before anything of it has come
 FETCH_BAND = 2.0
-CACHE_TTL_S, BURST_S = 0.25, 0.05  # of an outlook, and where jobs are new to it
+CACHE_TTL_S, BURST_S = 0.25, 0.05  # of a QueueEta; of one to which jobs are new
 PICKUP_DELAY = Estimate(0.15, 0.0, 0.4)  # until an idle worker has seen the job
 
 
 @dataclass(frozen=True)
 class FittedCostModel:
-    """What was learned from the samples up to `at`.
+    """The cost model fitted to the samples up to `at`.
 
     waiting: seconds from a free worker to the clip, by size and whether the model is loaded.
     """
@@ -41,7 +41,7 @@ class QueueEta:
     """positions, etas: of every unfinished job by its id, as one transaction sees them."""
 
     def __init__(self, t: Reader, fitted: Fitted) -> None:
-        """fitted: models of earlier outlooks, kept while nothing new was measured."""
+        """fitted: models of earlier ones, used until something new is measured."""
         self.known: dict[str, FittedCostModel] = {}
         self.fitted = fitted
         workers = t.rows("select device, speed, model, machine from filmlet_worker where dead = 0")
@@ -69,17 +69,17 @@ class QueueEta:
                 heapreplace(self.free, remaining)
 
     def eta_if_submitted(self, t: Reader, model: str, size: WorkloadSize) -> Estimate:
-        """Seconds until a clip would be done that came last now."""
+        """Estimate the seconds until a clip that is submitted now is done."""
         return _add(self.free[0], self._job_duration(t, model, json.dumps(asdict(size))))
 
     def of_stages(
         self, t: Reader, model: str, size: WorkloadSize, stages: Sequence[Stage]
     ) -> Estimate:
-        """Seconds that some stages of a clip take."""
+        """Estimate the seconds of some stages of a clip."""
         return self._cost_model(t, model).model.estimate(size, stages)
 
     def add_waiting_job(self, t: Reader, row: Row) -> None:
-        """A job that waits. Those behind it hear of it with the next outlook."""
+        """Add a queued job. Jobs behind it are updated by the next QueueEta."""
         key = row["rank"], row["queued"], row["id"]
         position = bisect(self.order, key)
         start = self.free[0] if position == len(self.order) else self.starts[position]
@@ -92,11 +92,11 @@ class QueueEta:
         self.etas[row["id"]] = _add(start, duration)
 
     def priority_changed(self, row: Row) -> bool:
-        """Whether a job has another rank than it had."""
+        """Return whether a job's rank has changed since it was added."""
         return bool(self.ranks.get(row["id"], row["rank"]) != row["rank"])
 
     def _job_duration(self, t: Reader, name: str, work: str) -> Estimate:
-        """Seconds that a job needs by itself once a worker is free for it."""
+        """Estimate the seconds of a queued job once a worker is free."""
         cost_model, key = self._cost_model(t, name), (work, name in self.loaded)
         if key not in cost_model.waiting:
             estimate = cost_model.model.estimate(
@@ -106,7 +106,7 @@ class QueueEta:
         return cost_model.waiting[key]
 
     def _remaining_seconds(self, t: Reader, row: Row) -> Estimate:
-        """Seconds of work that a running job still needs."""
+        """Estimate the remaining seconds of a running job."""
         model, size = (
             self._cost_model(t, row["model"]).model,
             WorkloadSize(**json.loads(row["work"])),
@@ -154,46 +154,46 @@ class QueueEta:
 
 
 class QueueEtaCache:
-    """The latest outlook, for a moment: hundreds may ask and submit within that."""
+    """Caches the latest QueueEta for CACHE_TTL_S: many clients poll at once."""
 
     def __init__(self) -> None:
         self._latest: tuple[float, QueueEta | None] = (0.0, None)
         self._fitted: Fitted = {}
-        self._looking = threading.Lock()
+        self._lock = threading.Lock()
 
     def compute(self, t: Reader) -> QueueEta:
-        """What lies ahead now."""
+        """Return the QueueEta of now."""
         return QueueEta(t, self._fitted)
 
     def for_jobs(self, t: Reader, rows: Sequence[Row]) -> QueueEta:
-        """One that knows these unfinished jobs as they stand in their rows."""
-        with self._looking:
-            at, outlook = self._latest
+        """Return a QueueEta that knows these unfinished jobs as in their rows."""
+        with self._lock:
+            at, queue_eta = self._latest
             now = time.monotonic()
-            new = [row for row in rows if outlook is None or row["id"] not in outlook.etas]
+            new = [row for row in rows if queue_eta is None or row["id"] not in queue_eta.etas]
             is_known = all(row["status"] == Status.QUEUED for row in new)
             # A new job's own estimate must not count on one that has ended since.
             is_old = now - at > (BURST_S if new else CACHE_TTL_S)
             if (
-                outlook is None
+                queue_eta is None
                 or is_old
                 or not is_known
-                or any(map(outlook.priority_changed, rows))
+                or any(map(queue_eta.priority_changed, rows))
             ):
-                outlook = self.compute(t)
-                self._latest = now, outlook
+                queue_eta = self.compute(t)
+                self._latest = now, queue_eta
             for row in new:
-                if row["id"] not in outlook.etas:
-                    outlook.add_waiting_job(t, row)
-        return outlook
+                if row["id"] not in queue_eta.etas:
+                    queue_eta.add_waiting_job(t, row)
+        return queue_eta
 
     def invalidate(self) -> None:
-        """Look anew next time."""
+        """Drop the cached QueueEta."""
         self._latest = 0.0, None
 
 
 def _download_remaining(row: Row) -> Estimate:
-    """Seconds until all weights are here, at the pace so far: a fetch is a job's first stage."""
+    """Estimate the remaining seconds of a download, from its pace so far."""
     share = row["done"] / max(1, row["total"])
     remaining_s = (
         row["running"] * (1 - share) / share if share else float(row["total"]) / GUESS_KB_S

@@ -1,4 +1,4 @@
-"""What is removed without being asked: old jobs, jobs over the disk limit, files without a job."""
+"""Automatic deletion: old jobs, jobs over the disk limit, files without a job."""
 
 import logging
 import time
@@ -33,10 +33,9 @@ STAGE_FILES = {  # a stage's results, by which another attempt goes on
 
 
 def useful(row: Row) -> set[str]:
-    """Files of a completed job that anybody may still ask for.
+    """Return the files of a completed job that are still needed.
 
-    Files that were given are there for variations of it; embeddings and latents of a draft for the
-    job that finishes it.
+    Inputs are needed by its remixes; embeddings and latents of a draft by the job that refines it.
     """
     request = request_from_row(row)
     draft = (*STAGE_FILES[Stage.ENCODE], *STAGE_FILES[Stage.DENOISE]) if request.draft else ()
@@ -45,7 +44,7 @@ def useful(row: Row) -> set[str]:
 
 @dataclass(eq=False)
 class Retention:
-    """The sweeps of one database and its storage. delete: removes a job that is over."""
+    """Deletes jobs and files of one database and its storage. delete: deletes an ended job."""
 
     database: Database
     storage: Storage
@@ -54,7 +53,7 @@ class Retention:
     orphans_at: float | None = None  # monotonic, of the last look for orphans
 
     def sweep(self) -> int:
-        """Delete what the settings do not allow any more; how many jobs went.
+        """Delete what exceeds the limits; return the number of deleted jobs.
 
         Raises DatabaseUnusable, StorageUnusable.
         """
@@ -67,7 +66,7 @@ class Retention:
         return gone
 
     def make_room(self, owner: str) -> None:
-        """Before files of a new job are stored. Raises TooManyJobs where they have no room."""
+        """Make room for the files of a new job. Raises TooManyJobs if there is none."""
         allowed = self.settings.keep_gb * 1e9
         with self.database.read() as t:
             taken = t.row(
@@ -80,15 +79,15 @@ class Retention:
         assert taken
         if taken["own"] > allowed * OWNER_SHARE or taken["waiting"] > allowed:
             raise TooManyJobs(
-                "Files of unfinished jobs take all the room there is for them; "
-                "try again when one is over.",
+                "The files of unfinished jobs take all the disk space allowed for them; "
+                "try again when one has ended.",
                 retry_after_s=60,
             )
         if taken["in_all"] > allowed:
             self._delete_excess()
 
     def _trim(self) -> None:
-        """Remove what only a running job needs, and note what each job that is over takes."""
+        """Delete what only running jobs need, and record the bytes of ended jobs."""
         with self.database.read() as t:
             rows = t.rows(
                 "select * from filmlet_job where trimmed = 0 and finished < {now} - :age"
@@ -108,7 +107,7 @@ class Retention:
                 )  # fmt: skip
 
     def _delete_excess(self) -> int:
-        """Delete jobs that are too old, then the oldest of whoever takes most of too much disk."""
+        """Delete expired jobs; over the disk limit, the oldest of the owner who takes most."""
         with self.database.transaction() as t:
             t.rows("delete from filmlet_use where at < {now} - 86400")
             t.rows(
@@ -139,7 +138,7 @@ class Retention:
         return gone
 
     def _excess(self, rows: list[Row]) -> Iterator[Row]:
-        """Jobs to delete until the rest is within the limit: nobody fills the disk of others."""
+        """Yield the jobs to delete until the rest is within the limit."""
         taken, allowed = Counter[str](), self.settings.keep_gb * 1e9
         ended: dict[str, list[Row]] = {}  # by owner, the newest first
         for row in rows:
@@ -155,7 +154,7 @@ class Retention:
             yield row
 
     def delete_orphans(self) -> int:
-        """Delete folders without a job, which killed processes have left; how many.
+        """Delete folders without a job, left by killed processes; return their number.
 
         Only in a storage that belongs to this database, and only what nobody has written to for
         an hour. Raises DatabaseUnusable, StorageUnusable.
@@ -174,7 +173,7 @@ class Retention:
         return gone
 
     def _without_row(self, jobs: set[str], condition: str = "1 = 1") -> list[str]:
-        """Those of the jobs that the database does not have, or not in this condition."""
+        """Return the jobs that the database does not have, or not in this condition."""
         with self.database.read() as t:
             rows = t.rows(f"select id from filmlet_job where {condition}")
         return sorted(jobs - {row["id"] for row in rows})

@@ -1,4 +1,4 @@
-"""Webhooks: who asked is told once a job is over; signed, and tried again with growing pauses.
+"""Webhooks: a signed request when a job has ended, retried with growing delays.
 
 Signed as https://www.standardwebhooks.com says; the body is OpenAI's event. A delivery is a
 workflow of its own, put into its queue by the statement that ends the job.
@@ -31,20 +31,20 @@ TIMEOUT_S = 10.0  # from the look-up of the name to the status of the answer
 
 @dataclass(frozen=True)
 class WebhookTarget:
-    """Where a user is told, and the secret that signs it."""
+    """URL and signing secret of an owner."""
 
     url: str
     secret: str
 
 
 def enqueue_webhook(t: Transaction, database: Database, settings: Settings, job: str) -> None:
-    """The job is over: enqueue the delivery if its owner has a webhook."""
+    """Enqueue the delivery for an ended job if its owner has a webhook."""
     if _hook(t, settings, job):
         _enqueue(t, database, job, 0)
 
 
 def deliver(database: Database, settings: Settings, job: str, attempt: int) -> bool:
-    """Tell once; where that fails, enqueue the next attempt. Whether it was heard."""
+    """Try to deliver once, and enqueue the next attempt on failure; return whether it worked."""
     with database.read() as t:
         row = t.row("select id, run, status, finished from filmlet_job where id = :id", id=job)
         hook = _hook(t, settings, job)
@@ -84,7 +84,7 @@ def post(hook: WebhookTarget, event: str, body: bytes, *, allow_private: bool) -
 
 
 async def _post(hook: WebhookTarget, event: str, body: bytes, allow_private: bool) -> None:
-    """All of it within TIMEOUT_S: a listener that answers a byte at a time holds no worker."""
+    """Post within TIMEOUT_S in all: a receiver that answers byte by byte blocks nothing."""
     url = parse_webhook_url(hook.url)
     now = str(int(time.time()))
     headers = {
@@ -119,7 +119,7 @@ def sign(secret: str, event: str, timestamp: str, body: bytes) -> str:
 
 
 def _hook(t: Reader, settings: Settings, job: str) -> WebhookTarget | None:
-    """The owner's own webhook, else the server's."""
+    """Return the webhook of the owner's key, else the server's."""
     row = t.row(
         "select k.webhook, k.webhook_secret from filmlet_job j"
         " join filmlet_key k on k.id = j.owner where j.id = :id",

@@ -1,4 +1,4 @@
-"""The page as Gradio's Blocks, with checks at the one place that every call of a function passes.
+"""Gradio's Blocks with checks in the one method that every function call passes.
 
 Everything here that touches what Gradio does not document is tested against the installed version.
 """
@@ -26,7 +26,7 @@ IDLE_INTERVAL_S = 0.05  # Gradio's own 1 ms wakes an idle laptop
 
 
 class CheckedBlocks(gr.Blocks):
-    """Blocks whose functions get files of their caller only, and whose results go to him only."""
+    """Blocks whose functions read only files of their caller and return files to him only."""
 
     def __init__(self, callers: Callers, **options: Any) -> None:
         super().__init__(**options)
@@ -41,7 +41,7 @@ class CheckedBlocks(gr.Blocks):
         request: Any = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Run a function, whatever route has asked for it. Raises gr.Error."""
+        """Run a function for any route. Raises gr.Error."""
         owner = owner_of(request)
         if isinstance(request, Request):  # MCP hands on the request itself
             request = gr.Request(request)
@@ -61,7 +61,7 @@ class CheckedBlocks(gr.Blocks):
         return output
 
     def _own_files(self, inputs: list[Any], owner: str) -> list[Any]:
-        """Inputs with the paths that the caller's ids stand for; nothing else of a file is kept."""
+        """Return inputs with the caller's file ids replaced by paths. Raises gr.Error."""
 
         def resolve(file: dict[str, Any]) -> dict[str, Any]:
             id = file.get("path")
@@ -71,7 +71,7 @@ class CheckedBlocks(gr.Blocks):
         return [replace_files(value, resolve) for value in inputs]
 
     def _share(self, data: list[Any], owner: str) -> list[Any]:
-        """Outputs with ids in place of paths; the files are the caller's from now on."""
+        """Return outputs with paths replaced by file ids of the caller."""
 
         def show(file: dict[str, Any]) -> dict[str, Any]:
             id = self.callers.files.add(Path(file["path"]), owner)
@@ -89,7 +89,7 @@ def _refuse_file(_: dict[str, Any]) -> dict[str, Any]:
 
 
 def restrict_gradio(page: gr.Blocks, callers: Callers) -> None:
-    """Put limits on what Gradio keeps for its callers, before its first request."""
+    """Limit what Gradio stores for its callers; call it before the first request."""
     page.has_launched = True  # until then Gradio takes files from anywhere
     _restrict_queue(event_queue(page), callers)
     callers.sessions.is_busy = lambda session: any(

@@ -34,7 +34,7 @@ Arguments = dict[str, Any]
 
 
 class GradioVideo(FileData):
-    """A video as clients send it: plain, or as those of Gradio 5 do, in a table with subtitles."""
+    """A video as clients send it: plain, or with subtitles as Gradio 5 does."""
 
     @model_validator(mode="before")
     @classmethod
@@ -43,7 +43,7 @@ class GradioVideo(FileData):
 
 
 def add_endpoints(shared: AppState) -> None:
-    """Add the three names to the page that is being built; nothing of them can be seen."""
+    """Add the three endpoints to the page that is being built, without visible components."""
     for mode in ("text", "image", "video"):
         _add_endpoint(shared, mode)
 
@@ -75,14 +75,14 @@ def _add_endpoint(shared: AppState, mode: str) -> None:
 
 
 DESCRIPTIONS = {
-    "text": "Make a short video from a sentence. Returns the MP4's path and the seed.",
-    "image": "Make a short video that begins with a picture, moved by a sentence.",
-    "video": "Make a short video that goes on from the beginning of another one.",
+    "text": "Make a short video from a prompt. Returns the MP4's path and the seed.",
+    "image": "Make a short video from an image and a prompt.",
+    "video": "Make a short video that continues the beginning of another one.",
 }
 
 
 def _hidden_video() -> gr.Video:
-    """A video input that older clients can fill as well. (Gradio writes a file for a subclass.)"""
+    """Return a video input that older clients can fill, too."""
     video = gr.Video(visible=False)
     video.data_model = GradioVideo
     return video
@@ -116,9 +116,9 @@ def _function(shared: AppState, mode: str) -> Callable[..., Any]:
         """Make a short video.
 
         Args:
-            prompt: What should be seen.
-            negative_prompt: What should not; only models with guidance read it.
-            input_image_filepath: The first picture, for image_to_video.
+            prompt: What to show.
+            negative_prompt: What not to show; used by models with guidance only.
+            input_image_filepath: The first frame, for image_to_video.
             input_video_filepath: The video to start from, for video_to_video.
             height_ui: Height in pixels; what is too large for the model is made smaller.
             width_ui: Width in pixels.
@@ -169,7 +169,7 @@ def _function(shared: AppState, mode: str) -> Callable[..., Any]:
 
 
 def _largest_local_model() -> ModelCard:
-    """The largest model whose weights are here."""
+    """Return the largest model whose weights are here."""
     local_cards = [card for card in REGISTRY.values() if is_downloaded(card)]
     return max(local_cards, key=lambda card: card.size_bytes or 0)
 
@@ -182,7 +182,7 @@ def _whole_number(value: float | None, param: str) -> int:
 
 
 def _fit_to_model(card: ModelCard, width: float, height: float) -> tuple[int, int]:
-    """The size, made smaller where the model cannot make it; the ratio stays.
+    """Return the size, scaled down to the model's largest side; the ratio stays.
 
     Raises InvalidRequest.
     """
@@ -192,7 +192,7 @@ def _fit_to_model(card: ModelCard, width: float, height: float) -> tuple[int, in
 
 
 async def _wait_for_job(shared: AppState, job: Job) -> Job:
-    """Until the job is over; raises gr.Error where there is no clip."""
+    """Wait until the job has ended. Raises gr.Error if there is no clip."""
     progress = ToolProgress()
     async for now in shared.hub.follow(job):
         job = now
@@ -204,7 +204,7 @@ async def _wait_for_job(shared: AppState, job: Job) -> Job:
 
 
 def _copy_clip(shared: AppState, job: Job) -> str:
-    """A file that Gradio may send; it is removed with the caller's other files."""
+    """Copy the clip to a file that Gradio may send; return its path."""
     path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{job.id}.mp4"
     path.parent.mkdir(parents=True)
     assert job.clip

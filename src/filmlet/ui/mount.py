@@ -1,4 +1,4 @@
-"""Puts the page under `/` of the server's own app, or launches it with that app behind it."""
+"""Mounts the page at `/` of the server's app, or launches it with that app inside."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ SWEEP_S = 300.0
 
 
 def mount(app: FastAPI, shared: AppState) -> None:
-    """Serve the page at `/`; the API's own paths go first."""
+    """Serve the page at `/`; the paths of the API come first."""
     callers = _prepare_app(app, shared)
     page = build_page(shared, callers, add_endpoints).queue(default_concurrency_limit=None)
     options = {"exception_handlers": CALL_ERRORS}
@@ -74,7 +74,7 @@ def launch(
     address: tuple[str, int],
     *extensions: Callable[[AppState], None],
 ) -> gr.Blocks:
-    """Serve the same in a thread, by Gradio's own `launch`, which ZeroGPU hooks into."""
+    """Serve the same in a thread, by Gradio's `launch`, which ZeroGPU needs."""
     callers = _prepare_app(app, shared)
     page = build_page(shared, callers, add_endpoints, *extensions).queue(
         default_concurrency_limit=None
@@ -103,7 +103,7 @@ def launch(
 
 
 class PageBehindApp:
-    """Puts the page's app, which `launch` wants to be the outer one, behind ours again."""
+    """Routes requests to our app first, although Gradio's `launch` makes its own the outer one."""
 
     def __init__(self, app: ASGIApp, front: FastAPI, gated: Callable[[ASGIApp], ASGIApp]) -> None:
         self.app, self.front = app, front
@@ -121,7 +121,7 @@ class PageBehindApp:
 
 
 def _prepare_app(app: FastAPI, shared: AppState) -> Callers:
-    """What the page needs beside the API."""
+    """Add what the page needs to the app of the API."""
     passing = (shared.settings.home / "passing" / str(os.getpid())).absolute()
     disable_gradio_telemetry(passing)
 
@@ -135,7 +135,7 @@ def _prepare_app(app: FastAPI, shared: AppState) -> Callers:
 
 
 def _gradio_options() -> dict[str, Any]:
-    """How Gradio shows the page."""
+    """Return the options of Gradio's app."""
     return {
         "theme": build_theme(),
         "head": HEAD,
@@ -149,7 +149,7 @@ def _gradio_options() -> dict[str, Any]:
 
 
 def _refuse_call(_: Request, error: Exception) -> JSONResponse:
-    """Gradio raises what Python does where a call names what there is not."""
+    """Answer errors that Gradio raises for calls that do not fit its functions."""
     text = f"This call cannot be read: {type(error).__name__}."
     told = ErrorBody(message=text, type="invalid_request_error", param=None, code="invalid_value")
     return error_response(400, told)
@@ -160,7 +160,7 @@ CALL_ERRORS = dict.fromkeys((LookupError, ValueError, TypeError, AttributeError)
 
 @asynccontextmanager
 async def _temp_folder(callers: Callers) -> AsyncIterator[None]:
-    """Passing files go with the server; those of servers that were killed go when one starts."""
+    """Delete temporary files at the end, and at the start those of killed servers."""
     _delete_stale_folders(callers.files.folder.parent)
     sweeping = asyncio.create_task(_sweep_callers(callers))
     yield
@@ -177,14 +177,14 @@ async def _sweep_callers(callers: Callers) -> None:
 
 
 def _delete_stale_folders(folder: Path) -> None:
-    """Remove what servers that were killed have left."""
+    """Delete the folders of servers that were killed."""
     for stale in folder.iterdir() if folder.exists() else ():
         if not Path(f"/proc/{stale.name}").exists():
             shutil.rmtree(stale, ignore_errors=True)
 
 
 class ContentPolicy:
-    """Says to browsers what a page of this server may load, and who may show it in a frame."""
+    """Sets the Content-Security-Policy of the page."""
 
     def __init__(self, app: ASGIApp, shared: AppState) -> None:
         self.app = app
