@@ -17,13 +17,12 @@ from tests.helpers.attack_files import jpeg_of_scans
 from tests.helpers.clips import footage, keep
 from tests.helpers.queues import ask
 
-DECODER = Path(sandbox.__file__).with_name("decoder.py")
 A_MINUTE = 60  # what must come at once comes within it on any machine
 
 
 def decoders() -> list[psutil.Process]:
     """Decoders that this process has started."""
-    return [p for p in psutil.Process().children() if str(DECODER) in p.cmdline()]
+    return [p for p in psutil.Process().children() if sandbox.PROGRAM in p.cmdline()]
 
 
 def wait_decoder() -> psutil.Process:
@@ -37,8 +36,8 @@ def wait_decoder() -> psutil.Process:
 
 CONFINED = """
 import os, socket, sys
-import decoder
-decoder.import_libraries(True)
+from filmlet.media.decoder import __main__ as decoder
+decoder.import_tasks(is_video=True)
 there = open(sys.argv[1], "rb")
 decoder.limit_resources(5, 2**31)
 for opens in (
@@ -61,8 +60,7 @@ def test_a_decoder_reads_its_file_and_can_open_nothing_else(tmp_path: Path) -> N
     (tmp_path / "canary").write_text("secret")
     run = subprocess.run(
         [sys.executable, "-c", CONFINED, tmp_path / "file", tmp_path / "canary"],
-        env=bare_environment() | {"PYTHONPATH": str(DECODER.parent)},
-        cwd=DECODER.parent,
+        env=bare_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -90,7 +88,7 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_decoder_that_takes_too_much_is_ended(
     limit: str, slow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = {"CPU_S": {"look": 1}, "SILENCE_S": 0.5, "MEMORY_BYTES": 40 * 2**20}[limit]
+    value = {"CPU_S": {("look", False): 1}, "SILENCE_S": 0.5, "MEMORY_BYTES": 40 * 2**20}[limit]
     monkeypatch.setattr(sandbox, limit, value)
     with pytest.raises(InvalidMedia, match=r"too much time or memory|not a whole"):
         probe(slow)
@@ -144,7 +142,7 @@ def test_a_worker_that_reads_a_slow_file_hears_of_the_cancel(
 
 def test_few_files_are_looked_at_at_once(slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "WAIT_S", 0.1)
-    monkeypatch.setattr(sandbox, "CPU_S", {"look": 300})
+    monkeypatch.setattr(sandbox, "CPU_S", {("look", False): 300})
     turns = [sandbox._turn() for _ in range(sandbox.LOOKS_AT_ONCE)]
     for turn in turns:
         turn.__enter__()

@@ -252,8 +252,9 @@ def test_what_of_a_guide_is_not_done_as_asked_is_told(tiny_guided: Path, tmp_pat
     assert told["guide_1_background"].effective == "white"
     assert (told["guide_2_frames"].requested, told["guide_2_frames"].effective) == (20, 9)
     assert set(told) == {
-        "guide_1_frame", "guide_1_size", "guide_1_background", "guide_2_frames",
+        "guide_1_frame", "guide_1_size", "guide_1_background", "guide_2_frames", "guide_2_fps",
     }  # fmt: skip
+    assert (told["guide_2_fps"].requested, told["guide_2_fps"].effective) == (12, 24)
     assert [(g.frame, g.strength) for g in work.effective.guides] == [(8, 1.0), (16, 0.5)]
     assert str(tmp_path) not in json.dumps(metadata_tags(work.effective))
     exact = work_for(tiny_guided, last_image=keep(tmp_path / "last.png", footage()))

@@ -1,33 +1,54 @@
-"""Files a person can watch: video while it grows, animations, posters, and what made them."""
+"""Files a person can watch: video while it grows, animations, posters, and what made them.
 
-from filmlet.media.formats import InvalidMedia
-from filmlet.media.images import poster, save_image, spritesheet, thumbnail
-from filmlet.media.metadata import metadata_tags
-from filmlet.media.reader import (
-    BACKGROUND,
-    MediaInfo,
-    iter_frames,
-    pad_to,
-    probe,
-    read_image,
-    read_video,
-    resize_to_cover,
-)
-from filmlet.media.sandbox import stopping_decoders_on
-from filmlet.media.writer import (
-    PART,
-    FrameWriter,
-    check_output_path,
-    open_writer,
-    partial_path,
-    preferred_pixel_format,
-    publish,
-    to_output_error,
-    write_video,
-)
+Names are imported when they are first used: the decoder's process needs none of them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filmlet.media.formats import InvalidMedia
+    from filmlet.media.images import poster, save_image, spritesheet, thumbnail
+    from filmlet.media.metadata import metadata_tags
+    from filmlet.media.reader import (
+        MediaInfo,
+        iter_frames,
+        pad_to,
+        probe,
+        read_image,
+        read_video,
+        resize_to_cover,
+    )
+    from filmlet.media.sandbox import stopping_decoders_on
+    from filmlet.media.writer import (
+        PART,
+        FrameWriter,
+        check_output_path,
+        open_writer,
+        partial_path,
+        preferred_pixel_format,
+        publish,
+        to_output_error,
+        write_video,
+    )
+
+_MODULES = {
+    "formats": ("InvalidMedia",),
+    "images": ("poster", "save_image", "spritesheet", "thumbnail"),
+    "metadata": ("metadata_tags",),
+    "reader": (
+        "MediaInfo", "iter_frames", "pad_to", "probe", "read_image", "read_video",
+        "resize_to_cover",
+    ),
+    "sandbox": ("stopping_decoders_on",),
+    "writer": (
+        "PART", "FrameWriter", "check_output_path", "open_writer", "partial_path",
+        "preferred_pixel_format", "publish", "to_output_error", "write_video",
+    ),
+}  # fmt: skip
+_LAZY_IMPORTS = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "BACKGROUND",
     "PART",
     "FrameWriter",
     "InvalidMedia",
@@ -52,3 +73,9 @@ __all__ = [
     "to_output_error",
     "write_video",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY_IMPORTS:
+        raise AttributeError(f"module 'filmlet.media' has no attribute {name!r}")
+    return getattr(import_module(f"filmlet.media.{_LAZY_IMPORTS[name]}"), name)

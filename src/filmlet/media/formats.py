@@ -3,12 +3,13 @@
 from enum import Enum
 from typing import BinaryIO
 
-IMAGE_PIXELS = 40_000_000
+IMAGE_PIXELS = 64_000_000  # of a JPEG four times as many: it is decoded at half its size
 IMAGE_BYTES = 100 * 2**20
 SCANS = 64  # of a JPEG, each a pass over all its pixels; encoders write about 10
 VIDEO_PIXELS = 4096 * 2304  # of a frame
 VIDEO_BYTES = 4 * 2**30
 VIDEO_SECONDS = 60.0
+VIDEO_FPS = 60.0  # of a faster one every second frame is taken, or every third
 VIDEO_FRAMES = 14_400  # 60 s at 240 frames a second
 # What phones and browsers record in; nothing else of libav's hundreds is ever opened.
 DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "h263", "prores")
@@ -16,6 +17,7 @@ DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "h263", "prores")
 HEAD_BYTES = 4096
 EBML, DOCTYPE = b"\x1aE\xdf\xa3", b"\x42\x82"
 BOX = 8  # bytes of size and name
+BRANDS_BYTES = 256  # of an ISO file that are looked at
 BOXES = 64  # that may stand before a video's index
 
 
@@ -29,6 +31,8 @@ class Format(Enum):
     PNG = "PNG"
     JPEG = "JPEG"
     WEBP = "WEBP"
+    HEIC = "HEIF"
+    AVIF = "AVIF"
     MP4 = "mov"
     WEBM = "matroska"
 
@@ -42,6 +46,13 @@ class Format(Enum):
         return self.name.lower()
 
 
+PICTURE_BRANDS = {
+    Format.AVIF: {b"avif", b"avis"},
+    Format.HEIC: {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"},
+}
+ANY_PICTURE_BRANDS = {b"mif1", b"mif2", b"msf1", b"miaf"}
+
+
 def detect_format(file: BinaryIO) -> Format:
     """The format that the bytes of a file begin with. Raises InvalidMedia where there is none."""
     file.seek(0)
@@ -51,6 +62,9 @@ def detect_format(file: BinaryIO) -> Format:
     if head.startswith(b"\xff\xd8\xff"):
         return Format.JPEG
     if head[4:8] == b"ftyp":
+        if picture := _picture_of_brands(head):
+            _check_whole(file)
+            return picture
         _check_boxes(file, head)
         return Format.MP4
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
@@ -58,7 +72,42 @@ def detect_format(file: BinaryIO) -> Format:
     if head.startswith(EBML):
         _check_doctype(head)
         return Format.WEBM
-    raise InvalidMedia("this is not a whole PNG, JPEG or WebP picture, nor an MP4 or WebM video.")
+    raise InvalidMedia(
+        "this is not a whole PNG, JPEG, WebP, HEIC or AVIF picture, nor an MP4 or WebM video."
+    )
+
+
+def _picture_of_brands(head: bytes) -> Format | None:
+    """HEIC or AVIF by the brands of an ISO file; None is a video."""
+    end = min(int.from_bytes(head[:4]), BRANDS_BYTES)
+    major, compatible = head[8:12], {head[i : i + 4] for i in range(16, end, 4)}
+    for form, brands in PICTURE_BRANDS.items():
+        if major in brands or (major in ANY_PICTURE_BRANDS and compatible & brands):
+            return form
+    return Format.HEIC if major in ANY_PICTURE_BRANDS else None
+
+
+def _check_whole(file: BinaryIO) -> None:
+    """Refuse a HEIC or AVIF that ends within a box: libheif shows the tiles that are there."""
+    size, place = file.seek(0, 2), 0
+    for _ in range(BOXES):
+        if place >= size:
+            return
+        file.seek(place)
+        place += _box_size(file, size - place)
+    raise InvalidMedia("this picture cannot be read; it may be cut off.")
+
+
+def _box_size(file: BinaryIO, rest: int) -> int:
+    """Bytes of the box that begins here. Raises InvalidMedia where it is longer than the file."""
+    box = file.read(2 * BOX)
+    size = int.from_bytes(box[:4])
+    if size == 1:  # 64 bits follow the name
+        size = int.from_bytes(box[BOX:])
+    size = size or rest  # 0: up to the end
+    if not BOX <= size <= rest:
+        raise InvalidMedia("this picture cannot be read; it may be cut off.")
+    return size
 
 
 def _check_boxes(file: BinaryIO, head: bytes) -> None:

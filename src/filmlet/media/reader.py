@@ -18,6 +18,7 @@ from PIL import Image
 
 from filmlet.core.events import Pixels
 from filmlet.core.files import open_regular_file
+from filmlet.core.shape import Change
 from filmlet.media.formats import (
     IMAGE_BYTES,
     VIDEO_BYTES,
@@ -26,23 +27,28 @@ from filmlet.media.formats import (
     InvalidMedia,
     detect_format,
 )
+from filmlet.media.notes import media_notes
 from filmlet.media.sandbox import look_into, run_decoder
 
-BACKGROUND = "white"  # of pictures that one can see through
-GREYS = {"I": "=i4", "I;16": "<u2", "I;16B": ">u2"}  # 16 bits, by Pillow's names
 REMEMBERED = 256  # files that are not decoded again to say what they are
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """A file that was looked at. name: by its content alone; fps: None is a picture, upright."""
+    """A file that was looked at, as it is read: upright, with square pixels, at an even rate.
+
+    name: by its content alone; fps: None is a picture. every, is_resampled: how frames are chosen
+    from the file's. notes: what is not as the file holds it; fields and reasons without its name.
+    """
 
     name: str
     width: int
     height: int
     frames: int = 1
     fps: float | None = None
-    has_alpha: bool = False
+    every: int = 1
+    is_resampled: bool = False
+    notes: tuple[Change, ...] = ()
 
 
 _remembered: dict[str, MediaInfo] = {}
@@ -61,7 +67,9 @@ def probe(path: Path) -> MediaInfo:
         footage = _remembered.get(digest)
         if footage is None:
             name = f"given-{digest[:16]}.{form.suffix}"
-            footage = MediaInfo(name, **look_into(file, form))
+            found = look_into(file, form)
+            notes = tuple(media_notes(found.pop("facts"), found.get("fps")))
+            footage = MediaInfo(name, notes=notes, **found)
             _remember(digest, footage)
     return footage
 
@@ -91,35 +99,34 @@ def _open(path: Path) -> tuple[BinaryIO, Format]:
 
 
 def read_image(path: Path) -> Pixels:
-    """A picture as one frame, (1, height, width, 3): upright, opaque, in RGB. Raises
+    """A picture as one frame, (1, height, width, 3): upright, opaque, in sRGB. Raises
     InvalidMedia.
     """
-    strips = []
     file, form = _open(path)
-    with file, closing(run_decoder(file, form, "read")) as answers:
-        for size, pixels in answers:
-            shape = size["height"], size["width"], -1
-            if kind := GREYS.get(size["mode"]):
-                grey = (np.frombuffer(pixels, kind).astype(np.uint32) >> 8).astype(np.uint8)
-                strips.append(np.repeat(grey.reshape(shape), 3, axis=2))
-            else:
-                strips.append(np.frombuffer(pixels, np.uint8).reshape(shape))
+    with file, closing(run_decoder(file, form, {"task": "read"})) as answers:
+        strips = [_to_frame(size, pixels) for size, pixels in answers]
     return np.concatenate(strips)[None]
 
 
-def iter_frames(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Generator[Pixels]:
-    """Frames of a video from `first` on, (height, width, 3), upright; at most `count`.
+def _to_frame(size: dict[str, int], pixels: bytearray) -> Pixels:
+    return np.frombuffer(pixels, np.uint8).reshape(size["height"], size["width"], 3)
 
-    Raises InvalidMedia, Cancelled.
+
+def iter_frames(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Generator[Pixels]:
+    """Frames of a video from `first` on, (height, width, 3), upright, in sRGB; at most `count`.
+
+    Raises InvalidMedia, Cancelled, TooManyJobs.
     """
+    footage = probe(path)
+    task = {
+        "task": "read", "first": first, "count": count, "fps": footage.fps, "every": footage.every,
+        "is_resampled": footage.is_resampled, "frames_at_rate": footage.frames,
+    }  # fmt: skip
     file, form = _open(path)
-    with file, closing(run_decoder(file, form, "read", first, count)) as answers:
+    with file, closing(run_decoder(file, form, task)) as answers:
         for size, pixels in answers:
-            if not pixels:  # it stands before the first
-                continue
-            rows = np.frombuffer(pixels, np.uint8).reshape(size["height"], size["stride"])
-            frame = rows[:, : size["width"] * 3].reshape(size["height"], size["width"], 3)
-            yield np.ascontiguousarray(np.rot90(frame, size["turns"]))
+            if pixels:  # else it stands before the first
+                yield _to_frame(size, pixels)
 
 
 def read_video(path: Path, first: int, count: int) -> Generator[Pixels]:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from filmlet.errors import Cancelled, TooManyJobs
@@ -23,6 +22,7 @@ from filmlet.media.formats import (
     DECODERS,
     IMAGE_PIXELS,
     SCANS,
+    VIDEO_FPS,
     VIDEO_FRAMES,
     VIDEO_PIXELS,
     VIDEO_SECONDS,
@@ -31,8 +31,8 @@ from filmlet.media.formats import (
 )
 from filmlet.settings import bare_environment
 
-PROGRAM = Path(__file__).with_name("decoder.py")
-CPU_S = {"look": 20, "read": 300}
+PROGRAM = "filmlet.media.decoder"
+CPU_S = {("look", False): 20, ("look", True): 60, ("read", False): 60, ("read", True): 300}
 MEMORY_BYTES = 2 * 2**30
 SILENCE_S = 60.0  # between two answers
 CHECK_S = 0.1
@@ -43,7 +43,7 @@ LOOKS_AT_ONCE = 2
 WAIT_S = 20.0  # for one of them to end
 TOO_MUCH = "reading it takes too much time or memory."
 DAMAGED = {
-    False: "this is not a whole PNG, JPEG or WebP picture.",
+    False: "this is not a whole PNG, JPEG, WebP, HEIC or AVIF picture.",
     True: "this video cannot be read; it may be cut off.",
 }
 
@@ -64,29 +64,29 @@ def stopping_decoders_on(event: threading.Event) -> Iterator[None]:
 
 def look_into(file: BinaryIO, form: Format) -> dict[str, Any]:
     """What the decoder says about a file. Raises InvalidMedia, Cancelled, TooManyJobs."""
-    with _turn(), closing(run_decoder(file, form, "look")) as answers:
-        answer, _ = next(answers, ({}, None))
+    answer: dict[str, Any] = {}
+    with _turn(), closing(run_decoder(file, form, {"task": "look"})) as answers:
+        for answer, _ in answers:  # noqa: B007  # before the last, that it goes on
+            pass
     if not answer:
         raise InvalidMedia(DAMAGED[form.is_video])
     return answer
 
 
-def run_decoder(
-    file: BinaryIO, form: Format, task: str, first: int = 0, count: int = VIDEO_FRAMES
-) -> Generator[Message]:
+def run_decoder(file: BinaryIO, form: Format, task: dict[str, Any]) -> Generator[Message]:
     """Yield the decoder's answers, each with the pixels that belong to it.
 
-    file: an open one of the operating system, not used by others meanwhile. first, count: frames
-    of a video. Closing the generator kills the process. Raises InvalidMedia, Cancelled,
-    TooManyJobs.
+    file: an open one of the operating system, not used by others meanwhile. task: "look" or "read"
+    with what a video is read by. Closing the generator kills the process. Raises InvalidMedia,
+    Cancelled, TooManyJobs.
     """
-    order = {
-        "task": task, "format": form.value, "first": first, "count": count,
-        "cpu_s": CPU_S[task], "memory_bytes": MEMORY_BYTES, "threads": THREADS,
-        "pixels": VIDEO_PIXELS if form.is_video else IMAGE_PIXELS, "scans": SCANS,
-        "frames": VIDEO_FRAMES, "seconds": VIDEO_SECONDS, "decoders": DECODERS,
-        "damaged": DAMAGED[form.is_video],
+    limits = {
+        "cpu_s": CPU_S[task["task"], form.is_video], "memory_bytes": MEMORY_BYTES,
+        "threads": THREADS, "pixels": VIDEO_PIXELS if form.is_video else IMAGE_PIXELS,
+        "scans": SCANS, "frames": VIDEO_FRAMES, "seconds": VIDEO_SECONDS, "max_fps": VIDEO_FPS,
+        "decoders": DECODERS,
     }  # fmt: skip
+    order = task | limits | {"format": form.value, "damaged": DAMAGED[form.is_video]}
     process = _start(json.dumps(order), file)
     watch = _Watch(process, _stop.get())
     try:
@@ -102,7 +102,7 @@ def run_decoder(
 def _start(order: str, file: BinaryIO) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", str(PROGRAM), order],
+            [sys.executable, "-P", "-m", PROGRAM, order],
             stdin=file,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -12,11 +12,10 @@ from filmlet.core.events import Pixels
 from filmlet.core.guide import Guide
 from filmlet.core.model_card import GuideSupport, ModelCard
 from filmlet.core.request import ClipRequest
-from filmlet.core.shape import Change, VideoShape
+from filmlet.core.shape import Change, ShapeConstraints, VideoShape
 from filmlet.core.windows import split_into_windows, window_of_frame
 from filmlet.errors import InvalidRequest, NotSupported
 from filmlet.media import (
-    BACKGROUND,
     InvalidMedia,
     MediaInfo,
     pad_to,
@@ -27,6 +26,7 @@ from filmlet.media import (
 )
 
 CROP_WARNING_RATIO = 0.03  # of a picture, from which on it is told
+SAME_FPS = 0.005  # frame rates that differ by less than this part are one
 FRAMES_PER_CHUNK = 8  # frames of a clip that are in memory at once
 
 
@@ -68,6 +68,7 @@ class MediaInput:
                 for i, frame in enumerate(frames):
                     one = frame[None]
                     if self.is_extended_clip:
+                        one = _fit_clip(one, shape)
                         one = pad_to(one, shape.generated_width, shape.generated_height)
                     shown[i] = resize_to_cover(one, *size)[0]
             return shown
@@ -84,7 +85,14 @@ class MediaInput:
             closing(read_video(self.path, first, shape.source_frames - first)) as frames,
         ):
             while some := list(islice(frames, FRAMES_PER_CHUNK)):
-                yield pad_to(np.stack(some), shape.width, shape.height)
+                yield _fit_clip(np.stack(some), shape)
+
+
+def _fit_clip(pixels: Pixels, shape: VideoShape) -> Pixels:
+    """Frames of a clip that is extended at the size of the whole: made smaller, or padded."""
+    if pixels.shape[2] > shape.width or pixels.shape[1] > shape.height:
+        return resize_to_cover(pixels, shape.width, shape.height)
+    return pad_to(pixels, shape.width, shape.height)
 
 
 def resolve_source_clip(
@@ -107,16 +115,42 @@ def resolve_source_clip(
     return MediaInput(path, footage, first=first, frames=frame_count, is_extended_clip=True)
 
 
-def with_source_size(request: ClipRequest, clip: MediaInput, changes: list[Change]) -> ClipRequest:
+def with_source_size(
+    request: ClipRequest, clip: MediaInput, grid: ShapeConstraints, changes: list[Change]
+) -> ClipRequest:
     """The request with the size and the frame rate of the clip that it extends."""
     footage = clip.info
+    width, height = _fit_size(footage, grid)
+    if (width, height) != (footage.width, footage.height):
+        sizes = f"{footage.width}x{footage.height}", f"{width}x{height}"
+        reason = f"the model makes at most {grid.max_side} pixels a side; the clip is made smaller"
+        changes.append(Change("extend_size", *sizes, reason))
+    changes.extend(_media_changes("extend", "the clip", footage))
     reason = "an extension goes on as its clip is"
-    source = {"width": footage.width, "height": footage.height, "fps": footage.fps}
+    source = {"width": width, "height": height, "fps": footage.fps}
     for name, value in source.items():
         requested = getattr(request, name)
         if requested is not None and requested != value:
             changes.append(Change(name, requested, value, reason))
-    return replace(request, width=footage.width, height=footage.height, fps=footage.fps)
+    return replace(request, width=width, height=height, fps=footage.fps)
+
+
+def _fit_size(footage: MediaInfo, grid: ShapeConstraints) -> tuple[int, int]:
+    """The size of a clip that is extended, made smaller to what the model can make.
+
+    Raises InvalidRequest.
+    """
+    width, height = footage.width, footage.height
+    scale = grid.max_side / max(width, height)
+    if scale < 1:
+        width, height = (max(2, round(side * scale / 2) * 2) for side in (width, height))
+    if min(width, height) < grid.min_side:
+        raise InvalidRequest(
+            f"extend: the clip is shown at {width}x{height}; the model makes sides of "
+            f"{grid.min_side} to {grid.max_side} pixels.",
+            param="extend",
+        )
+    return width, height
 
 
 def extend_shape(
@@ -217,9 +251,19 @@ def _guide_changes(
         sizes = (f"{footage.width}x{footage.height}", f"{shape.width}x{shape.height}")
         reason = f"{name} is resized to cover the clip; {cropped:.0%} of it is cropped"
         yield Change(f"{name}_size", *sizes, reason)
-    if footage.has_alpha:
-        reason = f"{name} lies on {BACKGROUND} where one can see through it"
-        yield Change(f"{name}_background", None, BACKGROUND, reason)
+    fps = footage.fps or shape.fps
+    if media_input.frames > 1 and abs(fps / shape.fps - 1) > SAME_FPS:
+        reason = (
+            f"of {name} each frame is one of the clip; it is shown at {shape.fps:g} frames a second"
+        )
+        yield Change(f"{name}_fps", round(fps, 3), shape.fps, reason)
+    yield from _media_changes(name, name, footage)
+
+
+def _media_changes(field: str, name: str, footage: MediaInfo) -> Iterator[Change]:
+    """What of a file is not shown as it is."""
+    for note in footage.notes:
+        yield replace(note, field=f"{field}_{note.field}", reason=f"{name} {note.reason}")
 
 
 def _probe(file: str, folder: Path | None, param: str) -> tuple[Path, MediaInfo]:

@@ -104,7 +104,7 @@ def make_plan(
             "extend_backward says how a clip is extended; name one.", param="extend"
         )
     if clip:
-        request = with_source_size(request, clip, changes)
+        request = with_source_size(request, clip, card.grid, changes)
     shape, cuts = resolve_shape(request, card.grid, clip.frames if clip else 0)
     changes += cuts
     if clip:
