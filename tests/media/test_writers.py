@@ -6,6 +6,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import av
 import numpy as np
@@ -72,6 +73,57 @@ def test_metadata_can_be_read_back(tmp_path: Path) -> None:
         assert json.loads(image.info["comment"]) == TAGS
     with Image.open(write(tmp_path / "clip.webp", moving_square())) as image:
         assert b"AI-generated" in image.info["xmp"]
+
+
+SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+
+
+def xmp_of(path: Path) -> ElementTree.Element:
+    """The XMP packet of a file, from where the format has it."""
+    data = path.read_bytes()
+    if path.suffix == ".mp4":
+        place = data.index(b"uuid" + XMP_BOX) - 4
+        size = int.from_bytes(data[place : place + 4])
+        assert place + size == len(data), "the box does not end the file"
+        return ElementTree.fromstring(data[place + 24 :])
+    if path.suffix == ".gif":
+        place = data.index(b"\x21\xff\x0bXMP DataXMP") + 14
+        packet, _, end = data[place:].partition(b"\x01\xff\xfe")
+        assert end.endswith(b"\x01\x00\x00\x00;"), "the block does not end where readers look"
+        return ElementTree.fromstring(packet)
+    if path.suffix == ".webp":
+        with Image.open(path) as image:
+            return ElementTree.fromstring(image.info["xmp"])
+    with av.open(str(path)) as file:
+        return ElementTree.fromstring(file.metadata["XMP"])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
+def test_xmp_names_the_source_as_a_trained_algorithm(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"clip{suffix}", moving_square())
+    (said,) = xmp_of(path).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    name = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
+    assert said.attrib[name] == SOURCE
+    assert "AI-generated" in said.attrib["{http://purl.org/dc/elements/1.1/}description"]
+    if suffix in (".gif", ".webp"):
+        with Image.open(path) as image:
+            assert image.n_frames == SHAPE.frames
+    else:
+        with av.open(str(path)) as file:
+            assert len(list(file.decode(video=0))) == SHAPE.frames
+
+
+@pytest.mark.parametrize("name", ["12:30:05", "file:x", "http://a", "concat:a|b", "a%d", "é 日"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_a_name_is_a_name_whatever_protocol_it_looks_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(name.replace("/", "") + suffix)
+    write(path, moving_square())
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
+    assert path.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])

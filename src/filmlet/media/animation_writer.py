@@ -1,6 +1,7 @@
 """GIF and animated WebP, written at the end: both need all frames at once."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,9 @@ from PIL import Image
 
 from filmlet.core.events import Pixels
 from filmlet.core.shape import VideoShape
+from filmlet.media.metadata import xmp_gif_block, xmp_packet
 
-XMP = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
-    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
-    'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:description="{}"/></rdf:RDF></x:xmpmeta>'
-)
+TRAILER = b";"  # of a GIF
 
 
 class AnimationWriter:
@@ -34,15 +32,17 @@ class AnimationWriter:
         if self.form == "gif":
             options = {"comment": note.encode(), "duration": self._durations(10), "optimize": False}
         else:
-            xmp = XMP.format(note.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;"))
             options = {
                 "duration": self._durations(1),
                 "quality": 85,
                 "method": 4,
-                "xmp": xmp.encode(),
+                "xmp": xmp_packet(note).encode(),
             }
         with self.path.open("wb") as file:
             first.save(file, self.form, save_all=True, append_images=rest, loop=0, **options)
+            if self.form == "gif":
+                file.seek(-len(TRAILER), os.SEEK_END)
+                file.write(xmp_gif_block(xmp_packet(self.tags.get("comment", ""))) + TRAILER)
 
     def discard(self) -> None:
         """Forget the frames."""

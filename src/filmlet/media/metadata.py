@@ -1,9 +1,27 @@
 """What a clip's file says about itself."""
 
 import json
+import uuid
 from dataclasses import asdict
+from xml.sax.saxutils import quoteattr
 
 from filmlet.core.effective import EffectiveSettings
+
+# A term of IPTC for what a model made that was trained on sampled content.
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
+    ' xmlns:dc="http://purl.org/dc/elements/1.1/"'
+    ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    " dc:description={description} Iptc4xmpExt:DigitalSourceType={source}/>"
+    '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+)
+XMP_BOX = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes  # XMP specification, part 3
+GIF_XMP = b"\x21\xff\x0bXMP DataXMP"
+# Whoever skips blocks by their lengths lands on the end, wherever in the packet he begins.
+GIF_XMP_END = b"\x01" + bytes(range(255, -1, -1)) + b"\0\0"
 
 
 def metadata_tags(effective: EffectiveSettings) -> dict[str, str]:
@@ -23,3 +41,19 @@ def metadata_tags(effective: EffectiveSettings) -> dict[str, str]:
         "revision": effective.revision,
         "effective": json.dumps(table, ensure_ascii=False, sort_keys=True),
     }
+
+
+def xmp_packet(description: str) -> str:
+    """XMP that says what the file is, and how it came about (IPTC DigitalSourceType)."""
+    return XMP.format(description=quoteattr(description), source=quoteattr(SOURCE_TYPE))
+
+
+def xmp_mp4_box(packet: str) -> bytes:
+    """A box for the end of an MP4."""
+    body = XMP_BOX + packet.encode()
+    return (8 + len(body)).to_bytes(4) + b"uuid" + body
+
+
+def xmp_gif_block(packet: str) -> bytes:
+    """An extension for a GIF, in front of its trailer."""
+    return GIF_XMP + packet.encode() + GIF_XMP_END

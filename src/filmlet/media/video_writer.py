@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from filmlet.core import cpu
 from filmlet.core.events import Pixels, YuvPlanes
 from filmlet.core.shape import VideoShape
+from filmlet.media.metadata import xmp_mp4_box, xmp_packet
 
 THREADS = 2  # fixed: the encoder's bytes depend on it
 BT709 = 1
@@ -39,8 +40,11 @@ class VideoWriter:
 
     def __init__(self, path: Path, form: str, shape: VideoShape, tags: dict[str, str]) -> None:
         options = FRAGMENTED if form == "mp4" else WEBM_OPTIONS
-        self.container: OutputContainer = av.open(str(path), "w", format=form, options=options)
+        name = plain_name(path)
+        self.container: OutputContainer = av.open(name, "w", form, options=options)
         self.container.metadata.update(tags)
+        if form == "webm":
+            self.container.metadata["XMP"] = xmp_packet(tags.get("comment", ""))
         self.tick = 1 / Fraction(shape.fps).limit_denominator(1001)
         self.stream = self._add_stream(form, shape)
         self.converter = VideoReformatter()  # one for all frames: a new one takes milliseconds
@@ -97,10 +101,13 @@ class VideoWriter:
 
 
 def faststart(growing_path: Path, complete_path: Path, tags: dict[str, str]) -> None:
-    """Copy the packets of a grown MP4 into one whose index stands in front, for the web."""
+    """Copy the packets of a grown MP4 into one whose index stands in front, for the web.
+
+    XMP comes at its end.
+    """
     with (
-        av.open(str(growing_path)) as source,
-        av.open(str(complete_path), "w", format="mp4", options=FINISHED) as target,
+        av.open(plain_name(growing_path), "r", "mov") as source,
+        av.open(plain_name(complete_path), "w", "mp4", options=FINISHED) as target,
     ):
         target.metadata.update(tags)
         pictures = source.streams.video[0]
@@ -110,3 +117,10 @@ def faststart(growing_path: Path, complete_path: Path, tags: dict[str, str]) -> 
                 continue
             packet.stream = copied
             target.mux(packet)
+    with complete_path.open("ab") as file:
+        file.write(xmp_mp4_box(xmp_packet(tags.get("comment", ""))))
+
+
+def plain_name(path: Path) -> str:
+    """A path as libav takes it: what stands before a colon is part of the name, no protocol."""
+    return f"file:{path}"
