@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -13,6 +14,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from filmlet.api import create_app
+from filmlet.api.schemas import VideoCreate
 from filmlet.core.guide import Guide
 from filmlet.errors import InvalidRequest, JobConflict
 from filmlet.jobs import ApiKeyStore, Queue, Status, SubmitOptions
@@ -180,6 +182,30 @@ def test_a_picture_comes_in_a_data_url_too_in_json_and_in_forms(client: TestClie
         assert len(answer.json()["requested"]["guides"]) == 1
     plain = client.post("/v1/videos", json={"prompt": "a", "input_reference": None}).json()
     assert "guides" not in plain["requested"]
+
+
+def test_base64_is_read_as_programs_write_it(client: TestClient) -> None:
+    data = picture()
+    plain = base64.b64encode(data).decode()
+    for text in (
+        base64.encodebytes(data).decode(), base64.encodebytes(data).decode().replace("\n", "\r\n"),
+        plain.rstrip("="), base64.urlsafe_b64encode(data).decode(), quote(plain, safe=""),
+    ):  # fmt: skip
+        for head in ("data:image/png;base64,", "DATA:image/png;charset=utf-8;BASE64,"):
+            sent = {"prompt": "a", "input_reference": {"image_url": head + text}}
+            answer = client.post("/v1/videos", json=sent)
+            assert answer.status_code == 200, answer.text
+
+
+def test_null_is_a_field_that_is_not_given(client: TestClient) -> None:
+    fields = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["requested"]
+    names = set(VideoCreate.model_fields) - {"prompt"}
+    answer = client.post("/v1/videos", json={"prompt": "a"} | dict.fromkeys(names) | {"seed": 1})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["requested"] == fields
+    assert client.post("/v1/videos", json={"prompt": None}).status_code == 400
+    answer = client.post("/v1/videos", json={"prompt": "a", "no_such_field": None})
+    assert answer.status_code == 400
 
 
 @pytest.mark.parametrize(

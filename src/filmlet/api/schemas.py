@@ -10,7 +10,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from filmlet.core.guide import Guide
 from filmlet.core.request import ClipRequest, build_request
@@ -46,6 +46,19 @@ class RequestModel(BaseModel):
     """A request body; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, sent: Any) -> Any:
+        """null is a field that is not given, where one may be left out."""
+        if not isinstance(sent, dict):
+            return sent
+        fields = cls.model_fields
+        return {
+            name: value
+            for name, value in sent.items()
+            if value is not None or name not in fields or fields[name].is_required()
+        }
 
 
 class VideoLora(RequestModel):

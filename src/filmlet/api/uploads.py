@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.datastructures import UploadFile
 
@@ -17,7 +18,8 @@ from filmlet.media import InvalidMedia, probe
 
 IMAGE_BYTES = 20 * 1024 * 1024
 VIDEO_BYTES = 100 * 1024 * 1024
-TEXT_BYTES = IMAGE_BYTES * 4 // 3 + 1024  # of one field of a form: a picture in base64
+TEXT_BYTES = IMAGE_BYTES * 3 // 2  # of one field of a form: a picture in base64, in lines
+URL_SAFE = str.maketrans("-_", "+/")
 FRAMES = {"input_reference": 0, "last_reference": -1}  # which frame an image is, by its field
 
 
@@ -49,6 +51,7 @@ def _decode_data_url(sent: object, param: str) -> UploadFile:
             f"{param}: this server keeps no files; send the image itself.", param=param
         )
     head, _, body = url.partition(",") if isinstance(url, str) else ("", "", "")
+    head = head.strip().lower()
     if not (head.startswith("data:") and head.endswith(";base64")):
         raise InvalidRequest(
             f"{param} must be a file, or an image in a data: URL (data:image/png;base64,...); "
@@ -56,10 +59,16 @@ def _decode_data_url(sent: object, param: str) -> UploadFile:
             param=param,
         )
     try:
-        data = base64.b64decode(body, validate=True)
+        data = _decode_base64(body)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"{param}: its base64 cannot be read.", param=param) from error
     return UploadFile(io.BytesIO(data), size=len(data))
+
+
+def _decode_base64(text: str) -> bytes:
+    """Decode base64 as programs write it: in lines, for URLs, unpadded. Raises ValueError."""
+    plain = "".join(unquote(text).split()).translate(URL_SAFE).rstrip("=")
+    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
 
 @contextmanager
