@@ -7,9 +7,8 @@ READY := $(VENV)/.ready
 SERVER := $(VENV)/.server
 ALL := $(VENV)/.all
 DOCS := $(VENV)/.docs
-# Files whose tests need no server, browser, compilation or training.
-QUICK := tests/core tests/models/test_registry.py tests/models/test_lora_files.py tests/engine/test_streaming.py \
-	tests/test_docs.py tests/test_deploy.py tests/test_architecture.py
+# Marks of pyproject.toml that a test of `make check` has none of.
+HEAVY := server or browser or compile or training or slow or gpu or hub
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PROMPT # by the environment, so that quotes in it are safe
 
@@ -25,7 +24,7 @@ check: $(ALL)
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m pytest -n 2 $(QUICK)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not ($(HEAVY))'
 
 test: $(ALL)
 	@$(BIN)/python -m ruff check .

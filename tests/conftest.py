@@ -1,12 +1,14 @@
-"""Checkpoints that many tests share, made once; imported where they are made, for torch is slow."""
+"""Marks, and checkpoints that many tests share; torch is imported only where they are made."""
 
 import os
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers import marks
 from tests.helpers.queues import postgres, queue, settings, start
 from tests.helpers.servers import client, home, serve, shared_server
 from tests.helpers.storages import folder_url, remote, s3, s3_url
@@ -40,6 +42,24 @@ def pytest_configure() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["FILMLET_CACHE"] = str(Path(tempfile.gettempdir()) / "filmlet-tests-compiled")
     os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "filmlet-tests-no-hub")
+    marks.install_guard()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marks.add_fixture_marks(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with marks.guard_processes(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    with marks.guard_cpu_time(item):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

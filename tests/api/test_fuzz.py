@@ -33,6 +33,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.mark.server
 def test_no_request_breaks_the_server(client: TestClient) -> None:
     described = schemathesis.openapi.from_asgi("/openapi.json", client.app)
     there = client.post("/v1/videos", json={"prompt": "a ball"}).json()["id"]

@@ -156,6 +156,7 @@ def test_a_proxys_host_counts_as_this_servers_own(server: Running, root: Created
     assert ask(origin="https://evil.example", x_forwarded_host="films.example") == 403
 
 
+@pytest.mark.server
 def test_forwarded_headers_of_a_stranger_are_dropped(tmp_path) -> None:
     starts = serving()
     settings = Settings(home=tmp_path, forwarded_allow_ips="192.0.2.1", metrics="off")

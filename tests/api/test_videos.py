@@ -42,6 +42,7 @@ def events(server: Running, job: str, **headers: str) -> Iterator[dict[str, str]
                 event = {}
 
 
+@pytest.mark.server
 def test_the_web_process_imports_no_torch() -> None:
     code = (
         "import sys, filmlet.server; print({'torch', 'diffusers', 'transformers'} & {*sys.modules})"
@@ -322,8 +323,8 @@ def test_the_log_is_json_with_the_jobs_id_where_that_is_asked(serve: Serve, home
     server.wait_ready()
     job = server.job()
     server.wait_over(job)
-    until(lambda: any(json.loads(line).get("job") == job for line in server.said))
-    assert all({"time", "level", "message"} <= set(json.loads(line)) for line in server.said)
+    until(lambda: any(json.loads(line).get("job") == job for line in server.log))
+    assert all({"time", "level", "message"} <= set(json.loads(line)) for line in server.log)
 
 
 def test_a_worker_that_dies_is_started_again(serve: Serve, home: Settings) -> None:

@@ -72,6 +72,7 @@ def run(*words: str, **more: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(words, text=True, check=False, timeout=120, **piped, **more)
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_a_process_without_streams_writes_into_none_of_its_files(
     closed: tuple[int, ...], home: Path
@@ -89,6 +90,7 @@ def test_a_process_without_streams_writes_into_none_of_its_files(
     assert not done.stderr
 
 
+@pytest.mark.server
 def test_a_full_disk_behind_stdout_is_said_once() -> None:
     with Path("/dev/full").open("w") as full:
         done = run("models", "--json", stdout=full, stderr=subprocess.PIPE)
@@ -97,6 +99,7 @@ def test_a_full_disk_behind_stdout_is_said_once() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.server
 def test_a_terminal_of_few_letters_and_a_missing_home_are_enough(home: Path) -> None:
     bare = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "ascii", "HOME": "/nowhere/at/all"}
     env = bare | {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HOME": str(home / "hub")}
@@ -113,6 +116,7 @@ def test_a_user_without_a_home_is_only_asked_for_one(monkeypatch: pytest.MonkeyP
     assert (found.home, found.cache) == (Path("/a"), Path("/b"))
 
 
+@pytest.mark.server
 def test_a_full_disk_is_said_by_its_code(home: Path) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -124,6 +128,7 @@ def test_a_full_disk_is_said_by_its_code(home: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("library", ["select", "_sqlite3", "_multiarray_umath"])
 def test_ctrl_c_while_libraries_are_read_leaves_no_trace(library: str) -> None:
     words = [*FILMLET, "jobs", "watch", "nothing"]

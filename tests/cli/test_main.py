@@ -12,23 +12,15 @@ from pathlib import Path
 import av
 import pytest
 
+from filmlet.cli import main as cli
+from tests.helpers.forked_processes import run_filmlet
 from tests.helpers.servers import until
 
 FILMLET = [sys.executable, "-m", "filmlet"]
 QUICK = ("--size", "64x64", "--frames", "9", "--steps", "2", "--seed", "5")
 
 
-def filmlet(*arguments: object, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*FILMLET, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | extra,
-    )
-
-
+@pytest.mark.server
 def test_help_and_version_answer_without_heavy_imports(tmp_path: Path) -> None:
     for option in ("--help", "--version"):
         code = (
@@ -44,8 +36,9 @@ def test_help_and_version_answer_without_heavy_imports(tmp_path: Path) -> None:
         assert "filmlet" in run.stdout
 
 
+@pytest.mark.server
 def test_a_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Path) -> None:
-    run = filmlet(
+    run = run_filmlet(
         "generate", "a red castle", "-o", "clip.mp4", "--model", tiny, "--size", "70x64",
         "--frames", 10, "--steps", 2, "--seed", 5, "--json", cwd=tmp_path,
     )  # fmt: skip
@@ -75,17 +68,19 @@ def twice(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
     """One command, run two times: the folder, and what the first wrote to stdout and stderr."""
     folder = tmp_path_factory.mktemp("twice")
     command = ("generate", "a castle", "--model", tiny, *QUICK)
-    first, second = (filmlet(*command, cwd=folder) for _ in range(2))
+    first, second = (run_filmlet(*command, cwd=folder) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     return folder, first.stdout, first.stderr
 
 
+@pytest.mark.server
 def test_the_same_seed_and_settings_give_the_same_bytes(twice: tuple[Path, str, str]) -> None:
     clips = twice[0] / "clips"
     one, two = clips / "a-castle-5.mp4", clips / "a-castle-5-2.mp4"
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.server
 def test_a_pipe_gets_the_path_and_the_notes_and_no_bar(twice: tuple[Path, str, str]) -> None:
     _, stdout, stderr = twice
     assert stdout.splitlines()[0] == "clips/a-castle-5.mp4"
@@ -94,6 +89,7 @@ def test_a_pipe_gets_the_path_and_the_notes_and_no_bar(twice: tuple[Path, str, s
     assert stderr == ""
 
 
+@pytest.mark.server
 def test_a_terminal_gets_a_bar_with_the_names_of_the_stages(tiny: Path, tmp_path: Path) -> None:
     master, slave = pty.openpty()
     with subprocess.Popen(
@@ -116,10 +112,13 @@ def test_a_terminal_gets_a_bar_with_the_names_of_the_stages(tiny: Path, tmp_path
         assert stage in shown
 
 
+@pytest.mark.server
 def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
-    run = filmlet("generate", "a red circle", "-o", "clip.mp4", "--preview", *QUICK, cwd=tmp_path)
+    run = run_filmlet(
+        "generate", "a red circle", "-o", "clip.mp4", "--preview", *QUICK, cwd=tmp_path
+    )
     assert run.returncode == 0, run.stderr
-    assert {p.name for p in tmp_path.iterdir()} == {"clip.mp4", "clip.mp4.preview.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"a.mp4", "a.mp4.preview.png"}
 
 
 @pytest.mark.parametrize(
@@ -149,32 +148,32 @@ def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_gets_one_sentence_a_code_and_status_2(
-    tmp_path: Path, arguments: list[str], code: str, says: str
-) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", "import sys; from filmlet.cli.main import main; sys.exit(main())",
-         "generate", *arguments, "--json"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 2, run.stderr
-    assert run.stderr.count("\n") == 1
-    assert says in run.stderr
-    assert f"[{code}]" in run.stderr
-    assert json.loads(run.stdout)["error"]["code"] == code
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], code: str, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["generate", *arguments, "--json"]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stderr.count("\n") == 1
+    assert says in stderr
+    assert f"[{code}]" in stderr
+    assert json.loads(stdout)["error"]["code"] == code
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.server
 def test_options_may_come_between_words(tmp_path: Path) -> None:
     home = {"FILMLET_HOME": str(tmp_path)}
-    assert filmlet("keys", "add", "--admin", "ann", cwd=tmp_path, **home).returncode == 0
-    (key,) = json.loads(filmlet("keys", "--json", "list", cwd=tmp_path, **home).stdout)
+    assert run_filmlet("keys", "add", "--admin", "ann", cwd=tmp_path, **home).returncode == 0
+    (key,) = json.loads(run_filmlet("keys", "--json", "list", cwd=tmp_path, **home).stdout)
     assert (key["name"], key["admin"]) == ("ann", True)
-    shown = filmlet("models", "show", "--json", "pocket", cwd=tmp_path)
+    shown = run_filmlet("models", "show", "--json", "pocket", cwd=tmp_path)
     assert json.loads(shown.stdout)["name"] == "pocket"
-    many = filmlet("keys", "add", "ann", "--admin", "bob", cwd=tmp_path, **home)
+    many = run_filmlet("keys", "add", "ann", "--admin", "bob", cwd=tmp_path, **home)
     assert (many.returncode, "bob" in many.stderr) == (2, True)
 
 
+@pytest.mark.server
 def test_a_reader_that_has_gone_ends_it_without_a_word(tmp_path: Path) -> None:
     unread, output = os.pipe()
     os.close(unread)
@@ -184,19 +183,21 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.server
 def test_an_existing_file_is_kept_unless_forced(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_text("mine")
     command = ("generate", "a ball", "-o", "clip.mp4", "--model", tiny, *QUICK)
-    kept = filmlet(*command, cwd=tmp_path)
+    kept = run_filmlet(*command, cwd=tmp_path)
     assert (kept.returncode, (tmp_path / "clip.mp4").read_text()) == (2, "mine")
     assert "[output_exists]" in kept.stderr
-    assert filmlet(*command, "--force", cwd=tmp_path).returncode == 0
+    assert run_filmlet(*command, "--force", cwd=tmp_path).returncode == 0
     assert (tmp_path / "clip.mp4").stat().st_size > 1000
 
 
+@pytest.mark.server
 def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> None:
     words = "a red circle moving left " * 40
-    run = filmlet("generate", words, *QUICK, "--json", cwd=tmp_path)
+    run = run_filmlet("generate", words, *QUICK, "--json", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     effective = json.loads(run.stdout)["effective"]
     assert effective["prompt_tokens"] == 128
@@ -204,6 +205,7 @@ def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> N
     assert words.rstrip().endswith(change["reason"].rsplit("'", 2)[-2].rstrip())
 
 
+@pytest.mark.server
 def test_ctrl_c_is_heard_where_python_drops_what_is_raised() -> None:
     code = """
 import signal, sys, time, weakref
@@ -236,6 +238,7 @@ def decodes(_: int, folder: Path) -> bool:
     return any(folder.rglob("*.mp4.*.part"))
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("when", "number"),
     [(imports, signal.SIGINT), (denoises, signal.SIGTERM), (decodes, signal.SIGINT)],

@@ -253,6 +253,7 @@ print(work.effective.offload, ",".join(holds), pixels)
 """
 
 
+@pytest.mark.server
 def test_where_memory_runs_out_the_model_is_held_in_a_leaner_way(
     tiny: Path, tmp_path: Path
 ) -> None:

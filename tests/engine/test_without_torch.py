@@ -47,6 +47,7 @@ def test_prompts_are_read_as_transformers_reads_them(most: int) -> None:
         assert reading.token_count == sum(expected["attention_mask"])
 
 
+@pytest.mark.server
 def test_clips_are_made_without_torch(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     code = """
@@ -68,6 +69,7 @@ print(*(len(one.frames) for one in (clip, begun, longer, parts)))
     assert made.stdout.split() == ["9", "9", "18", "49"], made.stderr
 
 
+@pytest.mark.server
 def test_what_needs_torch_says_so_in_one_sentence(tmp_path: Path) -> None:
     code = """
 from filmlet.cli.main import main
@@ -80,6 +82,7 @@ raise SystemExit(main(["generate", "a red ball", "--output", "clip.mp4"]))
     assert MissingDependency.code == "library_missing"
 
 
+@pytest.mark.server
 def test_a_server_that_is_not_installed_is_asked_for_in_one_sentence(tmp_path: Path) -> None:
     blocked = "sys.modules |= dict.fromkeys(('dbos', 'fastapi', 'gradio', 'sqlalchemy'))\n"
     start = "from filmlet.cli.main import main\nraise SystemExit(main([{!r}]))"
@@ -91,6 +94,7 @@ def test_a_server_that_is_not_installed_is_asked_for_in_one_sentence(tmp_path: P
     assert run(blocked + start.format("models"), tmp_path).returncode == 0
 
 
+@pytest.mark.server
 def test_the_story_of_a_clip_imports_no_torch() -> None:
     code = "import sys, filmlet.clip, filmlet.jobs.worker, filmlet.engine.openvino.engine\n"
     code += f"print([name for name in {HEAVY} if name in sys.modules])"

@@ -13,10 +13,10 @@ from filmlet.jobs import Job, Queue
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
 from tests.helpers.clips import prepare_run
-from tests.helpers.forked_workers import WorkerProcess
+from tests.helpers.forked_processes import COMMAND_LINE, ForkedProcess
 
 SMALL = {"size": "64x64", "frames": 9, "steps": 2}
-Start = Callable[..., WorkerProcess]
+Start = Callable[..., ForkedProcess]
 
 
 @pytest.fixture(scope="session")
@@ -64,12 +64,12 @@ def queue(settings: Settings) -> Iterator[Queue]:
 @pytest.fixture
 def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     """Starts worker processes, which end with the test."""
-    workers: list[WorkerProcess] = []
+    workers: list[ForkedProcess] = []
 
-    def run(*arguments: str, module: str = "filmlet.cli.main", **extra: str) -> WorkerProcess:
-        said = tmp_path / f"worker-{len(workers)}.log"
-        told = environment(settings) | extra
-        workers.append(WorkerProcess(module, arguments or ("worker",), told, said))
+    def run(*words: str, module: str = COMMAND_LINE, **extra: str) -> ForkedProcess:
+        log = tmp_path / f"worker-{len(workers)}.log"
+        variables = environment(settings) | extra
+        workers.append(ForkedProcess(words or ("worker",), variables, log, module=module))
         return workers[-1]
 
     yield run

@@ -2,13 +2,12 @@
 
 import re
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 import pytest
@@ -16,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from filmlet.api import create_app
 from filmlet.settings import Settings
-from tests.helpers.forked_workers import ROOT
+from tests.helpers.forked_processes import ForkedProcess
 from tests.helpers.queues import environment
 
 SMALL = {"prompt": "a red ball", "size": "64x64", "frames": 9, "steps": 2, "seed": 3}
@@ -25,20 +24,28 @@ LONG = {"prompt": "a red ball", "size": "256x256", "frames": 481}  # seconds, ev
 
 @dataclass
 class Running:
-    """A server, what it has said so far, and a client of it."""
+    """A server in a process of its own, and a client of it."""
 
-    process: subprocess.Popen[str]
+    process: ForkedProcess
     home: Path
-    url: str = ""
-    said: list[str] = field(default_factory=list)
-    listener: threading.Thread | None = None
+
+    @property
+    def log(self) -> list[str]:
+        """The whole lines that it has written to stderr."""
+        return self.process.stderr.read_text().splitlines(keepends=True)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, empty before it does."""
+        found = re.search(r"listens on (http://\S+?)[\"\s]", "".join(self.log))
+        return found[1] if found else ""
 
     @cached_property
     def client(self) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, timeout=60)
 
     def close(self) -> None:
-        """End it politely, or else."""
+        """Ask it to end, and kill it where it does not."""
         self.process.terminate()
         try:
             self.process.wait(30)
@@ -46,10 +53,6 @@ class Running:
             self.process.kill()
             self.process.wait()
         self.client.close()
-        if self.listener:
-            self.listener.join()
-        assert self.process.stderr
-        self.process.stderr.close()
 
     def wait_ready(self, seconds: float = 120) -> None:
         until(lambda: self.client.get("/ready").status_code == 200, seconds)
@@ -79,33 +82,24 @@ Serve = Callable[..., Running]
 
 
 def serving() -> Iterator[Serve]:
-    """Starts servers, which end with the fixture."""
+    """Yield a function that starts servers, which end with the fixture."""
     servers: list[Running] = []
+    logs = TemporaryDirectory()
 
-    def run(settings: Settings, *arguments: str, **extra: str) -> Running:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "filmlet", "serve", "--port", "0", *arguments],
-            cwd=ROOT, env=environment(settings) | extra, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    def run(settings: Settings, *words: str, **extra: str) -> Running:
+        variables = environment(settings) | extra
+        log = Path(logs.name) / f"{len(servers)}.log"
+        process = ForkedProcess(["serve", "--port", "0", *words], variables, log)
         server = Running(process, settings.home)
         servers.append(server)
-        server.listener = threading.Thread(target=_listen, args=(server,), daemon=True)
-        server.listener.start()
         until(lambda: bool(server.url) or process.poll() is not None, 300)
-        assert server.url, server.said
+        assert server.url, server.log
         return server
 
     yield run
     for server in servers:
         server.close()
-
-
-def _listen(server: Running) -> None:
-    assert server.process.stderr
-    for line in server.process.stderr:
-        server.said.append(line)
-        if found := re.search(r"listens on (http://\S+?)[\"\s]", line):
-            server.url = found[1]
+    logs.cleanup()
 
 
 @pytest.fixture

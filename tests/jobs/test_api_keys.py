@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import subprocess
-import sys
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import httpx2
 from fastapi.testclient import TestClient
@@ -12,6 +12,7 @@ from filmlet.api import create_app
 from filmlet.jobs import ApiKeyStore, Limits
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
+from tests.helpers.forked_processes import run_filmlet
 from tests.helpers.queues import environment
 from tests.helpers.servers import SMALL, Serve, refusal, until
 
@@ -88,12 +89,11 @@ def test_limits_of_a_key_answer_429_and_say_when_to_come_back(home: Settings) ->
     database.close()
 
 
-def test_a_server_that_others_can_reach_wants_keys(home: Settings, serve: Serve) -> None:
-    def filmlet(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "filmlet", *words], env=environment(home),
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+def test_a_server_that_others_can_reach_wants_keys(
+    tmp_path: Path, home: Settings, serve: Serve
+) -> None:
+    def filmlet(*words: str) -> CompletedProcess[str]:
+        return run_filmlet(*words, cwd=tmp_path, **environment(home))
 
     everywhere = ("--host", "0.0.0.0", "--no-worker")
     refused = filmlet("serve", *everywhere, "--port", "0")

@@ -162,6 +162,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
         return process.wait(60), said
 
 
+@pytest.mark.server
 @ON_SQLITE
 @pytest.mark.parametrize("name", ["heartbeat", "_requeue_dead_workers"])
 def test_a_worker_whose_pulse_breaks_gives_its_job_up_and_ends(
@@ -175,6 +176,7 @@ def test_a_worker_whose_pulse_breaks_gives_its_job_up_and_ends(
     assert queue.get_job(job).status in (Status.RUNNING, Status.QUEUED)
 
 
+@pytest.mark.server
 @ON_SQLITE
 def test_a_pulse_that_stands_still_ends_the_worker(settings: Settings) -> None:
     fault = "import time; worker.WorkerLease.requeue_dead_workers = lambda self: time.sleep(600)"
@@ -183,6 +185,7 @@ def test_a_pulse_that_stands_still_ends_the_worker(settings: Settings) -> None:
     assert "no heartbeat for two leases" in said
 
 
+@pytest.mark.server
 @ON_SQLITE
 def test_a_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queue: Queue) -> None:
     first = Worker(settings, queue=queue)
@@ -193,6 +196,7 @@ def test_a_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queu
     assert said.count("\n") == 1, said
 
 
+@pytest.mark.server
 @ON_SQLITE
 def test_a_worker_whose_home_cannot_be_written_says_so(settings: Settings, queue: Queue) -> None:
     away = replace(

@@ -33,6 +33,7 @@ def worker(settings: Settings, online: Hub) -> Iterator["subprocess.Popen[bytes]
         process.terminate()
 
 
+@pytest.mark.server
 @sqlite
 @pytest.mark.usefixtures("worker")
 def test_a_download_is_seen_stopped_and_taken_up_again(queue: Queue, online: Hub) -> None:
@@ -64,6 +65,7 @@ def test_a_download_is_seen_stopped_and_taken_up_again(queue: Queue, online: Hub
     assert queue.forecast(REQUEST).fetch == 0
 
 
+@pytest.mark.server
 @sqlite
 @pytest.mark.usefixtures("worker")
 def test_a_refusal_of_the_hub_is_the_jobs_failure(queue: Queue, online: Hub) -> None:

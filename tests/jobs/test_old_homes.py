@@ -58,6 +58,7 @@ def test_old_rows_are_read_under_the_new_names(old_home: Path, queue: Queue) -> 
         assert clip.read(8)[4:] == b"ftyp"
 
 
+@pytest.mark.server
 def test_old_jobs_go_on_from_where_they_were(old_home: Path, queue: Queue) -> None:
     ids = json.loads((old_home / "ids.json").read_text())
     refined = queue.refine(ids["draft"], SubmitOptions()).id

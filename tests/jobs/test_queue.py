@@ -1,12 +1,11 @@
 """The queue as its users see it: order, limits, keys, refusals, retention, storage, estimates."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from filmlet.jobs.cost_model import CostModel, Sample, WorkloadSize
 from filmlet.jobs.database import Database
 from filmlet.jobs.object_storage import open_storage
 from filmlet.settings import Settings
+from tests.helpers.forked_processes import run_filmlet
 from tests.helpers.queues import ask, environment
 
 
@@ -217,12 +217,11 @@ def test_a_database_of_a_newer_version_is_left_alone(settings: Settings, queue: 
         Queue(settings)
 
 
+@pytest.mark.server
 def test_the_command_line_tells_bad_input_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
-    def run(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "filmlet", *words], capture_output=True, text=True, check=False,
-            env=environment(Settings(home=tmp_path / "home")) | extra, cwd=tmp_path,
-        )  # fmt: skip
+    def run(*words: str, **extra: str) -> CompletedProcess[str]:
+        variables = environment(Settings(home=tmp_path / "home")) | extra
+        return run_filmlet(*words, cwd=tmp_path, **variables)
 
     made = run("submit", "a ball", "--model", str(tiny), "--json", "--key", "once")
     job = json.loads(made.stdout)

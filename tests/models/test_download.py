@@ -274,6 +274,7 @@ def cli(*words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.server
 @pytest.mark.usefixtures("online")
 def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
     done = cli("models", "pull", CARD.name, "--json")
@@ -294,6 +295,7 @@ def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
     assert (refused.returncode, "did you mean" in refused.stderr) == (2, True)
 
 
+@pytest.mark.server
 def test_pocket_shows_the_words_that_it_knows() -> None:
     told, words = cli("models", "show", "pocket").stdout.split("knows these words:")
     assert "bundled" in told

@@ -35,8 +35,8 @@ from filmlet.models import REGISTRY
 from filmlet.pipeline.denoise import WINDOW_SEED_STRIDE
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
-from tests.cli.test_main import filmlet as command
 from tests.helpers.clips import ClipRun, prepare_run
+from tests.helpers.forked_processes import run_filmlet
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import refusal
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
@@ -378,10 +378,11 @@ def test_pocket_goes_on_smoothly_from_window_to_window() -> None:
     assert max(jumps[s] for s in seams) < 4 * np.median(jumps) + 1
 
 
+@pytest.mark.server
 def test_the_command_line_takes_further_prompts_and_shows_the_windows(
     tiny: Path, tmp_path: Path
 ) -> None:
-    run = command(
+    run = run_filmlet(
         "generate", "a red ball", "--then", "a white ball", "--then", "the castle", "-o", "a.mp4",
         "--model", tiny, "--size", "64x64", "--frames", 41, "--steps", 1, "--json", cwd=tmp_path,
     )  # fmt: skip
@@ -391,7 +392,7 @@ def test_the_command_line_takes_further_prompts_and_shows_the_windows(
     assert [w["prompt_index"] for w in report["effective"]["windows"]] == [0, 1, 2]
     assert [w["end_frame"] for w in report["effective"]["windows"]] == [1 + 8, 17 + 8, 41]
     assert {c["field"] for c in report["effective"]["changes"]} == {"windows", "then_2_words"}
-    refused = command("generate", "a ball", "--seconds", 61, "--json", cwd=tmp_path)
+    refused = run_filmlet("generate", "a ball", "--seconds", 61, "--json", cwd=tmp_path)
     assert json.loads(refused.stdout)["error"]["code"] == "invalid_seconds"
 
 

@@ -254,6 +254,7 @@ def add_up(chosen: argparse.Namespace) -> None:
     (chosen.folder / f"{workers.rank()}.json").write_text(text)
 
 
+@pytest.mark.training
 @pytest.mark.filterwarnings("ignore")
 def test_workers_draw_different_batches_and_keep_the_same_weights(tmp_path: Path) -> None:
     workers.start(add_up, argparse.Namespace(folder=tmp_path), 2)
@@ -324,6 +325,7 @@ def test_over_steps_of_one_part_both_methods_want_what_the_teacher_does(
         assert torch.equal(landed.latents[0, :, 0], draw.latents[0, :, 0])  # given, so kept
 
 
+@pytest.mark.training
 @needs_font
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", distil.METHODS)
@@ -367,6 +369,8 @@ def test_sheets_and_gallery_show_the_first_held_out_prompts(
     assert (tmp_path / "gallery.webp").stat().st_size <= contact_sheets.BYTES
 
 
+@pytest.mark.server
+@pytest.mark.training
 @needs_font
 @pytest.mark.filterwarnings("ignore")
 def test_the_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_body_that_trickles_is_ended(web: Running) -> None:
 
 
 def test_a_client_that_leaves_in_its_body_leaves_no_trace(web: Running) -> None:
-    already = len(web.said)
+    already = len(web.log)
     for kind in ("application/json", "multipart/form-data; boundary=x"):
         for path in ("/v1/videos", "/v1/videos/plan", "/session"):
             with connected(web) as connection:
@@ -161,7 +161,7 @@ def test_a_client_that_leaves_in_its_body_leaves_no_trace(web: Running) -> None:
                 )
     answers_promptly(web)
     exchange(web, b"nonsense\r\n\r\n")  # is logged after whatever these have left
-    said = "".join(web.said[already:])
+    said = "".join(web.log[already:])
     assert "Traceback" not in said
     assert "Exception" not in said
 
@@ -443,14 +443,14 @@ def test_requests_that_wait_on_a_connection_are_bounded_and_end_with_it(web: Run
         while piece := connection.recv(65536):
             answer += piece
     assert b"too_many_pipelined" in answer
-    said = len(web.said)
+    said = len(web.log)
     for _ in range(3):
         with connected(web) as connection:
             connection.sendall(one * 3 + b"\0\0\0\r\n\r\n")
             connection.recv(100)
     until(lambda: answers_with(web, 200), 30)
     exchange(web, b"nonsense\r\n\r\n")  # is logged after whatever these have left
-    assert not [line for line in web.said[said:] if "Error" in line or "Traceback" in line]
+    assert not [line for line in web.log[said:] if "Error" in line or "Traceback" in line]
 
 
 def test_a_body_of_many_wrong_values_is_refused_before_each_is_told(web: Running) -> None:

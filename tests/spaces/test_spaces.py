@@ -147,6 +147,7 @@ def create(hub: Hub, *arguments: str, **extra: str) -> subprocess.CompletedProce
 ALL = ("--hardware", "zero-a10g", "--private", "--bucket", "ann/clips", "--variable", "A=1")
 
 
+@pytest.mark.server
 def test_a_space_is_created_brought_up_to_date_and_then_left_alone(hub: Hub) -> None:
     looked = create(hub, *ALL, "--dry-run")
     assert "would create the private Space ann/films" in looked.stdout
@@ -173,6 +174,7 @@ def test_a_space_is_created_brought_up_to_date_and_then_left_alone(hub: Hub) -> 
     assert len(hub.writes) == 1
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("end", "status", "sentence"),
     [
@@ -192,6 +194,7 @@ def test_a_refusal_of_the_hub_is_one_sentence(
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.server
 def test_who_is_not_known_to_the_hub_is_told_how_to_be(hub: Hub) -> None:
     assert "run `hf auth login`" in create(hub, HF_TOKEN="hf_wrong").stderr
     away = create(hub, HF_ENDPOINT="http://127.0.0.1:9")
@@ -231,6 +234,7 @@ def _answers(client: httpx2.Client) -> bool:
         return False
 
 
+@pytest.mark.server
 def test_it_makes_clips_and_keeps_them_where_a_bucket_is(tmp_path: Path) -> None:
     folder, bucket = tmp_path / "space", tmp_path / "bucket"
     write_files(SpaceConfig(), folder)
@@ -290,6 +294,7 @@ def begin_from_a_picture_without_a_cookie(address: str, folder: Path) -> None:
     stranger.close()
 
 
+@pytest.mark.server
 def test_without_a_bucket_the_page_says_so(tmp_path: Path) -> None:
     plain = space_settings(Settings(home=tmp_path), "pocket", tmp_path / "none")
     assert plain.storage_url is None

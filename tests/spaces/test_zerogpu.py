@@ -241,6 +241,7 @@ def test_an_error_over_there_keeps_its_code(tiny: Path, tmp_path: Path) -> None:
     assert refused.value.code == "invalid_steps"
 
 
+@pytest.mark.server
 def test_a_model_is_put_where_cuda_will_be_before_there_is_any(tmp_path: Path) -> None:
     code = (
         "from tests.helpers.fake_zerogpu import without_cuda; import torch\n"

@@ -151,6 +151,7 @@ def test_an_mcp_client_makes_a_clip(server: Running) -> None:
     assert ".mp4" in answer
 
 
+@pytest.mark.server
 def test_a_caller_without_a_key_gets_nothing_where_keys_are_in_use(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:

@@ -274,6 +274,7 @@ def test_on_a_phone_nothing_is_cut_off_and_a_clip_is_made(
     assert not window.errors
 
 
+@pytest.mark.server
 def test_the_page_waits_for_a_server_that_restarts_and_the_job_goes_on(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -298,6 +299,7 @@ def test_the_page_waits_for_a_server_that_restarts_and_the_job_goes_on(
     next(starts, None)
 
 
+@pytest.mark.server
 def test_with_keys_the_page_asks_for_one_and_shows_only_its_clips(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -363,6 +365,7 @@ def test_the_button_stays_where_it_is_while_somebody_writes(window: Window) -> N
     assert max(places) - min(places) <= 2
 
 
+@pytest.mark.server
 def test_the_page_tells_browsers_to_ask_nobody_else_and_guards_its_files(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -22,6 +22,8 @@ from filmlet.engine.openvino import compile as building
 from filmlet.engine.openvino.blob_cache import BlobCache, fingerprint
 from tests.helpers.openvino_fixtures import POCKET, frames, last, load, recipe_for, text_for
 
+pytestmark = pytest.mark.compile
+
 
 def test_a_kept_graph_gives_the_same_bytes_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
     recipe = recipe_for(POCKET, size="64x64", frames=9)

@@ -45,6 +45,8 @@ from tests.helpers.openvino_fixtures import (
     text_for,
 )
 
+pytestmark = pytest.mark.compile
+
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:

@@ -31,10 +31,10 @@ from filmlet.models import get_card, inspect_lora
 from filmlet.models.tokenizer import load_tokenizer, tokenize
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
-from tests.cli.test_main import filmlet as command
 from tests.engine.torch.test_engine import load as load_card
 from tests.engine.torch.test_engine import poison, recipe_for
 from tests.helpers.clips import ClipRun, prepare_run
+from tests.helpers.forked_processes import run_filmlet
 
 PROMPT = "a red ball moving left"
 LAYERS = {  # of the tiny transformer: (out, in)
@@ -412,11 +412,12 @@ def test_streams_that_are_read_in_turns_give_the_clips_that_they_give_alone(
     assert alone[0] != alone[1]
 
 
+@pytest.mark.server
 def test_the_command_line_takes_loras_and_reports_them(
     tiny: Path, style: str, tmp_path: Path
 ) -> None:
     quick = ("--size", "64x64", "--frames", "9", "--steps", "2", "--model", tiny, "--json")
-    run = command(
+    run = run_filmlet(
         "generate", "a", *quick, "-o", "a.mp4", "--lora", f"{style}:0.5", "--lora", style,
         cwd=tmp_path,
     )  # fmt: skip
@@ -426,7 +427,7 @@ def test_the_command_line_takes_loras_and_reports_them(
     assert [used["strength"] for used in report["effective"]["loras"]] == [0.5, 1.0]
     (tmp_path / "style.bin").write_bytes(b"")
     for wrong in ("style.bin", "none.safetensors"):
-        run = command("generate", "a", *quick, "--lora", wrong, cwd=tmp_path)
+        run = run_filmlet("generate", "a", *quick, "--lora", wrong, cwd=tmp_path)
         assert run.returncode == 2
         error = json.loads(run.stdout)["error"]
         assert (error["code"], error["param"]) == ("invalid_loras", "loras")

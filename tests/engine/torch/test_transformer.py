@@ -135,6 +135,7 @@ def test_tokens_of_one_level_share_its_embedding(
     assert counted["time_embed"] == 2
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
 @pytest.mark.skipif(not any(map(shutil.which, selection.COMPILERS)), reason="no C++ compiler")
 def test_compiled_blocks_give_the_same_and_still_ask_whether_to_go_on(
