@@ -43,7 +43,8 @@ def add_fixture_marks(items: Sequence[pytest.Item]) -> None:
     for item in items:
         names = {*getattr(item, "fixturenames", ())}
         if call := getattr(item, "callspec", None):
-            names |= {name for name in call.params.values() if name in ("postgres", "s3")}
+            strings = {value for value in call.params.values() if isinstance(value, str)}
+            names |= strings & {"postgres", "s3"}
         for mark in sorted({FIXTURE_MARKS[name] for name in names & FIXTURE_MARKS.keys()}):
             item.add_marker(mark)
 
