@@ -8,12 +8,14 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -41,6 +43,7 @@ PATCH = 32
 MASK = 0.12  # difference from the scene that counts as subject, of 1
 SPECK = 5  # pixels; what is thinner is no subject
 GAP = 9  # pixels; parts of one subject lie no further apart
+EDGE = 9  # pixels; half as many next to a subject's edge are blurred
 SECOND = 25  # frames
 FAR = 45.0  # pixels; a subject that is half out of the canvas is not further off
 DOUBLING = 40.0  # pixels that count as much as twice the size
@@ -135,22 +138,15 @@ def _scene(clip: Tensor) -> str:
     return min(errors, key=errors.__getitem__)
 
 
-def _dilate(masks: Tensor, speck: int) -> Tensor:
-    """True within a square of `speck` pixels around what is true: (count, height, width)."""
-    half = speck // 2
-    for dim, pad in ((2, (half, half)), (1, (0, 0, half, half))):
-        wide, side = F.pad(masks, pad), masks.shape[dim]
-        masks = reduce(torch.logical_or, (wide.narrow(dim, k, side) for k in range(speck)))
-    return masks
-
-
-def _erode(masks: Tensor, speck: int) -> Tensor:
-    return ~_dilate(~masks, speck)
+def _square(side: int) -> NDArray[np.bool_]:
+    """Of one frame, `side` pixels wide and high."""
+    return np.ones((1, side, side), bool)
 
 
 def _open(masks: Tensor, speck: int = SPECK) -> Tensor:
-    """Without specks: shrunk, then grown back (a morphological opening)."""
-    return _dilate(_erode(masks, speck), speck)
+    """(count, height, width) without what is thinner than `speck` pixels."""
+    opened = ndimage.binary_erosion(masks.numpy(), _square(speck), border_value=1)
+    return torch.from_numpy(ndimage.binary_dilation(opened, _square(speck)))
 
 
 def _largest_difference(masks: Tensor, differs: Tensor, gap: int = GAP) -> Tensor:
@@ -158,10 +154,11 @@ def _largest_difference(masks: Tensor, differs: Tensor, gap: int = GAP) -> Tenso
 
     The rest is scenery that came out a little different: a star, a bubble, the sun.
     """
-    joined = _dilate(masks, gap)  # the parts of one thing lie close together
+    # The parts of one thing lie close together.
+    joined = ndimage.binary_dilation(masks.numpy(), _square(gap))
     kept = []
     for mask, whole, differ in zip(masks, joined, differs, strict=True):
-        labels, count = ndimage.label(whole.numpy())
+        labels, count = ndimage.label(whole)
         places = torch.from_numpy(labels).long()
         weights = torch.zeros(count + 1).index_add(0, places[mask], differ[mask])
         kept.append(mask & (places == weights.argmax()))
@@ -244,7 +241,7 @@ def _colour(part: ActorCrop) -> str:
     """The named colour nearest to the subject's inside, away from its blurred edge."""
     every = slice(0, SECOND, 4)  # it does not change
     clip, masks = part.clip[:, every], part.masks[every]
-    deep = _erode(masks, 9)
+    deep = torch.from_numpy(ndimage.binary_erosion(masks.numpy(), _square(EDGE), border_value=1))
     inside = (deep if deep.sum() > 50 else masks).float()
     seen = (clip * inside).sum((1, 2, 3)) / inside.sum().clamp_min(1)
     table = {name: torch.tensor(rgb) / 255 for name, rgb in COLOURS.items()}

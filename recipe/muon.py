@@ -2,6 +2,12 @@
 
 Muon orthogonalises the momentum of each weight by five Newton-Schulz steps (Jordan et al., 2024,
 https://kellerjordan.github.io/posts/muon/). Convolutions are reshaped to (out, in x kernel).
+
+torch.optim.Muon (2.13) takes matrices alone. Given views of 64 rows as here it trains the same (100
+steps of a small MLP and of small convolutions: the same losses to four digits) in 1.9 and 1.5 times
+the time of a step, because it takes one view after the other and multiplies the wide matrix five
+times; given whole matrices, losses were 0.1 % and 11 % higher in 1.0 and 1.5 times the time. Views,
+their gradients and two nested states would be as much code as is here.
 """
 
 import math
