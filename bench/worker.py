@@ -14,6 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROMPT = "a red circle moving left on a white background"
 SEED, STEPS, SIDE, FPS = 1, 4, 256, 24
@@ -95,7 +100,6 @@ def can_be_played(data: bytes) -> bool:
 
 def stock_side(frames: int, dtype: str) -> Callable[[Path], Seconds]:
     """Stock diffusers on the same checkpoint, its frames encoded with the same settings."""
-    import av
     import torch
     from diffusers import LTXPipeline
 
@@ -113,17 +117,24 @@ def stock_side(frames: int, dtype: str) -> Callable[[Path], Seconds]:
         ).frames[0]  # fmt: skip
         pixels = (video * 255).round().astype("uint8")
         first = time.perf_counter() - start
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
-            stream = file.add_stream("libx264", rate=Fraction(FPS), options=dict(X264))
-            stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
-            stream.codec_context.thread_count = 2
-            for picture in pixels:
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            file.mux(stream.encode())
+        encode(pixels, path)
         clip = time.perf_counter() - start
         return {"clip": clip, "first frame": first, "playable": clip}  # nothing is before
 
     return make
+
+
+def encode(pixels: "NDArray[np.uint8]", path: Path) -> None:
+    """Frames, (frames, height, width, 3), in one file, with the settings of filmlet's."""
+    import av
+
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
+        stream = file.add_stream("libx264", rate=Fraction(FPS), options=dict(X264))
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        stream.codec_context.thread_count = 2
+        for picture in pixels:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
 
 
 def memory_mb(field: str) -> float:
