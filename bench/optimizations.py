@@ -9,27 +9,25 @@ import argparse
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
-from tempfile import mkdtemp
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from diffusers.models import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from filmlet.engine.base import TransformerInputs
 from filmlet.engine.placement import Optimization, Placement, best_device, device_name
 from filmlet.engine.torch import vae_decoder
-from filmlet.engine.torch.attention import (
-    AttentionBackendSelector,
-    AttentionShape,
-    benchmark_backends,
-)
 from filmlet.engine.torch.block_offload import offload_blocks
 from filmlet.engine.torch.dtype import choose_dtype, torch_dtype
 from filmlet.engine.torch.fp8 import quantize_linears
@@ -43,6 +41,11 @@ SIZES = {  # heads, channels of each, layers, channels of a caption
 LATENT = 128  # channels
 PADDED, WORDS = 128, 16  # tokens of a prompt, with its padding and without
 RUNS = 5
+ATTENTION_BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+)
 SIDES = 6  # that compute with a transformer of their own
 Side = Callable[[], Tensor]
 Build = Callable[[LTXVideoTransformer3DModel], CachedTransformer]
@@ -208,25 +211,20 @@ def steps(size: str, latent: Sequence[int], placement: Placement, runs: int) -> 
 
 def variants(placement: Placement) -> list[tuple[str, Build]]:
     """In which filmlet computes a step here."""
-    dtype, device = torch_dtype(placement), torch.device(placement.device)
-    is_cuda = device.type == "cuda"
-    attention = (
-        AttentionBackendSelector(Path(mkdtemp()) / "attention.json", device, dtype)
-        if is_cuda
-        else None
-    )
+    dtype = torch_dtype(placement)
+    is_cuda = placement.device.startswith("cuda")
 
     def offloaded_variant(model: LTXVideoTransformer3DModel) -> CachedTransformer:
         """As where a device has no room for it: on a GPU, the blocks stay in main memory."""
         offload_blocks(model.transformer_blocks.cpu(), placement, is_ahead=is_cuda)
-        return CachedTransformer(model, dtype, is_lent=True, attending=attention)
+        return CachedTransformer(model, dtype, is_lent=True)
 
     def in_eight_bits(model: LTXVideoTransformer3DModel) -> CachedTransformer:
         quantize_linears(model.transformer_blocks)
-        return CachedTransformer(model, dtype, attending=attention)
+        return CachedTransformer(model, dtype)
 
     def synchronous_variant(*levers: Optimization) -> Build:
-        return lambda model: CachedTransformer(model, dtype, frozenset(levers), attending=attention)
+        return lambda model: CachedTransformer(model, dtype, frozenset(levers))
 
     ways = [
         ("what stays computed once", synchronous_variant()),
@@ -237,13 +235,20 @@ def variants(placement: Placement) -> list[tuple[str, Build]]:
     return ways + [("as one graph", synchronous_variant(Optimization.CUDA_GRAPHS))] * is_cuda
 
 
-def kernels(size: str, latent: Sequence[int], placement: Placement) -> str:
-    """Of attention, each at this size."""
+def attention_backends(size: str, latent: Sequence[int], placement: Placement) -> str:
+    """Each backend of torch's attention at this size; torch takes the first that it can."""
     heads, head, _, _ = SIZES[size]
-    one = AttentionShape(heads, head, math.prod(latent))
-    times = benchmark_backends(one, torch.device(placement.device), torch_dtype(placement))
-    lines = [f"| {kernel.name} | {1000 * took:.2f} |" for kernel, took in times.items()]
-    return "\n".join(["| | ms |", "|---|---|", *lines])
+    shape = (1, heads, math.prod(latent), head)
+    inputs = [torch.randn(shape).to(placement.device, torch_dtype(placement)) for _ in range(3)]
+    timer = Timer("F.scaled_dot_product_attention(*inputs)", globals={"F": F, "inputs": inputs})
+    lines = ["| | ms |", "|---|---|"]
+    for backend in ATTENTION_BACKENDS:
+        with sdpa_kernel(backend), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they say why one cannot, as the error does
+            with suppress(RuntimeError):
+                took = timer.blocked_autorange().median
+                lines.append(f"| {backend.name} | {1000 * took:.2f} |")
+    return "\n".join(lines)
 
 
 def decodes(latent: Sequence[int], placement: Placement, runs: int) -> Rows:
@@ -290,10 +295,9 @@ does. One call of the transformer, {math.prod(latent)} tokens:
 
 {step}
 
-Attention of one layer, by each of torch's kernels that computes it here; the plain one only where
-there is no other:
+Attention of one layer, by each of torch's fused kernels that computes it here:
 
-{kernels(size, latent, placement)}
+{attention_backends(size, latent, placement)}
 
 One decode with the VAE of LTX-Video 0.9:
 

@@ -1,35 +1,24 @@
-"""What a GPU does in other ways, on the CPU against the plain way: 8 bits, graphs, kernels."""
+"""What a GPU does in other ways, on the CPU against the plain way: 8 bits, graphs."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
 
 from filmlet.core.request import build_request
 from filmlet.engine import selection
 from filmlet.engine.base import TransformerInputs
 from filmlet.engine.placement import Backend, Optimization, Placement
-from filmlet.engine.torch import attention, fp8
-from filmlet.engine.torch.attention import (
-    AttentionBackendSelector,
-    AttentionShape,
-    benchmark_backends,
-)
-from filmlet.engine.torch.cuda_graphs import Function, GraphedCallable, Replay
+from filmlet.engine.torch import fp8
+from filmlet.engine.torch.cuda_graphs import Function, GraphedCallable
 from filmlet.engine.torch.fp8 import FP8Linear, quantize_linears, quantize_rows
 from filmlet.engine.torch.transformer import CachedTransformer
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
 from tests.engine.torch.test_transformer import GIVEN, ONE, TOKENS, call, own, transformer
 from tests.helpers.clips import prepare_run
-
-CPU = torch.device("cpu")
-SIZE = AttentionShape(2, 16, TOKENS)
 
 
 @pytest.fixture
@@ -94,21 +83,23 @@ def test_blocks_in_eight_bits_say_nearly_what_they_say_in_sixteen(
 
 
 class Recorder:
-    """What captures on the CPU: a replay computes from the captured memory, as a GPU's does."""
+    """What captures on the CPU: as a GPU's graph, it reads and writes the captured memory alone."""
 
     def __init__(self) -> None:
         self.captures = self.replays = 0
 
-    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Replay, Tensor]:
+    def __call__(self, function: Function, buffers: tuple[Tensor, ...]) -> Function:
         self.captures += 1
-        result = function(*inputs)
+        result = function(*buffers)
 
-        def replay() -> None:
+        def replay(*inputs: Tensor) -> Tensor:
             self.replays += 1
             with torch.inference_mode():
-                result.copy_(function(*inputs))
+                for buffer, given in zip(buffers, inputs, strict=True):
+                    buffer.copy_(given)
+                return result.copy_(function(*buffers))
 
-        return replay, result
+        return replay
 
 
 GRAPHS = frozenset([Optimization.CUDA_GRAPHS])
@@ -155,57 +146,6 @@ def test_what_a_graph_gave_stays_what_it_was() -> None:
     first = graphed(torch.ones(3))
     graphed(torch.zeros(3))
     assert first.tolist() == [2, 2, 2]
-
-
-# Kernels of attention
-
-
-def test_kernels_are_measured_once_and_kept_for_other_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def noted(*given: object) -> dict[SDPBackend, float]:
-        calls.append(given)
-        return {SDPBackend.MATH: 2.0, SDPBackend.FLASH_ATTENTION: 1.0}
-
-    monkeypatch.setattr(attention, "benchmark_backends", noted)
-    file = tmp_path / "cache" / "attention.json"
-    for _ in range(2):
-        for size in (SIZE, AttentionShape(2, 16, 9)):
-            with AttentionBackendSelector(file, CPU, torch.float32).fastest_backend(size):
-                assert torch.backends.cuda.flash_sdp_enabled()
-    assert len(calls) == 2
-    assert set(json.loads(file.read_text()).values()) == {"FLASH_ATTENTION"}
-
-
-@pytest.mark.parametrize("content", ["", "[", "[]", '{"cpu": 3}', '{"cpu": []}'])
-def test_a_file_that_cannot_be_read_is_written_anew(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "attention.json"
-    file.write_text(content)
-    with AttentionBackendSelector(file, CPU, torch.float32).fastest_backend(SIZE):
-        pass
-    assert any(str(SIZE) in key for key in json.loads(file.read_text()))
-
-
-def test_a_kernel_that_is_wrong_or_missing_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert SDPBackend.CUDNN_ATTENTION not in benchmark_backends(SIZE, CPU, torch.float32)
-    right = attention._relative_error
-    monkeypatch.setattr(attention, "_relative_error", lambda *_: 1.0)
-    assert benchmark_backends(SIZE, CPU, torch.float32) == {SDPBackend.MATH: 0.0}
-    monkeypatch.setattr(attention, "_relative_error", right)
-    assert SDPBackend.FLASH_ATTENTION in benchmark_backends(SIZE, CPU, torch.float32)
-
-
-def test_a_chosen_kernel_gives_the_same(
-    tiny: Path, tmp_path: Path, model: LTXVideoTransformer3DModel
-) -> None:
-    chosen = AttentionBackendSelector(tmp_path / "attention.json", CPU, torch.float32)
-    made = own(CachedTransformer(model, torch.float32, attending=chosen), call(ONE))
-    assert torch.allclose(
-        made, own(CachedTransformer(transformer(tiny), torch.float32), call(ONE)), atol=1e-5
-    )
-    assert chosen.fastest
 
 
 # Who gets them

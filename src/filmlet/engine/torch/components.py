@@ -15,7 +15,6 @@ from filmlet.core.model_card import ComponentFiles
 from filmlet.engine.configs import blame_files
 from filmlet.engine.placement import Optimization, Placement
 from filmlet.engine.state_dict import CheckpointWeights
-from filmlet.engine.torch.attention import AttentionBackendSelector
 from filmlet.engine.torch.dtype import torch_dtype
 from filmlet.engine.torch.loader import build_on_meta, load_weights
 from filmlet.engine.torch.lora import FusedLoras
@@ -81,13 +80,6 @@ class ModelComponents:
             case _:
                 return ()
 
-    def _attention_selector(self, dtype: torch.dtype) -> AttentionBackendSelector | None:
-        """On a GPU, whose kernels differ."""
-        device, cache = self.placement.device, self.placement.cache
-        if not cache or not device.startswith("cuda"):
-            return None
-        return AttentionBackendSelector(cache / "attention.json", torch.device(device), dtype)
-
     def _weights(self, name: str) -> CheckpointWeights:
         location = getattr(self.files, name)
         assert location
@@ -119,6 +111,5 @@ class ModelComponents:
                 dtype,
                 placement.optimizations,
                 is_lent=lent is not None,
-                attending=self._attention_selector(dtype),
             )
         self.modules[name] = module

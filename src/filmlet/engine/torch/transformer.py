@@ -6,7 +6,6 @@ therefore kept; what is left gives the same velocities as the transformer's own 
 """
 
 from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import cast
 
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from filmlet.engine.base import TransformerInputs
 from filmlet.engine.placement import Optimization
-from filmlet.engine.torch.attention import AttentionBackendSelector, AttentionShape
 from filmlet.engine.torch.cuda_graphs import Capture, GraphedCallable, capture_cuda_graph
 from filmlet.engine.torch.lru_cache import LRUCache
 
@@ -90,7 +88,7 @@ class CachedTransformer:
 
     dtype: that it computes in. levers: COMPILE has torch compile its blocks when they first run,
     once for all of them, and once more for the first other number of tokens; GRAPHS replays the
-    steps of short clips. capture: makes graphs. attending: chooses the kernel of attention.
+    steps of short clips. capture: makes graphs.
     is_lent: its blocks have their weights only while they run, so text is given them as it is.
     """
 
@@ -101,11 +99,9 @@ class CachedTransformer:
         levers: frozenset[Optimization] = frozenset(),
         *,
         is_lent: bool = False,
-        attending: AttentionBackendSelector | None = None,
         capture: Capture = capture_cuda_graph,
     ) -> None:
         self.transformer, self.dtype, self.is_lent = transformer, dtype, is_lent
-        self.attending = attending
         self.rotations: LRUCache[tuple[Rotation, Tensor]] = LRUCache(1)
         self.texts: LRUCache[tuple[Tensor, list[Tensor | KeyValue]]] = LRUCache(
             2
@@ -142,17 +138,9 @@ class CachedTransformer:
             lambda: (call.prompt_embeds, self._text_key_values(call.prompt_embeds)),
         )
         modulation, last = self._time_embedding(call.timesteps, lora_keys)
-        with self._attention(x.shape[1]):
-            x = self._run_blocks(x, text_keys, modulation, rotation)
+        x = self._run_blocks(x, text_keys, modulation, rotation)
         shift, scale = (model.scale_shift_table + last[:, :, None]).unbind(2)
         return model.proj_out(torch.addcmul(shift, model.norm_out(x), 1 + scale))
-
-    def _attention(self, tokens: int) -> AbstractContextManager[None]:
-        if not self.attending:
-            return nullcontext()
-        config = self.transformer.config
-        size = AttentionShape(config.num_attention_heads, config.attention_head_dim, tokens)
-        return self.attending.fastest_backend(size)
 
     def _run_blocks(
         self,
