@@ -33,11 +33,13 @@ class Settings:
     offload: how much of a model is in memory, `none`, `model`, `layerwise_casting` or `sequential`;
     not set, the fastest mode that fits.
     engine: backend, `torch`, `openvino` or `auto` (OpenVINO for single-stage models on a CPU).
-    cache: folder of compiled models and measured choices; may be deleted.
+    cache: folder of compiled models; may be deleted.
     compile: 1 compiles the transformer's blocks with torch.compile.
     fp8: 1 uses 8-bit matrix multiplication on a GPU; changes clips a little.
     cuda_graphs: 1 replays the steps of short clips as CUDA graphs.
     int8: 0 switches int8 matrix multiplication in OpenVINO's decoder off.
+    openvino_plain: 1 builds OpenVINO's graphs without the forms of layers that are faster on some
+    CPUs, to find out whether one of them is at fault; slower, other last bits.
     allow_download: 0 forbids downloads from the Hub.
     model: default model of the page.
     home: folder of the queue and its files.
@@ -64,6 +66,7 @@ class Settings:
     fp8: int = 0
     cuda_graphs: int = 0
     int8: int = 1
+    openvino_plain: int = 0
     allow_download: int = 1
     model: str = "pocket"
     home: Path = field(default_factory=lambda: _home() / ".local" / "share" / "filmlet")

@@ -134,7 +134,7 @@ def _export_models(options: argparse.Namespace) -> None:
         if files is None:
             raise CheckpointNotFound(f"{name} is not on this machine: filmlet models pull {name}")
         counts = card.parameters or count_parameters(files)
-        placement = drain(export(card, files, counts, cache, settings.int8 > 0))
+        placement = drain(export(card, files, counts, settings))
         seconds = round(time.perf_counter() - began, 1)
         table = {
             "name": name,

@@ -41,9 +41,9 @@ class Backend(StrEnum):
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is held; `reason` says why so. cache: folder of what was found out or compiled.
+    """How a model is held; `reason` says why so. cache: folder of compiled graphs.
 
-    optimizations: that are in use.
+    optimizations: that are in use. is_plain: OpenVINO's graphs have none of their faster forms.
     """
 
     device: str
@@ -53,6 +53,7 @@ class Placement:
     backend: Backend = Backend.TORCH
     cache: Path | None = None
     optimizations: frozenset[Optimization] = frozenset()
+    is_plain: bool = False
 
     @property
     def is_full_precision(self) -> bool:

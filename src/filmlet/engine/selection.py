@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 from filmlet.core.events import Progress, Stage
 from filmlet.core.lora import LoraAdapter
@@ -24,6 +23,7 @@ from filmlet.engine.placement import (
 )
 from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.errors import MissingDependency, NonFiniteValues, NotSupported
+from filmlet.settings import Settings
 
 TORCH_ONLY_BELOW_BYTES = (
     4_000_000  # bytes of a transformer that torch computes sooner than it is compiled
@@ -40,16 +40,15 @@ SEQUENTIAL_NEEDS_TORCH = "sequential offload needs the torch backend"
 
 
 def openvino_placement(
-    card: ModelCard, files: ComponentFiles, cache: Path, allow_int8: bool, dtype: str | None = None
+    card: ModelCard, files: ComponentFiles, settings: Settings, dtype: str | None = None
 ) -> Placement | str:
     """OpenVINO's placement of a checkpoint on the CPU, or why it cannot compute it.
 
-    cache: folder of what is compiled. allow_int8: products may be in 8 bits. dtype: of an earlier
-    attempt.
+    dtype: of an earlier attempt.
     """
     from filmlet.engine.openvino.engine import choose_placement
 
-    return choose_placement(card, files, cache, allow_int8, dtype)
+    return choose_placement(card, files, settings, dtype)
 
 
 def why_not_openvino_model(card: ModelCard, parameters: Components[float]) -> str | None:
@@ -151,11 +150,7 @@ def load_engine(
 
 
 def export(
-    card: ModelCard,
-    files: ComponentFiles,
-    parameters: Components[float],
-    cache: Path,
-    allow_int8: bool,
+    card: ModelCard, files: ComponentFiles, parameters: Components[float], settings: Settings
 ) -> Generator[int, None, Placement]:
     """Compile all of a checkpoint for OpenVINO into the cache; yields bytes that were read.
 
@@ -164,7 +159,7 @@ def export(
     reason = why_not_openvino_model(card, parameters) or why_not_openvino_clip(
         files, "cpu", (), is_forced=True
     )
-    placement = reason or openvino_placement(card, files, cache, allow_int8)
+    placement = reason or openvino_placement(card, files, settings)
     if isinstance(placement, str):
         raise NotSupported(f"{card.name} is not exported: {placement}.", param="model")
     check_components(files)
@@ -175,7 +170,7 @@ def export(
     except NonFiniteValues:  # a check found it to be too far off, and this is remembered
         if placement.is_full_precision:
             raise
-        placement = yield from export(card, files, parameters, cache, allow_int8)
+        placement = yield from export(card, files, parameters, settings)
     return placement
 
 

@@ -63,9 +63,7 @@ def _openvino_placement(
     )
     if reason:
         return reason
-    placement = selection.openvino_placement(
-        plan.card, plan.files, settings.cache, settings.int8 > 0, dtype
-    )
+    placement = selection.openvino_placement(plan.card, plan.files, settings, dtype)
     if not isinstance(placement, Placement):
         return placement
     offload = _choose_offload(plan, placement, settings, engines)
@@ -79,7 +77,6 @@ def _choose_torch(
 ) -> EngineChoice:
     """Add offload mode and optimizations to torch's placement."""
     loras = plan.found_loras
-    placement = replace(placement, cache=settings.cache)
     placement = replace(placement, offload=_choose_offload(plan, placement, settings, engines))
     used = frozenset(
         optimization

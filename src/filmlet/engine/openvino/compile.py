@@ -1,18 +1,18 @@
 """From weights to compiled graphs: read back from blobs, or built, compared and kept."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
 
 from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.configs import blame_files
 from filmlet.engine.openvino.blob_cache import Blob, BlobCache, fingerprint
-from filmlet.engine.openvino.ops import ModuleWeights
+from filmlet.engine.openvino.ops import GraphOptions, Kernels, ModuleWeights, choose_kernels
 from filmlet.engine.openvino.runner import (
     CompiledGraph,
     cache_key_of_cpu,
@@ -22,23 +22,30 @@ from filmlet.engine.openvino.runner import (
 from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.errors import NonFiniteValues
 
-FORMAT = 15  # of the graphs; another number makes them anew
+FORMAT = 16  # of the graphs; another number makes them anew
 REFERENCE_DTYPE = "float32"
 COMPONENT_OF = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among
-Graphs = Callable[
-    [ModuleWeights, str, bool], Iterable[ov.Model]
-]  # of weights, a dtype and `ComponentBuild.is_int8`
 CompiledGraphs = Sequence[CompiledGraph]
-Check = Callable[
-    [CompiledGraphs, CompiledGraphs], str | None
-]  # how far some are from exact ones, if they are too far
+
+
+class ComponentGraphs(Protocol):
+    """The graphs of one component. count: of graphs."""
+
+    @property
+    def count(self) -> int: ...
+
+    def build(self, weights: ModuleWeights, options: GraphOptions) -> Iterable[ov.Model]:
+        """The graphs, in the order in which they run."""
+
+    def find_fault(self, graphs: CompiledGraphs, exact: CompiledGraphs) -> str | None:
+        """How far graphs in low precision are from plain ones in float32, if they are too far."""
 
 
 @dataclass(frozen=True)
 class ComponentBuild:
     """One component of a checkpoint: `text_encoder`, `encoder`, `transformer` or `decoder`.
 
-    is_int8: its products are in 8 bits, the rest in the dtype.
+    is_int8: its convolutions are in 8 bits, the rest in the dtype.
     """
 
     name: str
@@ -47,6 +54,11 @@ class ComponentBuild:
     dtype: str
     cache: Path
     is_int8: bool = False
+    kernels: Kernels = field(default_factory=choose_kernels)
+
+    @property
+    def options(self) -> GraphOptions:
+        return GraphOptions(self.dtype, self.is_int8, self.kernels)
 
     @cached_property
     def weights(self) -> CheckpointWeights:
@@ -60,7 +72,7 @@ class ComponentBuild:
     @cached_property
     def cache_key(self) -> str:
         """Under which its graphs are kept."""
-        what = self.name, self.dtype, self.is_int8, self.card.decode_timestep
+        what = self.name, self.options, self.card.decode_timestep
         return fingerprint(self.weights.files, FORMAT, *what, *cache_key_of_cpu())
 
     def rejection(self) -> str | None:
@@ -68,14 +80,12 @@ class ComponentBuild:
         verdict = self.store.load(f"{self.cache_key}-off")
         return None if verdict is None else verdict.blob.tobytes().decode()
 
-    def load_or_compile(
-        self, count: int, graphs: Graphs, check: Check | None = None
-    ) -> Generator[int, None, CompiledGraphs]:
+    def load_or_compile(self, graphs: ComponentGraphs) -> Generator[int, None, CompiledGraphs]:
         """Its graphs, ready to run; yields bytes that were read.
 
         Raises NonFiniteValues where they fail the check, and for good: the verdict is kept.
         """
-        cached = self._load_cached(count)
+        cached = self._load_cached(graphs.count)
         if cached:
             return cached
         table = {}
@@ -83,32 +93,30 @@ class ComponentBuild:
             table[name] = array
             yield array.nbytes
         with blame_files(self.weights.path):
-            return self._compiled(table, graphs, check)
+            return self._compile(ModuleWeights(table), graphs)
 
-    def _compiled(
-        self, table: Mapping[str, NDArray[np.float32]], graphs: Graphs, check: Check | None
-    ) -> CompiledGraphs:
+    def _compile(self, weights: ModuleWeights, graphs: ComponentGraphs) -> CompiledGraphs:
         """Its graphs, compiled, compared with exact ones, and kept."""
-        compiled = compile_all(graphs(ModuleWeights(table), self.dtype, self.is_int8), self.dtype)
-        blobs = [_export_blob(model) for model in compiled]
+        blobs = [
+            _export_blob(model)
+            for model in compile_all(graphs.build(weights, self.options), self.dtype)
+        ]
         runs = [self._import_blob(blob) for blob in blobs]
-        if check and (self.is_int8 or self.dtype != REFERENCE_DTYPE):
-            exact = list(
-                map(
-                    CompiledGraph.from_model,
-                    compile_all(
-                        graphs(ModuleWeights(table), REFERENCE_DTYPE, False), REFERENCE_DTYPE
-                    ),
-                )
-            )
-            if found := check(runs, exact):
-                kind = "int8" if self.is_int8 else self.dtype
-                verdict = f"{kind} is {found} of OpenVINO here."
-                self.store.save(f"{self.cache_key}-off", verdict.encode())
-                raise NonFiniteValues(verdict)
+        if self.is_int8 or self.dtype != REFERENCE_DTYPE:
+            self._check(runs, weights, graphs)
         for i, blob in enumerate(blobs):
             self.store.save(f"{self.cache_key}-{i}", blob.tobytes())
         return runs
+
+    def _check(self, runs: CompiledGraphs, weights: ModuleWeights, graphs: ComponentGraphs) -> None:
+        """Raises NonFiniteValues, once the verdict is kept."""
+        exact = compile_all(graphs.build(weights, GraphOptions()), REFERENCE_DTYPE)
+        fault = graphs.find_fault(runs, [CompiledGraph.from_model(model) for model in exact])
+        if not fault:
+            return
+        verdict = f"{'int8' if self.is_int8 else self.dtype} is {fault} of OpenVINO here."
+        self.store.save(f"{self.cache_key}-off", verdict.encode())
+        raise NonFiniteValues(verdict)
 
     def _load_cached(self, count: int) -> CompiledGraphs:
         """All its graphs, or none."""

@@ -19,11 +19,12 @@ from filmlet.engine.conditioning import NoiseFn
 from filmlet.engine.openvino.compile import REFERENCE_DTYPE, ComponentBuild
 from filmlet.engine.openvino.components import TextEncoder, Transformer, VaeDecoder, VaeEncoder
 from filmlet.engine.openvino.noise import TorchNoise
-from filmlet.engine.openvino.ops import Floats
+from filmlet.engine.openvino.ops import Floats, Kernels, choose_kernels
 from filmlet.engine.openvino.runner import has_bfloat16, prefers_int8
 from filmlet.engine.placement import Backend, Optimization, Placement
 from filmlet.engine.state_dict import CheckpointWeights, load_latent_rgb_factors
 from filmlet.errors import Cancelled, NotSupported
+from filmlet.settings import Settings
 
 KINDS: dict[str, Any] = {
     "text_encoder": TextEncoder,
@@ -49,7 +50,7 @@ class OpenVINOEngine(Engine):
 
     @property
     def channels(self) -> int:
-        return self._get("transformer").widths.channels
+        return self._get("transformer").config.channels
 
     @cached_property
     def statistics(self) -> LatentStats:
@@ -132,7 +133,9 @@ class OpenVINOEngine(Engine):
         assert self._placement.cache
         dtype = self._placement.dtype if name in LOW_PRECISION_COMPONENTS else REFERENCE_DTYPE
         is_int8 = name == INT8_COMPONENT and Optimization.INT8 in self._placement.optimizations
-        return ComponentBuild(name, self.card, self.files, dtype, self._placement.cache, is_int8)
+        kernels = choose_kernels(self._placement.is_plain)
+        cache = self._placement.cache
+        return ComponentBuild(name, self.card, self.files, dtype, cache, is_int8, kernels)
 
 
 def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> OpenVINOEngine:
@@ -141,12 +144,9 @@ def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) 
 
 
 def choose_placement(
-    card: ModelCard, files: ComponentFiles, cache: Path, allow_int8: bool, dtype: str | None
+    card: ModelCard, files: ComponentFiles, settings: Settings, dtype: str | None
 ) -> Placement | str:
-    """How OpenVINO computes a checkpoint here, or why it cannot.
-
-    allow_int8: products may be in 8 bits. dtype: that it was begun in.
-    """
+    """How OpenVINO computes a checkpoint here, or why it cannot. dtype: that it was begun in."""
     text, transformer, vae = (
         CheckpointWeights(name, getattr(files, name))
         for name in ("text_encoder", "transformer", "vae")
@@ -157,21 +157,32 @@ def choose_placement(
         return "the decoder has patches in time, which are not compiled"
     if any(weights.has_8bit_weights for weights in (text, transformer, vae)):
         return "weights in eight bits are torch's"
-    best, reason = _dtype(card, files, cache)
+    kernels = choose_kernels(settings.openvino_plain > 0)
+    best, reason = _choose_dtype(card, files, settings.cache, kernels)
     if dtype == REFERENCE_DTYPE and best != REFERENCE_DTYPE:
         best, reason = REFERENCE_DTYPE, "as it was begun"
-    decoder = ComponentBuild(INT8_COMPONENT, card, files, best, cache, is_int8=True)
-    is_int8 = allow_int8 and prefers_int8(best) and not decoder.rejection()
+    decoder = ComponentBuild(INT8_COMPONENT, card, files, best, settings.cache, True, kernels)
+    is_int8 = settings.int8 > 0 and prefers_int8(best) and not decoder.rejection()
     levers = frozenset({Optimization.INT8} if is_int8 else ())
     return Placement(
-        "cpu", best, reason, backend=Backend.OPENVINO, cache=cache, optimizations=levers
+        "cpu",
+        best,
+        reason,
+        backend=Backend.OPENVINO,
+        cache=settings.cache,
+        optimizations=levers,
+        is_plain=settings.openvino_plain > 0,
     )
 
 
-def _dtype(card: ModelCard, files: ComponentFiles, cache: Path) -> tuple[str, str]:
+def _choose_dtype(
+    card: ModelCard, files: ComponentFiles, cache: Path, kernels: Kernels
+) -> tuple[str, str]:
     if not has_bfloat16():
         return REFERENCE_DTYPE, "this CPU has no bfloat16"
     for name in LOW_PRECISION_COMPONENTS:
-        if verdict := ComponentBuild(name, card, files, "bfloat16", cache).rejection():
+        if verdict := ComponentBuild(
+            name, card, files, "bfloat16", cache, kernels=kernels
+        ).rejection():
             return REFERENCE_DTYPE, verdict
     return "bfloat16", "bfloat16 is faster here"

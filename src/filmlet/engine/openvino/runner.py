@@ -6,10 +6,10 @@ numpy has no bfloat16: such arrays are of its 16 bits, and only graphs look into
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +24,7 @@ from filmlet.core import cpu
 CACHED_KERNELS = 50
 ASK_MS = 50  # between two questions whether anybody still wants the clip
 Ask = Callable[[], None]
+Arrays = Mapping[str, NDArray]  # inputs or outputs of a graph by name
 OV_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
 NUMPY_TYPES = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16}
 
@@ -119,6 +120,14 @@ def _settle_all() -> None:
         request.wait()
 
 
+@dataclass(frozen=True)
+class GraphInput:
+    """An input of a graph. channels: of inputs that have a fixed number of them."""
+
+    kind: ov.Type
+    channels: int
+
+
 @dataclass(eq=False)
 class CompiledGraph:
     """One graph at work; one call at a time. cancel_checks: raise to stop a call.
@@ -132,52 +141,57 @@ class CompiledGraph:
     cancel_checks: Sequence[Ask] = ()
 
     @classmethod
-    def from_model(cls, model: ov.CompiledModel, **more: Any) -> Self:
+    def from_model(cls, model: ov.CompiledModel) -> Self:
         """Of a graph that is not kept: none of its calls is given up."""
-        return cls(lambda: model, **more)
+        return cls(lambda: model)
 
     def __post_init__(self) -> None:
-        self.kinds = [model_input.element_type for model_input in self.model.inputs]
         self.lock = threading.RLock()
-        self.spare_requests: list[
-            GraphRequest
-        ] = []  # of the latest relay: new memory costs a clip milliseconds
+        self._model: ov.CompiledModel | None = None
+        self._request: GraphRequest | None = None
+        self._is_fresh = False  # not called since it was read
+        self.spare_requests: list[GraphRequest] = []  # new memory costs a clip milliseconds
         self.cancelled_request: GraphRequest | None = None
+        self.inputs = {port.any_name: _describe_input(port) for port in self.model.inputs}
+        self.output_names = [port.any_name for port in self.model.outputs]
 
-    @cached_property
+    @property
     def model(self) -> ov.CompiledModel:
-        self.is_fresh = True
-        return self.read()
+        if self._model is None:
+            self._model, self._is_fresh = self.read(), True
+        return self._model
 
-    @cached_property
+    @property
     def request(self) -> GraphRequest:
-        return GraphRequest(self.model)
+        """Of calls through no double buffer."""
+        if self._request is None:
+            self._request = GraphRequest(self.model)
+        return self._request
 
-    def __call__(self, *inputs: NDArray) -> list[NDArray]:
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray]:
         """The graph's outputs, in memory of their own. Raises as `infer` does."""
         with self.lock:
             self._recover_after_cancel()
-            return list(map(np.array, self.infer(self.request, *inputs)))
+            outputs = self.infer(self.request, inputs)
+            return {name: np.array(array) for name, array in outputs.items()}
 
     @contextmanager
     def create_double_buffer(self) -> Iterator["DoubleBuffer"]:
-        """Calls of the graph that are given what the one before gave, as it lies.
+        """Calls of the graph through two requests in turn, so that states are not copied.
 
-        What a call gives is there until the next but one.
+        Without it a decode takes 1.02 times as long (AVX-512, OpenVINO 2026.4.0, bench/KERNELS.md).
         """
         with self.lock:
             self._recover_after_cancel()
-            pair, self.spare_requests = (
-                self.spare_requests or [GraphRequest(self.model) for _ in range(2)],
-                [],
-            )
+            pair = self.spare_requests or [GraphRequest(self.model) for _ in range(2)]
+            self.spare_requests = []
         try:
             yield DoubleBuffer(self, pair)
         finally:
             self.spare_requests = pair
 
-    def infer(self, request: GraphRequest, *inputs: NDArray) -> list[NDArray]:
-        """The graph's outputs, in the request's memory.
+    def infer(self, request: GraphRequest, inputs: Arrays) -> dict[str, NDArray]:
+        """The graph's outputs by name, in the request's memory.
 
         Raises what `cancel_checks` raise; that call then ends by itself.
         """
@@ -185,9 +199,10 @@ class CompiledGraph:
             self._recover_after_cancel()
             if request.model is not self.model:
                 request.rebind(self.model)
+            assert inputs.keys() == self.inputs.keys()
             try:
                 request.begin(
-                    [_to_ov_tensor(*pair) for pair in zip(inputs, self.kinds, strict=True)]
+                    [_to_ov_tensor(inputs[name], port.kind) for name, port in self.inputs.items()]
                 )
                 while not request.own.wait_for(ASK_MS):
                     for ask in self.cancel_checks:
@@ -197,30 +212,37 @@ class CompiledGraph:
                 request.own.cancel()
                 raise
             in_flight.discard(request)
-            if self.is_fresh and self.release_blob:
+            if self._is_fresh and self.release_blob:
                 self.release_blob()
-            self.is_fresh = False
-            return request.outputs
+            self._is_fresh = False
+            return dict(zip(self.output_names, request.outputs, strict=True))
 
     def _recover_after_cancel(self) -> None:
         """A call that was given up leaves shapes of its own in the graph, and the next fails."""
         if self.cancelled_request:
             self.cancelled_request.wait()
             self.cancelled_request, self.spare_requests = None, []
-            for name in ("model", "request"):  # gone before the graph is read anew
-                self.__dict__.pop(name, None)
+            self._model = self._request = None  # gone before the graph is read anew
 
 
 @dataclass
 class DoubleBuffer:
-    """What `CompiledGraph.create_double_buffer` gives."""
+    """What `CompiledGraph.create_double_buffer` gives: what a call gives may be given to the next.
+
+    It is there until the next call but one, where it lies: nothing is copied.
+    """
 
     graph: CompiledGraph
     requests: list[GraphRequest]
 
-    def __call__(self, *inputs: NDArray) -> list[NDArray]:
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray]:
         self.requests.reverse()
-        return self.graph.infer(self.requests[0], *inputs)
+        return self.graph.infer(self.requests[0], inputs)
+
+
+def _describe_input(port: Any) -> GraphInput:
+    channels = port.partial_shape[1] if len(port.partial_shape) > 1 else ov.Dimension(1)
+    return GraphInput(port.element_type, channels.get_length() if channels.is_static else -1)
 
 
 def _to_ov_tensor(array: NDArray, kind: ov.Type) -> ov.Tensor:

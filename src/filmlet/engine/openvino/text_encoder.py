@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from openvino import opset13 as ops
 
 from filmlet.engine.openvino.ops import (
     Floats,
+    GraphBuilder,
     ModuleWeights,
     constant,
-    gelu,
     int_constant,
     linear,
     merge_heads,
@@ -22,19 +23,23 @@ from filmlet.engine.openvino.ops import (
 )
 
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-ACTIVATIONS = {"relu": ops.relu, "gelu_new": gelu, "gelu": ops.gelu}
+ACTIVATIONS = {
+    "relu": ops.relu,
+    "gelu_new": partial(ops.gelu, approximation_mode="tanh"),
+    "gelu": ops.gelu,
+}
 
 
 def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
     """From float32 weights, which it refers to.
 
-    Inputs: ids (1, tokens), bias (1, heads, tokens, tokens) as `relative_position_bias` makes it.
-    Output: (1, tokens,
-    channels). Nothing is masked: the model was trained with the padding in sight, or gets none.
+    Inputs: ids (1, tokens), bias (1, heads, tokens, tokens) by `relative_position_bias`. Output:
+    states (1, tokens, channels). Nothing is masked: the model was trained with the padding in
+    sight, or gets none.
     """
-    ids = ops.parameter(ov.PartialShape([1, -1]), np.int64, "ids")
-    heads = config["num_heads"]
-    near = ops.parameter(ov.PartialShape([1, heads, -1, -1]), np.float32, "bias")
+    graph = GraphBuilder("text encoder")
+    ids = graph.add_input("ids", (1, -1), ov.Type.i64)
+    near = graph.add_input("bias", (1, config["num_heads"], -1, -1))
     shared_key = "shared.weight"
     token_embeddings = weights[
         shared_key if shared_key in weights else "encoder.embed_tokens.weight"
@@ -43,8 +48,8 @@ def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
     for block in weights.modulelist("encoder.block"):
         x = ops.add(x, _attention(block.submodule("layer.0"), config, x, near))
         x = ops.add(x, _feed_forward(block.submodule("layer.1"), config, x))
-    x = _norm(weights.submodule("encoder.final_layer_norm"), config, x)
-    return ov.Model([x], [ids, near], "text encoder")
+    graph.outputs["states"] = _norm(weights.submodule("encoder.final_layer_norm"), config, x)
+    return graph.build()
 
 
 def _norm(norm: ModuleWeights, config: Mapping[str, Any], x: Node) -> Node:

@@ -9,7 +9,13 @@ from openvino import Node
 from openvino import opset13 as ops
 
 from filmlet.core.events import Pixels
-from filmlet.engine.openvino.ops import Floats, ModuleWeights, constant, int_constant
+from filmlet.engine.openvino.ops import (
+    Floats,
+    GraphBuilder,
+    ModuleWeights,
+    constant,
+    int_constant,
+)
 from filmlet.engine.openvino.vae_ops import (
     channels_of,
     convolution,
@@ -25,12 +31,13 @@ MOST = 2**13, 2**11, 2**11  # frames, rows, columns: unbounded sizes overflow in
 def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
     """From float32 weights, which it refers to. weights: of `encoder`.
 
-    Input: patches as `patchify` makes them. Output: (1, channels, ...), the mean of the latents.
+    Input: patches by `patchify`. Output: latents (1, channels, ...), the mean of them.
     """
     is_causal = config.get("encoder_causal", True)
     channels = 3 * config.get("patch_size", 4) ** 2
     sizes = [ov.Dimension(1, max_size) for max_size in MOST]
-    patches = ops.parameter(ov.PartialShape([1, channels, *sizes]), np.float32, "patches")
+    graph = GraphBuilder("encoder")
+    patches = graph.add_input("patches", (1, channels, *sizes))
     x = _convolve(weights.submodule("conv_in.conv"), patches, is_causal)
     kinds = config.get("downsample_type", ["conv"] * len(config["block_out_channels"]))
     for block, kind in zip(weights.modulelist("down_blocks"), kinds, strict=False):
@@ -48,8 +55,9 @@ def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
         x = _resnet(resnet, x, is_causal)
     x = _convolve(weights.submodule("conv_out.conv"), norm_modulate_silu(x), is_causal)
     # The last channel is the variance, of all the others.
-    x = ops.slice(x, int_constant([0]), int_constant([-1]), int_constant([1]), int_constant([1]))
-    return ov.Model([x], [patches], "encoder")
+    ends = int_constant([0]), int_constant([-1]), int_constant([1]), int_constant([1])
+    graph.outputs["latents"] = ops.slice(x, *ends)
+    return graph.build()
 
 
 def patchify(pixels: Pixels, side: int) -> Floats:

@@ -1,17 +1,17 @@
 """Layers that the VAE's encoder and decoder share, over (1, channels, frames, height, width)."""
 
 from collections.abc import Sequence
-from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 from openvino import Node
 from openvino import opset13 as ops
 
-from filmlet.core import cpu
 from filmlet.core.events import Pixels
 from filmlet.engine.openvino.ops import (
+    PLAIN_KERNELS,
     Floats,
+    Kernels,
     ModuleWeights,
     constant,
     float_constant,
@@ -20,11 +20,10 @@ from filmlet.engine.openvino.ops import (
 from filmlet.engine.openvino.runner import lacks_vnni
 from filmlet.errors import NonFiniteValues
 
-FRAMES = 2  # axis
+FRAME_AXIS = 2
 NORM_EPS = 1e-8
 LAYER_EPS = 1e-6
 SMALLEST = 1e-12  # that a range reaches to: one of no width has no levels
-WORD = 4  # bytes, at most
 COLOURS = 3
 Modulation = tuple[Floats, Floats]  # shift, scale
 Range = tuple[float, float]
@@ -37,7 +36,7 @@ def channels_of(x: Node) -> int:
 
 
 def slice_frames(x: Node, start: Node, stop: Node) -> Node:
-    return ops.slice(x, start, stop, int_constant([1]), int_constant([FRAMES]))
+    return ops.slice(x, start, stop, int_constant([1]), int_constant([FRAME_AXIS]))
 
 
 def convolution(
@@ -66,45 +65,55 @@ def rank(x: Node) -> int:
     return len(x.get_output_partial_shape(0))
 
 
-def is_narrow(x: Node) -> bool:
-    """Whether its channels fill no two vectors: the plugin's loops over them are then too short."""
-    return channels_of(x) < (16 if cpu.is_avx2_only() else 32)
+def is_narrow(x: Node, kernels: Kernels) -> bool:
+    """Whether its channels fill too few vectors for the plugin's loops over them."""
+    return channels_of(x) < kernels.narrow_channels
 
 
-def flatten_if_narrow(x: Node) -> Node:
-    """(1, channels, places), where channels are few: in memory, each is then a plane."""
-    return ops.reshape(x, int_constant([0, 0, -1]), True) if is_narrow(x) else x
+def flatten_if_narrow(x: Node, kernels: Kernels) -> Node:
+    """(1, channels, positions), where channels are few.
+
+    narrow_channels: the plugin keeps frames channels last, and its loops over few channels are too
+    short to fill vectors. Of three axes it keeps each channel as a plane. Without it
+    a decode takes 1.14 times as long (AVX-512; AVX2: no difference; OpenVINO 2026.4.0,
+    bench/KERNELS.md).
+    """
+    return ops.reshape(x, int_constant([0, 0, -1]), True) if is_narrow(x, kernels) else x
 
 
-def unflatten_if_narrow(like: Node, x: Node) -> Node:
+def unflatten_if_narrow(like: Node, x: Node, kernels: Kernels) -> Node:
     """What was made of the `flatten_if_narrow` of another."""
-    return ops.reshape(x, ops.shape_of(like), False) if is_narrow(x) else x
+    return ops.reshape(x, ops.shape_of(like), False) if is_narrow(x, kernels) else x
 
 
-def channel_l2(x: Node) -> Node:
-    """Of the vector of channels at each place, in one pass: squares never reach the memory."""
-    return ops.reduce_l2(x, int_constant([1]), True)
-
-
-def finite_check(x: Node) -> Node:
-    """(1,): a number if all of it are."""
-    every = channel_l2(flatten_if_narrow(x))
+def finite_check(x: Node, kernels: Kernels) -> Node:
+    """(1,): a number if all of it are. Each position's norm first: squares never reach memory."""
+    every = ops.reduce_l2(flatten_if_narrow(x, kernels), int_constant([1]), True)
     return ops.reduce_sum(every, int_constant(range(1, rank(every))), False)
 
 
 def norm_modulate_silu(
-    states: Node, modulation: Modulation | None = None, within: Range | None = None
+    states: Node,
+    kernels: Kernels = PLAIN_KERNELS,
+    modulation: Modulation | None = None,
+    within: Range | None = None,
 ) -> Node:
     """Norm over channels, modulation, SiLU. within: what these give, to be rounded to it."""
-    x = flatten_if_narrow(states)
-    length = channel_l2(x)
-    mean = ops.multiply(ops.multiply(length, length), float_constant(1 / channels_of(x)))
-    x = ops.divide(x, ops.sqrt(ops.add(mean, float_constant(NORM_EPS))))
+    x = flatten_if_narrow(states, kernels)
+    mean_square = ops.reduce_mean(ops.multiply(x, x), int_constant([1]), True)
+    x = ops.divide(x, ops.sqrt(ops.add(mean_square, float_constant(NORM_EPS))))
     if modulation:
         shift, scale = (parameter.reshape(1, -1, *[1] * (rank(x) - 2)) for parameter in modulation)
         x = ops.add(ops.multiply(x, constant(1 + scale)), constant(shift))
     x = ops.swish(x)
-    return unflatten_if_narrow(states, fake_quantize(x, within) if within else x)
+    if within:
+        x = fake_quantize(x, within)
+    return unflatten_if_narrow(states, x, kernels)
+
+
+def add_residual(y: Node, residual: Node, kernels: Kernels) -> Node:
+    y_flat, residual_flat = (flatten_if_narrow(x, kernels) for x in (y, residual))
+    return unflatten_if_narrow(y, ops.add(y_flat, residual_flat), kernels)
 
 
 def shortcut(resnet: ModuleWeights, x: Node) -> Node:
@@ -136,24 +145,19 @@ def fold_pixel_scale(conv: ModuleWeights, side: int) -> ModuleWeights:
     )
 
 
-def to_uint8(x: Node) -> Node:
-    """Rounded and cut, in the convolution. The plugin leaves them a plane a channel the soonest."""
-    return ops.convert(fake_quantize(x, (0, 255)), np.uint8)
+def to_uint8(x: Node, kernels: Kernels) -> Node:
+    """Rounded and cut to 0 to 255. The plugin gives bytes soonest as a plane a channel.
+
+    round_by_quantize: in the convolution before it. Without it a decode takes 1.74 times as long
+    with int8 (AVX-512), 1.12 times in float32 (AVX2, OpenVINO 2026.4.0, bench/KERNELS.md).
+    """
+    if kernels.round_by_quantize:
+        return ops.convert(fake_quantize(x, (0, 255)), np.uint8)
+    return ops.convert(ops.round(ops.clamp(x, 0, 255), "half_to_even"), np.uint8)
 
 
 def unpatchify(patches: NDArray[np.uint8], side: int) -> Pixels:
-    """(1, channels, frames, height, width) of `to_uint8` as frames of pixels.
-
-    Bytes that stand side by side become words first: moving these takes half the time.
-    """
+    """(1, channels, frames, height, width) of `to_uint8` as frames of pixels."""
     count, height, width = patches.shape[2:]
-    size = gcd(WORD, COLOURS * side)  # that a row of a patch is made of
-    rows = patches.reshape(side, -1, size, count, height, width)
-    frames = np.empty((count, height, side, width, rows.shape[1]), f"<u{size}")
-    for i, j in np.ndindex(rows.shape[:2]):
-        word = rows[i, j, -1].astype(frames.dtype)
-        for byte in rows[i, j, -2::-1]:
-            word <<= 8
-            word |= byte
-        frames[:, :, i, :, j] = word
-    return frames.view(np.uint8).reshape(count, height * side, width * side, COLOURS)
+    frames = patches.reshape(side, side, COLOURS, count, height, width).transpose(3, 4, 0, 5, 1, 2)
+    return frames.reshape(count, height * side, width * side, COLOURS)
