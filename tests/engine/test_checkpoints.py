@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 import filmlet
 from filmlet.clip import ENGINES
-from filmlet.core.events import drain
+from filmlet.core.events import Frames, drain
 from filmlet.core.model_card import ModelCard
 from filmlet.core.request import build_request
 from filmlet.core.shape import resolve_shape
@@ -40,6 +40,9 @@ from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import REGISTRY, download_model, get_card, local_files
 from filmlet.models.ltx_key_mapping import to_diffusers_keys
 from filmlet.models.tokenizer import load_tokenizer, tokenize
+from filmlet.pipeline.plan import make_plan
+from filmlet.settings import Settings
+from tests.helpers.clips import prepare_run
 from tests.helpers.fake_hub import COMMIT, serving
 from tests.helpers.tiny_checkpoint import make_vae
 from tests.helpers.tiny_ltx_files import as_one, of_vae
@@ -237,16 +240,15 @@ from filmlet.core.events import Frames
 from filmlet.pipeline.plan import make_plan
 from filmlet.core.request import build_request
 from filmlet.settings import Settings
-from filmlet.core.events import drain
+from filmlet.core.events import Frames, drain
 from tests.helpers.clips import prepare_run
-model, limit = sys.argv[1], int(sys.argv[2])
-settings = {"model": model, "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
+settings = {"model": sys.argv[1], "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
 plan = make_plan(build_request("a red ball", **settings))
 work = prepare_run(plan, Settings(offload="none"), "float32")
 data = next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmData" in l)
 used = int(data.split()[1]) * 1024
-if limit:
-    resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
+limit = used + int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 pixels = sum(int(e.pixels.sum()) for e in work.frames() if isinstance(e, Frames))
 holds = [c.effective for c in work.effective.changes if c.field == "offload"]
 print(work.effective.offload, ",".join(holds), pixels)
@@ -270,19 +272,17 @@ def test_where_memory_runs_out_the_model_is_held_in_a_leaner_way(
     )  # fmt: skip
     wide.to(torch.bfloat16).save_pretrained(folder / "text_encoder")
 
-    def run(limit: int) -> list[str]:
-        words = [sys.executable, "-c", LITTLE_MEMORY, str(folder), str(limit)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout.split(" ")
-
-    hold, _, pixels = run(0)
-    assert hold == "none"
+    settings = {"model": str(folder), "size": "64x64", "frames": 9, "steps": 2, "seed": 1}
+    plan = make_plan(build_request("a red ball", **settings))
+    run = prepare_run(plan, Settings(offload="none"), "float32")
+    pixels = sum(int(e.pixels.sum()) for e in run.frames() if isinstance(e, Frames))
+    assert run.effective.offload == "none"
     # Libraries take some 250 MB, the text encoder 307 as its file has it and 614 in float32 beside
     # that: this is in the middle between what layers need and what the text encoder does.
-    hold, holds, again = run(950_000_000)
-    assert (hold, holds) == ("sequential", "model,layerwise_casting,sequential")
-    assert again == pixels
+    words = [sys.executable, "-c", LITTLE_MEMORY, str(folder), "950000000"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["sequential", "model,layerwise_casting,sequential", str(pixels)]
 
 
 def test_a_file_of_ones_own_runs_as_the_catalogues_of_that_name(

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from filmlet.jobs import Priority, Queue, Status
 from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.jobs.worker import LOST, Worker
 from filmlet.settings import Settings
+from tests.helpers.forked_processes import ForkedProcess
 from tests.helpers.queues import Start, ask, environment, is_over, wait
 from tests.helpers.servers import until
 
@@ -138,75 +138,64 @@ def test_jobs_go_on_though_connections_are_dropped_and_a_dead_worker_is_listed(
     until(are_over, 240)
 
 
-def run_worker(settings: Settings, *lines: str, words: str = "") -> subprocess.Popen[str]:
-    """A worker in a process of its own, after some lines of Python."""
-    code = "\n".join(
-        [
-            "import sys, filmlet.cli.main, filmlet.jobs.worker as worker",
-            *lines,
-            f"sys.argv = ['filmlet', 'worker', *{words.split()}]",
-            "sys.exit(filmlet.cli.main.main())",
-        ]
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment(settings), text=True,
-        stdin=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def read_end(worker: ForkedProcess) -> tuple[int, str]:
+    """Wait for the end of a worker; return its exit status and what it wrote to stderr."""
+    status = worker.wait(60)
+    return status, worker.stderr.read_text()
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """The exit status and what was said; its stdin stays open until then."""
-    with process:
-        assert process.stderr
-        said = process.stderr.read()
-        return process.wait(60), said
-
-
-@pytest.mark.server
 @ON_SQLITE
-@pytest.mark.parametrize("name", ["heartbeat", "_requeue_dead_workers"])
+@pytest.mark.parametrize("method", ["Worker.heartbeat", "WorkerLease.requeue_dead_workers"])
 def test_a_worker_whose_pulse_breaks_gives_its_job_up_and_ends(
-    settings: Settings, queue: Queue, tiny: Path, name: str
+    queue: Queue, tiny: Path, start: Start, method: str
 ) -> None:
     job = queue.submit(ask(tiny, frames=97, steps=100, size="256x256")).id
-    fault = f"worker.Worker.{name} = lambda self: self.current.nothing"
-    status, said = ended(run_worker(settings, fault))
+    status, stderr = read_end(start(method, "raise", module="tests.helpers.faulty_worker"))
     assert status == LOST
-    assert "AttributeError" in said
+    assert "AttributeError" in stderr
     assert queue.get_job(job).status in (Status.RUNNING, Status.QUEUED)
 
 
-@pytest.mark.server
 @ON_SQLITE
-def test_a_pulse_that_stands_still_ends_the_worker(settings: Settings) -> None:
-    fault = "import time; worker.WorkerLease.requeue_dead_workers = lambda self: time.sleep(600)"
-    status, said = ended(run_worker(replace(settings, lease_s=1.0), fault))
+def test_a_pulse_that_stands_still_ends_the_worker(start: Start) -> None:
+    fault = ("WorkerLease.requeue_dead_workers", "sleep")
+    worker = start(*fault, module="tests.helpers.faulty_worker", FILMLET_LEASE_S="1")
+    status, stderr = read_end(worker)
     assert status == LOST
-    assert "no heartbeat for two leases" in said
+    assert "no heartbeat for two leases" in stderr
 
 
 @pytest.mark.server
 @ON_SQLITE
 def test_a_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queue: Queue) -> None:
     first = Worker(settings, queue=queue)
-    with first.lease.exclusive_lock():
-        status, said = ended(run_worker(settings, words="--supervised"))
-    assert status == 2
-    assert "already at work" in said
-    assert said.count("\n") == 1, said
+    command = [sys.executable, "-m", "filmlet", "worker", "--supervised"]  # it waits for stdin
+    with (
+        first.lease.exclusive_lock(),
+        subprocess.Popen(
+            command, env=environment(settings), text=True,
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as second,
+    ):  # fmt: skip
+        assert second.stderr
+        stderr = second.stderr.read()
+        assert second.wait(60) == 2
+    assert "already at work" in stderr
+    assert stderr.count("\n") == 1, stderr
 
 
-@pytest.mark.server
 @ON_SQLITE
-def test_a_worker_whose_home_cannot_be_written_says_so(settings: Settings, queue: Queue) -> None:
-    away = replace(
-        settings, home=Path("/proc/filmlet"), database_url=queue.database.url,
-        storage_url=str(settings.home / "jobs"),
-    )  # fmt: skip
-    status, said = ended(run_worker(away))
+def test_a_worker_whose_home_cannot_be_written_says_so(
+    settings: Settings, queue: Queue, start: Start
+) -> None:
+    away = {
+        "FILMLET_HOME": "/proc/filmlet", "FILMLET_DATABASE_URL": queue.database.url,
+        "FILMLET_STORAGE_URL": str(settings.home / "jobs"),
+    }  # fmt: skip
+    status, stderr = read_end(start(**away))
     assert status == 2
-    assert "cannot be written" in said
-    assert said.count("\n") == 1, said
+    assert "cannot be written" in stderr
+    assert stderr.count("\n") == 1, stderr
 
 
 @ON_SQLITE
