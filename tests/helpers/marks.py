@@ -28,6 +28,7 @@ FIXTURE_MARKS = {
     "s3": "server",
     "browser": "browser",
 }
+PARAMETERS = {"postgres", "s3"}  # of the fixtures `settings` and `remote`, which ask for these
 COMMAND_MARKS = {  # patterns of command lines
     r"chrom|playwright": "browser",
     r"-m recipe\b": "training",
@@ -43,8 +44,7 @@ def add_fixture_marks(items: Sequence[pytest.Item]) -> None:
     for item in items:
         names = {*getattr(item, "fixturenames", ())}
         if call := getattr(item, "callspec", None):
-            strings = {value for value in call.params.values() if isinstance(value, str)}
-            names |= strings & {"postgres", "s3"}
+            names |= {name for name in call.params.values() if isinstance(name, str)} & PARAMETERS
         for mark in sorted({FIXTURE_MARKS[name] for name in names & FIXTURE_MARKS.keys()}):
             item.add_marker(mark)
 
