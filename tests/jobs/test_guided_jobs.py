@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx2
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -23,6 +24,7 @@ from filmlet.jobs.job_reader import workload_size
 from filmlet.media import probe
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
+from tests.helpers.given_files import four_colors, heic_of_tiles, make_png, song_with_cover
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import SMALL, Running
 
@@ -182,6 +184,26 @@ def test_a_picture_comes_in_a_data_url_too_in_json_and_in_forms(client: TestClie
         assert len(answer.json()["requested"]["guides"]) == 1
     plain = client.post("/v1/videos", json={"prompt": "a", "input_reference": None}).json()
     assert "guides" not in plain["requested"]
+
+
+def test_what_of_an_upload_is_not_done_is_in_its_plan(client: TestClient, tmp_path: Path) -> None:
+    heic = heic_of_tiles(four_colors(400, 300))
+    files = {"input_reference": ("a.heic", heic)}
+    plan = client.post("/v1/videos/plan", data={"prompt": "a", "size": "256x192"}, files=files)
+    assert plan.json()["changes"] == []
+    deep = make_png(np.zeros((192, 256), np.uint16))
+    files = {"input_reference": ("a.png", deep)}
+    plan = client.post("/v1/videos/plan", data={"prompt": "a", "size": "256x192"}, files=files)
+    assert [change["field"] for change in plan.json()["changes"]] == ["guide_1_bits"]
+    files = {"input_reference": ("a.heic", heic[:-400])}
+    answer = client.post("/v1/videos", data={"prompt": "a"}, files=files)
+    assert refusal(answer) == ("invalid_input_reference", "input_reference")
+    song = song_with_cover(tmp_path / "song.mp4")
+    answer = client.post(
+        "/v1/videos/extensions", data={"prompt": "a"}, files={"video": ("a", song.read_bytes())}
+    )
+    assert refusal(answer) == ("invalid_video", "video")
+    assert answer.json()["error"]["message"].startswith("video: there are no moving pictures")
 
 
 def test_base64_is_read_as_programs_write_it(client: TestClient) -> None:

@@ -284,7 +284,7 @@ def test_a_larger_clip_is_made_smaller_and_told(tmp_path: Path) -> None:
     assert first.shape[1:] == (288, 512, 3)
     assert is_near(corners(first[0]), COLORS, 8)
     narrow = write_clip(tmp_path / "narrow.mp4", marked_frames(9, (1920, 64)))
-    with pytest.raises(InvalidRequest, match="extend: the clip is shown at 512x18"):
+    with pytest.raises(InvalidRequest, match=r"narrow\.mp4: the clip is shown at 512x18"):
         make_plan(build_request("a ball", extend=narrow, frames=8))
 
 
@@ -363,7 +363,7 @@ def test_white_of_hdr_is_nearly_white_of_srgb(transfer: int) -> None:
 
 def test_files_that_are_no_videos_are_refused_by_what_they_are(tmp_path: Path) -> None:
     song = song_with_cover(tmp_path / "song.mp4")
-    with pytest.raises(InvalidRequest, match="extend: there are no moving pictures in this file"):
+    with pytest.raises(InvalidRequest, match=r"song\.mp4: there are no moving pictures"):
         make_plan(build_request("a ball", extend=song, frames=8))
     whole = write_clip(tmp_path / "a.mp4", marked_frames(48), options={"g": "1"})
     whole.write_bytes(_index_first(whole)[:-3000])

@@ -18,6 +18,14 @@ from PIL import Image
 from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
+from tests.helpers.given_files import (
+    COLORS,
+    corners,
+    four_colors,
+    heic_of_tiles,
+    is_near,
+    make_png,
+)
 from tests.helpers.servers import Running, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients' own
@@ -131,6 +139,27 @@ def test_a_picture_and_a_video_begin_the_clip(server: Running, tmp_path: Path) -
         path, _ = client.predict(**SMALL, input_video_filepath=sent, api_name="/video_to_video")
         first = frame(path)
         assert first[..., 2].mean() > first[..., 0].mean() + 60, "it does not begin with the video"
+
+
+def test_files_are_taken_as_they_are_sent(server: Running, tmp_path: Path) -> None:
+    client = connect(server, tmp_path)
+    ramp = np.tile(np.arange(256, dtype=np.uint16) * 257, (192, 1))
+    (tmp_path / "grey.png").write_bytes(make_png(ramp))
+    (tmp_path / "tiles.heic").write_bytes(heic_of_tiles(four_colors(400, 300)))
+    small = SMALL | {"height_ui": 96, "width_ui": 128}
+    shown = {}
+    for name in ("grey.png", "tiles.heic"):
+        path, _ = client.predict(
+            **small, input_image_filepath=handle_file(tmp_path / name), api_name="/image_to_video"
+        )
+        shown[name] = frame(path)
+    assert is_near(corners(shown["tiles.heic"]), COLORS, 25)
+    assert is_near(corners(shown["grey.png"])[:2], [(64,) * 3, (192,) * 3], 40)
+    (tmp_path / "text.png").write_text("no picture")
+    sent = handle_file(tmp_path / "text.png")
+    with pytest.raises(Exception, match=r"text\.png: this is not a whole PNG") as refused:
+        client.predict(**small, input_image_filepath=sent, api_name="/image_to_video")
+    assert str(server.home) not in str(refused.value)
 
 
 def test_an_mcp_client_makes_a_clip(server: Running) -> None:

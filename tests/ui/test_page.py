@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -16,6 +17,14 @@ from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium
+from tests.helpers.given_files import (
+    four_colors,
+    heic_of_tiles,
+    jpeg_with_exif,
+    make_png,
+    marked_frames,
+    write_clip,
+)
 from tests.helpers.servers import Running, serving, until
 
 __all__ = ["browser"]
@@ -235,6 +244,47 @@ def test_a_clip_begins_with_a_picture_and_is_extended(
     video = server.video(further)
     assert video["seconds"] == "1.5"
     assert video["remixed_from_video_id"] == job
+
+
+def test_a_video_of_ones_own_is_planned_as_it_is_made(
+    window: Window, server: Running, tmp_path: Path
+) -> None:
+    footage = write_clip(tmp_path / "mine.mp4", marked_frames(48, (256, 192)), sound=True)
+    page = window.open().page
+    page.get_by_label("a clip").check()
+    plan = page.locator("#plan")
+    window.write(PROMPT, seconds="1")
+    expect(plan.locator(".refused")).to_contain_text("Choose a clip to extend")
+    page.locator("#form input[type=file]").last.set_input_files(footage)
+    expect(plan).to_contain_text("256x192, 72 frames at 24 a second")
+    expect(plan).to_contain_text("the clip has sound, which is dropped")
+    job = window.make()
+    window.wait_done()
+    assert server.video(job)["size"] == "256x192"
+    assert server.video(job)["seconds"] == "3"
+    window.act("extend")
+    expect(page.get_by_label("A clip of yours")).to_have_value(job)
+    expect(plan).to_contain_text("256x192, 96 frames at 24 a second")
+
+
+def test_pictures_are_taken_as_they_are_sent(window: Window, tmp_path: Path) -> None:
+    (tmp_path / "tiles.heic").write_bytes(heic_of_tiles(four_colors(400, 300)))
+    ramp = np.tile(np.arange(256, dtype=np.uint16) * 257, (256, 1))
+    (tmp_path / "grey.png").write_bytes(make_png(ramp))
+    odd = [(0x0112, 3, 1, b"\6\0\0\0"), (0x011A, 10, 1, b"\x26\0\0\0")]
+    (tmp_path / "odd.jpg").write_bytes(jpeg_with_exif(four_colors(), odd))
+    (tmp_path / "text.png").write_text("no picture")
+    page = window.open().page
+    page.get_by_label("a picture").check()
+    window.write(PROMPT, seconds="0.2")
+    for name, says in (
+        ("tiles.heic", "of it is cropped"), ("grey.png", "16 bits a channel"),
+        ("odd.jpg", "of it is cropped"), ("text.png", "text.png: this is not a whole PNG"),
+    ):  # fmt: skip
+        page.locator("#form input[type=file]").first.set_input_files(tmp_path / name)
+        expect(page.locator("#plan")).to_contain_text(says)
+        page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+        expect(page.locator("#plan")).not_to_contain_text(says)
 
 
 def test_the_keyboard_is_enough(window: Window) -> None:

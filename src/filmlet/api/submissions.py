@@ -1,9 +1,11 @@
 """Planning and queueing of clips, for the API and the page."""
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from starlette.datastructures import UploadFile
 
@@ -11,7 +13,8 @@ from filmlet.api.dependencies import AppState, Caller
 from filmlet.api.schemas import VideoCreate, VideoExtend, VideoPlan
 from filmlet.api.uploads import FRAMES, saved_uploads
 from filmlet.core.guide import Guide
-from filmlet.errors import PermissionDenied, UnknownJob, UnknownModel
+from filmlet.core.request import ClipRequest
+from filmlet.errors import JobConflict, PermissionDenied, UnknownJob, UnknownModel
 from filmlet.jobs import Job, Priority, SubmitOptions
 from filmlet.models import REGISTRY, check_prompt
 
@@ -61,7 +64,11 @@ def submit_uploads(
 def plan_video(shared: AppState, body: VideoCreate, guides: Sequence[Guide] = ()) -> VideoPlan:
     """Plan a clip without queueing it. Raises what `Queue.forecast` raises."""
     check_model(body.model)
-    forecast = shared.queue.forecast(body.to_clip_request(guides))
+    return _forecast(shared, body.to_clip_request(guides))
+
+
+def _forecast(shared: AppState, request: ClipRequest) -> VideoPlan:
+    forecast = shared.queue.forecast(request)
     card, prompts = forecast.plan.card, forecast.plan.request.prompts
     return VideoPlan.from_forecast(forecast, [check_prompt(card, prompt) for prompt in prompts])
 
@@ -82,6 +89,24 @@ def extend_file(shared: AppState, body: VideoExtend, options: SubmitOptions, pat
     """Extend a video file of this machine. Raises what `Queue.submit` raises."""
     model = check_model(body.model or "pocket")
     return shared.queue.submit(body.to_clip_request(model, str(path)), options)
+
+
+def plan_extension(shared: AppState, body: VideoExtend, path: Path) -> VideoPlan:
+    """Plan the extension of a video file of this machine. Raises what `Queue.forecast` raises."""
+    model = check_model(body.model or "pocket")
+    return _forecast(shared, body.to_clip_request(model, str(path)))
+
+
+def plan_own_extension(shared: AppState, body: VideoExtend, source: Job) -> VideoPlan:
+    """Plan the extension of a clip of this server. Raises JobConflict, too."""
+    if source.clip is None:
+        raise JobConflict(f"{source.id} is {source.status}; it has no clip to extend.")
+    body = body.model_copy(update={"model": body.model or source.model})
+    with TemporaryDirectory(prefix="filmlet-") as folder:
+        path = Path(folder) / source.clip
+        with shared.queue.storage.open(source.id, source.clip) as clip, path.open("wb") as file:
+            shutil.copyfileobj(clip, file)
+        return plan_extension(shared, body, path)
 
 
 def extend_upload(

@@ -60,7 +60,7 @@ class MediaInput:
 
         One at a time is in memory as large as it was sent. Raises InvalidRequest, Cancelled.
         """
-        with _as_invalid_request("extend" if self.is_extended_clip else "guides"):
+        with _as_invalid_request(self.path, "extend" if self.is_extended_clip else "guides"):
             if self.info.fps is None:
                 return resize_to_cover(read_image(self.path), *size)
             shown = np.empty((self.frames, size[1], size[0], 3), np.uint8)
@@ -81,7 +81,7 @@ class MediaInput:
         if first >= shape.source_frames:
             return
         with (
-            _as_invalid_request("extend"),
+            _as_invalid_request(self.path, "extend"),
             closing(read_video(self.path, first, shape.source_frames - first)) as frames,
         ):
             while some := list(islice(frames, FRAMES_PER_CHUNK)):
@@ -103,7 +103,9 @@ def resolve_source_clip(
         return None
     path, footage = _probe(request.extend, folder, "extend")
     if footage.fps is None:
-        raise InvalidRequest("extend: this is a picture; only a video goes on.", param="extend")
+        raise InvalidRequest(
+            f"{path.name}: this is a picture; only a video goes on.", param="extend"
+        )
     if request.draft:
         raise InvalidRequest(
             "An extension has the size of its clip; a draft would be half of it.", param="draft"
@@ -120,7 +122,7 @@ def with_source_size(
 ) -> ClipRequest:
     """The request with the size and the frame rate of the clip that it extends."""
     footage = clip.info
-    width, height = _fit_size(footage, grid)
+    width, height = _fit_size(clip, grid)
     if (width, height) != (footage.width, footage.height):
         sizes = f"{footage.width}x{footage.height}", f"{width}x{height}"
         reason = f"the model makes at most {grid.max_side} pixels a side; the clip is made smaller"
@@ -135,18 +137,18 @@ def with_source_size(
     return replace(request, width=width, height=height, fps=footage.fps)
 
 
-def _fit_size(footage: MediaInfo, grid: ShapeConstraints) -> tuple[int, int]:
+def _fit_size(clip: MediaInput, grid: ShapeConstraints) -> tuple[int, int]:
     """The size of a clip that is extended, made smaller to what the model can make.
 
     Raises InvalidRequest.
     """
-    width, height = footage.width, footage.height
+    width, height = clip.info.width, clip.info.height
     scale = grid.max_side / max(width, height)
     if scale < 1:
         width, height = (max(2, round(side * scale / 2) * 2) for side in (width, height))
     if min(width, height) < grid.min_side:
         raise InvalidRequest(
-            f"extend: the clip is shown at {width}x{height}; the model makes sides of "
+            f"{clip.path.name}: the clip is shown at {width}x{height}; the model makes sides of "
             f"{grid.min_side} to {grid.max_side} pixels.",
             param="extend",
         )
@@ -268,13 +270,14 @@ def _media_changes(field: str, name: str, footage: MediaInfo) -> Iterator[Change
 
 def _probe(file: str, folder: Path | None, param: str) -> tuple[Path, MediaInfo]:
     path = folder / file if folder else Path(file)
-    with _as_invalid_request(param):
+    with _as_invalid_request(path, param):
         return path, probe(path)
 
 
 @contextmanager
-def _as_invalid_request(param: str) -> Iterator[None]:
+def _as_invalid_request(path: Path, param: str) -> Iterator[None]:
+    """Name the file, but not its folder: that is the server's where a client has sent it."""
     try:
         yield
     except InvalidMedia as refused:
-        raise InvalidRequest(f"{param}: {refused}", param=param) from refused
+        raise InvalidRequest(f"{path.name}: {refused}", param=param) from refused

@@ -66,7 +66,7 @@ def _add_endpoint(shared: AppState, mode: str) -> None:
         _hidden_number(1.0),
         gr.Checkbox(True, visible=False),
     ]
-    outputs = [gr.Video(visible=False), _hidden_number(0)]
+    outputs = [_clip_output(), _hidden_number(0)]
     gr.Button(visible=False).click(
         _function(shared, mode), inputs, outputs, api_name=f"{mode}_to_video",
         concurrency_limit=None,  # the durable queue says whose turn it is
@@ -85,6 +85,13 @@ def _hidden_video() -> gr.Video:
     """Return a video input that older clients can fill, too."""
     video = gr.Video(visible=False)
     video.data_model = GradioVideo
+    return video
+
+
+def _clip_output() -> gr.Video:
+    """A video output that hands on the file: Gradio would ask ffprobe whether browsers play it."""
+    video = gr.Video(visible=False)
+    video.postprocess = lambda path: FileData(path=path, orig_name=Path(path).name)
     return video
 
 

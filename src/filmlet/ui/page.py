@@ -9,12 +9,14 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from filmlet.api.dependencies import AppState, Caller, get_caller
-from filmlet.api.schemas import LONGEST_PROMPT
+from filmlet.api.schemas import LONGEST_PROMPT, VideoPlan
 from filmlet.api.submissions import (
     check_model,
     extend_file,
     extend_own,
     find_job,
+    plan_extension,
+    plan_own_extension,
     plan_video,
     submit,
 )
@@ -35,6 +37,7 @@ from filmlet.ui.form import (
 from filmlet.ui.gradio_internals import event_payload
 from filmlet.ui.messages import error_html, paragraph, plan_html, token_count_html
 
+NO_CLIP = "Choose a clip to extend, or upload a video."
 # gr.HTML calls this with its `trigger`; the web components fill the form through it.
 FILL_EVENT_JS = (
     "document.addEventListener('film:fill', (event) => trigger('select', event.detail));"
@@ -114,10 +117,7 @@ async def _preview_plan(
             token_count = token_count_html(
                 card, await run_in_threadpool(check_prompt, card, prompt)
             )
-        body, guides = form.to_video_create(values), form.guides(values)
-        return token_count, plan_html(
-            await shared.run_expensive(who, plan_video, shared, body, guides)
-        )
+        return token_count, await _plan_html(shared, form, values, who)
     except (FilmletError, ValidationError) as error:
         return token_count, error_html(error)
 
@@ -135,8 +135,19 @@ async def _submit(
 
 
 async def _plan_html(shared: AppState, form: Form, values: Values, who: Caller) -> str:
-    body, guides = form.to_video_create(values), form.guides(values)
-    return plan_html(await shared.run_expensive(who, plan_video, shared, body, guides))
+    return plan_html(await shared.run_expensive(who, _plan, shared, form, values, who))
+
+
+def _plan(shared: AppState, form: Form, values: Values, who: Caller) -> VideoPlan:
+    """Plan the clip that the form describes. Raises what `Queue.forecast` raises."""
+    extension = form.extension(values)
+    if extension is None:
+        return plan_video(shared, form.to_video_create(values), form.guides(values))
+    if id := (values[form.clip_id] or "").strip():
+        return plan_own_extension(shared, extension, find_job(id, shared, who))
+    if values[form.video]:
+        return plan_extension(shared, extension, Path(values[form.video]))
+    raise InvalidRequest(NO_CLIP, param="video")
 
 
 def _submit_job(shared: AppState, form: Form, values: Values, who: Caller) -> Job:
@@ -149,4 +160,4 @@ def _submit_job(shared: AppState, form: Form, values: Values, who: Caller) -> Jo
         return extend_own(shared, extension, who.submit_options(), find_job(id, shared, who))
     if values[form.video]:
         return extend_file(shared, extension, who.submit_options(), Path(values[form.video]))
-    raise InvalidRequest("Choose a clip to extend, or upload a video.", param="video")
+    raise InvalidRequest(NO_CLIP, param="video")
