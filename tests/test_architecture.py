@@ -34,6 +34,7 @@ LIVES_IN = {
     "openvino": "engine",
     "av": "media",
     "PIL": "media",
+    "pillow_heif": "media",
     "rich": "cli",
     "dbos": "jobs",
     "sqlalchemy": "jobs",
