@@ -2,10 +2,12 @@
 
 import io
 import os
+import struct
 import subprocess
 import sys
 import threading
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -19,6 +21,7 @@ from filmlet.core.request import build_request
 from filmlet.core.shape import VideoShape
 from filmlet.errors import InvalidRequest
 from filmlet.media import InvalidMedia, iter_frames, probe, read_image, resize_to_cover
+from filmlet.media.decoder import colors
 from filmlet.media.images import spritesheet, thumbnail
 from filmlet.pipeline.media_inputs import MediaInput
 from filmlet.pipeline.plan import make_plan
@@ -33,6 +36,7 @@ from tests.helpers.attack_files import (
     webp_of_frames,
 )
 from tests.helpers.clips import footage, keep
+from tests.helpers.given_files import four_colors, heic_of_tiles, wide_gamut
 from tests.helpers.servers import Running, refusal
 
 A_MINUTE = 60  # what must come at once comes within it on any machine
@@ -162,6 +166,51 @@ def test_a_picture_whose_orientation_cannot_be_read_is_shown_as_stored(
         Image.new("RGB", (40, 20)).save(file, "JPEG", exif=wrong[:end])
         assert read_image(file).shape[1:3] in ((20, 40), (40, 20))
         assert probe(file).height in (20, 40)
+
+
+def with_size(heic: bytes, width: int, height: int) -> bytes:
+    """A HEIC of tiles that says another size of the whole."""
+    place, grid = heic.rindex(b"ispe") + 8, heic.rindex(b"idat") + 8
+    sides = struct.pack(">HH", min(width, 65_535), min(height, 65_535))
+    data = bytearray(heic)
+    data[place : place + 8] = struct.pack(">II", width, height)
+    data[grid : grid + 4] = sides
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [((60_000, 60_000), "60000x60000 pixels are too many"), ((8000, 7900), "not a whole")],
+)
+def test_a_heic_that_says_a_huge_size_is_refused(
+    size: tuple[int, int], says: str, file: Path
+) -> None:
+    file.write_bytes(with_size(heic_of_tiles(four_colors(400, 300)), *size))
+    with pytest.raises(InvalidMedia, match=says):
+        probe(file)
+
+
+def test_damaged_heic_and_avif_are_read_or_refused_in_a_sentence(file: Path) -> None:
+    avif = io.BytesIO()
+    four_colors().save(avif, "AVIF")
+    noise = np.random.default_rng(4)
+    for whole in (heic_of_tiles(four_colors(400, 300)), avif.getvalue()):
+        for _ in range(8):
+            data = np.frombuffer(whole, np.uint8).copy()
+            data[noise.integers(24, len(data) // 2, 5)] = noise.integers(0, 256, 5)
+            file.write_bytes(data.tobytes())
+            with suppress(InvalidMedia):
+                assert read_image(file).shape[3] == 3
+
+
+def test_a_profile_that_is_damaged_is_read_or_told(file: Path) -> None:
+    image, profile = wide_gamut(colors.P3, 2.2)
+    noise = np.random.default_rng(5)
+    for _ in range(8):
+        data = np.frombuffer(profile, np.uint8).copy()
+        data[noise.integers(0, len(data), 8)] = noise.integers(0, 256, 8)
+        image.save(file, "PNG", icc_profile=data.tobytes())
+        assert read_image(file).shape == (1, 192, 256, 3)
 
 
 # Videos
