@@ -19,6 +19,7 @@ from filmlet.pipeline.plan import make_plan
 from tests.helpers.given_files import (
     COLORS,
     UNTURN,
+    box,
     corners,
     cut_without_encoding,
     four_colors,
@@ -114,6 +115,12 @@ def test_alpha_of_heic_and_avif_lies_on_white(suffix: str, file: Path) -> None:
     assert notes(file)["background"].effective == "white"
 
 
+def test_what_a_phone_appends_to_a_picture_is_no_matter(file: Path) -> None:
+    for end in (b"SEFH" + bytes(30) + b"SEFT", bytes(5), box(b"mpvd", bytes(1000))):
+        file.write_bytes(heic_of_tiles(four_colors(400, 300)) + end)
+        assert shows_four_colors(file)
+
+
 def test_a_damaged_heic_is_refused_in_a_sentence(file: Path) -> None:
     whole = heic_of_tiles(four_colors(400, 300))
     for data in (whole[:-500], whole[:600], whole[:40] + bytes(2000)):
@@ -193,6 +200,16 @@ def test_sixteen_bits_are_shown_in_eight_and_told(file: Path) -> None:
     file.write_bytes(make_png(ramp, (b"tRNS", struct.pack(">H", 1000))))
     assert read_image(file)[0, 0, 0].tolist() == [255, 255, 255]
     assert read_image(file)[0, 0, 200].tolist() == [200, 200, 200]
+
+
+def test_alpha_that_hides_nothing_is_not_told(file: Path) -> None:
+    image = four_colors().convert("RGBA")
+    image.save(file, "PNG")
+    assert shows_four_colors(file, 0)
+    assert notes(file) == {}
+    image.putpixel((3, 3), (0, 0, 0, 254))
+    image.save(file, "PNG")
+    assert notes(file).keys() == {"background"}
 
 
 def test_what_of_a_picture_is_not_shown_is_told(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "h263", "prores")
 HEAD_BYTES = 4096
 EBML, DOCTYPE = b"\x1aE\xdf\xa3", b"\x42\x82"
 BOX = 8  # bytes of size and name
+PICTURE_BOXES = (b"ftyp", b"meta", b"mdat", b"moov", b"free", b"skip", b"uuid", b"mpvd")
 BRANDS_BYTES = 256  # of an ISO file that are looked at
 BOXES = 64  # that may stand before a video's index
 
@@ -88,26 +89,22 @@ def _picture_of_brands(head: bytes) -> Format | None:
 
 
 def _check_whole(file: BinaryIO) -> None:
-    """Refuse a HEIC or AVIF that ends within a box: libheif shows the tiles that are there."""
+    """Refuse a HEIC or AVIF that ends within a box: libheif shows the tiles that are there.
+
+    What phones append behind the boxes is no box, and may be anything.
+    """
     size, place = file.seek(0, 2), 0
     for _ in range(BOXES):
-        if place >= size:
-            return
         file.seek(place)
-        place += _box_size(file, size - place)
-    raise InvalidMedia("this picture cannot be read; it may be cut off.")
-
-
-def _box_size(file: BinaryIO, rest: int) -> int:
-    """Bytes of the box that begins here. Raises InvalidMedia where it is longer than the file."""
-    box = file.read(2 * BOX)
-    size = int.from_bytes(box[:4])
-    if size == 1:  # 64 bits follow the name
-        size = int.from_bytes(box[BOX:])
-    size = size or rest  # 0: up to the end
-    if not BOX <= size <= rest:
-        raise InvalidMedia("this picture cannot be read; it may be cut off.")
-    return size
+        box = file.read(2 * BOX)
+        length = int.from_bytes(box[:4])
+        if length == 1:  # 64 bits follow the name
+            length = int.from_bytes(box[BOX:])
+        if box[4:8] not in PICTURE_BOXES or not length:  # 0: up to the end
+            return
+        place += max(length, BOX)
+        if place > size:
+            raise InvalidMedia("this picture cannot be read; it may be cut off.")
 
 
 def _check_boxes(file: BinaryIO, head: bytes) -> None:

@@ -55,6 +55,6 @@ def _color_notes(facts: dict[str, Any]) -> Iterator[Change]:
     if facts.get("is_profile_ignored"):
         reason = "has a colour profile that cannot be used; shown as sRGB"
         yield Change("color_profile", "embedded", "sRGB", reason)
-    if facts.get("is_cmyk_guessed"):
+    elif facts.get("is_cmyk_guessed"):
         reason = "is CMYK without a colour profile; its colours are a guess"
         yield Change("color_profile", None, "sRGB", reason)

@@ -13,7 +13,7 @@ from filmlet.media.decoder.messages import Message, Unfit
 
 SOS, EOI = 0xDA, 0xD9
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-BACKGROUND = "white"
+BACKGROUND, OPAQUE = "white", 255
 STRIP_PIXELS = 2**20
 HEAD_BYTES = 2**16  # in which the colours of PNG and AVIF are named
 ORIENTATION, INTEROPERABILITY, COLOR_SPACE, EXIF_IFD = 0x0112, 0xA005, 0xA001, 0x8769
@@ -75,7 +75,7 @@ class Picture:
         file.seek(0)
         self.head = file.read(HEAD_BYTES)
         self.info = image.info
-        self.has_alpha = image.has_transparency_data
+        self.has_alpha = bool(image.has_transparency_data)
         self.is_deep = image.mode.startswith("I")
         self.is_cmyk = image.mode == "CMYK"
         self.exif = _read_exif(image)
@@ -134,7 +134,7 @@ class Picture:
     def facts(self) -> dict[str, Any]:
         """What is not done as the file says, or not shown."""
         return {
-            "has_alpha": bool(self.has_alpha),
+            "has_alpha": self._is_transparent(),
             "pictures": self.pictures,
             "bits": self._bits(),
             "is_hdr": colors.is_hdr(self.transfer),
@@ -142,6 +142,10 @@ class Picture:
             "is_cmyk_guessed": self.is_cmyk and self.to_srgb.transform is None,
             "pixel_aspect": self._pixel_aspect(),
         }
+
+    def _is_transparent(self) -> bool:
+        """Whether one can see through any of it."""
+        return self.has_alpha and self._alpha(self.image).getextrema()[0] < OPAQUE
 
     def _bits(self) -> int:
         """Bits of a channel."""

@@ -160,9 +160,9 @@ def measure_timing(times: Sequence[float | None], rate: float, max_fps: float) -
         return _limit(rate, max_fps)
     start, count = known[0], len(known)
     mean = (count - 1) / (known[-1] - start)
-    even = rate if rate and abs(mean / rate - 1) < NEAR_FPS else snap_fps(mean)
-    if all(abs((time - start) * even - i) < MAX_DRIFT for i, time in enumerate(known)):
-        return _limit(even, max_fps)
+    for even in (rate, snap_fps(mean), mean):
+        if all(abs((time - start) * even - i) < MAX_DRIFT for i, time in enumerate(known)):
+            return _limit(even, max_fps)
     median = statistics.median(b - a for a, b in pairwise(known))
     fps = _limit(snap_fps(1 / median), max_fps).fps
     return Timing(fps, is_resampled=True)
