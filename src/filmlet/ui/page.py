@@ -140,7 +140,7 @@ async def _plan_html(shared: AppState, form: Form, values: Values, who: Caller) 
 
 def _plan(shared: AppState, form: Form, values: Values, who: Caller) -> VideoPlan:
     """Plan the clip that the form describes. Raises what `Queue.forecast` raises."""
-    extension = form.extension(values)
+    extension = form.to_video_extend(values)
     if extension is None:
         return plan_video(shared, form.to_video_create(values), form.guides(values))
     if id := (values[form.clip_id] or "").strip():
