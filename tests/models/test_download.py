@@ -297,7 +297,7 @@ def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
 
 @pytest.mark.server
 def test_pocket_shows_the_words_that_it_knows() -> None:
-    told, words = cli("models", "show", "pocket").stdout.split("knows these words:")
+    told, words = cli("models", "show", "pocket").stdout.split("vocabulary:")
     assert "bundled" in told
     assert {"sunset", "kitten", "bouncing"} <= set(words.split())
 

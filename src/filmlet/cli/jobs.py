@@ -65,7 +65,7 @@ def submit(options: argparse.Namespace) -> int:
 def manage_jobs(options: argparse.Namespace) -> int:
     """Read or change jobs."""
     if options.action != "list" and options.id is None:
-        raise InvalidRequest(f"Say which job to {options.action}: its id.", param="id")
+        raise InvalidRequest(f"Give the id of the job to {options.action}.", param="id")
     with _open_queue() as queue:
         ACTIONS[options.action](queue, options)
     return 0

@@ -38,7 +38,7 @@ class Interrupted(KeyboardInterrupt):
     code = "interrupted"
 
     def __init__(self, number: int) -> None:
-        super().__init__("stopped; nothing was left behind.")
+        super().__init__("stopped; unfinished files were deleted.")
         self.status = 128 + (number if number == signal.SIGTERM else signal.SIGINT)
 
 

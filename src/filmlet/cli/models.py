@@ -39,7 +39,7 @@ def add_commands(commands: Commands) -> None:
 def manage_models(options: argparse.Namespace) -> int:
     """List, show, download, delete or compile models."""
     if options.action in ("show", "pull", "export") and not options.names:
-        raise InvalidRequest(f"Say which model to {options.action}: its name.", param="model")
+        raise InvalidRequest(f"Name the model to {options.action}.", param="model")
     ACTIONS[options.action](options)
     return 0
 
@@ -74,9 +74,11 @@ def _list_models(options: argparse.Namespace) -> None:
     if options.json:
         print(to_json(rows))
         return
-    print(f"{'':30} {'':14} {'in all':>8}  {'on disk':>8}")
+    print(f"{'':30} {'':14} {'size':>8}  {'on disk':>8}")
     for row in rows:
-        status = "bundled" if not row["bytes"] else "here" if row["is_here"] else "to be fetched"
+        status = (
+            "bundled" if not row["bytes"] else "downloaded" if row["is_here"] else "not downloaded"
+        )
         size = _format_gigabytes(row["bytes"] or row["bytes_on_disk"])
         line = f"{size:>8}  {_format_gigabytes(row['bytes_on_disk']):>8}"
         print(f"{row['name']:30} {status:14} {line}  {row['summary']}")
@@ -107,7 +109,7 @@ def _pull_models(options: argparse.Namespace) -> None:
         print(
             to_json(row)
             if options.json
-            else f"{name}: {_format_gigabytes(row['bytes_on_disk'])} here"
+            else f"{name}: {_format_gigabytes(row['bytes_on_disk'])} on disk"
         )
 
 
@@ -145,7 +147,7 @@ def _export_models(options: argparse.Namespace) -> None:
             "bytes_in_cache": sum(file.stat().st_size for file in cache.glob("*.blob")),
             "seconds": seconds,
         }
-        line = f"{name}: compiled in {placement.dtype}, {seconds} s, kept in {cache}"
+        line = f"{name}: compiled in {placement.dtype} in {seconds} s, stored in {cache}"
         print(to_json(table) if options.json else line)
 
 
@@ -183,10 +185,10 @@ def _model_text(card: "ModelCard", table: dict[str, object]) -> str:
         taken = sum(file.stat().st_size for file in _file_list(source))
         lines.append(f"  {part:13} {_format_gigabytes(source.size_bytes or taken):>8}  {where}")
     if table["trouble"]:
-        lines.append(f"  it cannot be used: {table['trouble']}")
+        lines.append(f"  unusable: {table['trouble']}")
     vocabulary = table["words"]
     if isinstance(vocabulary, list) and vocabulary:
-        lines += ["  knows these words:", *_wrap_words(vocabulary)]
+        lines += ["  vocabulary:", *_wrap_words(vocabulary)]
     return "\n".join(lines)
 
 
@@ -239,19 +241,23 @@ def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
     lines = [
         f"{planned.card.name}: {shape.width}x{shape.height}, {shape.frames} frames at "
         f"{shape.fps:g} a second, {table['calls']} model calls",
-        f"  fetch  {_format_gigabytes(forecast.fetch)}, "
+        f"  download {_format_gigabytes(forecast.fetch)}, "
         f"{_format_gigabytes(table['disk_free'])} of disk free",
-        f"  device {machine.device} ({machine.name}), {machine.dtype}, "
+        f"  device   {machine.device} ({machine.name}), {machine.dtype}, "
         f"{_format_gigabytes(machine.memory)} of memory free",
-        f"  time   {_format_time(eta.seconds)} "
+        f"  time     {_format_time(eta.seconds)} "
         f"({_format_time(eta.low)} to {_format_time(eta.high)})"
-        + (", and the fetch" if forecast.fetch else ""),
+        + (", and the download" if forecast.fetch else ""),
     ]
     least = min(planned.memory_estimates(machine.bytes_per_value), key=lambda n: n.bytes)
     if need:
-        lines.insert(3, f"  offload {need.offload}, about {_format_gigabytes(need.bytes)}")
+        lines.insert(3, f"  offload  {need.offload}, about {_format_gigabytes(need.bytes)}")
     else:
-        lines.insert(3, f"  hold   no way: the leanest takes {_format_gigabytes(least.bytes)}")
+        lines.insert(
+            3,
+            "  offload  not enough memory: the smallest mode takes "
+            f"{_format_gigabytes(least.bytes)}",
+        )
     return "\n".join([*lines, *(f"  note: {change.reason}" for change in planned.changes)])
 
 

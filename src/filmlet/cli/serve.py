@@ -79,7 +79,7 @@ def manage_keys(options: argparse.Namespace) -> int:
     from filmlet.settings import Settings
 
     if options.action != "list" and not options.name:
-        raise InvalidRequest(f"Say whose key to {options.action}: its name.", param="name")
+        raise InvalidRequest(f"Give the name of the key to {options.action}.", param="name")
     if options.action == "add" and not (options.name.isprintable() and len(options.name) <= 200):
         raise InvalidRequest("A key's name is at most 200 characters of text.", param="name")
     settings = Settings.from_environment()
@@ -117,7 +117,7 @@ def _list_keys(keys: list["ApiKey"]) -> None:
 
 
 def _text(created: "CreatedApiKey") -> str:
-    lines = [created.secret, "This is shown only once; send it as Authorization: Bearer sk-..."]
+    lines = [created.secret, "The key is shown only once; send it as Authorization: Bearer sk-..."]
     if created.webhook_secret:
         lines.append(f"Webhooks are signed with {created.webhook_secret}")
     return "\n".join(lines)

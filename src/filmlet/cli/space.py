@@ -58,7 +58,7 @@ def write_space_files(options: argparse.Namespace) -> int:
     if options.json:
         print(to_json([str(path) for path in written]))
         return 0
-    print(f"{len(written)} files in {options.folder}; to see it: python app.py there")
+    print(f"{len(written)} files in {options.folder}; try it there with python app.py")
     return 0
 
 
