@@ -8,7 +8,7 @@ from typing import TypeVar
 from fastapi.concurrency import run_in_threadpool
 
 from filmlet.errors import FilmletError, UnknownKey
-from filmlet.jobs import Job, Queue
+from filmlet.jobs import Job, JobReader
 
 POLL_S = 0.2  # as often as a worker reports
 RECHECK_S = 3.0  # between two checks of a reader's rights
@@ -34,8 +34,8 @@ class WatchedJob:
 class JobWatcher:
     """Polls the jobs that have readers in this process."""
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+    def __init__(self, reader: JobReader) -> None:
+        self.reader = reader
         self.watches: dict[str, WatchedJob] = {}
 
     async def follow(self, job: Job) -> AsyncGenerator[Job]:
@@ -66,7 +66,7 @@ class JobWatcher:
     async def _poll(self, job: str, watch: WatchedJob) -> None:
         while True:
             try:
-                now: Job | FilmletError = await run_in_threadpool(self.queue.get_job, job)
+                now: Job | FilmletError = await run_in_threadpool(self.reader.get_job, job)
             except FilmletError as error:
                 now = error
             before, watch.latest = watch.latest, now

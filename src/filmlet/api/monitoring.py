@@ -16,7 +16,7 @@ from filmlet.api.dependencies import AdminDep, AppStateDep, CallerDep, get_calle
 from filmlet.api.schemas import Model, ModelList, Video
 from filmlet.api.submissions import check_model
 from filmlet.errors import FilmletError
-from filmlet.jobs import Queue, QueueStats
+from filmlet.jobs import JobReader, QueueStats
 from filmlet.models import REGISTRY, local_files
 
 router = APIRouter()
@@ -123,8 +123,8 @@ def get_metrics(shared: AppStateDep) -> Response:
 class QueueCollector:
     """Counts of the database as Prometheus metrics."""
 
-    def __init__(self, queue: Queue) -> None:
-        self.now: QueueStats = queue.stats()
+    def __init__(self, reader: JobReader) -> None:
+        self.now: QueueStats = reader.stats()
 
     def collect(self) -> Iterator[Metric]:
         now = self.now

@@ -13,6 +13,7 @@ from filmlet.jobs.job import (
     Status,
     WorkerInfo,
 )
+from filmlet.jobs.job_reader import JobReader
 from filmlet.jobs.queue import Queue, SubmitOptions
 from filmlet.jobs.rate_limits import Limits
 
@@ -25,6 +26,7 @@ __all__ = [
     "Failure",
     "Forecast",
     "Job",
+    "JobReader",
     "Limits",
     "Priority",
     "Queue",
