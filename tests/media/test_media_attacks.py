@@ -305,6 +305,7 @@ def test_pictures_of_many_scans_do_not_hold_the_api(shared_server: Running) -> N
     assert [refusal(answer)["code"] for answer in answers] == ["invalid_input_reference"] * 8
 
 
+@pytest.mark.server
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
 def test_the_command_line_refuses_what_is_no_file_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

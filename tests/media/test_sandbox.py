@@ -95,6 +95,19 @@ def test_a_decoder_that_takes_too_much_is_ended(
     assert not decoders()
 
 
+def test_a_job_waits_longer_for_a_file_that_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "SCANS", 10**6)
+    monkeypatch.setattr(sandbox, "CPU_S", {("look", False): 1, ("read", False): 300})
+    file = tmp_path / "file"
+    file.write_bytes(jpeg_of_scans(150))
+    with pytest.raises(InvalidMedia, match="too much time or memory"):
+        probe(file)
+    with stopping_decoders_on(threading.Event()):
+        assert probe(file).width == 4000
+
+
 def test_a_cancel_ends_a_decoder_at_once(slow: Path) -> None:
     cancel, raised = threading.Event(), []
 
