@@ -47,6 +47,8 @@ from tests.helpers.fake_hub import COMMIT, serving
 from tests.helpers.tiny_checkpoint import make_vae
 from tests.helpers.tiny_ltx_files import as_one, of_vae
 
+pytestmark = pytest.mark.compile
+
 FLOAT32 = Placement("cpu", "float32", "a test")
 ROWS = [name for name in REGISTRY if name != "pocket"]
 SMALL = {"size": "96x64", "frames": 17, "fps": 12.0, "seed": 3}

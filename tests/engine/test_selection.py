@@ -20,6 +20,8 @@ pytest.importorskip("openvino")
 from filmlet.engine.openvino import components, runner
 from tests.helpers.openvino_fixtures import POCKET, frames, load, needs_bfloat16
 
+pytestmark = pytest.mark.compile
+
 
 @needs_bfloat16
 def test_it_is_used_by_itself_and_told(cache: Path, tmp_path: Path) -> None:
@@ -73,7 +75,6 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
     assert "too much memory" in told
 
 
-@pytest.mark.compile
 def test_where_memory_runs_out_torch_goes_on_from_what_openvino_has_made(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +112,6 @@ def test_eight_bits_are_left_to_cpus_whose_bfloat16_is_slower(
     assert not runner.prefers_int8("bfloat16")
 
 
-@pytest.mark.compile
 def test_eight_bits_that_are_off_are_given_up_once_and_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +128,6 @@ def test_eight_bits_that_are_off_are_given_up_once_and_for_all(
     assert prepare_run(make_plan(request), settings).effective.optimizations == ()
 
 
-@pytest.mark.compile
 @needs_bfloat16
 def test_bfloat16_that_is_off_is_given_up_once_and_for_all(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -27,6 +27,7 @@ FIXTURE_MARKS = {
     "postgres": "server",
     "s3": "server",
     "browser": "browser",
+    "cached": "compile",
 }
 PARAMETERS = {"postgres", "s3"}  # of the fixtures `settings` and `remote`, which ask for these
 COMMAND_MARKS = {  # patterns of command lines

@@ -16,7 +16,8 @@ from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import until
 
-LONG = {"frames": 97, "steps": 100, "size": "256x256"}  # some seconds, even on a fast machine
+LONG = {"steps": 100}  # ten seconds of a slow worker, half a second of another
+SLOW = "tests.helpers.slow_worker"
 
 
 def bytes_of(queue: Queue, job: str) -> bytes:
@@ -54,14 +55,13 @@ def test_a_worker_killed_in_any_stage_goes_on_from_the_last_finished_one(
 
 
 def test_a_running_job_is_cancelled_within_a_step_and_the_next_one_starts(
-    tiny: Path, queue: Queue, start: Start
+    tiny: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
-    # Steps for seconds on a busy machine, too: the cancel must come before the last of them.
-    first = queue.submit(ask(tiny, **LONG | {"size": "384x384"}, prompt="one")).id
+    first = queue.submit(ask(tiny, **LONG, prompt="one")).id
     second = queue.submit(ask(tiny, prompt="two")).id
     third = queue.submit(ask(tiny, prompt="three")).id
     assert queue.cancel(second).status == Status.CANCELLED
-    start()
+    start(str(tmp_path / "marker"), module=SLOW)
     wait(queue, first, lambda j: j.stage == Stage.DENOISE and j.done > 0)
     queue.cancel(first)
     over = wait(queue, first, is_over)
@@ -71,6 +71,7 @@ def test_a_running_job_is_cancelled_within_a_step_and_the_next_one_starts(
     assert over.clip is None
     assert wait(queue, third, is_over).status == Status.COMPLETED
     assert queue.get_job(second).attempt == 0
+    (tmp_path / "marker").touch()
     again = queue.retry(first)
     assert (again.status, again.position) == (Status.QUEUED, 1)
     done = wait(queue, first, is_over)
@@ -120,11 +121,12 @@ def test_a_dead_workers_job_goes_on_elsewhere_within_the_lease(
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_a_worker_that_has_lost_its_lease_stops_and_writes_nothing(
-    tiny: Path, settings: Settings, start: Start
+    tiny: Path, tmp_path: Path, settings: Settings, start: Start
 ) -> None:
     queue = Queue(settings)
     job = queue.submit(ask(tiny, **LONG)).id
-    worker = start(FILMLET_LEASE_S="3")  # it beats every half second
+    marker = str(tmp_path / "marker")
+    worker = start(marker, module=SLOW, FILMLET_LEASE_S="3")  # it beats every half second
     wait(queue, job, lambda j: j.stage == Stage.DENOISE and j.done > 0)
     with queue.database.transaction() as t:
         t.rows("update filmlet_worker set dead = 1")
@@ -136,10 +138,10 @@ def test_a_worker_that_has_lost_its_lease_stops_and_writes_nothing(
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_a_worker_told_to_stop_leaves_its_job_to_the_next(
-    tiny: Path, queue: Queue, start: Start
+    tiny: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     job = queue.submit(ask(tiny, **LONG)).id
-    worker = start()
+    worker = start(str(tmp_path / "marker"), module=SLOW)
     wait(queue, job, lambda j: j.stage == Stage.DENOISE and j.done > 0)
     worker.terminate()
     assert worker.wait(30) == 0
@@ -149,10 +151,10 @@ def test_a_worker_told_to_stop_leaves_its_job_to_the_next(
 
 
 def test_a_worker_whose_database_fails_in_mid_job_gives_up_and_the_job_goes_on(
-    tiny: Path, queue: Queue, start: Start
+    tiny: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     job = queue.submit(ask(tiny, **LONG)).id
-    worker = start()
+    worker = start(str(tmp_path / "marker"), module=SLOW)
     wait(queue, job, lambda j: j.stage == Stage.DENOISE and j.done > 0)
     with queue.database.transaction() as t:
         t.rows("alter table filmlet_job rename to filmlet_lost")

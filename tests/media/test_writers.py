@@ -273,6 +273,7 @@ except DiskFull as error:
 """
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
 def test_no_room_is_told_and_nothing_is_left(tmp_path: Path, suffix: str) -> None:
     run = subprocess.run(

@@ -142,6 +142,7 @@ except DiskFull as error:
 """
 
 
+@pytest.mark.server
 def test_no_room_for_what_a_stage_has_made_is_told_and_leaves_no_half(
     tiny: Path, tmp_path: Path
 ) -> None:

@@ -52,6 +52,8 @@ from recipe.teacher import CHANGE, SHAPES, TOKENS, TextToVideoModel, weighted_sq
 from recipe.text import build_tokenizer
 from recipe.trainer import TrainingRun
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "src" / "filmlet" / "pocket"
 needs_font = pytest.mark.skipif(not EMOJI_FONT.is_file(), reason="needs fonts-noto-color-emoji")
@@ -254,7 +256,6 @@ def add_up(chosen: argparse.Namespace) -> None:
     (chosen.folder / f"{workers.rank()}.json").write_text(text)
 
 
-@pytest.mark.training
 @pytest.mark.filterwarnings("ignore")
 def test_workers_draw_different_batches_and_keep_the_same_weights(tmp_path: Path) -> None:
     workers.start(add_up, argparse.Namespace(folder=tmp_path), 2)
@@ -325,7 +326,6 @@ def test_over_steps_of_one_part_both_methods_want_what_the_teacher_does(
         assert torch.equal(landed.latents[0, :, 0], draw.latents[0, :, 0])  # given, so kept
 
 
-@pytest.mark.training
 @needs_font
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", distil.METHODS)
@@ -370,7 +370,6 @@ def test_sheets_and_gallery_show_the_first_held_out_prompts(
 
 
 @pytest.mark.server
-@pytest.mark.training
 @needs_font
 @pytest.mark.filterwarnings("ignore")
 def test_the_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -> None:
