@@ -140,7 +140,10 @@ def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
         (["a ball", "--seed", "-1"], "invalid_seed", "0 to"),
         (["a ball", "--guidance", "3"], "invalid_guidance", "--force-guidance"),
         (["a ball", "--model", "pockt"], "unknown_model", "did you mean pocket"),
-        (["a ball", "--model", "ltxv-2b-0.9.8-distilled"], "hub_unreachable", "HF_HUB_OFFLINE"),
+        pytest.param(
+            ["a ball", "--model", "ltxv-2b-0.9.8-distilled"], "hub_unreachable", "HF_HUB_OFFLINE",
+            marks=pytest.mark.server,
+        ),
         (["a ball", "--format", "avi"], "invalid_format", "mp4"),
         (["a ball", "-o", "clip.avi"], "invalid_format", "avi"),
         (["a ball", "-o", "clip.gif", "--format", "mp4"], "invalid_format", ".mp4"),

@@ -33,7 +33,7 @@ PARAMETERS = {"postgres", "s3"}  # of the fixtures `settings` and `remote`, whic
 COMMAND_MARKS = {  # patterns of command lines
     r"chrom|playwright": "browser",
     r"-m recipe\b": "training",
-    r"-m filmlet( |$)|filmlet\.cli\.main|filmlet\.jobs\.worker": "server",
+    r"-m filmlet( |$)|filmlet\.(cli\.main|jobs\.worker|models\.download_process)": "server",
     r"\b(postgres|initdb|pg_ctl)\b|\bapp\.py\b|fake_zerogpu": "server",
 }
 

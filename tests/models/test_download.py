@@ -34,6 +34,8 @@ from filmlet.models import (
 )
 from tests.helpers.fake_hub import COMMIT, Hub, serving
 
+pytestmark = pytest.mark.server
+
 LTX = "Lightricks/LTX-Video"
 CARD = REGISTRY["ltxv-2b-0.9.8-distilled"]
 WEIGHTS = "ltxv-2b-0.9.8-distilled.safetensors"
@@ -274,7 +276,6 @@ def cli(*words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.server
 @pytest.mark.usefixtures("online")
 def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
     done = cli("models", "pull", CARD.name, "--json")
@@ -295,7 +296,6 @@ def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
     assert (refused.returncode, "did you mean" in refused.stderr) == (2, True)
 
 
-@pytest.mark.server
 def test_pocket_shows_the_words_that_it_knows() -> None:
     told, words = cli("models", "show", "pocket").stdout.split("vocabulary:")
     assert "bundled" in told

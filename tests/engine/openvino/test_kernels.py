@@ -33,6 +33,8 @@ from filmlet.engine.openvino.ops import (
 )
 from tests.helpers.openvino_fixtures import POCKET, decibels
 
+pytestmark = pytest.mark.compile
+
 EVERY = replace(choose_kernels(), gelu_by_exp=True, narrow_channels=32)  # on any CPU
 IN_TRANSFORMER = ("gelu_by_exp", "rope_by_halves", "text_multiple")
 IN_DECODER = ("narrow_channels", "round_by_quantize", "double_buffer")
