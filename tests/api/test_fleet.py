@@ -13,7 +13,7 @@ from filmlet.api import create_app
 from filmlet.jobs import Queue, Status
 from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
-from tests.helpers.fake_zerogpu import standing
+from tests.helpers.fake_zerogpu import serve_app
 from tests.helpers.queues import ask
 from tests.jobs.test_claimed_job import Paused, decoding, in_thread
 
@@ -29,7 +29,7 @@ def settings(tmp_path: Path, remote: str) -> Settings:
 def web(settings: Settings, tmp_path: Path) -> Iterator[httpx2.Client]:
     """A client of another machine's web process."""
     app = create_app(replace(settings, home=tmp_path / "web"))
-    with standing(app) as url, httpx2.Client(base_url=url, timeout=120) as client:
+    with serve_app(app) as url, httpx2.Client(base_url=url, timeout=120) as client:
         yield client
 
 

@@ -15,7 +15,7 @@ from filmlet.api.anonymous_users import MIN_TOKEN_CHARS, Visitors
 from filmlet.jobs import ApiKeyStore, CreatedApiKey
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
-from tests.helpers.servers import SMALL, Running, refusal, serving
+from tests.helpers.servers import SMALL, Running, make_servers, refusal
 
 PUBLIC = {"/health", "/ready", "/metrics", "/session", "/openapi.json"}
 ENDS_S = 30.0  # of a stream whose key is gone; it is looked at every few seconds
@@ -45,7 +45,7 @@ def root(keys: ApiKeyStore) -> CreatedApiKey:
 def server(settings: Settings, root: CreatedApiKey) -> Iterator[Running]:
     """A web process with keys, which answers to a public name too."""
     del root
-    starts = serving()
+    starts = make_servers()
     yield next(starts)(settings, "--no-worker", "--allowed-host", NAME)
     next(starts, None)
 
@@ -158,7 +158,7 @@ def test_a_proxys_host_counts_as_this_servers_own(server: Running, root: Created
 
 @pytest.mark.server
 def test_forwarded_headers_of_a_stranger_are_dropped(tmp_path) -> None:
-    starts = serving()
+    starts = make_servers()
     settings = Settings(home=tmp_path, forwarded_allow_ips="192.0.2.1", metrics="off")
     server = next(starts)(settings, "--no-worker", "--open")
     sent = {"origin": "https://evil.example", "x-forwarded-host": "evil.example"}

@@ -25,7 +25,7 @@ from filmlet.api.middleware import Identity
 from filmlet.core.request import build_request
 from filmlet.jobs import ApiKeyStore, Job, Queue
 from filmlet.settings import Settings
-from tests.helpers.servers import LONG, SMALL, Running, Serve, refusal, until
+from tests.helpers.servers import LONG, SMALL, Running, Serve, refusal, wait_until
 
 
 def events(server: Running, job: str, **headers: str) -> Iterator[dict[str, str]]:
@@ -289,13 +289,13 @@ def test_a_server_killed_under_load_loses_no_job(serve: Serve, home: Settings) -
     threads = [threading.Thread(target=submit) for _ in range(4)]
     for thread in threads:
         thread.start()
-    until(lambda: len(made) > 12)
+    wait_until(lambda: len(made) > 12)
     first.process.kill()
     stop.set()
     for thread in threads:
         thread.join()
     second = serve(home)
-    until(lambda: all(second.video(job)["status"] == "completed" for job in made), 120)
+    wait_until(lambda: all(second.video(job)["status"] == "completed" for job in made), 120)
 
 
 @pytest.mark.parametrize("finish", [True, False])
@@ -305,7 +305,7 @@ def test_a_stopped_server_finishes_its_clip_or_puts_it_back(
     server = serve(home, *(["--finish"] if finish else []))
     server.wait_ready()
     job = server.job(**LONG)
-    until(lambda: server.video(job)["status"] == "in_progress")
+    wait_until(lambda: server.video(job)["status"] == "in_progress")
     server.process.terminate()
     assert server.process.wait(60) == 0
     queue = Queue(home)
@@ -323,7 +323,7 @@ def test_the_log_is_json_with_the_jobs_id_where_that_is_asked(serve: Serve, home
     server.wait_ready()
     job = server.job()
     server.wait_over(job)
-    until(lambda: any(json.loads(line).get("job") == job for line in server.log))
+    wait_until(lambda: any(json.loads(line).get("job") == job for line in server.log))
     assert all({"time", "level", "message"} <= set(json.loads(line)) for line in server.log)
 
 
@@ -334,6 +334,6 @@ def test_a_worker_that_dies_is_started_again(serve: Serve, home: Settings) -> No
     server.wait_ready()
     (worker,) = psutil.Process(server.process.pid).children()
     job = server.job(**LONG)
-    until(lambda: server.video(job)["status"] == "in_progress")
+    wait_until(lambda: server.video(job)["status"] == "in_progress")
     worker.kill()
     assert server.wait_over(job, 120)["status"] == "completed"

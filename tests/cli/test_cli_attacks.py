@@ -12,7 +12,7 @@ import pytest
 
 from filmlet.cli import main
 from filmlet.settings import Settings
-from tests.helpers.servers import until
+from tests.helpers.servers import wait_until
 
 FILMLET = [sys.executable, "-m", "filmlet"]
 DIGITS = "9" * 400
@@ -134,7 +134,7 @@ def test_ctrl_c_while_libraries_are_read_leaves_no_trace(library: str) -> None:
     words = [*FILMLET, "jobs", "watch", "nothing"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as done:
         mapped = Path(f"/proc/{done.pid}/maps")
-        until(lambda: library in mapped.read_text() or done.poll() is not None)
+        wait_until(lambda: library in mapped.read_text() or done.poll() is not None)
         done.send_signal(signal.SIGINT)
         _, told = done.communicate(timeout=60)
     # 2: it was over before; -2: it did not listen yet, and the system ended it

@@ -14,7 +14,7 @@ import pytest
 
 from filmlet.cli import main as cli
 from tests.helpers.forked_processes import run_filmlet
-from tests.helpers.servers import until
+from tests.helpers.servers import wait_until
 
 FILMLET = [sys.executable, "-m", "filmlet"]
 QUICK = ("--size", "64x64", "--frames", "9", "--steps", "2", "--seed", "5")
@@ -141,7 +141,9 @@ def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
         (["a ball", "--guidance", "3"], "invalid_guidance", "--force-guidance"),
         (["a ball", "--model", "pockt"], "unknown_model", "did you mean pocket"),
         pytest.param(
-            ["a ball", "--model", "ltxv-2b-0.9.8-distilled"], "hub_unreachable", "HF_HUB_OFFLINE",
+            ["a ball", "--model", "ltxv-2b-0.9.8-distilled"],
+            "hub_unreachable",
+            "HF_HUB_OFFLINE",
             marks=pytest.mark.server,
         ),
         (["a ball", "--format", "avi"], "invalid_format", "mp4"),
@@ -254,7 +256,7 @@ def test_ctrl_c_at_any_stage_leaves_nothing_behind(
          "256x256", "--steps", "20", "--preview"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        until(lambda: when(process.pid, tmp_path) or process.poll() is not None)
+        wait_until(lambda: when(process.pid, tmp_path) or process.poll() is not None)
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + number, told

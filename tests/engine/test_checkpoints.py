@@ -43,7 +43,7 @@ from filmlet.models.tokenizer import load_tokenizer, tokenize
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
 from tests.helpers.clips import prepare_run
-from tests.helpers.fake_hub import COMMIT, serving
+from tests.helpers.fake_hub import COMMIT, serve_repositories
 from tests.helpers.tiny_checkpoint import make_vae
 from tests.helpers.tiny_ltx_files import as_one, of_vae
 
@@ -59,7 +59,10 @@ PROMPT = "a red ball moving left"
 def cached(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Every model of the catalogue in the Hub's cache; the Hub itself is gone."""
     home = tmp_path_factory.mktemp("hf")
-    with pytest.MonkeyPatch.context() as patch, serving({"Lightricks/LTX-Video": twin}) as hub:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serve_repositories({"Lightricks/LTX-Video": twin}) as hub,
+    ):
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.setenv("HF_HOME", str(home))
         patch.setenv("HF_HUB_OFFLINE", "0")

@@ -45,7 +45,7 @@ class Hub:
 
 
 @contextmanager
-def serving(repositories: dict[str, Path]) -> Iterator[Hub]:
+def serve_repositories(repositories: dict[str, Path]) -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub = Hub(f"http://127.0.0.1:{server.server_port}", repositories)
     server.hub = hub  # type: ignore[attr-defined]

@@ -79,7 +79,7 @@ def free_port() -> str:
 
 
 @contextmanager
-def standing(api: FastAPI) -> Iterator[str]:
+def serve_app(api: FastAPI) -> Iterator[str]:
     """Serve an app on loopback, in a thread; yields its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(api, log_config=None, access_log=False))

@@ -9,7 +9,7 @@ from playwright.sync_api import sync_playwright
 
 from filmlet.settings import Settings
 from tests.helpers.browsers import CHROMIUM, PHONE, QUIET, Window, Windows
-from tests.helpers.servers import Running, serving
+from tests.helpers.servers import Running, make_servers
 
 WIDE = {"viewport": {"width": 1280, "height": 860}}
 SUBJECTS = ("a red star bouncing at sunset", "a panda spinning on green grass")
@@ -75,7 +75,7 @@ def states(windows: Windows, server: Running, album: Album) -> None:
 
 def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        starts = serving()
+        starts = make_servers()
         server = next(starts)(Settings(home=Path(home), max_per_minute=1000))
         server.wait_ready()
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)

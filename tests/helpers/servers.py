@@ -55,7 +55,7 @@ class Running:
         self.client.close()
 
     def wait_ready(self, seconds: float = 120) -> None:
-        until(lambda: self.client.get("/ready").status_code == 200, seconds)
+        wait_until(lambda: self.client.get("/ready").status_code == 200, seconds)
 
     def job(self, **fields: object) -> str:
         """Create a clip and return its id."""
@@ -64,14 +64,14 @@ class Running:
         return str(answer.json()["id"])
 
     def wait_over(self, job: str, seconds: float = 120) -> dict[str, object]:
-        until(lambda: self.video(job)["status"] in ("completed", "failed"), seconds)
+        wait_until(lambda: self.video(job)["status"] in ("completed", "failed"), seconds)
         return self.video(job)
 
     def video(self, job: str) -> dict[str, object]:
         return dict(self.client.get(f"/v1/videos/{job}").json())
 
 
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came true"
@@ -81,7 +81,7 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
 Serve = Callable[..., Running]
 
 
-def serving() -> Iterator[Serve]:
+def make_servers() -> Iterator[Serve]:
     """Yield a function that starts servers, which end with the fixture."""
     servers: list[Running] = []
     logs = TemporaryDirectory()
@@ -92,7 +92,7 @@ def serving() -> Iterator[Serve]:
         process = ForkedProcess(["serve", "--port", "0", *words], variables, log)
         server = Running(process, settings.home)
         servers.append(server)
-        until(lambda: bool(server.url) or process.poll() is not None, 300)
+        wait_until(lambda: bool(server.url) or process.poll() is not None, 300)
         assert server.url, server.log
         return server
 
@@ -104,13 +104,13 @@ def serving() -> Iterator[Serve]:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    yield from serving()
+    yield from make_servers()
 
 
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server with a worker, for every test that only asks."""
-    starts = serving()
+    starts = make_servers()
     home: Path = tmp_path_factory.mktemp("server")
     server = next(starts)(Settings(home=home, worker="shared", max_per_minute=10_000))
     server.wait_ready()

@@ -14,7 +14,7 @@ from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from tests.helpers.forked_processes import run_filmlet
 from tests.helpers.queues import environment
-from tests.helpers.servers import SMALL, Serve, refusal, until
+from tests.helpers.servers import SMALL, Serve, refusal, wait_until
 
 
 def test_jobs_belong_to_their_key(home: Settings) -> None:
@@ -51,7 +51,7 @@ def test_jobs_belong_to_their_key(home: Settings) -> None:
         assert refusal(ask("POST", "", bob.secret, json=first))["param"] == "priority"
         assert ask("POST", "", root.secret, json=first).json()["position"] == 1
         keys.remove("ann")
-        until(lambda: ask("GET", f"/{job}", ann.secret).status_code == 401, 5)
+        wait_until(lambda: ask("GET", f"/{job}", ann.secret).status_code == 401, 5)
     database.close()
 
 

@@ -16,7 +16,7 @@ from filmlet.jobs.worker import LOST, Worker
 from filmlet.settings import Settings
 from tests.helpers.forked_processes import ForkedProcess
 from tests.helpers.queues import Start, ask, environment, is_over, wait
-from tests.helpers.servers import until
+from tests.helpers.servers import wait_until
 
 ON_POSTGRES = pytest.mark.parametrize("settings", ["postgres"], indirect=True)
 ON_SQLITE = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
@@ -135,7 +135,7 @@ def test_jobs_go_on_though_connections_are_dropped_and_a_dead_worker_is_listed(
             workers.append(start())
         return all(queue.get_job(id).status == Status.COMPLETED for id in ids)
 
-    until(are_over, 240)
+    wait_until(are_over, 240)
 
 
 def read_end(worker: ForkedProcess) -> tuple[int, str]:
@@ -205,7 +205,7 @@ def test_nothing_is_written_into_a_database_file_that_was_deleted(
 ) -> None:
     queue.submit(ask(tiny))
     worker = start()
-    until(lambda: queue.stats().workers != ())
+    wait_until(lambda: queue.stats().workers != ())
     file = settings.home / "filmlet.sqlite"
     for name in (file, file.with_name("filmlet.sqlite-wal"), file.with_name("filmlet.sqlite-shm")):
         name.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from filmlet.core.request import build_request
 from filmlet.jobs import ApiKeyStore, Queue, SubmitOptions, webhooks
 from filmlet.jobs.webhooks import WebhookTarget, post
 from filmlet.settings import Settings
-from tests.helpers.servers import Serve, until
+from tests.helpers.servers import Serve, wait_until
 
 SECRET = "whsec_" + "c2VjcmV0IG9mIHRoZSB0ZXN0cw=="
 
@@ -70,14 +70,14 @@ def test_the_end_of_a_clip_is_told_signed_and_once(
     server = serve(told)
     server.wait_ready()
     job = server.job()
-    until(lambda: len(listener.heard) == 1)
+    wait_until(lambda: len(listener.heard) == 1)
     event = unwrapped(listener.heard[0])
     assert (event.type, event.data.id) == ("video.completed", job)
     headers, body = listener.heard[0]
     with pytest.raises(openai.InvalidWebhookSignatureError):
         unwrapped((headers, body.replace(b"completed", b"failed")))
     assert server.wait_over(server.job(prompt="another"))["status"] == "completed"
-    until(lambda: len(listener.heard) == 2)
+    wait_until(lambda: len(listener.heard) == 2)
     assert json.loads(listener.heard[1][1])["id"] != json.loads(body)["id"]
 
 

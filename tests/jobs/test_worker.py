@@ -14,7 +14,7 @@ from filmlet.jobs import Queue, Status
 from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
-from tests.helpers.servers import until
+from tests.helpers.servers import wait_until
 
 LONG = {"steps": 100}  # ten seconds of a slow worker, half a second of another
 SLOW = "tests.helpers.slow_worker"
@@ -223,13 +223,13 @@ def test_of_200_jobs_none_is_lost_and_none_doubled_while_workers_are_killed(
     choice, names = random.Random(1), ("one", "two")
     workers = {name: start(FILMLET_WORKER=name, **told) for name in names}
     for ended in sorted(choice.sample(range(190), 12)):
-        until(lambda mark=ended: len(ended_jobs(queue)) >= mark, 120)
+        wait_until(lambda mark=ended: len(ended_jobs(queue)) >= mark, 120)
         time.sleep(choice.uniform(0, 0.3))  # into whatever is then in hand
         name = choice.choice(names)
         workers[name].kill()
         workers[name].wait()
         workers[name] = start(FILMLET_WORKER=name, **told)
-    until(lambda: ended_jobs(queue) == ids, 120)
+    wait_until(lambda: ended_jobs(queue) == ids, 120)
     states = [queue.get_job(job).status for job in ids]
     # A job may have the bad luck to be in hand at three kills; it must say so, not vanish.
     assert states.count(Status.COMPLETED) + states.count(Status.FAILED) == 200

@@ -32,7 +32,7 @@ from filmlet.models import (
     hub_cache,
     local_files,
 )
-from tests.helpers.fake_hub import COMMIT, Hub, serving
+from tests.helpers.fake_hub import COMMIT, Hub, serve_repositories
 
 pytestmark = pytest.mark.server
 
@@ -59,7 +59,7 @@ def online(
     twin: Path, tiny_guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Hub]:
     """A Hub that can be reached, and an empty cache."""
-    with serving({LTX: twin, "acme/tiny": tiny_guided}) as server:
+    with serve_repositories({LTX: twin, "acme/tiny": tiny_guided}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")

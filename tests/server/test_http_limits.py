@@ -16,7 +16,7 @@ from filmlet.api.middleware import BODY_LIMITS
 from filmlet.jobs.database import Database
 from filmlet.server.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, MAX_HEADERS
 from filmlet.settings import Settings
-from tests.helpers.servers import SMALL, Running, refusal, serving, until
+from tests.helpers.servers import SMALL, Running, make_servers, refusal, wait_until
 
 PROMPTLY_S = 5.0
 
@@ -24,7 +24,7 @@ PROMPTLY_S = 5.0
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A web process alone, for every test that attacks it."""
-    starts = serving()
+    starts = make_servers()
     settings = Settings(
         home=tmp_path_factory.mktemp("web"), max_per_minute=10**6, max_active=10**6,
         max_queued=10**6, max_connections=100, max_connections_per_address=60,
@@ -218,7 +218,7 @@ def test_large_bodies_of_many_requests_are_bounded_together(web: Running) -> Non
         answer = web.client.post("/v1/videos", content=b" " * 50_000_000)
         return answer.status_code == 400
 
-    until(takes_large, 30)
+    wait_until(takes_large, 30)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ def test_more_connections_of_one_address_than_it_may_have_are_turned_away(web: R
         for connection in busy:
             connection.sendall(request)
         assert answers_with(web, 503)
-    until(lambda: answers_with(web, 200), 30)
+    wait_until(lambda: answers_with(web, 200), 30)
 
 
 def test_slow_storage_keeps_neither_health_nor_looks_waiting(web: Running) -> None:
@@ -448,7 +448,7 @@ def test_requests_that_wait_on_a_connection_are_bounded_and_end_with_it(web: Run
         with connected(web) as connection:
             connection.sendall(one * 3 + b"\0\0\0\r\n\r\n")
             connection.recv(100)
-    until(lambda: answers_with(web, 200), 30)
+    wait_until(lambda: answers_with(web, 200), 30)
     exchange(web, b"nonsense\r\n\r\n")  # is logged after whatever these have left
     assert not [line for line in web.log[said:] if "Error" in line or "Traceback" in line]
 

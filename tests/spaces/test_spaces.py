@@ -34,8 +34,8 @@ from tests.helpers import fake_hub_spaces as stand_in
 from tests.helpers import space_requirements
 from tests.helpers.fake_hub import COMMIT
 from tests.helpers.fake_hub_spaces import TOKEN, Hub
-from tests.helpers.fake_zerogpu import free_port, standing
-from tests.helpers.servers import until
+from tests.helpers.fake_zerogpu import free_port, serve_app
+from tests.helpers.servers import wait_until
 
 __all__ = ["cached"]
 
@@ -131,7 +131,7 @@ def test_a_folder_with_other_things_is_not_written_into(tmp_path: Path) -> None:
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     made = Hub()
-    with standing(stand_in.app(made)) as made.url:
+    with serve_app(stand_in.app(made)) as made.url:
         yield made
 
 
@@ -220,7 +220,7 @@ def started(
     cookies = {"filmlet_visitor": ANN}
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", cookies=cookies, timeout=60) as client:
         try:
-            until(lambda: _answers(client))
+            wait_until(lambda: _answers(client))
             yield client
         finally:
             process.terminate()

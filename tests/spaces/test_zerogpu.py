@@ -23,9 +23,9 @@ from filmlet.spaces.space_files import SpaceConfig, write_files
 from tests.helpers import fake_zerogpu as stand_in
 from tests.helpers.browsers import Windows, browser, needs_chromium
 from tests.helpers.clips import prepare_run
-from tests.helpers.fake_zerogpu import Lender, free_port, standing
+from tests.helpers.fake_zerogpu import Lender, free_port, serve_app
 from tests.helpers.queues import ask
-from tests.helpers.servers import until
+from tests.helpers.servers import wait_until
 from tests.spaces.test_spaces import ANN, SMALL
 
 __all__ = ["browser"]
@@ -66,7 +66,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zero]:
         "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "FILMLET_DEVICE": "cpu",
         "FILMLET_HOME": str(folder / "home"), "PYTHONPATH": f"{root / 'src'}:{root}",
     }  # fmt: skip
-    with standing(stand_in.app(lender)) as lender.url:
+    with serve_app(stand_in.app(lender)) as lender.url:
         env["SPACES_ZERO_DEVICE_API_URL"] = lender.url
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.fake_zerogpu"], cwd=folder, env=os.environ | env,
@@ -74,7 +74,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zero]:
         )  # fmt: skip
         url, cookies = f"http://127.0.0.1:{port}", {"filmlet_visitor": ANN}
         with httpx2.Client(base_url=url, cookies=cookies, timeout=60) as client:
-            until(lambda: _answers(client) or process.poll() is not None)
+            wait_until(lambda: _answers(client) or process.poll() is not None)
             assert process.poll() is None
             yield Zero(lender, client, folder)
         process.terminate()
@@ -148,10 +148,10 @@ def test_a_refusal_of_zerogpu_is_a_plain_sentence(
 
 def test_a_program_that_cancels_gives_the_gpu_back(zero: Zero) -> None:
     call = zero.program().submit(**LARGE, api_name="/text_to_video")
-    until(lambda: zero.lender.lent == 1)
+    wait_until(lambda: zero.lender.lent == 1)
     call.cancel()
-    until(lambda: zero.lender.lent == 0, 20)
-    until(lambda: zero.videos()[0]["error"] is not None)
+    wait_until(lambda: zero.lender.lent == 0, 20)
+    wait_until(lambda: zero.videos()[0]["error"] is not None)
     assert zero.videos()[0]["error"]["code"] == "cancelled"
 
 
@@ -187,9 +187,9 @@ def test_the_page_makes_stops_and_goes_on_with_a_clip(zero: Zero, browser: Any) 
     assert "until it restarts" in window.page.inner_text("film-gallery .storage-warning")
     window.write("a panda spinning on green grass", seconds="4")
     window.make()
-    until(lambda: zero.lender.lent == 1)
+    wait_until(lambda: zero.lender.lent == 1)
     window.act("stop")
-    until(lambda: zero.lender.lent == 0, 30)
+    wait_until(lambda: zero.lender.lent == 0, 30)
     window.page.wait_for_selector("film-viewer [data-action=retry]")
     window.act("retry")
     window.wait_done()
@@ -221,7 +221,7 @@ def test_a_closed_clip_stops_the_other_process_at_its_next_word(tiny: Path, tmp_
     work = prepare_run(make_plan(ask(tiny)), Settings(device="cpu"))
     work.keep_in(tmp_path)
     events = zerogpu.generate_remotely(work.clip, work.context, 1.0)
-    until(lambda: isinstance(one := next(events), Progress) and one.stage == Stage.DENOISE)
+    wait_until(lambda: isinstance(one := next(events), Progress) and one.stage == Stage.DENOISE)
     began = time.monotonic()
     events.close()
     assert time.monotonic() - began < 5

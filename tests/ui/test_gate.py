@@ -29,8 +29,8 @@ from filmlet.settings import Settings
 from filmlet.ui import blocks, callers, files, gate
 from filmlet.ui.gate import GradioGate
 from filmlet.ui.routes import ROUTES, Access
-from tests.helpers.fake_zerogpu import standing
-from tests.helpers.servers import Running, serving, until
+from tests.helpers.fake_zerogpu import serve_app
+from tests.helpers.servers import Running, make_servers, wait_until
 
 # Gradio makes an event loop of its own where none runs, and leaves it open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -96,7 +96,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     database = Database(settings)
     secrets = [ApiKeyStore(database, settings).add(name).secret for name in ("ann", "ben")]
     database.close()
-    starts = serving()
+    starts = make_servers()
     running: Running = next(starts)(settings, "--no-worker")
     with bearer(running.url, secrets[0]) as ann, bearer(running.url, secrets[1]) as ben:
         server = Server(running.url, ann, ben)
@@ -122,7 +122,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     settings = Settings(home=tmp_path_factory.mktemp("space"), max_per_minute=1000)
     app = asyncio.run(build_space(settings))
     with (
-        standing(app) as url,
+        serve_app(app) as url,
         httpx2.Client(base_url=url, cookies={"filmlet_visitor": "a" * 32}, timeout=60) as ann,
         httpx2.Client(base_url=url, cookies={"filmlet_visitor": "b" * 32}, timeout=60) as ben,
     ):
@@ -469,7 +469,7 @@ def test_sessions_that_nobody_reads_are_forgotten(
     assert len(page.state_holder.session_data) <= 13  # Gradio makes one before it calls
     assert len(page._queue.pending_messages_per_session) <= 12
     assert len(page._queue.pending_event_ids_session) <= 12
-    until(lambda: not page._queue.event_ids_to_events)
+    wait_until(lambda: not page._queue.event_ids_to_events)
     monkeypatch.setattr(callers, "SESSION_IDLE_S", -1.0)
     space.gate.callers.sessions.sweep()
     assert len(page.state_holder.session_data) <= 1

@@ -26,7 +26,7 @@ from tests.helpers.given_files import (
     is_near,
     make_png,
 )
-from tests.helpers.servers import Running, serving
+from tests.helpers.servers import Running, make_servers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients' own
 NAMES = ("text_to_video", "image_to_video", "video_to_video")
@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     home = tmp_path_factory.mktemp("dropin")
-    starts = serving()
+    starts = make_servers()
     running = next(starts)(Settings(home=home, worker="dropin", max_per_minute=1000))
     running.wait_ready()
     yield running
@@ -188,7 +188,7 @@ def test_a_caller_without_a_key_gets_nothing_where_keys_are_in_use(
     database = Database(settings)
     secret = ApiKeyStore(database, settings).add("ann").secret
     database.close()
-    starts = serving()
+    starts = make_servers()
     server = next(starts)(settings)
     with pytest.raises(Exception, match="401 Unauthorized"):
         connect(server, tmp_path).predict(**SMALL, api_name="/text_to_video")

@@ -25,7 +25,7 @@ from tests.helpers.given_files import (
     marked_frames,
     write_clip,
 )
-from tests.helpers.servers import Running, serving, until
+from tests.helpers.servers import Running, make_servers, wait_until
 
 __all__ = ["browser"]
 pytestmark = needs_chromium
@@ -56,7 +56,7 @@ WATCH = """() => {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    starts = serving()
+    starts = make_servers()
     home = tmp_path_factory.mktemp("studio")
     running = next(starts)(Settings(home=home, worker="studio", max_per_minute=10_000))
     running.wait_ready()
@@ -329,7 +329,7 @@ def test_the_page_waits_for_a_server_that_restarts_and_the_job_goes_on(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = tmp_path_factory.mktemp("again")
-    starts = serving()
+    starts = make_servers()
     start = next(starts)
     settings = Settings(home=home, worker="again")
     first = start(settings)
@@ -358,7 +358,7 @@ def test_with_keys_the_page_asks_for_one_and_shows_only_its_clips(
     keys = ApiKeyStore(database, settings)
     ann, bob = keys.add("ann").secret, keys.add("bob", admin=True).secret
     database.close()
-    starts = serving()
+    starts = make_servers()
     server = next(starts)(settings)
     with httpx2.Client(base_url=server.url, headers={"authorization": f"Bearer {bob}"}) as client:
         body = {"prompt": "a secret of bob", "size": "64x64", "frames": 1, "steps": 1}
@@ -392,10 +392,10 @@ def test_an_admin_sees_everybody_and_moves_and_stops_who_waits(
     waiting = [server.job(prompt=f"number {i} waits", priority="low") for i in range(2)]
     row = window.page.locator("film-queue tr", has_text="number 1 waits")
     row.locator("select").select_option("high")
-    until(lambda: server.video(waiting[1])["priority"] == "high")
+    wait_until(lambda: server.video(waiting[1])["priority"] == "high")
     assert server.video(waiting[1])["position"] == 1
     window.page.locator("film-queue tr", has_text="number 0 waits").get_by_role("button").click()
-    until(lambda: server.video(waiting[0])["status"] == "failed")
+    wait_until(lambda: server.video(waiting[0])["status"] == "failed")
     assert server.video(ahead)["status"] == "in_progress"
     server.client.post(f"/v1/videos/{ahead}/cancel")
     server.wait_over(waiting[1])
