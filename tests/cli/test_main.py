@@ -118,7 +118,7 @@ def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
         "generate", "a red circle", "-o", "clip.mp4", "--preview", *QUICK, cwd=tmp_path
     )
     assert run.returncode == 0, run.stderr
-    assert {p.name for p in tmp_path.iterdir()} == {"a.mp4", "a.mp4.preview.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"clip.mp4", "clip.mp4.preview.png"}
 
 
 @pytest.mark.parametrize(

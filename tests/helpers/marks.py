@@ -27,7 +27,7 @@ FIXTURE_MARKS = {
     "postgres": "server",
     "s3": "server",
     "browser": "browser",
-    "cached": "compile",
+    "cached": "server",  # a loopback Hub, and the process that downloads
 }
 PARAMETERS = {"postgres", "s3"}  # of the fixtures `settings` and `remote`, which ask for these
 COMMAND_MARKS = {  # patterns of command lines

@@ -200,7 +200,7 @@ def test_the_command_line_says_one_sentence(
         told = capsys.readouterr()
         if words[0] == "models":
             assert status == 0
-            assert f"it cannot be used: {folder / TRANSFORMER}" in told.out
+            assert f"unusable: {folder / TRANSFORMER}" in told.out
             continue
         assert status == 2
         assert told.err.count("\n") == 1
