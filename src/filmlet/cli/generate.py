@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,7 +55,7 @@ def generate(options: argparse.Namespace) -> int:
 def _generate(
     options: argparse.Namespace, planned: "Plan", suffix: str, started: float
 ) -> "Report":
-    from filmlet.media import check_output_path
+    from filmlet.media import check_output_path, reserve_path
 
     if options.output:
         check_output_path(options.output, options.force)
@@ -68,11 +69,12 @@ def _generate(
     with _progress_bar(quiet=options.json) as bar:
         clip = _drain_with_progress(prepare(planned, Settings.from_environment()), bar.update)
         effective = clip.effective
-        path = options.output or _unused_path(planned.request.prompt, effective.seed, suffix)
-        check_output_path(path, options.force)
+        paths = [options.output] if options.output else _default_paths(planned, effective, suffix)
+        force = options.force and options.output is not None
         with (
+            reserve_path(paths, force) as path,
             _save_previews(path if options.preview else None) as preview,
-            closing(stages.generate_clip(clip, RunContext(), path, options.force)) as events,
+            closing(stages.generate_clip(clip, RunContext(), path, force)) as events,
         ):
             for event in events:
                 if isinstance(event, StageFinished):
@@ -159,13 +161,13 @@ def _output_suffix(options: argparse.Namespace) -> str:
     return str(suffix)
 
 
-def _unused_path(prompt: str, seed: int, suffix: str) -> Path:
-    """Return a path in clips/ that is named by the prompt and does not exist."""
-    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "clip"
-    path, number = CLIPS / f"{slug}-{seed}{suffix}", 2
-    while path.exists():
-        path, number = path.with_name(f"{slug}-{seed}-{number}{suffix}"), number + 1
-    return path
+def _default_paths(planned: "Plan", effective: "EffectiveSettings", suffix: str) -> Iterator[Path]:
+    """Yield the names in clips/ that a clip may have, by its prompt and seed, the best first."""
+    prompt = planned.request.prompt.lower()
+    slug = re.sub(r"[^\w]+", "-", prompt).strip("-")[:48].rstrip("-") or "clip"
+    yield CLIPS / f"{slug}-{effective.seed}{suffix}"
+    for number in count(2):
+        yield CLIPS / f"{slug}-{effective.seed}-{number}{suffix}"
 
 
 class ProgressReporter(Protocol):

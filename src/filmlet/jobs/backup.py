@@ -1,7 +1,6 @@
 """Backup of the SQLite file in the storage, for machines whose disk is lost at a restart."""
 
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from contextlib import closing, contextmanager
 
 from filmlet.errors import FilmletError
 from filmlet.jobs.object_storage import open_storage
+from filmlet.media import partial_path
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.snapshot")
@@ -53,7 +53,7 @@ class DatabaseBackup:
         if self.file.exists() or not self.storage.exists(NAME):
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_name(f"{NAME}.part")
+        part = partial_path(self.file)
         self.storage.download(NAME, part)
         with closing(sqlite3.connect(part)) as copy, copy:
             copy.execute("update filmlet_worker set dead = 1")
@@ -74,7 +74,7 @@ class DatabaseBackup:
 
     def save(self, saved_version: str = "") -> str:
         """Back up if the jobs have changed since `saved_version`; return the new version."""
-        part = self.file.with_name(f"{NAME}.{os.getpid()}.part")
+        part = partial_path(self.file)
         with closing(
             sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30)
         ) as connection:

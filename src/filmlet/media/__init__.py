@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from filmlet.media.formats import InvalidMedia
     from filmlet.media.images import poster, save_image, spritesheet, thumbnail
     from filmlet.media.metadata import metadata_tags
+    from filmlet.media.output_path import (
+        PART,
+        check_output_path,
+        partial_path,
+        reserve_path,
+        to_output_error,
+    )
     from filmlet.media.reader import (
         MediaInfo,
         iter_frames,
@@ -21,14 +28,10 @@ if TYPE_CHECKING:
     )
     from filmlet.media.sandbox import stopping_decoders_on
     from filmlet.media.writer import (
-        PART,
         FrameWriter,
-        check_output_path,
         open_writer,
-        partial_path,
         preferred_pixel_format,
         publish,
-        to_output_error,
         write_video,
     )
 
@@ -41,9 +44,11 @@ _MODULES = {
         "resize_to_cover",
     ),
     "sandbox": ("stopping_decoders_on",),
+    "output_path": (
+        "PART", "check_output_path", "partial_path", "reserve_path", "to_output_error",
+    ),
     "writer": (
-        "PART", "FrameWriter", "check_output_path", "open_writer", "partial_path",
-        "preferred_pixel_format", "publish", "to_output_error", "write_video",
+        "FrameWriter", "open_writer", "preferred_pixel_format", "publish", "write_video",
     ),
 }  # fmt: skip
 _LAZY_IMPORTS = {name: module for module, names in _MODULES.items() for name in names}
@@ -65,6 +70,7 @@ __all__ = [
     "publish",
     "read_image",
     "read_video",
+    "reserve_path",
     "resize_to_cover",
     "save_image",
     "spritesheet",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from filmlet.core.events import Pixels
-from filmlet.media.writer import to_output_error
+from filmlet.media.output_path import to_output_error
 
 
 def poster(pixels: Pixels) -> NDArray[np.uint8]:

@@ -1,8 +1,5 @@
 """Writing a clip to a file: under a .part name while it grows, renamed when it is whole."""
 
-import errno
-import re
-import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,14 +9,15 @@ from typing import Protocol
 from av.error import FFmpegError
 
 from filmlet.core.events import PixelFormat, Pixels, YuvPlanes
-from filmlet.core.request import FORMATS
 from filmlet.core.shape import VideoShape
-from filmlet.errors import DiskFull, FilmletError, InvalidRequest, OutputExists, OutputUnwritable
 from filmlet.media.animation_writer import AnimationWriter
+from filmlet.media.output_path import (
+    as_output_error,
+    check_output_path,
+    move_into_place,
+    partial_path,
+)
 from filmlet.media.video_writer import CODECS, VideoWriter, faststart
-
-PART = re.compile(r"\.[0-9a-f]{8}\.part(?=\.\w+$|$)")  # in the name of a file that is not whole
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class FrameWriter(Protocol):
@@ -32,40 +30,10 @@ class FrameWriter(Protocol):
     def discard(self) -> None: ...
 
 
-def check_output_path(path: Path, force: bool) -> str:
-    """The format a path asks for, once it is certain that a file can be put there.
-
-    Raises InvalidRequest, OutputExists, OutputUnwritable; leaves nothing behind.
-    """
-    form = path.suffix.removeprefix(".").lower()
-    if form not in FORMATS:
-        raise InvalidRequest(
-            f"{path.name!r} does not end in one of {', '.join('.' + f for f in FORMATS)}.",
-            param="format",
-        )
-    if path.is_dir():
-        raise OutputUnwritable(f"{path} is a folder; name a file in it.")
-    if path.exists() and not force:
-        raise OutputExists(f"{path} is already there; choose another name or say --force.")
-    part = partial_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise to_output_error(error, path) from error
-    return form
-
-
 def preferred_pixel_format(path: Path) -> PixelFormat:
     """Return the format of frames that the file at `path` holds."""
     is_video = path.suffix.removeprefix(".").lower() in CODECS
     return PixelFormat.YUV420P if is_video else PixelFormat.RGB24
-
-
-def partial_path(path: Path) -> Path:
-    """A name for a file while it grows; each call gives another: no two writers share one."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
 
 
 class ThreadedWriter:
@@ -109,7 +77,7 @@ def open_writer(
     """
     kind = AnimationWriter if form in ("gif", "webp") else VideoWriter
     movie: FrameWriter | None = None
-    with _as_output_error(grown):
+    with as_output_error(grown, FFmpegError):
         try:
             movie = ThreadedWriter(kind(grown, form, shape, tags))
             yield movie
@@ -122,23 +90,27 @@ def open_writer(
 
 
 def publish(
-    grown: Path, path: Path, tags: dict[str, str], confirm: Callable[[], None] = lambda: None
+    grown: Path,
+    path: Path,
+    tags: dict[str, str],
+    force: bool,
+    confirm: Callable[[], None] = lambda: None,
 ) -> None:
     """Put a grown clip at `path`, whole or not at all; an MP4 gets its index in front.
 
     `grown` stays where the index had to be moved. confirm: raises if the file may not have its
-    name any more. Raises DiskFull and OutputUnwritable.
+    name any more. Raises DiskFull and OutputUnwritable; OutputExists unless `force`.
     """
-    if path.suffix.lower() != ".mp4":
-        confirm()
-        grown.replace(path)
-        return
-    complete_path = partial_path(path)
-    with _as_output_error(path):
+    with as_output_error(path, FFmpegError):
+        if path.suffix.lower() != ".mp4":
+            confirm()
+            move_into_place(grown, path, force)
+            return
+        complete_path = partial_path(path)
         try:
             faststart(grown, complete_path, tags)
             confirm()
-            complete_path.replace(path)
+            move_into_place(complete_path, path, force)
         finally:
             complete_path.unlink(missing_ok=True)
 
@@ -154,26 +126,6 @@ def write_video(
     with open_writer(part, form, shape, tags) as movie:
         yield movie
     try:
-        publish(part, path, tags)
+        publish(part, path, tags, force)
     finally:
         part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FilmletError:
-        raise
-    except (OSError, FFmpegError) as error:
-        raise to_output_error(error, path) from error
-
-
-def to_output_error(error: Exception, path: Path) -> FilmletError:
-    """The operating system's refusal to write `path`, as an error that says what to do."""
-    path = path.with_name(PART.sub("", path.name))
-    number = getattr(error, "errno", None)
-    if number in NO_ROOM:
-        return DiskFull(f"There is no room left to write {path}; free some and run again.")
-    reason = getattr(error, "strerror", None) or str(error)
-    return OutputUnwritable(f"{path} cannot be written: {reason}.")

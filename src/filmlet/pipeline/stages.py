@@ -104,7 +104,7 @@ def write_clip(
     frames = effective.shape.frames
     yield Progress(Stage.MUX, 0, frames)
     try:
-        publish(growing_path, path, metadata_tags(effective), store.confirm)
+        publish(growing_path, path, metadata_tags(effective), force, store.confirm)
     finally:
         if not store.folder:
             growing_path.unlink(missing_ok=True)
