@@ -5,6 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 import filmlet
 from filmlet.clip import Clip
@@ -130,3 +131,37 @@ def test_a_clip_round_trips_through_a_player(pocket_clip: Clip, tmp_path: Path) 
     assert back.shape == pocket_clip.frames.shape
     error = (back.astype(float) - pocket_clip.frames) ** 2
     assert 10 * np.log10(255**2 / error.mean()) > 30
+
+
+def test_pictures_in_memory_are_what_their_files_are(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    kept = Image.fromarray(pixels)
+    kept.save(tmp_path / "image.png")
+    named = filmlet.generate("a ball", image=tmp_path / "image.png", **SMALL)
+    plain = filmlet.generate("a ball", **SMALL)
+    assert not np.array_equal(named.frames, plain.frames)
+    for picture in (kept, pixels, kept.convert("CMYK")):
+        clip = filmlet.generate("a ball", image=picture, **SMALL)
+        assert clip.effective.guides[0].frame == 0
+        if not (isinstance(picture, Image.Image) and picture.mode == "CMYK"):
+            assert np.array_equal(clip.frames, named.frames)
+    for event in filmlet.stream("a ball", image=kept, **SMALL):
+        if isinstance(event, filmlet.Frames):
+            assert np.array_equal(event.pixels[0], named.frames[0])
+            break
+
+
+@pytest.mark.parametrize("picture", [np.zeros(3), np.zeros((8, 8, 3, 3)), np.array(["a"]), 3.0])
+def test_what_is_no_picture_is_refused(picture: object) -> None:
+    with pytest.raises(filmlet.InvalidRequest):
+        filmlet.generate("a ball", image=picture, **SMALL)
+
+
+def test_numbers_of_numpy_make_the_same_clip() -> None:
+    plain = filmlet.generate("a ball", **SMALL)
+    of_numpy = filmlet.generate(
+        np.str_("a ball"), size=(64, np.int64(64)), frames=np.int64(9), steps=np.int8(3),
+        seed=np.uint32(2),
+    )  # fmt: skip
+    assert np.array_equal(of_numpy.frames, plain.frames)
+    assert of_numpy.effective == plain.effective

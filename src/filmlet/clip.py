@@ -1,11 +1,12 @@
 """The Python API: `generate` folds what `stream` yields into a Clip."""
 
 import base64
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Unpack
+from typing import Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import Event, Frames, Pixels, SettingsChanged, StageFinished, drain
 from filmlet.core.request import ClipOptions, ClipRequest, build_request
-from filmlet.media import metadata_tags, poster, write_video
+from filmlet.media import is_picture, metadata_tags, poster, save_picture, write_video
 from filmlet.pipeline import stages
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.plan import make_plan
@@ -21,6 +22,7 @@ from filmlet.pipeline.prepare import PreparedClip, prepare
 from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
 
+PICTURES = ("image", "last_image")  # settings that may be pictures in memory
 ENGINES = EngineCache()  # of all clips that this process makes through `generate` and `stream`
 
 
@@ -73,17 +75,23 @@ def stream(prompt: str, **settings: Unpack[ClipOptions]) -> Generator[Event]:
 
     The settings are those of `generate`.
     """
-    clip = yield from _prepare_clip(build_request(prompt, **settings))
-    yield from stages.generate_frames(clip, RunContext(ENGINES))
+    with _pictures_as_files(settings) as named:
+        clip = yield from _prepare_clip(build_request(prompt, **named))
+        yield from stages.generate_frames(clip, RunContext(ENGINES))
 
 
 def generate(prompt: str, **settings: Unpack[ClipOptions]) -> Clip:
     """Make one clip.
 
     The settings are the command line's: ClipOptions lists them, ClipRequest says what they mean.
-    Raises InvalidRequest and the other FilmletErrors.
+    image and last_image may be pictures in memory. Raises InvalidRequest and the other
+    FilmletErrors.
     """
-    request = build_request(prompt, **settings)
+    with _pictures_as_files(settings) as named:
+        return _generate(build_request(prompt, **named))
+
+
+def _generate(request: ClipRequest) -> Clip:
     clip = drain(_prepare_clip(request))
     effective = clip.effective
     timings: dict[str, float] = {}
@@ -100,3 +108,19 @@ def generate(prompt: str, **settings: Unpack[ClipOptions]) -> Clip:
 
 def _prepare_clip(request: ClipRequest) -> Generator[Event, None, PreparedClip]:
     return prepare(make_plan(request), Settings.from_environment(), engines=ENGINES)
+
+
+@contextmanager
+def _pictures_as_files(settings: ClipOptions) -> Iterator[ClipOptions]:
+    """Yield the settings with pictures in memory as files, which are there until the block ends."""
+    values = dict(settings)
+    pictures = {name: values[name] for name in PICTURES if is_picture(values.get(name))}
+    if not pictures:
+        yield settings
+        return
+    with TemporaryDirectory(prefix="filmlet-") as folder:
+        for name, picture in pictures.items():
+            file = Path(folder) / f"{name}.png"
+            save_picture(file, picture)
+            values[name] = file
+        yield cast(ClipOptions, values)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from filmlet.core.plain_values import to_float, to_int, to_path
 from filmlet.errors import InvalidRequest, abbreviate
 
 MAX_GUIDES = 16
@@ -24,30 +25,33 @@ class Guide:
     frames: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.file, str) or not self.file or "\0" in self.file:
+        file = to_path(self.file)
+        if file is None or "\0" in file:
             raise InvalidRequest(
                 f"A guide needs a file, got {abbreviate(self.file)}.", param="guides"
             )
-        is_whole = isinstance(self.frame, int) and not isinstance(self.frame, bool)
-        if not is_whole or abs(self.frame) > MAX_FRAME:
+        frame = to_int(self.frame)
+        if frame is None or abs(frame) > MAX_FRAME:
             raise InvalidRequest(
                 f"The frame of a guide must be a whole number, got {abbreviate(self.frame)}.",
                 param="guides",
             )
-        if self.frames is not None and (
-            not isinstance(self.frames, int) or not 1 <= self.frames <= MAX_FRAME
-        ):
+        frames = None if self.frames is None else to_int(self.frames) or 0
+        if frames is not None and not 1 <= frames <= MAX_FRAME:
             raise InvalidRequest(
                 f"A guide shows at least one frame of a video, got {abbreviate(self.frames)}.",
                 param="guides",
             )
-        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
-        if not number or not 0 < self.strength <= 1:
+        strength = to_float(self.strength)
+        if strength is None or not 0 < strength <= 1:
             raise InvalidRequest(
                 f"The strength of a guide must be above 0 and at most 1, "
                 f"got {abbreviate(self.strength)}.",
                 param="guides",
             )
+        plain = {"file": file, "frame": frame, "frames": frames, "strength": strength}
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 def parse_guides(value: object) -> tuple[Guide, ...]:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from filmlet.core.plain_values import to_float, to_path
 from filmlet.errors import InvalidRequest, abbreviate
 
 MAX_LORAS = 8
@@ -28,10 +29,12 @@ class Lora:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, str) or not self.source or "\0" in self.source:
+        source, strength = to_path(self.source), to_float(self.strength)
+        if source is None or "\0" in source:
             raise InvalidRequest(
                 f"A LoRA needs a file or a Hub name, got {abbreviate(self.source)}.", param="loras"
             )
+        object.__setattr__(self, "source", source)
         is_readable = self.is_on_hub or self.source.lower().endswith(SUFFIX)
         if not is_readable or self.source.lower().rpartition(".")[2] in PICKLE_SUFFIXES:
             raise InvalidRequest(
@@ -39,13 +42,13 @@ class Lora:
                 f"got {abbreviate(self.source)}; no other kind of file is read.",
                 param="loras",
             )
-        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
-        if not number or not -MAX_STRENGTH <= self.strength <= MAX_STRENGTH:
+        if strength is None or not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
             raise InvalidRequest(
                 f"The strength of a LoRA must be between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}, "
                 f"got {abbreviate(self.strength)}.",
                 param="loras",
             )
+        object.__setattr__(self, "strength", strength)
 
     @property
     def is_on_hub(self) -> bool:

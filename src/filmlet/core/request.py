@@ -1,12 +1,13 @@
 """What is asked: ClipRequest, and the words it is asked in."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
 from filmlet.core.guide import Guide, parse_guides
 from filmlet.core.lora import Lora, parse_loras
+from filmlet.core.plain_values import to_bool, to_float, to_int, to_path
 from filmlet.errors import InvalidRequest, abbreviate
 
 MAX_SEED = 2**32 - 1
@@ -49,8 +50,10 @@ class ClipRequest:
     extra_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("prompt", "negative_prompt", "model"):
-            validate_text(field, getattr(self, field))
+        if isinstance(self.model, os.PathLike):
+            self._set("model", to_path(self.model))
+        for name in ("prompt", "negative_prompt", "model"):
+            self._set(name, validate_text(name, getattr(self, name)))
         if not self.prompt.strip():
             raise InvalidRequest(
                 'The prompt is empty; say what to show, such as "a cat moving left on white".',
@@ -59,14 +62,20 @@ class ClipRequest:
         if self.seconds is not None and self.frames is not None:
             raise InvalidRequest("Give seconds or frames, not both.", param="frames")
         for name in ("seed", "width", "height", "frames", "steps"):
-            _check_number(name, getattr(self, name), int)
+            self._set(name, _check_number(name, getattr(self, name), int))
         for name in ("seconds", "fps", "guidance"):
-            _check_number(name, getattr(self, name), float)
-        object.__setattr__(self, "guides", parse_guides(self.guides))
-        object.__setattr__(self, "loras", parse_loras(self.loras))
-        object.__setattr__(self, "extra_prompts", parse_extra_prompts(self.extra_prompts))
-        if self.extend is not None and (not isinstance(self.extend, str) or not self.extend):
-            raise InvalidRequest(f"extend must name a file, got {self.extend!r}.", param="extend")
+            self._set(name, _check_number(name, getattr(self, name), float))
+        for name in ("force_guidance", "draft", "extend_backward"):
+            self._set(name, _check_bool(name, getattr(self, name)))
+        self._set("guides", parse_guides(self.guides))
+        self._set("loras", parse_loras(self.loras))
+        self._set("extra_prompts", parse_extra_prompts(self.extra_prompts))
+        if self.extend is not None:
+            self._set("extend", parse_file("extend", self.extend))
+
+    def _set(self, name: str, value: object) -> None:
+        """Set a field to its value in Python's own type, while the request is made."""
+        object.__setattr__(self, name, value)
 
     def explicit_settings(self) -> dict[str, object]:
         """The settings that were given as plain values, defaults left out."""
@@ -87,7 +96,7 @@ class ClipRequest:
         return tuple(dict.fromkeys(named))
 
 
-def validate_text(param: str, text: object) -> None:
+def validate_text(param: str, text: object) -> str:
     """Text that every file, database and tokenizer can hold. Raises InvalidRequest."""
     if not isinstance(text, str):
         raise InvalidRequest(f"{param} must be text.", param=param)
@@ -99,6 +108,28 @@ def validate_text(param: str, text: object) -> None:
         is_text = "\0" not in text  # PostgreSQL cannot store it
     if not is_text:
         raise InvalidRequest(f"{param} has characters that are no text.", param=param)
+    return str.__str__(text)  # of a subclass, such as numpy's, too
+
+
+def parse_file(param: str, value: object) -> str:
+    """A path as text. Raises InvalidRequest."""
+    path = to_path(value)
+    if path is None:
+        raise InvalidRequest(
+            f"{param} must name a file, got {abbreviate(value)}. A picture in memory is taken as "
+            "image or last_image of filmlet.generate.",
+            param=param,
+        )
+    return path
+
+
+def _check_bool(param: str, value: object) -> bool:
+    truth = to_bool(value)
+    if truth is None:
+        raise InvalidRequest(
+            f"{param} must be True or False, got {abbreviate(value)}.", param=param
+        )
+    return truth
 
 
 def parse_extra_prompts(value: object) -> tuple[str, ...]:
@@ -107,23 +138,23 @@ def parse_extra_prompts(value: object) -> tuple[str, ...]:
         raise InvalidRequest(
             f"extra_prompts is a list of at most {MAX_PROMPTS - 1} prompts.", param="extra_prompts"
         )
-    for prompt in value:
-        validate_text("extra_prompts", prompt)
-        if not prompt.strip():
-            raise InvalidRequest(
-                "A further prompt is empty; say what comes then.", param="extra_prompts"
-            )
-    return tuple(value)
+    prompts = tuple(validate_text("extra_prompts", prompt) for prompt in value)
+    if not all(prompt.strip() for prompt in prompts):
+        raise InvalidRequest(
+            "A further prompt is empty; say what comes then.", param="extra_prompts"
+        )
+    return prompts
 
 
-def _check_number(name: str, value: object, kind: type[int] | type[float]) -> None:
+def _check_number(name: str, given: object, kind: type[int] | type[float]) -> int | float | None:
     """None, or a number above 0 of the kind, within bounds; a seed may be 0."""
-    if value is None:
-        return
+    if given is None:
+        return None
     param = "size" if name in ("width", "height") else name
-    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+    value = to_int(given) if kind is int else to_float(given)
+    if value is None:
         noun = "a whole number" if kind is int else "a number"
-        raise InvalidRequest(f"{name} must be {noun}, got {abbreviate(value)}.", param=param)
+        raise InvalidRequest(f"{name} must be {noun}, got {abbreviate(given)}.", param=param)
     if name == "seed":
         if not 0 <= value <= MAX_SEED:
             raise InvalidRequest(
@@ -135,10 +166,23 @@ def _check_number(name: str, value: object, kind: type[int] | type[float]) -> No
         )
     elif value > MAX_NUMBER:
         raise InvalidRequest(f"{name} is too large: {abbreviate(value)}.", param=param)
+    return value
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """`256x384` -> (width 256, height 384)."""
+def parse_size(size: object) -> tuple[int, int]:
+    """`256x384`, or a pair of numbers -> (width 256, height 384). Raises InvalidRequest."""
+    if isinstance(size, str):
+        return _parse_size_text(size)
+    sides = [to_int(side) for side in size] if isinstance(size, Iterable) else []
+    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+        raise InvalidRequest(
+            f"size must be WIDTHxHEIGHT or a pair of whole numbers, got {abbreviate(size)}.",
+            param="size",
+        )
+    return sides[0], sides[1]
+
+
+def _parse_size_text(text: str) -> tuple[int, int]:
     width, by, height = text.lower().replace("×", "x").partition("x")
     sides = [side.strip() for side in (width, height)]
     if not by or not all(side.isdecimal() and len(side) < 10 for side in sides):
@@ -173,9 +217,9 @@ class ClipOptions(TypedDict, total=False):
     """The settings of a clip in the command line's words; ClipRequest says what they mean."""
 
     negative_prompt: str
-    model: str
+    model: str | os.PathLike[str]
     seed: int
-    size: str  # "WIDTHxHEIGHT"
+    size: str | Sequence[int]  # "WIDTHxHEIGHT", or both
     seconds: float
     frames: int
     fps: float
@@ -183,8 +227,8 @@ class ClipOptions(TypedDict, total=False):
     guidance: float
     force_guidance: bool
     draft: bool
-    image: str | os.PathLike[str]  # the clip's first frame
-    last_image: str | os.PathLike[str]  # its last
+    image: str | os.PathLike[str] | object  # the clip's first frame
+    last_image: str | os.PathLike[str] | object  # its last
     guides: Sequence[Guide]  # anywhere
     extend: str | os.PathLike[str]
     extend_backward: bool
@@ -206,8 +250,6 @@ def build_request(prompt: str, **settings: Unpack[ClipOptions]) -> ClipRequest:
     if size is not None:
         values["width"], values["height"] = parse_size(size)
     ends = {name: frame for name, frame in (("image", 0), ("last_image", -1)) if name in values}
-    guides = [Guide(os.fspath(values.pop(name)), frame) for name, frame in ends.items()]
-    values["guides"] = (*guides, *values.get("guides", ()))
-    if "extend" in values:
-        values["extend"] = os.fspath(values["extend"])
+    guides = [Guide(parse_file(name, values.pop(name)), frame) for name, frame in ends.items()]
+    values["guides"] = (*guides, *parse_guides(values.get("guides", ())))
     return ClipRequest(prompt, **values)

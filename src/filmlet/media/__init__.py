@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from filmlet.media.formats import InvalidMedia
-    from filmlet.media.images import poster, save_image, spritesheet, thumbnail
+    from filmlet.media.images import (
+        is_picture,
+        poster,
+        save_image,
+        save_picture,
+        spritesheet,
+        thumbnail,
+    )
     from filmlet.media.metadata import metadata_tags
     from filmlet.media.output_path import (
         PART,
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "formats": ("InvalidMedia",),
-    "images": ("poster", "save_image", "spritesheet", "thumbnail"),
+    "images": ("is_picture", "poster", "save_image", "save_picture", "spritesheet", "thumbnail"),
     "metadata": ("metadata_tags",),
     "reader": (
         "MediaInfo", "iter_frames", "pad_to", "probe", "read_image", "read_video",
@@ -59,6 +66,7 @@ __all__ = [
     "InvalidMedia",
     "MediaInfo",
     "check_output_path",
+    "is_picture",
     "iter_frames",
     "metadata_tags",
     "open_writer",
@@ -73,6 +81,7 @@ __all__ = [
     "reserve_path",
     "resize_to_cover",
     "save_image",
+    "save_picture",
     "spritesheet",
     "stopping_decoders_on",
     "thumbnail",

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from filmlet.core.events import Pixels
+from filmlet.errors import InvalidRequest
 from filmlet.media.output_path import to_output_error
+
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def poster(pixels: Pixels) -> NDArray[np.uint8]:
@@ -34,6 +37,29 @@ def save_image(path: Path, image: NDArray[np.uint8]) -> None:
         raise to_output_error(error, path) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_picture(value: object) -> bool:
+    """Whether it is a picture in memory: Pillow's, or an array."""
+    return isinstance(value, Image.Image | np.ndarray)
+
+
+def save_picture(path: Path, picture: object) -> None:
+    """Write a picture in memory as PNG, with its transparency and colour profile.
+
+    picture: Pillow's, or (height, width) or (height, width, 3 or 4) uint8. Raises InvalidRequest.
+    """
+    try:
+        if isinstance(picture, np.ndarray) and (picture.ndim < 2 or picture.dtype != np.uint8):
+            raise TypeError(f"{picture.dtype} of {picture.shape}")
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        in_png = image if image.mode in PNG_MODES else image.convert("RGB")
+        in_png.save(path, "PNG")
+    except (TypeError, ValueError, KeyError) as error:
+        raise InvalidRequest(
+            "A picture in memory is Pillow's, or an array of (height, width, 3) uint8.",
+            param="guides",
+        ) from error
 
 
 def thumbnail(clip: BinaryIO) -> bytes:
