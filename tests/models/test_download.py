@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import save_file
 
 from filmlet.core.events import Progress, Stage
 from filmlet.errors import (
@@ -341,4 +343,41 @@ def test_a_space_preloads_exactly_these_files_at_this_commit(online: Hub) -> Non
     list(download_model(CARD))
     online.asked.clear()
     assert set(preload(CARD)[0].split()[1].split(",")) == NEEDED
+    assert online.asked == []
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "mine.safetensors"])
+def test_a_file_of_ones_own_fetches_only_what_it_lacks(
+    online: Hub, twin: Path, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes((twin / WEIGHTS).read_bytes())
+    card = get_card(str(file))
+    assert local_files(card) is None
+    list(download_model(card))
+    assert WEIGHTS not in online.given()
+    assert {"tokenizer/spiece.model", "text_encoder/config.json"} <= {*online.given()}
+    files = local_files(card)
+    assert files
+    assert files.transformer == files.vae == file
+
+
+def test_a_file_of_ones_own_without_the_hub_is_a_sentence(
+    twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    file = tmp_path / WEIGHTS
+    file.write_bytes((twin / WEIGHTS).read_bytes())
+    with pytest.raises(HubUnreachable):
+        list(download_model(get_card(str(file))))
+
+
+@pytest.mark.parametrize("tensor", ["model.diffusion_model.proj_in.weight", "a.weight"])
+@pytest.mark.parametrize("name", [WEIGHTS, "mine.safetensors"])
+def test_a_file_that_is_no_checkpoint_is_refused_before_anything_is_fetched(
+    online: Hub, tmp_path: Path, name: str, tensor: str
+) -> None:
+    save_file({tensor: np.zeros(1, np.float32)}, tmp_path / name)
+    with pytest.raises(CheckpointCorrupt, match="no checkpoint"):
+        get_card(str(tmp_path / name))
     assert online.asked == []

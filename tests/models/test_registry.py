@@ -101,3 +101,22 @@ def test_the_bundled_checkpoint_is_small_and_free_of_pickles() -> None:
     assert {f.suffix for f in files} <= {".json", ".safetensors", ".md"}
     index = json.loads((POCKET / "model_index.json").read_text())
     assert index["_class_name"] == "LTXPipeline"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a.gguf", "GGUF"), ("a.ckpt", "pickles"), ("a.PT", "pickles"), ("a.bin", "pickles"),
+        ("none.gguf", "no such file"), ("no/such/a.safetensors", "no such file"),
+        ("folder", "model_index"), ("notes.txt", "no .safetensors file"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_models_are_told_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for there in ("a.gguf", "a.ckpt", "a.PT", "a.bin", "notes.txt"):
+        (tmp_path / there).touch()
+    with pytest.raises(UnknownModel, match=says):
+        get_card(name)

@@ -11,6 +11,7 @@ from filmlet.core.checkpoint_headers import TensorEntry, read_header, read_json
 from filmlet.core.model_card import ComponentFiles, Components, ModelCard
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound
 from filmlet.models import hub_cache
+from filmlet.models.ltx_key_mapping import infer_config, to_diffusers_keys
 
 INDEX = "*.safetensors.index.json"  # names every file of weights that were cut into several
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
@@ -38,6 +39,20 @@ def local_files(card: ModelCard) -> ComponentFiles | None:
     return Components(**places)
 
 
+def check_single_file(file: Path) -> None:
+    """Whether a file holds transformer and VAE of LTX-Video. Raises CheckpointCorrupt.
+
+    Asked before the parts that it lacks are fetched for it.
+    """
+    tensors = _read_header(file, file_stamp(file))
+    for component in ("transformer", "vae"):
+        renamed = to_diffusers_keys(component, tensors)
+        try:
+            infer_config(component, {new: tensors[name].shape for name, new in renamed.items()})
+        except CheckpointCorrupt as error:
+            raise CheckpointCorrupt(f"{file} is no checkpoint that is read: {error}") from error
+
+
 def count_parameters(files: ComponentFiles) -> Components[float]:
     """How many values each component has, read off the headers of folders in diffusers' layout."""
     counts = {name: _count_values(path) for name, path in files.present()}
@@ -61,7 +76,7 @@ def is_complete(path: Path) -> bool:
 
 def _check_file(path: Path) -> None:
     """A component, whole: its configuration, and weights as long as their header says."""
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         _check_weights(path)
         return
     is_tokenizer = path.name == "tokenizer"

@@ -49,7 +49,8 @@ def download_model(card: ModelCard) -> Iterator[DownloadProgress]:
     """
     if local_files(card):
         return
-    sources = dict.fromkeys(source for _, source in card.sources.present())
+    present = (source for _, source in card.sources.present())
+    sources = dict.fromkeys(source for source in present if source.repo)  # others are files here
     yield from fetch_sources(list(sources))
 
 

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from filmlet.core.checkpoint_headers import read_json
+from filmlet.core.lora import PICKLE_SUFFIXES
 from filmlet.core.model_card import (
     Components,
     ComponentSource,
@@ -16,6 +17,7 @@ from filmlet.core.schedules import FixedSigmas, LinearQuadraticSigmas, ShiftedSi
 from filmlet.core.shape import ShapeConstraints
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
 from filmlet.models import hub_cache
+from filmlet.models.checkpoint_files import check_single_file
 
 POCKET = Path(__file__).parent.parent / "pocket"
 BIG_GRID = ShapeConstraints(
@@ -174,6 +176,8 @@ def get_card(name: str) -> ModelCard:
             return found
     except OSError as error:  # a name that is too long, or a folder that may not be looked into
         raise UnknownModel(f"There is no model {_short(name)}: {error.strerror}.") from error
+    if reason := _why_not_place(Path(name)):
+        raise UnknownModel(f"There is no model {_short(name)}: {reason}.")
     near = get_close_matches(name[:MAX_NAME_LENGTH], REGISTRY, n=2, cutoff=0.3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(REGISTRY)}."
     raise UnknownModel(
@@ -185,11 +189,25 @@ def get_card(name: str) -> ModelCard:
 def _read_place(name: str, place: Path) -> ModelCard | None:
     if (place / "model_index.json").is_file():
         return _read_folder(place, place.name, "local")
-    if place.suffix == ".safetensors" and place.is_file():
+    if place.suffix.lower() == ".safetensors" and place.is_file():
         return _read_file(place)
     if hub_cache.is_name(name) and not place.exists():
         return _read_repository(name)
     return None
+
+
+def _why_not_place(place: Path) -> str | None:
+    """Why what is called as a file or a folder is no model; None for what is called otherwise."""
+    kind = place.suffix.lower().removeprefix(".")
+    if place.is_dir():
+        return "the folder holds no model_index.json, which diffusers writes"
+    if kind not in (*PICKLE_SUFFIXES, "gguf", "safetensors"):
+        return "it is no .safetensors file and no folder" if place.exists() else None
+    if kind == "safetensors" or not place.exists():
+        return "it is no file" if place.exists() else "there is no such file"
+    if kind == "gguf":
+        return "GGUF files are not read; take the model's .safetensors file"
+    return f".{kind} files are pickles, which may run programs; take the .safetensors file"
 
 
 def _short(name: str) -> str:
@@ -207,6 +225,7 @@ def _read_repository(name: str) -> ModelCard:
 
 def _read_file(file: Path) -> ModelCard:
     """A file of one's own: run as the catalogue's that has its name, else as a full model."""
+    check_single_file(file)
     source = ComponentSource(file.name, revision="local", root=file.parent)
     for card in REGISTRY.values():
         if card.sources.transformer.path == file.name:

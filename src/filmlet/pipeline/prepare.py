@@ -99,7 +99,7 @@ def _fetch_missing(plan: Plan, settings: Settings) -> Generator[Event, None, Pla
     if not settings.allow_download:
         raise CheckpointNotFound(
             f"Weights of {plan.card.name} or of its LoRAs are not on this machine, which fetches "
-            f"none by itself: filmlet models pull {plan.card.name}"
+            f"none by itself: filmlet models pull {plan.request.model}"
         )
     yield from with_timing(Stage.FETCH, _download(plan))
     files = local_files(plan.card)
