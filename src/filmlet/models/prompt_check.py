@@ -44,7 +44,7 @@ def check_prompt(card: ModelCard, prompt: str) -> PromptCheck | None:
     text = prompt[:MAX_CHARS].encode(errors="replace").decode()  # no half of a surrogate
     encoding = tokenizer.reader.encode(text)
     unknown: dict[str, tuple[str, ...]] = {}
-    for start, end in unknown_spans(tokenizer, encoding):
+    for start, end in unknown_spans(tokenizer, encoding, text):
         word = text[start : min(end, start + MAX_UNKNOWN_CHARS)]
         unknown[word] = unknown.get(word) or _suggestions(folder, word)
         if len(unknown) == MAX_UNKNOWN:

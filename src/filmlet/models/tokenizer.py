@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,10 @@ from tokenizers import Tokenizer as Reader
 
 from filmlet.core.checkpoint_headers import MAX_TOKENIZER_BYTES, read_bounded, read_json
 from filmlet.errors import CheckpointCorrupt, MissingDependency
+
+SYMBOLS = ("So", "Sm", "Sc")  # categories of Unicode: emoji, arrows, currencies
+JOINERS = ("Cf", "Me", "Mn", "Sk")  # what makes one sign of several: skin colours, variants
+ZERO_WIDTH_JOINER = "\u200d"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +99,43 @@ def _token_id(folder: Path, reader: Reader, token: object) -> int | None:
     return reader.token_to_id(text)
 
 
-def unknown_spans(tokenizer: Tokenizer, encoding: Encoding) -> Iterator[tuple[int, int]]:
-    """Yield where the text has words that the tokenizer has no token for: start and end."""
+def unknown_spans(tokenizer: Tokenizer, encoding: Encoding, text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the text has words and symbols, such as emoji, that the tokenizer has no token
+    for: start and end.
+    """
+    read = 0
     for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-        if token == tokenizer.unknown and end > start:
+        if end <= start:  # an added token
+            continue
+        yield from _symbol_spans(text, read, start)
+        if token == tokenizer.unknown:
             yield start, end
+        read = max(read, end)
+    yield from _symbol_spans(text, read, len(text))
+
+
+def _symbol_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield each symbol of a part that has no token, with what joins it; no punctuation."""
+    begin: int | None = None
+    for place in range(start, end):
+        kind = category(text[place])
+        is_joined = begin is not None and (
+            kind in JOINERS
+            or text[place - 1] == ZERO_WIDTH_JOINER
+            or _is_flag(text[begin : place + 1])
+        )
+        if is_joined:
+            continue
+        if begin is not None:
+            yield begin, place
+        begin = place if kind in SYMBOLS else None
+    if begin is not None:
+        yield begin, end
+
+
+def _is_flag(text: str) -> bool:
+    """Whether it is two letters that stand for a flag."""
+    return len(text) == 2 and all("\U0001f1e6" <= letter <= "\U0001f1ff" for letter in text)
 
 
 def tokenize(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> TokenizedPrompt:
@@ -109,7 +146,7 @@ def tokenize(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> TokenizedPro
         # The last place belongs to the end-of-text token.
         cut = prompt[encoding.offsets[max_tokens - 1][0] :]
         ids = [*ids[: max_tokens - 1], ids[-1]]
-    unknown = [prompt[start:end] for start, end in unknown_spans(tokenizer, encoding)]
+    unknown = [prompt[start:end] for start, end in unknown_spans(tokenizer, encoding, prompt)]
     padded = [*ids, *[tokenizer.padding] * (max_tokens - len(ids))]
     return TokenizedPrompt(
         ids=np.array([padded], np.int64),
