@@ -21,6 +21,7 @@ from mcp.types import TextContent
 from packaging.requirements import Requirement
 from PIL import Image
 
+import filmlet
 from filmlet.errors import FolderNotEmpty, InvalidRequest, UnknownModel
 from filmlet.jobs.backup import run_with_backups
 from filmlet.models import REGISTRY
@@ -53,6 +54,21 @@ def front_matter(making: SpaceConfig) -> dict[str, Any]:
 
 
 # Files
+
+
+@pytest.mark.server
+def test_an_installed_package_takes_itself_along(tmp_path: Path) -> None:
+    """No index has a release of it."""
+    site, space = tmp_path / "site", tmp_path / "space"
+    package = Path(filmlet.__file__).parent
+    shutil.copytree(package, site / "filmlet", ignore=shutil.ignore_patterns("__pycache__"))
+    words = [sys.executable, "-m", "filmlet", "space", "files", str(space)]
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    subprocess.run(words, check=True, capture_output=True, cwd=tmp_path, env=environment)
+    files = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
+    taken = {str(f.relative_to(space / "filmlet")) for f in (space / "filmlet").rglob("*.*")}
+    assert taken == {name for name in files if "__pycache__" not in name}
+    assert "filmlet" not in (space / "requirements.txt").read_text()
 
 
 def test_a_space_is_a_few_lines_the_pinned_set_and_the_package() -> None:

@@ -38,8 +38,7 @@ ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 class SpaceConfig:
     """What a Space is made for.
 
-    source: a pip requirement for filmlet; None takes the package itself along if it runs from a
-    checkout, and else the release of its own version.
+    source: a pip requirement for filmlet; None takes the package itself along, as it runs here.
     """
 
     model: str = "pocket"
@@ -93,8 +92,6 @@ def requirements(making: SpaceConfig) -> str:
     elif making.hardware.startswith("cpu"):
         torch.insert(0, f"--extra-index-url {TORCH_WITHOUT_CUDA}")
     source_lines = [making.source] if making.source else []
-    if not making.source and not _is_checkout():
-        source_lines = [f"filmlet=={__version__}"]
     return "\n".join([*torch, *PINS.read_text().split(), *source_lines]) + "\n"
 
 
@@ -134,17 +131,12 @@ def _pinned_version(name: str) -> str:
     return pins[name]
 
 
-def _is_checkout() -> bool:
-    """Whether this is a checkout, of which no index has a release."""
-    return (PACKAGE.parent.parent / "pyproject.toml").is_file()
-
-
 def _package_files(making: SpaceConfig) -> dict[str, bytes]:
     """The package beside app.py, where Python finds it.
 
     No wheel: while it installs, the platform shows pip requirements.txt and no other file.
     """
-    if making.source or not _is_checkout():
+    if making.source:
         return {}
     return {
         str(path.relative_to(PACKAGE.parent)): path.read_bytes()
