@@ -1,4 +1,4 @@
-# The words a newcomer types. PYTHON chooses the interpreter: 3.11 or 3.12.
+# The words a newcomer types. PYTHON chooses the interpreter: 3.11, 3.12 or 3.13.
 PYTHON ?= python3
 PROMPT ?= a red square on a black background
 VENV := .venv
@@ -62,7 +62,7 @@ clean:
 
 # What it takes to make clips with pocket: no torch.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "filmlet needs Python 3.11 or 3.12, this is %d.%d" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "filmlet needs Python 3.11, 3.12 or 3.13, this is %d.%d" % v)'
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned set into $(VENV); this takes a minute or two"
 	@$(INSTALL) -e .

@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from filmlet.cli.main import build_parser
 from filmlet.settings import Settings
@@ -69,8 +72,77 @@ def test_the_image_runs_as_somebody_who_may_do_little_and_says_that_it_lives() -
         assert f"!{name}" in ignored
 
 
-def test_every_pod_may_do_little_and_is_asked_whether_it_lives() -> None:
-    for one in (one for one in MANIFEST if one["kind"] == "Deployment"):
-        pod = one["spec"]["template"]["spec"]
+def deployments() -> list[dict[str, Any]]:
+    return [one["spec"]["template"]["spec"] for one in MANIFEST if one["kind"] == "Deployment"]
+
+
+def test_every_pod_meets_the_restricted_standard() -> None:
+    for pod in deployments():
         assert pod["securityContext"]["runAsNonRoot"]
-        assert all(c["resources"]["limits"]["memory"] for c in pod["containers"])
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+            }  # fmt: skip
+            assert container["resources"]["limits"]["memory"]
+        assert all({*volume} <= {"name", "emptyDir"} for volume in pod["volumes"])
+
+
+def test_workers_are_as_many_as_clips_are_made_and_half_of_those_that_wait() -> None:
+    (scaled,) = (one["spec"] for one in MANIFEST if one["kind"] == "ScaledObject")
+    modifiers = scaled["advanced"]["scalingModifiers"]
+    names = {trigger["name"] for trigger in scaled["triggers"]}
+    assert names == {*re.findall(r"[a-z]+", modifiers["formula"])}
+    waiting_and_made = {"queued": 4, "running": 3}
+    wanted = eval(modifiers["formula"], {}, waiting_and_made) / float(modifiers["target"])
+    assert wanted == 5
+
+
+UNITS = sorted(DEPLOY.glob("*.service"))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_a_service_names_folders_that_it_may_write(unit: Path) -> None:
+    text = unit.read_text()
+    found = dict(
+        re.findall(r"(\w+)=(/\S+)", " ".join(re.findall(r"^Environment=(.*)$", text, re.M)))
+    )
+    assert re.search("^StateDirectory=filmlet$", text, re.M)
+    assert re.search("^CacheDirectory=filmlet$", text, re.M)
+    assert found["FILMLET_HOME"] == "/var/lib/filmlet"
+    assert found["FILMLET_CACHE"].startswith("/var/cache/filmlet/")
+    assert found["HF_HOME"].startswith("/var/cache/filmlet/")
+
+
+def test_the_service_is_set_up_by_the_commands_that_are_shown() -> None:
+    shown = (DEPLOY / "README.md").read_text()
+    (user,) = {*re.findall(r"^User=(\w+)$", UNITS[-1].read_text(), re.M)}
+    assert re.search(f"^useradd .* {user}$", shown, re.M)
+    (keys,) = re.findall(
+        rf"^runuser -u {user} -- env (\S+) /opt/filmlet/bin/filmlet (.*)$", shown, re.M
+    )
+    assert f"Environment={keys[0]} " in UNITS[-1].read_text()
+    assert build_parser().parse_args(shlex.split(keys[1])).command == "keys"
+
+
+def test_a_proxy_in_front_of_the_containers_can_be_named() -> None:
+    for name in ("web", "worker"):
+        value = COMPOSE["services"][name]["environment"]["FILMLET_FORWARDED_ALLOW_IPS"]
+        assert value.startswith("${FILMLET_FORWARDED_ALLOW_IPS:-")
+    assert "FILMLET_FORWARDED_ALLOW_IPS" in MANIFEST[0]["data"]
+
+
+def test_the_package_says_what_it_runs_on_and_is_typed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    allowed = SpecifierSet(project["requires-python"])
+    listed = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    assert listed == [f"3.{n}" for n in range(20) if f"3.{n}" in allowed]
+    assert "Typing :: Typed" in project["classifiers"]
+    assert (ROOT / "src" / "filmlet" / "py.typed").read_bytes() == b""
+    (uvloop,) = (
+        one for one in map(Requirement, project["optional-dependencies"]["server"])
+        if one.name == "uvloop"
+    )  # fmt: skip
+    assert uvloop.marker
+    assert not uvloop.marker.evaluate({"sys_platform": "win32"})
+    assert uvloop.marker.evaluate({"sys_platform": "linux"})
