@@ -1,5 +1,7 @@
 """The Python API."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -165,3 +167,30 @@ def test_numbers_of_numpy_make_the_same_clip() -> None:
     )  # fmt: skip
     assert np.array_equal(of_numpy.frames, plain.frames)
     assert of_numpy.effective == plain.effective
+
+
+FORK = """
+import os, sys
+import filmlet
+
+def attempt(expects_error):
+    process = os.fork()
+    if process == 0:
+        try:
+            filmlet.generate("a ball", size="64x64", frames=9, steps=1)
+            os._exit(int(expects_error))
+        except filmlet.FilmletError as error:
+            os._exit(0 if expects_error and error.code == "forked_process" else 1)
+    assert os.waitpid(process, 0)[1] == 0
+
+attempt(False)
+filmlet.generate("a ball", size="64x64", frames=9, steps=1)
+attempt(True)
+filmlet.generate("a ball", size="64x64", frames=9, steps=1)
+"""
+
+
+def test_a_forked_process_works_or_says_that_it_cannot() -> None:
+    words = [sys.executable, "-W", "ignore", "-c", FORK]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The Python API: `generate` folds what `stream` yields into a Clip."""
 
 import base64
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import Event, Frames, Pixels, SettingsChanged, StageFinished, drain
 from filmlet.core.request import ClipOptions, ClipRequest, build_request
+from filmlet.errors import ForkedProcess
 from filmlet.media import is_picture, metadata_tags, poster, save_picture, write_video
 from filmlet.pipeline import stages
 from filmlet.pipeline.engine_cache import EngineCache
@@ -23,6 +25,7 @@ from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
 
 PICTURES = ("image", "last_image")  # settings that may be pictures in memory
+_processes: list[int] = []  # the one whose threads compute, once a clip was made
 ENGINES = EngineCache()  # of all clips that this process makes through `generate` and `stream`
 
 
@@ -107,7 +110,19 @@ def _generate(request: ClipRequest) -> Clip:
 
 
 def _prepare_clip(request: ClipRequest) -> Generator[Event, None, PreparedClip]:
+    _check_process()
     return prepare(make_plan(request), Settings.from_environment(), engines=ENGINES)
+
+
+def _check_process() -> None:
+    """Raises ForkedProcess where OpenVINO and torch would wait for threads that are not there."""
+    if not _processes:
+        _processes.append(os.getpid())
+    if _processes[0] != os.getpid():
+        raise ForkedProcess(
+            "This process was forked from one that has made a clip, and lacks the threads that "
+            'compute: start it with multiprocessing.get_context("spawn").'
+        )
 
 
 @contextmanager

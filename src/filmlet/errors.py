@@ -148,6 +148,15 @@ class OutOfMemory(FilmletError):
     code = "out_of_memory"
 
 
+class ForkedProcess(FilmletError):
+    """The process was forked from one that has made a clip, whose threads it lacks.
+
+    What to do: Start it with `multiprocessing.get_context("spawn")`, or make no clip before.
+    """
+
+    code = "forked_process"
+
+
 class Cancelled(FilmletError):
     """The clip was cancelled.
 
