@@ -52,7 +52,10 @@ def add_fixture_marks(items: Sequence[pytest.Item]) -> None:
 
 @contextmanager
 def guard_processes(item: pytest.Item) -> Iterator[None]:
-    """Refuse processes that the marks of the test do not allow, also to its fixtures."""
+    """Refuse processes that the marks of the test do not allow, also to its fixtures.
+
+    Not at their end: what a session shares ends with whichever test is the last.
+    """
     global _marks
     _marks = frozenset(mark.name for mark in item.iter_markers())
     try:
