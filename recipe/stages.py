@@ -76,10 +76,11 @@ class Recipe:
         """The trained teacher; trains what is missing."""
         torch.manual_seed(0)
         pair = TextToVideoModel.untrained(vae.VaeSize().latent_channels).to(self.device)
-        if self.start:
+        is_new = not (self.start and (self.start / "transformer").exists())
+        if self.start and not is_new:
             pair.start_from(self.start)
         run, steps = self.run("teacher"), self.steps
-        teacher.train(run, pair, self.data, steps.stills, steps.whole, is_new=not self.start)
+        teacher.train(run, pair, self.data, steps.stills, steps.whole, is_new=is_new)
         return pair.eval()
 
     @cached_property
