@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import filmlet
@@ -194,3 +195,13 @@ def test_architecture_names_every_room() -> None:
     for floor in FLOORS:
         for name in floor:
             assert name in text, name
+
+
+def test_class_names_are_used_once() -> None:
+    names = Counter(
+        node.name
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []

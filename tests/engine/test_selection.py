@@ -98,10 +98,10 @@ def test_eight_bits_are_used_where_the_cpu_has_them_unless_they_are_not_wanted(
 ) -> None:
     request = build_request("a red ball", size="64x64", frames=9, seed=1)
     avx = {"avx2"}
-    for has, wanted, levers in ((avx, 1, ("int8",)), (avx, 0, ()), (set(), 1, ())):
+    for has, wanted, optimizations in ((avx, 1, ("int8",)), (avx, 0, ()), (set(), 1, ())):
         monkeypatch.setattr(cpu, "cpu_flags", lambda has=has: has)
         settings = Settings(engine="openvino", cache=cache, int8=wanted)
-        assert prepare_run(make_plan(request), settings).effective.optimizations == levers
+        assert prepare_run(make_plan(request), settings).effective.optimizations == optimizations
 
 
 def test_eight_bits_are_left_to_cpus_whose_bfloat16_is_slower(

@@ -31,10 +31,10 @@ DTYPES = ["float32", pytest.param("bfloat16", marks=needs_bfloat16)]
 
 
 def load(
-    card: ModelCard, cache: Path | None = None, dtype: str = "float32", *levers: Optimization
+    card: ModelCard, cache: Path | None = None, dtype: str = "float32", *optimizations: Optimization
 ) -> Engine:
     """In OpenVINO where there is a cache for it, else in torch."""
-    placement = replace(FLOAT32, dtype=dtype, optimizations=frozenset(levers))
+    placement = replace(FLOAT32, dtype=dtype, optimizations=frozenset(optimizations))
     if cache:
         placement = replace(placement, backend=Backend.OPENVINO, cache=cache)
     return drain(selection.load_engine(card, local_files(card), placement))

@@ -9,7 +9,7 @@ import pytest
 from filmlet.core.events import Event, Progress, Stage, StageFinished
 from filmlet.jobs import Priority, Queue, Status, claimed_job
 from filmlet.jobs.claimed_job import ClaimedJob
-from filmlet.jobs.worker import FrameGenerator, Worker, run_of
+from filmlet.jobs.worker import FrameGenerator, Worker, parse_run_number
 from filmlet.media import PART
 from filmlet.pipeline import stages
 from filmlet.pipeline.plan import make_plan
@@ -117,9 +117,11 @@ def test_a_workflow_of_an_earlier_run_does_not_make_the_job(
 ) -> None:
     job = queue.submit(ask(tiny)).id
     queue.set_priority(job, Priority.HIGH)  # a worker may have taken the first workflow just before
-    assert ClaimedJob.claim(queue.database, settings, job, "one", run_of(f"{job}.1")) is None
+    assert (
+        ClaimedJob.claim(queue.database, settings, job, "one", parse_run_number(f"{job}.1")) is None
+    )
     assert queue.get_job(job).status == Status.QUEUED
-    claimed = ClaimedJob.claim(queue.database, settings, job, "two", run_of(f"{job}.2"))
+    claimed = ClaimedJob.claim(queue.database, settings, job, "two", parse_run_number(f"{job}.2"))
     assert claimed
     queue.cancel(job)
     assert ClaimedJob.claim(queue.database, settings, job, "one", 1) is None

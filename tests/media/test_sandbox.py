@@ -11,7 +11,7 @@ import pytest
 from filmlet.errors import Cancelled, TooManyJobs
 from filmlet.jobs import Queue
 from filmlet.jobs.worker import Worker
-from filmlet.media import InvalidMedia, iter_frames, probe, sandbox, stopping_decoders_on
+from filmlet.media import InvalidMedia, iter_frames, probe, sandbox, stop_decoders_on
 from filmlet.settings import Settings, bare_environment
 from tests.helpers.attack_files import jpeg_of_scans
 from tests.helpers.clips import footage, keep
@@ -104,7 +104,7 @@ def test_a_job_waits_longer_for_a_file_that_was_looked_at(
     file.write_bytes(jpeg_of_scans(600))
     with pytest.raises(InvalidMedia, match="too much time or memory"):
         probe(file)
-    with stopping_decoders_on(threading.Event()):
+    with stop_decoders_on(threading.Event()):
         assert probe(file).width == 4000
 
 
@@ -112,7 +112,7 @@ def test_a_cancel_ends_a_decoder_at_once(slow: Path) -> None:
     cancel, raised = threading.Event(), []
 
     def run() -> None:
-        with stopping_decoders_on(cancel), pytest.raises(Cancelled) as error:
+        with stop_decoders_on(cancel), pytest.raises(Cancelled) as error:
             probe(slow)
         raised.append(error)
 
@@ -156,7 +156,7 @@ def test_a_worker_that_reads_a_slow_file_hears_of_the_cancel(
 def test_few_files_are_looked_at_at_once(slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "WAIT_S", 0.1)
     monkeypatch.setattr(sandbox, "CPU_S", {("look", False): 300})
-    turns = [sandbox._turn() for _ in range(sandbox.LOOKS_AT_ONCE)]
+    turns = [sandbox._limit_concurrent_decoders() for _ in range(sandbox.LOOKS_AT_ONCE)]
     for turn in turns:
         turn.__enter__()
     with pytest.raises(TooManyJobs):

@@ -28,7 +28,7 @@ from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from filmlet.ui import blocks, callers, files, gate
 from filmlet.ui.gate import GradioGate
-from filmlet.ui.routes import ROUTES, Access
+from filmlet.ui.routes import ROUTES, RouteAccess
 from tests.helpers.fake_zerogpu import serve_app
 from tests.helpers.servers import Running, make_servers, wait_until
 
@@ -227,7 +227,7 @@ def ask_raw(url: str, method: str, path: str, headers: str) -> bytes:
 
 
 def test_the_key_is_asked_for_before_a_body_is_read(keyed: Server) -> None:
-    closed = [route for route in ROUTES if route.access is Access.CALLER]
+    closed = [route for route in ROUTES if route.access is RouteAccess.CALLER]
     assert {route.path for route in ROUTES} - {route.path for route in closed} == {
         "/", "/config", "/gradio_api/info", "/assets/{path:path}", "/static/{path:path}",
         "/theme.css", "/favicon.ico",

@@ -90,7 +90,7 @@ class BodyLimit:
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length[:20]) > most:
             error = ErrorBody(
-                message=_too_large(most).detail, type="invalid_request_error", param="body",
+                message=_too_large_error(most).detail, type="invalid_request_error", param="body",
                 code="too_large",
             )  # fmt: skip
             await error_response(413, error)(scope, receive, send)
@@ -103,7 +103,7 @@ class BodyLimit:
             size += piece
             self.held_bytes += piece
             if size > most:
-                raise _too_large(most)
+                raise _too_large_error(most)
             if self.held_bytes > MAX_BODIES_BYTES and size > SMALL_BODY_BYTES:
                 text = "The server is taking too many large bodies; try again in a moment."
                 raise HTTPException(503, text, {"retry-after": RETRY_AFTER_S})
@@ -119,5 +119,5 @@ def _body_limit(path: str) -> int:
     return next(most for pattern, most in BODY_LIMITS if pattern.fullmatch(path))
 
 
-def _too_large(most: int) -> HTTPException:
+def _too_large_error(most: int) -> HTTPException:
     return HTTPException(413, f"The body is too large: at most {most} bytes are taken here.")

@@ -12,7 +12,7 @@ A_YEAR_S = 365 * 86400
 
 
 class SessionKey(RequestModel):
-    """A key that `filmlet keys add` has printed."""
+    """A key of this server."""
 
     key: str = Field(min_length=1, max_length=200)
 

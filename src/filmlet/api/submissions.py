@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 
 from filmlet.api.dependencies import AppState, Caller
 from filmlet.api.schemas import VideoCreate, VideoExtend, VideoPlan
-from filmlet.api.uploads import FRAMES, saved_uploads
+from filmlet.api.uploads import FRAMES, save_uploads
 from filmlet.core.guide import Guide
 from filmlet.core.request import ClipRequest
 from filmlet.errors import JobConflict, PermissionDenied, UnknownJob, UnknownModel
@@ -113,11 +113,11 @@ def extend_upload(
     shared: AppState, body: VideoExtend, options: SubmitOptions, upload: UploadFile
 ) -> Job:
     """Extend an uploaded video. Raises what `Queue.submit` raises."""
-    with saved_uploads({"video": upload}, video=True) as paths:
+    with save_uploads({"video": upload}, video=True) as paths:
         return extend_file(shared, body, options, paths["video"])
 
 
 @contextmanager
 def _as_guides(images: dict[str, UploadFile]) -> Iterator[list[Guide]]:
-    with saved_uploads(images) as paths:
+    with save_uploads(images) as paths:
         yield [Guide(str(path), FRAMES[name]) for name, path in paths.items()]

@@ -72,7 +72,7 @@ def _decode_base64(text: str) -> bytes:
 
 
 @contextmanager
-def saved_uploads(
+def save_uploads(
     uploads: dict[str, UploadFile], *, video: bool = False
 ) -> Iterator[dict[str, Path]]:
     """Save and check uploads; yield their paths by field. The files are deleted afterwards.
@@ -95,7 +95,7 @@ def saved_uploads(
 
 def check_upload(upload: UploadFile, param: str, *, video: bool) -> None:
     """Check an upload that is not used. Raises InvalidRequest."""
-    with saved_uploads({param: upload}, video=video):
+    with save_uploads({param: upload}, video=video):
         pass
 
 

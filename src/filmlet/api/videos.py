@@ -115,7 +115,7 @@ def list_videos(
 
 
 def video_page(shared: AppState, who: Caller, limit: int, **filters: Any) -> VideoList:
-    """A page of what somebody may see; filters: as `Queue.jobs` takes it."""
+    """A page of what somebody may see; filters: as `JobReader.list_jobs` takes it."""
     jobs = shared.queue.list_jobs(who.visible_owner, limit=limit + 1, **filters)
     data = [Video.from_job(job, shared.settings.keep_days) for job in jobs[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)

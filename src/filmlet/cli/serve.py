@@ -86,11 +86,11 @@ def manage_keys(options: argparse.Namespace) -> int:
     with _open_key_store(settings) as key_store:
         match options.action:
             case "add":
-                limits = _limits(options, Limits.from_settings(settings))
+                limits = _parse_limits(options, Limits.from_settings(settings))
                 created = key_store.add(
                     options.name, admin=options.admin, limits=limits, webhook=options.webhook
                 )
-                print(to_json(asdict(created)) if options.json else _text(created))
+                print(to_json(asdict(created)) if options.json else _format_created_key(created))
             case "remove":
                 key_store.remove(options.name)
                 print(to_json({"removed": options.name}) if options.json else "removed")
@@ -101,7 +101,7 @@ def manage_keys(options: argparse.Namespace) -> int:
     return 0
 
 
-def _limits(options: argparse.Namespace, defaults: "Limits") -> "Limits":
+def _parse_limits(options: argparse.Namespace, defaults: "Limits") -> "Limits":
     values = {name: getattr(options, name) for name in vars(defaults)}
     return replace(defaults, **{name: value for name, value in values.items() if value is not None})
 
@@ -116,7 +116,7 @@ def _list_keys(keys: list["ApiKey"]) -> None:
         )
 
 
-def _text(created: "CreatedApiKey") -> str:
+def _format_created_key(created: "CreatedApiKey") -> str:
     lines = [created.secret, "The key is shown only once; send it as Authorization: Bearer sk-..."]
     if created.webhook_secret:
         lines.append(f"Webhooks are signed with {created.webhook_secret}")

@@ -51,7 +51,9 @@ def read_bounded(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
     except OSError as error:
         raise CheckpointCorrupt(f"{path} cannot be read: {error.strerror}.") from error
     if len(content) > most:
-        raise CheckpointCorrupt(f"{path} has more than {most // 2**20} MB; no such file needs so.")
+        raise CheckpointCorrupt(
+            f"{path} has more than {most // 2**20} MB, which is the limit for such a file."
+        )
     return content
 
 
@@ -68,7 +70,9 @@ def parse_object(content: bytes | str) -> dict[str, Any]:
     """A JSON object without NaN, without a key twice, and not too deep. Raises ValueError."""
     text = content.decode() if isinstance(content, bytes) else content
     try:
-        table = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        table = json.loads(
+            text, object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     if not isinstance(table, dict):
@@ -76,7 +80,7 @@ def parse_object(content: bytes | str) -> dict[str, Any]:
     return table
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         raise ValueError("it holds a key twice")
@@ -99,8 +103,8 @@ def read_header(path: Path) -> Header:
             if not 2 <= length <= min(MAX_JSON_BYTES, size - 8):
                 raise ValueError(f"its header cannot have {length} bytes")
             table = parse_object(file.read(length))
-        metadata = _checked_metadata(table.pop("__metadata__", {}))
-        tensors = {name: _entry(name, given, 8 + length) for name, given in table.items()}
+        metadata = _check_metadata(table.pop("__metadata__", {}))
+        tensors = {name: _parse_entry(name, given, 8 + length) for name, given in table.items()}
         end = _end_of_tensors(tensors, 8 + length)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -110,13 +114,13 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata)
 
 
-def _checked_metadata(metadata: object) -> dict[str, str]:
+def _check_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not texts by name")
     return metadata
 
 
-def _entry(name: str, given: object, start: int) -> TensorEntry:
+def _parse_entry(name: str, given: object, start: int) -> TensorEntry:
     if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
         raise ValueError(f"{name[:40]!a} is no name of a tensor")
     wrong = ValueError(f"what it says of {name} cannot be")

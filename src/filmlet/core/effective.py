@@ -1,4 +1,4 @@
-"""What is really done (Effective), with the reason for each difference from the request."""
+"""The settings that a clip is made with, and a reason for each difference from the request."""
 
 import secrets
 from dataclasses import asdict, dataclass

@@ -95,7 +95,7 @@ def with_timing(
 
 
 def drain(events: Generator[object, None, Value]) -> Value:
-    """What a stage comes to, its events unheard."""
+    """Run a generator to its end and return its value; its events are dropped."""
     while True:
         try:
             next(events)

@@ -33,9 +33,9 @@ class OffloadMode(StrEnum):
 
     @property
     def next_lower(self) -> "OffloadMode | None":
-        """The next rung down, if there is one."""
-        rungs = list(OffloadMode)
-        return rungs[rungs.index(self) + 1] if self != rungs[-1] else None
+        """The mode that needs less memory, None after the last."""
+        modes = list(OffloadMode)
+        return modes[modes.index(self) + 1] if self != modes[-1] else None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class ComponentSource:
 
 @dataclass(frozen=True)
 class Components(Generic[Location]):
-    """What a checkpoint is made of, each with its place: a Source, or a Path once it is here.
+    """What a checkpoint is made of, each a ComponentSource, or a Path once it is here.
 
     A place is a folder in diffusers' layout, or one .safetensors file in Lightricks' own names
     that may hold the transformer and the VAE. preview: latents to colours, filmlet's own.

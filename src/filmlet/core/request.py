@@ -141,7 +141,7 @@ def parse_extra_prompts(value: object) -> tuple[str, ...]:
     prompts = tuple(validate_text("extra_prompts", prompt) for prompt in value)
     if not all(prompt.strip() for prompt in prompts):
         raise InvalidRequest(
-            "A further prompt is empty; say what comes then.", param="extra_prompts"
+            "An extra prompt is empty; write it or leave it out.", param="extra_prompts"
         )
     return prompts
 

@@ -1,4 +1,4 @@
-"""The shapes a model can make (Grid), that of a clip (Shape), what is not as asked (Change)."""
+"""The shapes that a model can make, the shape of a clip, and changes of what was asked."""
 
 import math
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Change:
 
 @dataclass(frozen=True)
 class VideoShape:
-    """width, height, frames: of the clip; made_*: of what the model makes before the cut.
+    """width, height, frames: of the clip; generated_*: of what the model makes before the cut.
 
     source_frames: how many frames of it are a clip's that was given, the new ones come after them.
     context_frames: how many of those, the last, the model sees and makes once more.

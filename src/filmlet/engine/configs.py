@@ -23,17 +23,23 @@ def check_components(files: ComponentFiles) -> None:
     _check_vae(vae)
     _check_text_encoder(text)
     channels = transformer.config["in_channels"]
-    _check(transformer, "out_channels", transformer.config["out_channels"] or channels, channels)
-    _check(vae, "latents_mean", _shape(vae, "latents_mean"), (channels,))
-    _check(vae, "latents_std", _shape(vae, "latents_std"), (channels,))
+    _require_equal(
+        transformer, "out_channels", transformer.config["out_channels"] or channels, channels
+    )
+    _require_equal(vae, "latents_mean", _require_shape(vae, "latents_mean"), (channels,))
+    _require_equal(vae, "latents_std", _require_shape(vae, "latents_std"), (channels,))
     captions = transformer.config["caption_channels"]
-    _check(text, "d_model", _embedding(text)[1], captions)
+    _require_equal(text, "d_model", _embedding(text)[1], captions)
     if files.upsampler:
         upsampler = CheckpointWeights("upsampler", files.upsampler)
-        _check(upsampler, "in_channels", _shape(upsampler, "initial_conv.weight")[1], channels)
+        _require_equal(
+            upsampler, "in_channels", _require_shape(upsampler, "initial_conv.weight")[1], channels
+        )
     if files.preview:
         preview = CheckpointWeights("preview", files.preview)
-        _check(preview, "latent_to_rgb", _shape(preview, "latent_to_rgb"), (channels + 1, 3))
+        _require_equal(
+            preview, "latent_to_rgb", _require_shape(preview, "latent_to_rgb"), (channels + 1, 3)
+        )
 
 
 def check_loras(files: ComponentFiles, adapters: Iterable[LoraAdapter]) -> None:
@@ -43,15 +49,15 @@ def check_loras(files: ComponentFiles, adapters: Iterable[LoraAdapter]) -> None:
         for pair in adapter.layers:
             here = shapes.get(f"{pair.layer}.weight")
             if here != pair.shape:
-                what = f"{_sides(here)} here" if here else "not here"
+                what = f"{_format_shape(here)} here" if here else "not here"
                 raise InvalidRequest(
                     f"loras: {adapter.label} was made for another model; {pair.layer} is {what} "
-                    f"and {_sides(pair.shape)} there.",
+                    f"and {_format_shape(pair.shape)} there.",
                     param="loras",
                 )
 
 
-def _sides(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
@@ -67,30 +73,36 @@ def check_vocabulary(files: ComponentFiles, highest: int) -> None:
 def _check_transformer(weights: CheckpointWeights) -> None:
     config = weights.config
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    _check(
+    _require_equal(
         weights,
         "shape of proj_in.weight",
-        _shape(weights, "proj_in.weight"),
+        _require_shape(weights, "proj_in.weight"),
         (width, config["in_channels"]),
     )
 
 
 def _check_vae(weights: CheckpointWeights) -> None:
     config = weights.config
-    _check(weights, "in_channels", config.get("in_channels", 3), 3)
-    _check(weights, "out_channels", config.get("out_channels", 3), 3)
+    _require_equal(weights, "in_channels", config.get("in_channels", 3), 3)
+    _require_equal(weights, "out_channels", config.get("out_channels", 3), 3)
     side, time = config.get("patch_size", 4), config.get("patch_size_t", 1)
     patch = 3 * side**2 * time
-    _check(weights, "patch_size", _shape(weights, "encoder.conv_in.conv.weight")[1], patch)
-    _check(weights, "patch_size", _shape(weights, "decoder.conv_out.conv.weight")[0], patch)
+    _require_equal(
+        weights, "patch_size", _require_shape(weights, "encoder.conv_in.conv.weight")[1], patch
+    )
+    _require_equal(
+        weights, "patch_size", _require_shape(weights, "decoder.conv_out.conv.weight")[0], patch
+    )
 
 
 def _check_text_encoder(weights: CheckpointWeights) -> None:
     config = weights.config
     inner = config["num_heads"] * config["d_kv"]
     query = "encoder.block.0.layer.0.SelfAttention.q.weight"
-    _check(weights, "d_kv", _shape(weights, query), (inner, config["d_model"]))
-    _check(weights, "vocab_size", _embedding(weights), (config["vocab_size"], config["d_model"]))
+    _require_equal(weights, "d_kv", _require_shape(weights, query), (inner, config["d_model"]))
+    _require_equal(
+        weights, "vocab_size", _embedding(weights), (config["vocab_size"], config["d_model"])
+    )
     exact = config.get("relative_attention_num_buckets", 32) // 4
     if not 0 < exact < config.get("relative_attention_max_distance", 128):
         raise CheckpointCorrupt(f"{weights.path}: its relative attention has no such buckets.")
@@ -98,17 +110,17 @@ def _check_text_encoder(weights: CheckpointWeights) -> None:
 
 def _embedding(weights: CheckpointWeights) -> tuple[int, ...]:
     name = next((name for name in EMBEDDINGS if name in weights.shapes), EMBEDDINGS[0])
-    return _shape(weights, name)
+    return _require_shape(weights, name)
 
 
-def _shape(weights: CheckpointWeights, name: str) -> tuple[int, ...]:
+def _require_shape(weights: CheckpointWeights, name: str) -> tuple[int, ...]:
     shape = weights.shapes.get(name, ())
     if not shape:
         raise CheckpointCorrupt(f"{weights.path} holds no {name} of a {weights.component}.")
     return *shape, *[1] * (2 - len(shape) if name.endswith(".weight") else 0)
 
 
-def _check(weights: CheckpointWeights, what: str, found: object, wanted: object) -> None:
+def _require_equal(weights: CheckpointWeights, what: str, found: object, wanted: object) -> None:
     if found != wanted:
         raise CheckpointCorrupt(
             f"{weights.path} does not fit the rest: {what} is {found} and should be {wanted}."

@@ -24,33 +24,33 @@ def _is_flag(value: Any) -> bool:
     return type(value) is bool
 
 
-def _many(check: Check) -> Check:
+def _is_list_of(check: Check) -> Check:
     return lambda value: (
         isinstance(value, (list, tuple)) and 0 < len(value) <= MAX_BLOCKS and all(map(check, value))
     )
 
 
-def _one_of(*words: str) -> Check:
+def _is_one_of(*words: str) -> Check:
     return lambda value: isinstance(value, str) and value in words
 
 
-def _or_none(check: Check) -> Check:
+def _is_none_or(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
-WHOLES, FLAGS = _many(_is_whole), _many(_is_flag)
+WHOLES, FLAGS = _is_list_of(_is_whole), _is_list_of(_is_flag)
 SCHEMAS: Mapping[str, Mapping[str, Check]] = {
     "transformer": {
         "in_channels": _is_whole,
-        "out_channels": _or_none(_is_whole),
+        "out_channels": _is_none_or(_is_whole),
         "patch_size": lambda value: value == 1,
         "patch_size_t": lambda value: value == 1,
         "num_attention_heads": _is_whole,
         "attention_head_dim": _is_whole,
         "cross_attention_dim": _is_whole,
         "num_layers": _is_whole,
-        "activation_fn": _one_of("gelu-approximate"),
-        "qk_norm": _one_of("rms_norm_across_heads"),
+        "activation_fn": _is_one_of("gelu-approximate"),
+        "qk_norm": _is_one_of("rms_norm_across_heads"),
         "norm_elementwise_affine": _is_flag,
         "norm_eps": _is_number,
         "caption_channels": _is_whole,
@@ -62,14 +62,16 @@ SCHEMAS: Mapping[str, Mapping[str, Check]] = {
         "out_channels": _is_whole,
         "latent_channels": _is_whole,
         "block_out_channels": WHOLES,
-        "down_block_types": _many(_one_of("LTXVideoDownBlock3D", "LTXVideo095DownBlock3D")),
+        "down_block_types": _is_list_of(
+            _is_one_of("LTXVideoDownBlock3D", "LTXVideo095DownBlock3D")
+        ),
         "decoder_block_out_channels": WHOLES,
         "layers_per_block": WHOLES,
         "decoder_layers_per_block": WHOLES,
         "spatio_temporal_scaling": FLAGS,
         "decoder_spatio_temporal_scaling": FLAGS,
         "decoder_inject_noise": FLAGS,
-        "downsample_type": _many(_one_of("conv", "spatial", "temporal", "spatiotemporal")),
+        "downsample_type": _is_list_of(_is_one_of("conv", "spatial", "temporal", "spatiotemporal")),
         "upsample_residual": FLAGS,
         "upsample_factor": WHOLES,
         "timestep_conditioning": _is_flag,
@@ -79,8 +81,8 @@ SCHEMAS: Mapping[str, Mapping[str, Check]] = {
         "scaling_factor": _is_number,
         "encoder_causal": _is_flag,
         "decoder_causal": _is_flag,
-        "spatial_compression_ratio": _or_none(_is_whole),
-        "temporal_compression_ratio": _or_none(_is_whole),
+        "spatial_compression_ratio": _is_none_or(_is_whole),
+        "temporal_compression_ratio": _is_none_or(_is_whole),
     },
     "text_encoder": {
         "vocab_size": _is_whole,
@@ -92,7 +94,7 @@ SCHEMAS: Mapping[str, Mapping[str, Check]] = {
         "relative_attention_num_buckets": _is_whole,
         "relative_attention_max_distance": _is_whole,
         "layer_norm_epsilon": _is_number,
-        "feed_forward_proj": _one_of(
+        "feed_forward_proj": _is_one_of(
             "relu", "gelu", "gelu_new", "gated-relu", "gated-gelu", "gated-gelu_new"
         ),
         "tie_word_embeddings": _is_flag,

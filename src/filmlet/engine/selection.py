@@ -56,7 +56,7 @@ def why_not_openvino_model(card: ModelCard, parameters: Components[float]) -> st
     if (
         card.refine_schedule
     ):  # its drafts, too: what finishes one goes on with the engine that began it
-        return "the second stage's upsampler is torch's"
+        return "the second stage's upsampler needs torch"
     if (
         sum(count for _, count in parameters.present()) * BYTES_PER_VALUE["float32"]
         > OPENVINO_MAX_BYTES
@@ -77,7 +77,7 @@ def why_not_openvino_clip(
         return "LoRAs are merged into torch's weights"
     is_small = CheckpointWeights("transformer", files.transformer).bytes < TORCH_ONLY_BELOW_BYTES
     if is_small and has_torch() and not is_forced:
-        return "a model this small computes sooner than it is compiled"
+        return "compiling takes longer than computing for a model this small"
     return None
 
 
@@ -95,19 +95,19 @@ def torch_placement(device: str, dtype: str | None = None, reason: str | None = 
 
 
 def why_not_optimization(
-    lever: Optimization, placement: Placement, loras: Sequence[LoraAdapter]
+    optimization: Optimization, placement: Placement, loras: Sequence[LoraAdapter]
 ) -> str | None:
-    """Why a lever is not used for a clip, if it is not."""
+    """Return why an optimization is not used for a clip, None where it is."""
     device = placement.device
     if placement.backend is Backend.OPENVINO:
-        return "OpenVINO has levers of its own"
+        return "this optimization is for torch, and OpenVINO computes"
     if placement.offload not in OPENVINO_OFFLOAD_MODES:
-        return "the weights of blocks come and go"
-    match lever:
+        return "it is not available with this offload mode"
+    match optimization:
         case Optimization.COMPILE if device == "cpu" and not any(map(shutil.which, COMPILERS)):
             return f"there is no C++ compiler, {', '.join(COMPILERS)}"
         case Optimization.CUDA_GRAPHS if not device.startswith("cuda"):
-            return "graphs are a GPU's"
+            return "CUDA graphs need a GPU"
         case Optimization.FP8 if loras:
             return "LoRAs are merged into weights of 16 bits"
         case Optimization.FP8:
@@ -118,15 +118,15 @@ def why_not_optimization(
 
 
 def with_more_offload(placement: Placement) -> Placement | None:
-    """One rung down the ladder, where there is one."""
+    """Return the placement with the next offload mode, or None after the last."""
     hold = placement.offload.next_lower
     if hold is None:
         return None
     if placement.backend is Backend.TORCH or hold in OPENVINO_OFFLOAD_MODES:
-        levers = (
+        optimizations = (
             placement.optimizations if hold in OPENVINO_OFFLOAD_MODES else frozenset[Optimization]()
         )
-        return replace(placement, offload=hold, optimizations=levers)
+        return replace(placement, offload=hold, optimizations=optimizations)
     return replace(torch_placement(placement.device), offload=hold) if has_torch() else None
 
 

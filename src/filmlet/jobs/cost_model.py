@@ -112,7 +112,7 @@ class StageEstimate:
 
 @dataclass(frozen=True, eq=False)
 class StageCurve:
-    """Seconds of one stage's call, by powers 0 to 2 of its units; errors: as a Part's."""
+    """Seconds of one stage's call, by powers 0 to 2 of its units; errors: as StageEstimate's."""
 
     coefficients: Floats
     errors: Floats

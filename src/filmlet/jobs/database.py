@@ -156,7 +156,7 @@ def _add_paging_indexes(connection: Connection) -> None:
         connection.execute(sa.text(statement))
 
 
-def _fifth(connection: Connection) -> None:
+def _add_identity_and_trimmed(connection: Connection) -> None:
     """Which database a storage belongs to, and which jobs have only files left that are of use.
 
     identity: random, written into the storage too: only its own database may delete there.
@@ -171,7 +171,13 @@ def _fifth(connection: Connection) -> None:
 
 
 # A change of the schema is a new function at the end.
-MIGRATIONS = (_create_tables, _add_server_tables, _add_worker_machine, _add_paging_indexes, _fifth)
+MIGRATIONS = (
+    _create_tables,
+    _add_server_tables,
+    _add_worker_machine,
+    _add_paging_indexes,
+    _add_identity_and_trimmed,
+)
 
 
 class Database:

@@ -32,7 +32,7 @@ STAGE_FILES = {  # a stage's results, by which another attempt goes on
 }
 
 
-def useful(row: Row) -> set[str]:
+def files_to_keep(row: Row) -> set[str]:
     """Return the files of a completed job that are still needed.
 
     Inputs are needed by its remixes; embeddings and latents of a draft by the job that refines it.
@@ -97,7 +97,7 @@ class Retention:
             )  # fmt: skip
         for row in rows:
             if row["status"] == Status.COMPLETED:
-                self.storage.trim(row["id"], useful(row))
+                self.storage.trim(row["id"], files_to_keep(row))
             size = self.storage.size(row["id"])
             with self.database.transaction() as t:
                 t.rows(
@@ -129,7 +129,7 @@ class Retention:
                 allowed=self.settings.keep_gb * 1e9, age=self.settings.keep_days * 86400,
             )  # fmt: skip
         gone = 0
-        for row in (*old, *self._excess(rows)):
+        for row in (*old, *self._choose_excess_jobs(rows)):
             try:
                 self.delete(row["id"])
             except (UnknownJob, JobConflict):
@@ -137,7 +137,7 @@ class Retention:
             gone += 1
         return gone
 
-    def _excess(self, rows: list[Row]) -> Iterator[Row]:
+    def _choose_excess_jobs(self, rows: list[Row]) -> Iterator[Row]:
         """Yield the jobs to delete until the rest is within the limit."""
         taken, allowed = Counter[str](), self.settings.keep_gb * 1e9
         ended: dict[str, list[Row]] = {}  # by owner, the newest first
@@ -163,16 +163,18 @@ class Retention:
             log.warning("the storage belongs to another database: nothing is cleared there")
             return 0
         gone = 0
-        for job in self._without_row(self.storage.jobs()):
+        for job in self._jobs_missing_in_database(self.storage.jobs()):
             if self.storage.idle_s(job) > ORPHAN_AFTER_S:
                 self.storage.delete(job)
                 gone += 1
-        for job in self._without_row(self.storage.working_copies(), "finished is null"):
+        for job in self._jobs_missing_in_database(
+            self.storage.working_copies(), "finished is null"
+        ):
             if self.storage.idle_s(job) > ORPHAN_AFTER_S:
                 self.storage.delete_working_copy(job)
         return gone
 
-    def _without_row(self, jobs: set[str], condition: str = "1 = 1") -> list[str]:
+    def _jobs_missing_in_database(self, jobs: set[str], condition: str = "1 = 1") -> list[str]:
         """Return the jobs that the database does not have, or not in this condition."""
         with self.database.read() as t:
             rows = t.rows(f"select id from filmlet_job where {condition}")

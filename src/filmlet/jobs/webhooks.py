@@ -39,7 +39,7 @@ class WebhookTarget:
 
 def enqueue_webhook(t: Transaction, database: Database, settings: Settings, job: str) -> None:
     """Enqueue the delivery for an ended job if its owner has a webhook."""
-    if _hook(t, settings, job):
+    if _find_webhook_target(t, settings, job):
         _enqueue(t, database, job, 0)
 
 
@@ -47,7 +47,7 @@ def deliver(database: Database, settings: Settings, job: str, attempt: int) -> b
     """Try to deliver once, and enqueue the next attempt on failure; return whether it worked."""
     with database.read() as t:
         row = t.row("select id, run, status, finished from filmlet_job where id = :id", id=job)
-        hook = _hook(t, settings, job)
+        hook = _find_webhook_target(t, settings, job)
     if row is None or hook is None or not Status(row["status"]).is_final:
         return False
     about = {"job": job}
@@ -118,7 +118,7 @@ def sign(secret: str, event: str, timestamp: str, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
 
 
-def _hook(t: Reader, settings: Settings, job: str) -> WebhookTarget | None:
+def _find_webhook_target(t: Reader, settings: Settings, job: str) -> WebhookTarget | None:
     """Return the webhook of the owner's key, else the server's."""
     row = t.row(
         "select k.webhook, k.webhook_secret from filmlet_job j"

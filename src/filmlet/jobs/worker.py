@@ -33,11 +33,11 @@ from filmlet.jobs.database import Row
 from filmlet.jobs.job import PREVIEW
 from filmlet.jobs.old_rows import load_json
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
-from filmlet.jobs.retention import STAGE_FILES, useful
+from filmlet.jobs.retention import STAGE_FILES, files_to_keep
 from filmlet.jobs.serialization import request_from_row
 from filmlet.jobs.storage import GROWING
 from filmlet.jobs.worker_lease import WorkerLease
-from filmlet.media import preferred_pixel_format, save_image, stopping_decoders_on
+from filmlet.media import preferred_pixel_format, save_image, stop_decoders_on
 from filmlet.pipeline import stages
 from filmlet.pipeline.artifacts import ArtifactStore
 from filmlet.pipeline.denoise import completed_window_name
@@ -126,7 +126,7 @@ class Worker:
         )
         def run_claimed_job(job: str) -> None:
             try:
-                self.run_job(job, run_of(DBOS.workflow_id))
+                self.run_job(job, parse_run_number(DBOS.workflow_id))
             except Exception as error:
                 # The result cannot be recorded: the workflow stays unfinished and starts again.
                 if not isinstance(error, FilmletError):
@@ -164,7 +164,7 @@ class Worker:
             )
             return
         try:
-            with stopping_decoders_on(claimed_job.stopped):
+            with stop_decoders_on(claimed_job.stopped):
                 self._generate(claimed_job)
         except Cancelled:
             self._finish_cancelled(claimed_job)
@@ -213,7 +213,7 @@ class Worker:
         writing = stages.write_clip(frames, clip, context, path, force=True)
         self._consume(claimed_job, folder, writing)
         claimed_job.confirm()
-        self.queue.storage.trim(claimed_job.id, useful(claimed_job.row) | {GROWING})
+        self.queue.storage.trim(claimed_job.id, files_to_keep(claimed_job.row) | {GROWING})
         if not claimed_job.complete(self._size(claimed_job)):
             raise JobLost(f"{claimed_job.id} was given to another worker.")
         self.queue.storage.clear_local(claimed_job.id)
@@ -361,7 +361,7 @@ class Worker:
                 claimed_job.release(t)
 
 
-def run_of(workflow: str | None) -> int | None:
+def parse_run_number(workflow: str | None) -> int | None:
     """Return the run in a workflow id, `JOB.RUN`."""
     _, _, run = (workflow or "").rpartition(".")
     return int(run) if run.isdecimal() else None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         read_video,
         resize_to_cover,
     )
-    from filmlet.media.sandbox import stopping_decoders_on
+    from filmlet.media.sandbox import stop_decoders_on
     from filmlet.media.writer import (
         FrameWriter,
         open_writer,
@@ -50,7 +50,7 @@ _MODULES = {
         "MediaInfo", "iter_frames", "pad_to", "probe", "read_image", "read_video",
         "resize_to_cover",
     ),
-    "sandbox": ("stopping_decoders_on",),
+    "sandbox": ("stop_decoders_on",),
     "output_path": (
         "PART", "check_output_path", "partial_path", "reserve_path", "to_output_error",
     ),
@@ -83,7 +83,7 @@ __all__ = [
     "save_image",
     "save_picture",
     "spritesheet",
-    "stopping_decoders_on",
+    "stop_decoders_on",
     "thumbnail",
     "to_output_error",
     "write_video",

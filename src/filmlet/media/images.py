@@ -64,16 +64,16 @@ def save_picture(path: Path, picture: object) -> None:
 
 def thumbnail(clip: BinaryIO) -> bytes:
     """The middle frame of a finished clip of ours, as WebP."""
-    count = _count(clip)
-    (middle,) = _chosen(clip, [count // 2])
+    count = _count_packets(clip)
+    (middle,) = _read_frames_at(clip, [count // 2])
     return _encode_image(middle, "WEBP")
 
 
 def spritesheet(clip: BinaryIO, columns: int = 5, width: int = 160) -> bytes:
     """Up to 25 frames, evenly spaced, row by row in one JPEG; each `width` pixels wide."""
-    count = _count(clip)
+    count = _count_packets(clip)
     places = np.linspace(0, count - 1, min(count, columns**2)).round().astype(int).tolist()
-    chosen = [_small(picture, width) for picture in _chosen(clip, places)]
+    chosen = [_resize_to_width(picture, width) for picture in _read_frames_at(clip, places)]
     height, rows = chosen[0].height, -(-len(chosen) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height))
     for i, picture in enumerate(chosen):
@@ -81,17 +81,17 @@ def spritesheet(clip: BinaryIO, columns: int = 5, width: int = 160) -> bytes:
     return _encode_image(np.asarray(sheet), "JPEG")
 
 
-def _small(picture: NDArray[np.uint8], width: int) -> Image.Image:
+def _resize_to_width(picture: NDArray[np.uint8], width: int) -> Image.Image:
     height = max(1, round(width * picture.shape[0] / picture.shape[1]))
     return Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _count(clip: BinaryIO) -> int:
+def _count_packets(clip: BinaryIO) -> int:
     with av.open(clip, "r", "mov") as container:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def _chosen(clip: BinaryIO, places: list[int]) -> Iterator[NDArray[np.uint8]]:
+def _read_frames_at(clip: BinaryIO, places: list[int]) -> Iterator[NDArray[np.uint8]]:
     """The frames of these numbers, which rise: (height, width, 3); one at a time is in memory."""
     clip.seek(0)
     with av.open(clip, "r", "mov") as container:

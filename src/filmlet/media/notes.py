@@ -16,7 +16,7 @@ def media_notes(facts: dict[str, Any], fps: float | None) -> Iterator[Change]:
     facts: what the decoder found. fps: of a video, as it is read.
     """
     if facts.get("has_alpha"):
-        reason = f"lies on {BACKGROUND} where one can see through it"
+        reason = f"lies on {BACKGROUND} where it is transparent"
         yield Change("background", None, BACKGROUND, reason)
     if facts.get("has_sound"):
         yield Change("sound", True, False, "has sound, which is dropped: clips have none")
@@ -30,7 +30,7 @@ def media_notes(facts: dict[str, Any], fps: float | None) -> Iterator[Change]:
         reason = f"says that its pixels are {aspect:.2g} times as wide as high; shown as square"
         yield Change("pixel_aspect", round(aspect, 4), 1, reason)
     if facts.get("is_odd_rotation"):
-        reason = "is to be turned by an angle that is no quarter turn; shown as it is stored"
+        reason = "has a rotation that is not a multiple of 90 degrees; shown as it is stored"
         yield Change("rotation", None, 0, reason)
 
 

@@ -38,7 +38,7 @@ def check_output_path(path: Path, force: bool) -> str:
         if path.is_dir():
             raise OutputUnwritable(f"{path} is a folder; name a file in it.")
         if os.path.lexists(path) and not force:
-            raise _already_there(path)
+            raise _output_exists_error(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         part.unlink()
@@ -75,7 +75,7 @@ def reserve_path(paths: Iterable[Path], force: bool) -> Iterator[Path]:
                 return
         last = path
     assert last
-    raise _already_there(last)
+    raise _output_exists_error(last)
 
 
 @contextmanager
@@ -136,16 +136,16 @@ def move_into_place(part: Path, path: Path, force: bool) -> None:
     try:
         os.link(part, path)  # a rename would take the place of another file
     except FileExistsError as error:
-        raise _already_there(path) from error
+        raise _output_exists_error(path) from error
     except OSError as error:  # a file system without links
         if os.path.lexists(path):
-            raise _already_there(path) from error
+            raise _output_exists_error(path) from error
         part.replace(path)
     else:
         part.unlink()
 
 
-def _already_there(path: Path) -> OutputExists:
+def _output_exists_error(path: Path) -> OutputExists:
     return OutputExists(
         f"{path} is already there, or another process writes it; choose another name or say "
         "--force."

@@ -53,7 +53,7 @@ _stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
 
 
 @contextmanager
-def stopping_decoders_on(event: threading.Event) -> Iterator[None]:
+def stop_decoders_on(event: threading.Event) -> Iterator[None]:
     """Decoders of this thread are killed, and raise Cancelled, as soon as the event is set."""
     token = _stop.set(event)
     try:
@@ -65,7 +65,10 @@ def stopping_decoders_on(event: threading.Event) -> Iterator[None]:
 def look_into(file: BinaryIO, form: Format) -> dict[str, Any]:
     """What the decoder says about a file. Raises InvalidMedia, Cancelled, TooManyJobs."""
     answer: dict[str, Any] = {}
-    with _turn(), closing(run_decoder(file, form, {"task": "look"})) as answers:
+    with (
+        _limit_concurrent_decoders(),
+        closing(run_decoder(file, form, {"task": "look"})) as answers,
+    ):
         for answer, _ in answers:  # noqa: B007  # before the last, that it goes on
             pass
     if not answer:
@@ -140,7 +143,7 @@ def _receive(stdout: Any) -> Message:
 
 
 @contextmanager
-def _turn() -> Iterator[None]:
+def _limit_concurrent_decoders() -> Iterator[None]:
     """One of the few looks that are taken at once; a job's, which is one of few, takes no turn."""
     if _stop.get():
         yield

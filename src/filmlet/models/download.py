@@ -86,7 +86,7 @@ def fetch_sources(
                 so_far = DownloadProgress(**message)
             yield so_far
         if child.wait():
-            raise HubUnreachable("The download ended without a word; try again.")
+            raise HubUnreachable("The download process ended unexpectedly; try again.")
 
 
 def _lines_or_timeout(child: "subprocess.Popen[str]") -> Iterator[str]:

@@ -76,7 +76,7 @@ def delete_partial_downloads(repo: str | None = None) -> int:
     from filelock import FileLock  # slow, and only downloads need it
 
     freed = 0
-    for part in _partial(_repository(repo) if repo else None):
+    for part in _iter_partial_downloads(_repository(repo) if repo else None):
         lock = cache() / ".locks" / part.parent.parent.name / f"{part.name.partition('.')[0]}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         # The lock of huggingface_hub; without flock in the file system, files are left alone.
@@ -86,7 +86,7 @@ def delete_partial_downloads(repo: str | None = None) -> int:
     return freed
 
 
-def _partial(folder: Path | None) -> Iterator[Path]:
+def _iter_partial_downloads(folder: Path | None) -> Iterator[Path]:
     where = f"{folder.name}/blobs/*.incomplete" if folder else "models--*/blobs/*.incomplete"
     yield from cache().glob(where)
 

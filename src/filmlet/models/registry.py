@@ -31,7 +31,7 @@ LTX = ComponentSource(
 )
 
 
-def _of_lightricks(file: str, bytes: float, *, is_two_stage: bool = True) -> ComponentSources:
+def _lightricks_sources(file: str, bytes: float, *, is_two_stage: bool = True) -> ComponentSources:
     """One file for transformer and VAE, beside what all of them share."""
     both = replace(LTX, path=file, size_bytes=int(bytes))
     upsampler = replace(LTX, path="ltxv-spatial-upscaler-0.9.8.safetensors", size_bytes=505_000_000)
@@ -44,7 +44,7 @@ def _of_lightricks(file: str, bytes: float, *, is_two_stage: bool = True) -> Com
     )
 
 
-def _in_folder(folder: Path, revision: str) -> ComponentSources:
+def _folder_sources(folder: Path, revision: str) -> ComponentSources:
     """A folder in diffusers' layout."""
 
     def part(name: str) -> ComponentSource:
@@ -68,7 +68,7 @@ LTXV = ModelCard(
     name="ltxv-2b-0.9.8-distilled",
     summary="2 billion parameters, 7 calls and 3",
     licence="LTX-Video Open Weights License",
-    sources=_of_lightricks("ltxv-2b-0.9.8-distilled.safetensors", 6.34e9),
+    sources=_lightricks_sources("ltxv-2b-0.9.8-distilled.safetensors", 6.34e9),
     parameters=Components(1.92e9, 1.25e9, 4.76e9, 0.0, 0.25e9),
     schedule=FixedSigmas((1.0, 0.9937, 0.9875, 0.9812, 0.9750, 0.9094, 0.7250)),
     refine_schedule=FixedSigmas((0.9094, 0.7250, 0.4219)),
@@ -84,7 +84,7 @@ LTXV_13B = replace(
     LTXV,
     name="ltxv-13b-0.9.8-distilled",
     summary="13 billion parameters, 7 calls and 3",
-    sources=_of_lightricks("ltxv-13b-0.9.8-distilled.safetensors", 28.6e9),
+    sources=_lightricks_sources("ltxv-13b-0.9.8-distilled.safetensors", 28.6e9),
     parameters=Components(13.04e9, 1.25e9, 4.76e9, 0.0, 0.25e9),
     tone_map_compression_ratio=0.6,
 )
@@ -92,7 +92,7 @@ LTXV_DEV = replace(
     LTXV,
     name="ltxv-2b-0.9.6-dev",
     summary="2 billion parameters, not distilled: 40 steps under guidance",
-    sources=_of_lightricks("ltxv-2b-0.9.6-dev-04-25.safetensors", 6.34e9, is_two_stage=False),
+    sources=_lightricks_sources("ltxv-2b-0.9.6-dev-04-25.safetensors", 6.34e9, is_two_stage=False),
     schedule=LinearQuadraticSigmas(40),
     refine_schedule=None,
     grid=BIG_GRID,
@@ -107,7 +107,7 @@ REGISTRY = {
             name="pocket",
             summary="bundled; a small world of emoji, shapes, motions and scenes; two CPU cores",
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
-            sources=_in_folder(POCKET, revision="4"),
+            sources=_folder_sources(POCKET, revision="4"),
             schedule=ShiftedSigmas(steps=4, shift=8.0),
             # In a window of 97 frames, the most it was trained on, what moves loses its shape; the
             # more frames windows share, the more motions are wrong (bench/LONG.md).
@@ -118,7 +118,7 @@ REGISTRY = {
             LTXV_DEV,
             name="ltxv-2b-0.9.6-distilled",
             summary="2 billion parameters, 8 calls, one stage",
-            sources=_of_lightricks(
+            sources=_lightricks_sources(
                 "ltxv-2b-0.9.6-distilled-04-25.safetensors", 6.34e9, is_two_stage=False
             ),
             schedule=LinearQuadraticSigmas(8),
@@ -131,20 +131,20 @@ REGISTRY = {
             LTXV,
             name="ltxv-2b-0.9.8-distilled-fp8",
             summary="2 billion parameters in 8 bits, 7 calls and 3",
-            sources=_of_lightricks("ltxv-2b-0.9.8-distilled-fp8.safetensors", 4.46e9),
+            sources=_lightricks_sources("ltxv-2b-0.9.8-distilled-fp8.safetensors", 4.46e9),
             stored_bytes=1,
         ),
         replace(
             LTXV_13B,
             name="ltxv-13b-0.9.7-distilled",
-            sources=_of_lightricks("ltxv-13b-0.9.7-distilled.safetensors", 28.6e9),
+            sources=_lightricks_sources("ltxv-13b-0.9.7-distilled.safetensors", 28.6e9),
         ),
         LTXV_13B,
         replace(
             LTXV_13B,
             name="ltxv-13b-0.9.8-distilled-fp8",
             summary="13 billion parameters in 8 bits, 7 calls and 3",
-            sources=_of_lightricks("ltxv-13b-0.9.8-distilled-fp8.safetensors", 15.7e9),
+            sources=_lightricks_sources("ltxv-13b-0.9.8-distilled-fp8.safetensors", 15.7e9),
             stored_bytes=1,
         ),
         LTXV_DEV,
@@ -152,7 +152,7 @@ REGISTRY = {
             LTXV_13B,
             name="ltxv-13b-0.9.8-dev",
             summary="13 billion parameters, not distilled: 30 steps under guidance, then 4",
-            sources=_of_lightricks("ltxv-13b-0.9.8-dev.safetensors", 28.6e9),
+            sources=_lightricks_sources("ltxv-13b-0.9.8-dev.safetensors", 28.6e9),
             schedule=LinearQuadraticSigmas(30),
             refine_schedule=LinearQuadraticSigmas(4, skip=6),
             distilled=False,
@@ -172,21 +172,23 @@ def get_card(name: str) -> ModelCard:
     if name in REGISTRY:
         return REGISTRY[name]
     try:
-        if found := _read_place(name, Path(name)):
+        if found := _read_local_card(name, Path(name)):
             return found
     except OSError as error:  # a name that is too long, or a folder that may not be looked into
-        raise UnknownModel(f"There is no model {_short(name)}: {error.strerror}.") from error
+        raise UnknownModel(
+            f"There is no model {_quote_shortened(name)}: {error.strerror}."
+        ) from error
     if reason := _why_not_place(Path(name)):
-        raise UnknownModel(f"There is no model {_short(name)}: {reason}.")
+        raise UnknownModel(f"There is no model {_quote_shortened(name)}: {reason}.")
     near = get_close_matches(name[:MAX_NAME_LENGTH], REGISTRY, n=2, cutoff=0.3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(REGISTRY)}."
     raise UnknownModel(
-        f"There is no model {_short(name)}; {hint} A folder in diffusers' layout, a .safetensors "
-        "file or OWNER/NAME at the Hub work as well."
+        f"There is no model {_quote_shortened(name)}; {hint} A folder in diffusers' "
+        "layout, a .safetensors file or OWNER/NAME at the Hub work as well."
     )
 
 
-def _read_place(name: str, place: Path) -> ModelCard | None:
+def _read_local_card(name: str, place: Path) -> ModelCard | None:
     if (place / "model_index.json").is_file():
         return _read_folder(place, place.name, "local")
     if place.suffix.lower() == ".safetensors" and place.is_file():
@@ -210,7 +212,7 @@ def _why_not_place(place: Path) -> str | None:
     return f".{kind} files are pickles, which may run programs; take the .safetensors file"
 
 
-def _short(name: str) -> str:
+def _quote_shortened(name: str) -> str:
     return repr(name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}...")
 
 
@@ -244,11 +246,13 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
             f"{folder} shifts its schedule by the clip's size; filmlet runs fixed schedules only."
         )
     timed = bool(vae.get("timestep_conditioning"))
-    sources = _in_folder(folder, revision)
+    sources = _folder_sources(folder, revision)
     causal = read_json(folder / "model_index.json").get("_class_name") == "LTXConditionPipeline"
     shift = scheduler.get("shift", 1.0)
     if type(shift) not in (int, float) or not 0 < shift <= MAX_SHIFT:
-        raise CheckpointCorrupt(f"{folder}/scheduler: no schedule is shifted by {shift!r:.60}.")
+        raise CheckpointCorrupt(
+            f"{folder}/scheduler: shift must be above 0 and at most {MAX_SHIFT}, not {shift!r:.60}."
+        )
     return ModelCard(
         name=name,
         summary="a checkpoint of your own",

@@ -59,7 +59,7 @@ class EncodedInputs:
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> "EncodedInputs":
         """The inverse of `to_tensors`."""
-        prompts = (tensors["prompt"], *_numbered(tensors, "then_", 1))
+        prompts = (tensors["prompt"], *_collect_numbered(tensors, "then_", 1))
         return cls(prompts, tensors.get("negative"), _guides_from_tensors(tensors))
 
 
@@ -85,10 +85,10 @@ def _guides_to_tensors(guides: Sequence[Array]) -> Tensors:
 
 
 def _guides_from_tensors(tensors: Tensors) -> tuple[Array, ...]:
-    return _numbered(tensors, "guide_", 0)
+    return _collect_numbered(tensors, "guide_", 0)
 
 
-def _numbered(tensors: Tensors, prefix: str, first: int) -> tuple[Array, ...]:
+def _collect_numbered(tensors: Tensors, prefix: str, first: int) -> tuple[Array, ...]:
     """The tensors named prefix + first, first + 1, ... as far as they go."""
     names = (f"{prefix}{number}" for number in count(first))
     return tuple(tensors[name] for name in takewhile(tensors.__contains__, names))

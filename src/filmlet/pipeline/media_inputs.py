@@ -104,7 +104,7 @@ def resolve_source_clip(
     path, footage = _probe(request.extend, folder, "extend")
     if footage.fps is None:
         raise InvalidRequest(
-            f"{path.name}: this is a picture; only a video goes on.", param="extend"
+            f"{path.name}: this is a picture; only a video can be extended.", param="extend"
         )
     if request.draft:
         raise InvalidRequest(
@@ -128,7 +128,7 @@ def with_source_size(
         reason = f"the model makes at most {grid.max_side} pixels a side; the clip is made smaller"
         changes.append(Change("extend_size", *sizes, reason))
     changes.extend(_media_changes("extend", "the clip", footage))
-    reason = "an extension goes on as its clip is"
+    reason = "an extension keeps the size and frame rate of its clip"
     source = {"width": width, "height": height, "fps": footage.fps}
     for name, value in source.items():
         requested = getattr(request, name)
@@ -242,7 +242,9 @@ def _guide_changes(
     footage, frame = media_input.info, media_input.as_guide(shape).frame
     requested = guide.frame if guide.frame >= 0 else shape.frames + guide.frame
     if frame != requested:
-        reason = f"guides stand where a latent begins; {name} stands at frame {frame}"
+        reason = (
+            f"a guide must begin at the first frame of a latent; {name} stands at frame {frame}"
+        )
         yield Change(f"{name}_frame", guide.frame, frame, reason)
     if footage.fps is not None and media_input.frames != footage.frames:
         reason = f"of {name} the clip shows {media_input.frames} frames"

@@ -18,7 +18,7 @@ MAX_PIPELINED = 16  # requests that wait on a connection for the answer before t
 MAX_FRAMING_BYTES = 64 * 1024  # of chunk sizes, extensions and trailers, beyond 8 for a body byte
 BODY_CHECK_S = 10.0  # how often the pace of a body is looked at
 MIN_BODY_BYTES_PER_S = 1024
-MAX_LINGERING = 100  # connections beyond the limit that are told so in peace
+MAX_LINGERING = 100  # connections beyond the limit that still get an answer
 LINGER_IDLE_S = 2.0  # a refused client that goes on sending is heard out, so that it reads the
 LINGER_S = 30.0  # answer: until it pauses so long, or has sent for so long
 WRITE_TIMEOUT_S = 300.0  # without a byte of an answer taken
@@ -158,7 +158,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.connections) > self.open_connections.most + MAX_LINGERING:
             self.transport.close()
         else:
-            self._linger()
+            self._close_after_client()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open_connections.remove(self)
@@ -170,7 +170,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.is_refused:
-            self._linger_on()
+            self._extend_close()
             return
         was_in_head = self.in_head
         super().data_received(data)
@@ -252,7 +252,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self.is_body_complete:
-            self._linger()  # the answer came before the body did
+            self._close_after_client()  # the answer came before the body did
         elif not self.pipeline:
             self.open_connections.idle[self] = None
 
@@ -270,7 +270,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.transport.write(refusal.encode())
-        self._linger()
+        self._close_after_client()
 
     def _end_cycles(self) -> None:
         """Have no request of this connection write any more; uvicorn knows of the last one only."""
@@ -280,7 +280,7 @@ class LimitedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         self.cycles.clear()
 
-    def _linger(self) -> None:
+    def _close_after_client(self) -> None:
         """Close, but not while the client still sends: a reset would take the answer from it."""
         self.is_refused = True
         self._unset_keepalive_if_required()
@@ -288,9 +288,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.linger_end = self.loop.time() + LINGER_S
-        self._linger_on()
+        self._extend_close()
 
-    def _linger_on(self) -> None:
+    def _extend_close(self) -> None:
         """Wait for more of what is thrown away, within the time that is left for it."""
         left = self.linger_end - self.loop.time()
         self._set_timer(max(0.0, min(LINGER_IDLE_S, left)), self.transport.close)
@@ -329,7 +329,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.timer = None if seconds is None else self.loop.call_later(seconds, act)
 
 
-def limited(connections: Connections) -> type[LimitedProtocol]:
+def make_protocol_class(connections: Connections) -> type[LimitedProtocol]:
     """The protocol of a server with these connections, for uvicorn to make one a connection."""
 
     class ServerProtocol(LimitedProtocol):

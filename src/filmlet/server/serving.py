@@ -22,7 +22,7 @@ from filmlet.errors import AddressUnusable, ApiKeyRequired
 from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.server.forwarded import ForwardedHeaders
-from filmlet.server.protocol import Connections, limited
+from filmlet.server.protocol import Connections, make_protocol_class
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.server")
@@ -88,11 +88,11 @@ def serve(settings: Settings, serving: ServerConfig) -> None:
     with _bind_socket(serving.host, serving.port) as listener:
         host, port = listener.getsockname()[:2]
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)  # uvicorn hears them, and tells us once more
+            signal.signal(number, lambda *_: None)  # uvicorn raises them again after its shutdown
         worker = WorkerSupervisor(settings, serving) if serving.has_worker else None
         if worker:
             os.nice(WEB_NICE)  # of this thread and those it starts: not of the one that watches
-        gc.freeze()  # what is there now stays: to look through it again was a sixth of the time
+        gc.freeze()  # objects of the start stay: collecting them took a sixth of the time
         log.info("filmlet listens on http://%s:%s", host, port)
         try:
             uvicorn.Server(_configure(app, settings)).run(sockets=[listener])
@@ -109,8 +109,8 @@ def _configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     most = max(1, min(settings.max_connections, hard - SPARE_FILES))
     connections = Connections(most, settings.max_connections_per_address, front.proxies)
     return uvicorn.Config(
-        front, http=limited(connections), ws="none", proxy_headers=False, log_config=None,
-        access_log=False, timeout_graceful_shutdown=CLOSE_S, server_header=False,
+        front, http=make_protocol_class(connections), ws="none", proxy_headers=False,
+        log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S, server_header=False,
         timeout_keep_alive=KEEP_S,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def _require_api_keys(settings: Settings, host: str) -> None:
         if not ApiKeyStore(database, settings).list_keys():
             raise ApiKeyRequired(
                 f"{host} can be reached by others and there is no key yet: make one with "
-                "`filmlet keys add NAME`, or say --open to let everybody in."
+                "`filmlet keys add NAME`, or pass --open to serve without keys."
             )
     finally:
         database.close()

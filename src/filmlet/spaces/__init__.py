@@ -1,4 +1,4 @@
-"""The door to Hugging Face Spaces: what runs there, and how it gets there."""
+"""Deployment to Hugging Face Spaces, and the entry point there."""
 
 __all__ = ["run"]
 

@@ -24,7 +24,7 @@ class SpaceSpec:
     """A Space: OWNER/NAME, and what is wanted of it.
 
     model, hardware, private: None leaves it as it is. bucket: OWNER/NAME of a storage bucket, made
-    if need be. source: as Making's.
+    if need be. source: as those of SpaceConfig.
     """
 
     space: str
@@ -50,7 +50,7 @@ class SpaceState:
     buckets: tuple[str, ...] = ()
 
     def config_for(self, wish: SpaceSpec) -> SpaceConfig:
-        """What the Space is made for, once the wish is met."""
+        """The configuration after the update."""
         return SpaceConfig(
             model=wish.model or self.variables.get(MODEL, SpaceConfig.model),
             hardware=wish.hardware or self.hardware or SpaceConfig.hardware,

@@ -77,11 +77,11 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives a body that was read already, and then what else comes."""
     is_sent = False
 
-    async def replayed() -> Message:
+    async def receive_replayed() -> Message:
         nonlocal is_sent
         if is_sent:
             return await receive()
         is_sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return replayed
+    return receive_replayed

@@ -31,7 +31,7 @@ def owner_of(request: Any) -> str:
 
 
 @dataclass
-class Session:
+class GradioSession:
     """A session of Gradio. used_at: by the monotonic clock. streams: that are open."""
 
     owner: str
@@ -48,7 +48,7 @@ class CallerSessions:
     def __init__(self) -> None:
         self.is_busy: Callable[[str], bool] = lambda _: False
         self.forget: Callable[[str], None] = lambda _: None
-        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the longest unused first
+        self._sessions: OrderedDict[str, GradioSession] = OrderedDict()  # the longest unused first
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -63,7 +63,7 @@ class CallerSessions:
             if not SESSION_HASH.fullmatch(session_hash):
                 return False
             self._make_room(owner)
-            session = self._sessions[session_hash] = Session(owner, time.monotonic())
+            session = self._sessions[session_hash] = GradioSession(owner, time.monotonic())
         elif session.owner == owner:
             session.used_at = time.monotonic()
             self._sessions.move_to_end(session_hash)

@@ -68,8 +68,8 @@ class CallerFiles:
         self._files.move_to_end(id)
         own = [i for i, f in self._files.items() if f.owner == owner]
         if owner != ANONYMOUS:
-            _remove_folders(self._forget(self._excess(own, MAX_BYTES_PER_CALLER)))
-        _remove_folders(self._forget(self._excess(list(self._files), MAX_BYTES)))
+            _remove_folders(self._forget(self._choose_excess_files(own, MAX_BYTES_PER_CALLER)))
+        _remove_folders(self._forget(self._choose_excess_files(list(self._files), MAX_BYTES)))
         return id
 
     def find(self, id: str, owner: str) -> Path | None:
@@ -89,7 +89,7 @@ class CallerFiles:
         known = {Path(id).parts[0] for id in self._files}
         await run_in_threadpool(_remove_left, self.folder, known)
 
-    def _excess(self, ids: list[str], max_bytes: int) -> list[str]:
+    def _choose_excess_files(self, ids: list[str], max_bytes: int) -> list[str]:
         """The longest unused ones that are too many; the newest always stays."""
         too_many = sum(self._files[id].size for id in ids) - max_bytes
         gone = []

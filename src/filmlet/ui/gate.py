@@ -16,7 +16,7 @@ from filmlet.ui.bodies import limit_body, read_json_body, replay_body
 from filmlet.ui.callers import OWNER, Callers
 from filmlet.ui.files import ANONYMOUS, media_type_of
 from filmlet.ui.gradio_internals import event_queue
-from filmlet.ui.routes import Access, Answer, Route, find_route
+from filmlet.ui.routes import Answer, Route, RouteAccess, find_route
 
 MAX_FILES = 4  # of one upload
 MAX_RANGE = 100  # letters of a Range header
@@ -39,8 +39,8 @@ class GradioGate:
         if found is None:
             raise HTTPException(404, f"There is nothing at {scope['path'][:100]}.")
         route, names = found
-        if route.access is Access.PUBLIC:
-            await self.app(_without_choices(scope), receive, send)
+        if route.access is RouteAccess.PUBLIC:
+            await self.app(_drop_query(scope), receive, send)
             return
         owner = await self._identify(route, scope)
         scope = {**scope, OWNER: owner}
@@ -52,7 +52,7 @@ class GradioGate:
                 case Answer.FILE:
                     await self._file(names["path_or_url"], scope)(scope, receive, send)
                 case Answer.GRADIO:
-                    await self._pass(route, names, scope, receive, send)
+                    await self._forward_to_gradio(route, names, scope, receive, send)
 
     async def _identify(self, route: Route, scope: Scope) -> str:
         """Return who asks. Raises UnknownKey.
@@ -92,20 +92,20 @@ class GradioGate:
             filename=path.name, content_disposition_type="inline" if is_shown else "attachment",
         )  # fmt: skip
 
-    async def _pass(
+    async def _forward_to_gradio(
         self, route: Route, names: dict[str, str], scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Hand a request on to Gradio, once its body and its session are known to be fit."""
         if scope["method"] == "POST":
             body = await read_json_body(receive, route.max_body)
             if not route.path.startswith(MCP):
-                body = self._checked_event(route, names, body, scope[OWNER])
+                body = self._check_event(route, names, body, scope[OWNER])
                 scope = _with_json(scope)
             receive = replay_body(body, receive)
         with self._stream(route, names, scope):
             await self.app(scope, receive, send)
 
-    def _checked_event(self, route: Route, names: dict[str, str], body: bytes, owner: str) -> bytes:
+    def _check_event(self, route: Route, names: dict[str, str], body: bytes, owner: str) -> bytes:
         """Return an event's body written anew, so that Gradio reads what was checked.
 
         Raises HTTPException, TooManyJobs.
@@ -159,7 +159,7 @@ class GradioGate:
         return next((session for session, ids in pending if event_id in ids), None)
 
 
-def _without_choices(scope: Scope) -> Scope:
+def _drop_query(scope: Scope) -> Scope:
     """A query can ask for other content (`deep_link`, `page`): the page has one."""
     return {**scope, "query_string": b""} if scope["path"] in ("/", "/config") else scope
 

@@ -85,7 +85,7 @@ def launch(
         async with _temp_folder(callers), app.router.lifespan_context(app) as state:
             yield state
 
-    def gated(inner: ASGIApp) -> ASGIApp:
+    def wrap_in_gate(inner: ASGIApp) -> ASGIApp:
         restrict_gradio(page, callers)
         return GradioGate(inner, shared, page, callers)
 
@@ -94,7 +94,8 @@ def launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, pwa=False,
         state_session_capacity=MAX_SESSIONS,
         app_kwargs={
-            "middleware": [Middleware(PageBehindApp, front=app, gated=gated)], "lifespan": lifespan,
+            "middleware": [Middleware(PageBehindApp, front=app, wrap_in_gate=wrap_in_gate)],
+            "lifespan": lifespan,
             "exception_handlers": CALL_ERRORS,
         },
         **_gradio_options(),
@@ -105,13 +106,15 @@ def launch(
 class PageBehindApp:
     """Routes requests to our app first, although Gradio's `launch` makes its own the outer one."""
 
-    def __init__(self, app: ASGIApp, front: FastAPI, gated: Callable[[ASGIApp], ASGIApp]) -> None:
+    def __init__(
+        self, app: ASGIApp, front: FastAPI, wrap_in_gate: Callable[[ASGIApp], ASGIApp]
+    ) -> None:
         self.app, self.front = app, front
 
         async def page(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "app": scope["page"]}, receive, send)
 
-        front.mount("/", gated(page))
+        front.mount("/", wrap_in_gate(page))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":  # Gradio's, which begins MCP, and ours within it
@@ -192,7 +195,7 @@ class ContentPolicy:
         self.policy = POLICY.format(" ".join(("'self'", *framed_by)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def framed(message: Message) -> None:
+        async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/html"):
@@ -200,4 +203,4 @@ class ContentPolicy:
                     headers.setdefault("referrer-policy", "same-origin")
             await send(message)
 
-        await self.app(scope, receive, framed)
+        await self.app(scope, receive, send_with_policy)

@@ -13,7 +13,7 @@ MCP_BYTES = 8 * 1024 * 1024  # JSON of a tool call: a picture of 6 MB in base64
 UPLOAD_BYTES = 101 * 1024 * 1024  # a form with a video of 100 MiB
 
 
-class Access(StrEnum):
+class RouteAccess(StrEnum):
     """Who may use a route: anybody, or who has a key, is a visitor, or is the local user."""
 
     PUBLIC = "public"
@@ -38,7 +38,7 @@ class Route:
 
     path: str
     methods: tuple[str, ...] = ("GET",)
-    access: Access = Access.CALLER
+    access: RouteAccess = RouteAccess.CALLER
     answer: Answer = Answer.GRADIO
     max_body: int = 0
     max_open: int = 128
@@ -50,13 +50,13 @@ def _event(path: str) -> Route:
 
 ROUTES = (
     # The key prompt is drawn by the page, so the page and its parts come before any key.
-    Route("/", ("GET", "HEAD"), Access.PUBLIC),
-    Route("/config", access=Access.PUBLIC),
-    Route("/gradio_api/info", access=Access.PUBLIC),
-    Route("/assets/{path:path}", access=Access.PUBLIC),
-    Route("/static/{path:path}", access=Access.PUBLIC),
-    Route("/theme.css", access=Access.PUBLIC),
-    Route("/favicon.ico", access=Access.PUBLIC),
+    Route("/", ("GET", "HEAD"), RouteAccess.PUBLIC),
+    Route("/config", access=RouteAccess.PUBLIC),
+    Route("/gradio_api/info", access=RouteAccess.PUBLIC),
+    Route("/assets/{path:path}", access=RouteAccess.PUBLIC),
+    Route("/static/{path:path}", access=RouteAccess.PUBLIC),
+    Route("/theme.css", access=RouteAccess.PUBLIC),
+    Route("/favicon.ico", access=RouteAccess.PUBLIC),
     Route("/gradio_api/upload", ("POST",), answer=Answer.UPLOAD, max_body=UPLOAD_BYTES, max_open=8),
     Route("/gradio_api/file={path_or_url:path}", ("GET", "HEAD"), answer=Answer.FILE),
     _event("/gradio_api/run/{api_name}"),

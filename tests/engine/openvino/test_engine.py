@@ -309,16 +309,16 @@ def test_a_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Pa
     with pytest.raises(KeyboardInterrupt):
         run({"ids": np.ones((1, 4), np.int64), "bias": np.zeros((1, 4, 4, 4), np.float32)})
     assert run.request in runner.in_flight
-    runner._settle_all()
+    runner._cancel_pending_requests()
     assert done == ["cancelled", "cancelled", "waited"]
     assert run.request not in runner.in_flight
 
 
-@pytest.mark.parametrize("levers", [(), (Optimization.INT8,)])
+@pytest.mark.parametrize("optimizations", [(), (Optimization.INT8,)])
 def test_frames_that_are_not_numbers_are_an_error(
-    cache: Path, levers: tuple[Optimization, ...]
+    cache: Path, optimizations: tuple[Optimization, ...]
 ) -> None:
-    engine = load(POCKET, cache, "float32", *levers)
+    engine = load(POCKET, cache, "float32", *optimizations)
     recipe = recipe_for(POCKET, size="64x64", frames=9)
     with pytest.raises(NonFiniteValues, match="latents"):
         frames(engine, np.full((1, 8, 64), np.nan, np.float32), recipe)

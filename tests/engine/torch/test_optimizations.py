@@ -154,23 +154,23 @@ def test_what_a_graph_gave_stays_what_it_was() -> None:
 @pytest.mark.parametrize(
     ("lever", "device", "loras", "reason"),
     [
-        (Optimization.FP8, "cpu", (), "products in 8 bits are a GPU"),
+        (Optimization.FP8, "cpu", (), "needs a GPU"),
         (Optimization.FP8, "cuda", ("a LoRA",), "LoRAs are merged"),
-        (Optimization.CUDA_GRAPHS, "cpu", (), "graphs are a GPU"),
+        (Optimization.CUDA_GRAPHS, "cpu", (), "CUDA graphs need a GPU"),
         (Optimization.CUDA_GRAPHS, "cuda", ("a LoRA",), None),
     ],
 )
-def test_levers_that_cannot_be_used_are_told_with_their_reason(
+def test_optimizations_that_cannot_be_used_are_told_with_their_reason(
     lever: Optimization, device: str, loras: tuple[str, ...], reason: str | None
 ) -> None:
     found = selection.why_not_optimization(lever, Placement(device, "bfloat16", "a test"), loras)
     assert found is None if reason is None else reason in found
 
 
-def test_openvino_has_none_of_torchs_levers() -> None:
+def test_openvino_has_none_of_torchs_optimizations() -> None:
     placement = Placement("cpu", "bfloat16", "a test", backend=Backend.OPENVINO)
     assert all(
-        "of its own" in selection.why_not_optimization(lever, placement, ())
+        "is for torch" in selection.why_not_optimization(lever, placement, ())
         for lever in Optimization
     )
 
@@ -178,12 +178,12 @@ def test_openvino_has_none_of_torchs_levers() -> None:
 def test_a_gpu_without_products_in_eight_bits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an A100")
-    assert fp8.why_not_fp8("cuda") == "an A100 has no products in 8 bits"
+    assert fp8.why_not_fp8("cuda") == "an A100 does not multiply in 8 bits"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert fp8.why_not_fp8("cuda") is None
 
 
-def test_the_report_says_which_levers_were_asked_for_in_vain(tiny: Path) -> None:
+def test_the_report_says_which_optimizations_were_asked_for_in_vain(tiny: Path) -> None:
     planned = make_plan(build_request("a ball", model=str(tiny), size="64x64", frames=1))
     asked = Settings(device="cpu", engine="torch", fp8=1, cuda_graphs=1)
     work = prepare_run(planned, asked)

@@ -155,7 +155,7 @@ def test_compiled_blocks_give_the_same_and_still_ask_whether_to_go_on(
     [
         ({}, "/usr/bin/c++", None),
         ({}, None, "no C++ compiler"),
-        ({"offload": "sequential"}, "/usr/bin/c++", "weights of blocks come and go"),
+        ({"offload": "sequential"}, "/usr/bin/c++", "not available with this offload mode"),
     ],
 )
 def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(

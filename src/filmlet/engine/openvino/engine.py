@@ -163,14 +163,14 @@ def choose_placement(
         best, reason = REFERENCE_DTYPE, "as it was begun"
     decoder = ComponentBuild(INT8_COMPONENT, card, files, best, settings.cache, True, kernels)
     is_int8 = settings.int8 > 0 and prefers_int8(best) and not decoder.rejection()
-    levers = frozenset({Optimization.INT8} if is_int8 else ())
+    used = frozenset({Optimization.INT8} if is_int8 else ())
     return Placement(
         "cpu",
         best,
         reason,
         backend=Backend.OPENVINO,
         cache=settings.cache,
-        optimizations=levers,
+        optimizations=used,
         is_plain=settings.openvino_plain > 0,
     )
 

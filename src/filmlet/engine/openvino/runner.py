@@ -113,7 +113,7 @@ in_flight: set[GraphRequest] = set()
 
 
 @atexit.register
-def _settle_all() -> None:
+def _cancel_pending_requests() -> None:
     """A process that ended before a call that was given up would take its memory away."""
     for request in tuple(in_flight):
         request.own.cancel()

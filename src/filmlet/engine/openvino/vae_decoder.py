@@ -177,16 +177,18 @@ class _LevelGraphBuilder:
             case ModuleKind.CONVOLUTION:
                 return self._convolve(part, x)
             case ModuleKind.RESNET:
-                return self._resnet(part, x, self._modulations(part, module.timed, 4))
+                return self._resnet(part, x, self._build_modulations(part, module.timed, 4))
             case ModuleKind.UPSAMPLING:
                 return ops.convert(self._upsample(part, x, module.block), self.kind)
             case ModuleKind.HEAD:
-                (modulation,) = self._modulations(self.weights, module.timed, 2)
+                (modulation,) = self._build_modulations(self.weights, module.timed, 2)
                 self.graph.outputs[FINITE] = ops.convert(finite_check(x, self.kernels), self.kind)
                 last = fold_pixel_scale(part, self.config.side)
                 return to_uint8(self._activate(last, x, modulation), self.kernels)
 
-    def _modulations(self, part: ModuleWeights, timed: str, count: int) -> list[Modulation | None]:
+    def _build_modulations(
+        self, part: ModuleWeights, timed: str, count: int
+    ) -> list[Modulation | None]:
         """Shift and scale of each norm, of `count` values a channel."""
         if not timed:
             return [None] * (count // 2)
@@ -214,16 +216,16 @@ class _LevelGraphBuilder:
     def _activate(self, conv: ModuleWeights, x: Node, modulation: Modulation | None) -> Node:
         """Norm and SiLU, which round in the same kernel where the convolution is in 8 bits."""
         within = self._quant_range(conv)
-        return self._padded_conv(conv, norm_modulate_silu(x, self.kernels, modulation, within))
+        return self._pad_and_convolve(conv, norm_modulate_silu(x, self.kernels, modulation, within))
 
     def _convolve(self, conv: ModuleWeights, x: Node) -> Node:
         within = self._quant_range(conv)
-        return self._padded_conv(conv, fake_quantize(x, within) if within else x)
+        return self._pad_and_convolve(conv, fake_quantize(x, within) if within else x)
 
     def _quant_range(self, conv: ModuleWeights) -> Range | None:
         return self.ranges[conv.name] if self.ranges else None
 
-    def _padded_conv(self, conv: ModuleWeights, x: Node) -> Node:
+    def _pad_and_convolve(self, conv: ModuleWeights, x: Node) -> Node:
         """With the first frame repeated before the first, and the last after the last."""
         head = slice_frames(x, int_constant([0]), self.first)
         tail = slice_frames(x, int_constant([-1]), self.last)
@@ -246,10 +248,10 @@ class _LevelGraphBuilder:
     ) -> Node:
         y = self._activate(resnet.submodule("conv1.conv"), x, modulations[0])
         y = self._activate(resnet.submodule("conv2.conv"), y, modulations[1])
-        residual = shortcut(resnet, self._delayed_residual(resnet.name, x, y))
+        residual = shortcut(resnet, self._delay_residual(resnet.name, x, y))
         return add_residual(y, residual, self.kernels)
 
-    def _delayed_residual(self, name: str, x: Node, y: Node) -> Node:
+    def _delay_residual(self, name: str, x: Node, y: Node) -> Node:
         """As many frames of a residual as its convolutions have given; the others wait."""
         name += RESIDUAL
         x = ops.concat([self._state_input(name, x), x], FRAME_AXIS)
@@ -262,7 +264,7 @@ class _LevelGraphBuilder:
         y = self._convolve(conv, x)
         if any(self.config.residual[block : block + 1]):
             repeats = channels_of(y) // channels_of(x)
-            y = ops.add(y, ops.concat([self._delayed_residual(conv.name, x, y)] * repeats, 1))
+            y = ops.add(y, ops.concat([self._delay_residual(conv.name, x, y)] * repeats, 1))
         return ops.depth_to_space(y, "depth_first", 2)
 
 

@@ -35,7 +35,7 @@ class ModelComponents:
     files: ComponentFiles
     placement: Placement
     modules: dict[str, Any] = field(default_factory=dict)
-    fused_loras: FusedLoras | None = None  # what the transformer wears, while it is here
+    fused_loras: FusedLoras | None = None  # LoRAs merged into the transformer
     cached_transformer: CachedTransformer | None = None  # how it runs
 
     def bytes_to_load(self, *names: str) -> int:

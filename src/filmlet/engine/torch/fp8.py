@@ -75,7 +75,7 @@ def quantize_linears(blocks: nn.Module) -> None:
 def why_not_fp8(device: str) -> str | None:
     """Why not on this device."""
     if not device.startswith("cuda"):
-        return "products in 8 bits are a GPU's"
+        return "multiplication in 8 bits needs a GPU"
     if torch.cuda.get_device_capability(device) < (8, 9):
-        return f"{torch.cuda.get_device_name(device)} has no products in 8 bits"
+        return f"{torch.cuda.get_device_name(device)} does not multiply in 8 bits"
     return None

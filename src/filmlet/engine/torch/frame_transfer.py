@@ -41,7 +41,7 @@ def to_rgb(frames: Tensor) -> Tensor:
 
 
 def to_yuv420(frames: Tensor) -> Tensor:
-    """(3, frames, height, width) in [-1, 1], of even sides, as Planes: half the bytes of pixels."""
+    """Convert (3, frames, height, width) in [-1, 1], of even sides: half the bytes of pixels."""
     red, green, blue = _to_bytes(frames.float().add(1).mul_(BYTE / 2)).float().div_(BYTE)
     light = LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
     bluish, reddish = (

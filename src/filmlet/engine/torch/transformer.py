@@ -86,9 +86,9 @@ def apply_rotary_emb(x: Tensor, rotation: Tensor) -> Tensor:
 class CachedTransformer:
     """One transformer, and what it need not compute again.
 
-    dtype: that it computes in. levers: COMPILE has torch compile its blocks when they first run,
-    once for all of them, and once more for the first other number of tokens; GRAPHS replays the
-    steps of short clips. capture: makes graphs.
+    dtype: that it computes in. optimizations: COMPILE has torch compile its blocks when they
+    first run, once for all of them, and once more for the first other number of tokens;
+    CUDA_GRAPHS replays the steps of short clips. capture: makes graphs.
     is_lent: its blocks have their weights only while they run, so text is given them as it is.
     """
 
@@ -96,7 +96,7 @@ class CachedTransformer:
         self,
         transformer: LTXVideoTransformer3DModel,
         dtype: torch.dtype,
-        levers: frozenset[Optimization] = frozenset(),
+        optimizations: frozenset[Optimization] = frozenset(),
         *,
         is_lent: bool = False,
         capture: Capture = capture_cuda_graph,
@@ -108,7 +108,7 @@ class CachedTransformer:
         )  # and the negative one
         self.times: LRUCache[TimeEmbedding] = LRUCache(64)
         self.graphed: GraphedCallable | None = None
-        if Optimization.CUDA_GRAPHS in levers:
+        if Optimization.CUDA_GRAPHS in optimizations:
             weights = transformer.transformer_blocks
             self.graphed = GraphedCallable(
                 self._run_blocks_flat, lambda: [*weights.parameters()], capture
@@ -117,7 +117,7 @@ class CachedTransformer:
             block.attn1.set_processor(CachedAttnProcessor())
             block.attn2.set_processor(CachedAttnProcessor())
             if (
-                Optimization.COMPILE in levers
+                Optimization.COMPILE in optimizations
             ):  # without the hooks that lend weights and ask to go on
                 block.forward = torch.compile(block.forward)
 

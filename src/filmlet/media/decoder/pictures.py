@@ -81,9 +81,9 @@ class Picture:
         self.exif = _read_exif(image)
         self.transfer = 0
         self.to_srgb = self._to_srgb(image.mode)
-        self.image = self._upright(image)
+        self.image = self._apply_orientation(image)
 
-    def _upright(self, image: Image.Image) -> Image.Image:
+    def _apply_orientation(self, image: Image.Image) -> Image.Image:
         """Orientation of EXIF; that of HEIC is applied by libheif. As stored if it is odd."""
         if self.kind == "HEIF":
             return image

@@ -157,18 +157,18 @@ def measure_timing(times: Sequence[float | None], rate: float, max_fps: float) -
     if not is_timed:
         if not rate:
             raise Unfit("this video does not say how many frames a second it has.")
-        return _limit(rate, max_fps)
+        return _reduce_fps(rate, max_fps)
     start, count = known[0], len(known)
     mean = (count - 1) / (known[-1] - start)
     for even in (rate, snap_fps(mean), mean):
         if all(abs((time - start) * even - i) < MAX_DRIFT for i, time in enumerate(known)):
-            return _limit(even, max_fps)
+            return _reduce_fps(even, max_fps)
     median = statistics.median(b - a for a, b in pairwise(known))
-    fps = _limit(snap_fps(1 / median), max_fps).fps
+    fps = _reduce_fps(snap_fps(1 / median), max_fps).fps
     return Timing(fps, is_resampled=True)
 
 
-def _limit(fps: float, max_fps: float) -> Timing:
+def _reduce_fps(fps: float, max_fps: float) -> Timing:
     """A rate that clips can have: a whole part of a higher one."""
     if fps < MIN_FPS:
         return Timing(MIN_FPS, is_resampled=True, source_fps=fps)
@@ -304,10 +304,10 @@ def deinterlace(footage: Footage) -> Iterator[tuple[float | None, Any]]:
         graph = graph or _deinterlacer(footage.stream, frame)
         waiting.append(time)
         graph.push(frame)
-        yield from _pull(graph, waiting)
+        yield from _drain_graph(graph, waiting)
     if graph is not None:
         graph.push(None)
-        yield from _pull(graph, waiting)
+        yield from _drain_graph(graph, waiting)
 
 
 def _deinterlacer(stream: Any, frame: Any) -> Graph:
@@ -320,7 +320,7 @@ def _deinterlacer(stream: Any, frame: Any) -> Graph:
     return graph
 
 
-def _pull(graph: Graph, waiting: list[float | None]) -> Iterator[tuple[float | None, Any]]:
+def _drain_graph(graph: Graph, waiting: list[float | None]) -> Iterator[tuple[float | None, Any]]:
     while waiting:
         try:
             frame = graph.pull()
