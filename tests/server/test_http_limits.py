@@ -312,6 +312,20 @@ def test_a_small_body_of_any_depth_is_refused(web: Running) -> None:
             assert status(path, body) == 413, path
 
 
+def test_answer_before_the_body_says_that_the_connection_closes(web: Running) -> None:
+    head = b"POST /session HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    body = b" " * 500_000
+    with connected(web) as client:
+        client.sendall(head + b"content-length: %d\r\n\r\n" % len(body))
+        answer = client.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"\r\nconnection: close\r\n" in answer.lower()
+        client.sendall(body)
+        while more := client.recv(65536):
+            answer += more
+        assert answer.count(b"HTTP/1.1") == 1
+
+
 def test_queries_and_ranges_out_of_bounds_are_refused(web: Running) -> None:
     for query in ("limit=" + "9" * 400, "limit=-1", "limit=1e9", "search=%00", "after=%00"):
         assert web.client.get(f"/v1/videos?{query}").status_code in (400, 404), query

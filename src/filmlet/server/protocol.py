@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 32 * 1024  # request line and headers
@@ -138,6 +139,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
+        self.inner_app, self.app = self.app, self._run_app
+        self.is_last_response = False  # said so in its head
         self.in_head = True
         self.head_bytes = 0
         self.body_bytes = 0  # since the pace was last looked at
@@ -247,11 +250,32 @@ class LimitedProtocol(HttpToolsProtocol):
         self._set_timer(None)
         super().on_message_complete()
 
+    async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app; an answer that comes before the whole body tells the client to close.
+
+        What is left of the body is thrown away, so no other request can follow it.
+        """
+        cycle = next((cycle for cycle in self.cycles if cycle.scope is scope), None)
+        if cycle is None:
+            return  # the client has gone already
+
+        async def send_response(message: Message) -> None:
+            is_early = message["type"] == "http.response.start" and cycle.more_body
+            if is_early:
+                headers = [*message.get("headers", ()), (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            await send(message)
+            if is_early:
+                self.is_last_response = True
+                cycle.keep_alive = True  # uvicorn would close while the client still sends
+
+        await self.inner_app(scope, receive, send_response)
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
             return
-        if not self.is_body_complete:
+        if self.is_last_response or not self.is_body_complete:
             self._close_after_client()  # the answer came before the body did
         elif not self.pipeline:
             self.open_connections.idle[self] = None
