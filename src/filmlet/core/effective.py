@@ -36,6 +36,7 @@ class EffectiveSettings:
     windows: tuple[Window, ...] = ()  # that the clip is made in; frames of what the model makes
     engine: str = "torch"  # what computes transformer and decoder
     optimizations: tuple[str, ...] = ()  # that are used; fp8 and int8 are lossy
+    audio: bool = False  # whether the clip has sound
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""
@@ -43,8 +44,9 @@ class EffectiveSettings:
         del table["shape"]
         if len(self.windows) < 2:  # nothing to tell: the file of a short clip stays as it was
             del table["extra_prompts"], table["windows"]
-        if not self.optimizations:
-            del table["optimizations"]
+        for name in ("optimizations", "audio"):
+            if not table[name]:
+                del table[name]
         seconds = round(self.shape.frames / self.shape.fps, 4)
         return table | asdict(self.shape) | {"seconds": seconds, "steps": len(self.sigmas)}
 

@@ -34,6 +34,7 @@ class Stage(StrEnum):
     DENOISE = "denoise"
     UPSAMPLE = "upsample"  # of models with two stages: the draft's latents at twice the sides,
     REFINE = "refine"  # and the few steps that fill them
+    DECODE_AUDIO = "decode_audio"  # of models that make sound: it is whole before the first frame
     DECODE = "decode"
     MUX = "mux"
 
@@ -74,6 +75,17 @@ class Frames:
     pixels: Pixels | YuvPlanes
 
 
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """The sound of the clip, as long as its frames: it comes before the first of them.
+
+    samples: (samples, 2) float32, left and right, in [-1, 1]. sample_rate: in Hz.
+    """
+
+    samples: NDArray[np.float32]
+    sample_rate: int
+
+
 @dataclass(frozen=True)
 class SettingsChanged:
     """The clip is made in another way from here on, with the reason among its changes."""
@@ -81,7 +93,7 @@ class SettingsChanged:
     effective: EffectiveSettings
 
 
-Event = Progress | StageFinished | Preview | Frames | SettingsChanged
+Event = Progress | StageFinished | Preview | Audio | Frames | SettingsChanged
 
 
 def with_timing(

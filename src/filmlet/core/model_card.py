@@ -12,6 +12,13 @@ from filmlet.core.shape import ShapeConstraints
 Location = TypeVar("Location")
 
 
+class ModelFamily(StrEnum):
+    """The architectures that are run, by the names of diffusers' modules."""
+
+    LTX_VIDEO = "ltx-video"  # LTXVideoTransformer3DModel, 0.9.x: picture alone
+    LTX2 = "ltx-2"  # LTX2VideoTransformer3DModel, 2.0 to 2.5: picture and sound
+
+
 class GuideSupport(StrEnum):
     """What a model was trained to be guided by."""
 
@@ -39,7 +46,8 @@ class Components(Generic[Location]):
     """What a checkpoint is made of, each a ComponentSource, or a Path once it is here.
 
     A place is a folder in diffusers' layout, or one .safetensors file in Lightricks' own names
-    that may hold the transformer and the VAE. preview: latents to colours, filmlet's own.
+    that may hold several of them. preview: latents to colours, filmlet's own. connectors: of LTX-2,
+    between its text encoder and its transformer. audio_vae, vocoder: of models that make sound.
     """
 
     transformer: Location
@@ -48,6 +56,9 @@ class Components(Generic[Location]):
     tokenizer: Location
     upsampler: Location | None = None
     preview: Location | None = None
+    connectors: Location | None = None
+    audio_vae: Location | None = None
+    vocoder: Location | None = None
 
     def present(self) -> Iterator[tuple[str, Location]]:
         """Names and places of those that the checkpoint has."""
@@ -79,7 +90,8 @@ class ModelCard:
     standing still. context_frames: frames of a clip that it is given to extend it, 8k+1.
     is_condition_pipeline: made for
     LTXConditionPipeline (0.9.5 on), which counts a latent's time from the first of its frames and
-    hides the padding from the text encoder; LTXPipeline does neither.
+    hides the padding from the text encoder; LTXPipeline does neither. version: of an LTX-2 model,
+    "2.0", "2.3" or "2.5", which its recipe depends on.
     """
 
     name: str
@@ -104,6 +116,13 @@ class ModelCard:
     image_cond_noise_scale: float = 0.0
     context_frames: int = 1
     is_condition_pipeline: bool = False
+    family: ModelFamily = ModelFamily.LTX_VIDEO
+    version: str = ""
+
+    @property
+    def makes_audio(self) -> bool:
+        """Whether its clips have sound."""
+        return self.family is ModelFamily.LTX2
 
     @property
     def revision(self) -> str:

@@ -27,7 +27,8 @@ class ClipRequest:
     extend_backward: it comes last, and they lead to it.
     loras: what changes the model for this clip; several add up.
     extra_prompts: further prompts; they share the clip's length with the first, one after the
-    other. Raises InvalidRequest for anything that no model could mean.
+    other. audio: sound, of a model that makes it. Raises InvalidRequest for anything that no model
+    could mean.
     """
 
     prompt: str
@@ -48,6 +49,7 @@ class ClipRequest:
     extend_backward: bool = False
     loras: tuple[Lora, ...] = ()
     extra_prompts: tuple[str, ...] = ()
+    audio: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.model, os.PathLike):
@@ -65,7 +67,7 @@ class ClipRequest:
             self._set(name, _check_number(name, getattr(self, name), int))
         for name in ("seconds", "fps", "guidance"):
             self._set(name, _check_number(name, getattr(self, name), float))
-        for name in ("force_guidance", "draft", "extend_backward"):
+        for name in ("force_guidance", "draft", "extend_backward", "audio"):
             self._set(name, _check_bool(name, getattr(self, name)))
         self._set("guides", parse_guides(self.guides))
         self._set("loras", parse_loras(self.loras))
@@ -234,6 +236,7 @@ class ClipOptions(TypedDict, total=False):
     extend_backward: bool
     loras: Sequence[Lora | str | os.PathLike[str]]  # text as the command line takes it
     extra_prompts: Sequence[str]  # further prompts, one after the other
+    audio: bool  # sound, of a model that makes it
 
 
 def build_request(prompt: str, **settings: Unpack[ClipOptions]) -> ClipRequest:

@@ -43,6 +43,11 @@ class Plan:
     windows: tuple[Window, ...] = ()
 
     @property
+    def makes_audio(self) -> bool:
+        """Whether the clip has sound."""
+        return self.card.makes_audio and self.request.audio
+
+    @property
     def media_inputs(self) -> tuple[MediaInput, ...]:
         """Every file that is needed."""
         return (*self.guides, self.source_clip) if self.source_clip else self.guides

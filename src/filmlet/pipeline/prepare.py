@@ -66,8 +66,12 @@ class PreparedClip:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Those of this clip, in order."""
-        second = () if self.effective.refine_sigmas else (Stage.UPSAMPLE, Stage.REFINE)
-        return tuple(s for s in Stage if s not in (Stage.FETCH, *second))
+        absent = {Stage.FETCH}
+        if not self.effective.refine_sigmas:
+            absent |= {Stage.UPSAMPLE, Stage.REFINE}
+        if not self.effective.audio:
+            absent.add(Stage.DECODE_AUDIO)
+        return tuple(stage for stage in Stage if stage not in absent)
 
 
 def prepare(
@@ -159,6 +163,7 @@ def _effective_settings(
         windows=plan.windows,
         engine=placement.backend.value,
         optimizations=tuple(sorted(placement.optimizations)),
+        audio=plan.makes_audio,
     )
 
 
