@@ -105,6 +105,15 @@ def tiny_guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ltx2_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random checkpoints of LTX-2.0, 2.3 and 2.5 in diffusers' layout, by version."""
+    from tests.helpers.tiny_ltx2 import VERSIONS, make_ltx2
+
+    root = tmp_path_factory.mktemp("ltx2")
+    return {version: make_ltx2(root / version, version) for version in VERSIONS}
+
+
+@pytest.fixture(scope="session")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny twin of Lightricks' repository."""
     from tests.helpers.tiny_ltx_files import make_twin
