@@ -149,6 +149,7 @@ def decode_peak(frames: int) -> float:
 
     from filmlet.core.events import drain
     from filmlet.core.request import build_request
+    from filmlet.engine.latents import Modalities
     from filmlet.pipeline import stages
     from filmlet.pipeline.engine_cache import EngineCache
     from filmlet.pipeline.plan import make_plan
@@ -163,7 +164,8 @@ def decode_peak(frames: int) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     size = 1, times * height * width, engine.channels
     latents = np.random.default_rng(0).normal(size=size).astype(np.float32)
-    for _ in engine.decode(engine.to_device({"latents": latents})["latents"], clip.denoise_params):
+    (video,) = engine.to_device({"latents": latents}).values()
+    for _ in engine.decode(Modalities(video), clip.denoise_params):
         pass
     return memory_mb("VmHWM") - before
 

@@ -33,6 +33,7 @@ from filmlet.core.shape import resolve_shape
 from filmlet.engine import selection
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
+from filmlet.engine.latents import Modalities
 from filmlet.engine.placement import Placement
 from filmlet.engine.sampler import ResumeState
 from filmlet.engine.torch.engine import TorchEngine
@@ -154,7 +155,7 @@ def latents_of(
     )
     told = PromptEmbeds(engine.encode_prompt(tokenize(tokenizer, PROMPT, most)), away)
     *_, last = engine.denoise(told, recipe, start)
-    return unpack_latents(last.latents, *engine.latent_shape(recipe.shape))
+    return unpack_latents(last.latents.video, *engine.latent_shape(recipe.shape))
 
 
 @pytest.mark.filterwarnings("ignore")  # stock's own
@@ -186,7 +187,7 @@ def test_each_stage_of_each_model_equals_stock_diffusers(name: str) -> None:
         return
     levels = card.refine_schedule.sigmas
     noise = torch.randn(mine.shape, generator=torch.Generator().manual_seed(7))
-    start = ResumeState(0, pack_latents(torch.lerp(mine, noise, levels[0])))
+    start = ResumeState(0, Modalities(pack_latents(torch.lerp(mine, noise, levels[0]))))
     again = latents_of(engine, DenoiseParams(shape, levels, card.guidance_scale, seed=7), start)
     expected = stock((1.0, *levels), latents=mine, denoise_strength=0.999)
     assert (again - expected).abs().max() <= 1e-4

@@ -15,6 +15,7 @@ from filmlet.core.shape import resolve_shape
 from filmlet.engine import selection
 from filmlet.engine.arrays import to_numpy
 from filmlet.engine.base import DenoiseParams, Engine, PromptEmbeds
+from filmlet.engine.latents import Modalities
 from filmlet.engine.openvino.noise import TorchNoise
 from filmlet.engine.placement import Backend, Optimization, Placement
 from filmlet.engine.sampler import DenoiseStep
@@ -55,12 +56,12 @@ def text_for(engine: Engine, words: int) -> PromptEmbeds:
 
 def last(steps: Iterator[DenoiseStep]) -> NDArray:
     *_, step = steps
-    return to_numpy(step.latents)
+    return to_numpy(step.latents.video)
 
 
 def frames(engine: Engine, latents: NDArray, recipe: DenoiseParams) -> Pixels:
     (own,) = engine.to_device({"latents": latents}).values()
-    return np.concatenate(list(engine.decode(own, recipe)))
+    return np.concatenate(list(engine.decode(Modalities(own), recipe)))
 
 
 def decibels(a: Pixels, b: Pixels) -> float:

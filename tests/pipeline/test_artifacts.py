@@ -7,6 +7,7 @@ import pytest
 
 from filmlet.engine import tensor_files
 from filmlet.engine.arrays import Array
+from filmlet.engine.latents import Modalities
 from filmlet.engine.placement import Backend, Placement
 from filmlet.pipeline.artifacts import EncodedInputs, UpsampledInputs
 
@@ -42,7 +43,7 @@ def test_encoded_inputs_have_the_names_of_old_files() -> None:
     assert set(encoded.to_tensors()) == {
         "prompt", "then_1", "then_2", "negative", "guide_0", "guide_1",
     }  # fmt: skip
-    upsampled = UpsampledInputs(array(0), (array(1),))
+    upsampled = UpsampledInputs(Modalities(array(0)), (array(1),))
     assert set(upsampled.to_tensors()) == {"latents", "guide_0"}
     back = UpsampledInputs.from_tensors(upsampled.to_tensors())
-    assert (back.latents.flat[0], [g.flat[0] for g in back.guides]) == (0, [1])
+    assert (back.latents.video.flat[0], [g.flat[0] for g in back.guides]) == (0, [1])

@@ -31,6 +31,7 @@ from filmlet.core.shape import resolve_shape
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
+from filmlet.engine.latents import Modalities
 from filmlet.engine.sampler import ResumeState
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import InvalidRequest
@@ -79,7 +80,7 @@ def ours(
         for pixels, frame, strength in guides
     ]
     *_, last = engine.denoise(told(engine, folder, recipe), recipe, start, shown)
-    return unpack_latents(last.latents, *engine.latent_shape(recipe.shape))
+    return unpack_latents(last.latents.video, *engine.latent_shape(recipe.shape))
 
 
 @cache
@@ -154,7 +155,7 @@ def test_guides_of_a_second_stage_equal_stock_diffusers(tiny_guided: Path) -> No
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(recipe.seed))
     sigma = SIGMAS[1]
     second = DenoiseParams(recipe.shape, SIGMAS[1:], 1.0, recipe.seed)
-    start = ResumeState(0, pack_latents(sigma * noise + (1 - sigma) * clean))
+    start = ResumeState(0, Modalities(pack_latents(sigma * noise + (1 - sigma) * clean)))
     mine = ours(engine, tiny_guided, second, guides, start)
     theirs = stock(tiny_guided, recipe, guides, latents=clean, denoise_strength=0.999)
     assert (mine - theirs).abs().max() <= 1e-4

@@ -33,13 +33,16 @@ from filmlet.engine.conditioning import (
     VideoCoords,
     condition_latents,
 )
+from filmlet.engine.latents import Latents, Modalities
 from filmlet.engine.placement import Placement
 from filmlet.engine.sampler import (
     ConditioningMask,
     DenoiseStep,
+    EulerRule,
     ResumeState,
+    StepRule,
     apply_guidance,
-    euler_steps,
+    denoise_steps,
 )
 from filmlet.models.tokenizer import TokenizedPrompt
 
@@ -166,8 +169,8 @@ class Engine(ABC):
         """Frames, (8k+1, height, width, 3), as latents (1, channels, k+1, ...), normalised."""
 
     @abstractmethod
-    def upsample(self, latents: Array, params: DenoiseParams) -> Array:
-        """The first stage's latents at twice the sides; both (1, tokens, channels), normalised.
+    def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:
+        """The first stage's latents, its picture at twice the sides.
 
         Each channel gets back the mean and deviation that it had (AdaIN), as in Lightricks' own
         two-stage pipeline.
@@ -180,13 +183,13 @@ class Engine(ABC):
     @abstractmethod
     def decode(
         self,
-        latents: Array,
+        latents: Latents,
         params: DenoiseParams,
         pixel_format: PixelFormat = PixelFormat.RGB24,
     ) -> Iterator[Pixels | YuvPlanes]:
         """Yield every made frame in order, at the size asked for, as soon as each is known.
 
-        latents: (1, tokens, channels), normalised. pixel_format: that is wanted; YUV420P only
+        pixel_format: that is wanted; YUV420P only
         where the engine makes it sooner than who encodes it. Raises NonFiniteValues.
         """
 
@@ -235,31 +238,28 @@ class Engine(ABC):
     ) -> Iterator[DenoiseStep]:
         """Yield after each model call; the last step's latents are the clip's, normalised.
 
-        Latents are (1, tokens, channels) in float32; `start` goes on after an earlier step, to the
-        same end, or from latents that are not noise. Raises NonFiniteValues.
+        `start` goes on after an earlier step, to the same end, or from latents that are not noise.
+        Raises NonFiniteValues.
         """
         randn = self.noise_source(params.seed)
         scene = self._prepare_latents(params, start, guides, randn)
         mask = self._conditioning_mask(scene, randn) if guides else None
-        step_noise = self._step_noise(scene, params, randn)
+        rule = EulerRule(self._step_noise(scene, params, randn), mask)
         latents, done = scene.resume(start)
-        for _ in range(done):  # the steps that were done have drawn theirs
-            if mask and mask.noise_scale:
-                mask.sample_noise()
-            if step_noise:
-                step_noise()
 
-        def predict(latents: Array, sigma: float) -> Array:
+        def predict(latents: Latents, sigma: float) -> Latents:
+            video = latents.video
             if mask:  # each token has its own noise level
                 timesteps = mask.token_sigmas(sigma)[..., 0]
             else:
-                timesteps = array_namespace(latents).full_like(latents[0, :1, 0], sigma)
+                timesteps = array_namespace(video).full_like(video[0, :1, 0], sigma)
             call = TransformerInputs(
-                latents, embeddings.prompt, timesteps, scene.video_coords, params.loras
+                video, embeddings.prompt, timesteps, scene.video_coords, params.loras
             )
-            return self._predict_guided(call, embeddings.negative, params.guidance)
+            return Modalities(self._predict_guided(call, embeddings.negative, params.guidance))
 
-        for step in euler_steps(predict, latents, params.sigmas, step_noise, done, mask):
+        rules: Modalities[StepRule] = Modalities(rule)
+        for step in denoise_steps(predict, Modalities(latents), params.sigmas, rules, done):
             yield scene.split_step(step)
 
     def _prepare_latents(
@@ -273,7 +273,7 @@ class Engine(ABC):
         shape = self.latent_shape(params.shape)
         latents = randn(1, self.channels, *shape)
         if start and not start.done:
-            latents = unpack_latents(start.latents, *shape)
+            latents = unpack_latents(start.latents.video, *shape)
         return condition_latents(latents, guides, VideoCoords(self.card, params.shape.fps), randn)
 
     def _conditioning_mask(self, scene: ConditionedLatents, randn: NoiseFn) -> ConditioningMask:
@@ -313,18 +313,18 @@ class Engine(ABC):
         self,
         embeddings: PromptEmbeds,
         params: DenoiseParams,
-        latents: Array,
+        latents: Latents,
         start: ResumeState | None = None,
         guides: Sequence[GuideLatents] = (),
     ) -> Iterator[DenoiseStep]:
         """The second stage: `latents` are noised to its first level and denoised from there."""
         draw = self.noise_source(params.seed + 1)  # the first stage has its own
-        noisy = lerp(latents, draw(*latents.shape), params.sigmas[0])
+        noisy = latents.map(lambda x: lerp(x, draw(*x.shape), params.sigmas[0]))
         return self.denoise(embeddings, params, start or ResumeState(0, noisy), guides)
 
-    def _latents_for_decoder(self, latents: Array, params: DenoiseParams, draw: NoiseFn) -> Array:
-        """(1, tokens, channels), normalised, as the decoder takes them: (1, channels, ...)."""
-        video = unpack_latents(latents, *self.latent_shape(params.shape))
+    def _latents_for_decoder(self, latents: Latents, params: DenoiseParams, draw: NoiseFn) -> Array:
+        """The picture's, as the decoder takes them: (1, channels, frames, height, width)."""
+        video = unpack_latents(latents.video, *self.latent_shape(params.shape))
         if self.card.tone_map_compression_ratio:
             video = tone_map_latents(video, self.card.tone_map_compression_ratio)
         video = self.statistics.denormalize(video)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from filmlet.core.model_card import ModelCard
 from filmlet.engine.arrays import Array, array_namespace, copy_array, lerp, pack_latents
+from filmlet.engine.latents import Modalities
 from filmlet.engine.sampler import DenoiseStep, ResumeState
 
 KEYFRAME_LATENT_FRAMES = (
@@ -65,23 +66,22 @@ class ConditionedLatents:
         """Return all tokens after the model calls that are done, and how many these are."""
         if start is None or not start.done:
             return self.tokens, 0
+        latents = start.latents.video
         if start.keyframe_tokens is None:
-            return start.latents, start.done
-        tokens = array_namespace(start.latents).concat([start.keyframe_tokens, start.latents], 1)
+            return latents, start.done
+        tokens = array_namespace(latents).concat([start.keyframe_tokens, latents], 1)
         return tokens, start.done
 
     def split_step(self, step: DenoiseStep) -> DenoiseStep:
         """The clip's tokens without those that stand beside it."""
         if not self.keyframe_tokens:
             return step
-        keyframes, video_latents = (
-            step.latents[:, : self.keyframe_tokens],
-            step.latents[:, self.keyframe_tokens :],
-        )
+        tokens = step.latents.video
+        keyframes, video = tokens[:, : self.keyframe_tokens], tokens[:, self.keyframe_tokens :]
         # Copies, laid out as what comes from a file is.
         return replace(
             step,
-            latents=copy_array(video_latents),
+            latents=Modalities(copy_array(video), step.latents.audio),
             pred_x0=step.pred_x0[:, self.keyframe_tokens :],
             keyframe_tokens=copy_array(keyframes),
         )

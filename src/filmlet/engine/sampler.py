@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
 from filmlet.engine.arrays import Array, array_namespace, lerp
+from filmlet.engine.latents import Latents, Modalities
 from filmlet.errors import NonFiniteValues
 
-Velocity = Callable[[Array, float], Array]
+Velocity = Callable[[Latents, float], Latents]
 SIGMA_TOLERANCE = 1e-6  # two noise levels are the same within this
 
 
@@ -21,8 +23,8 @@ class DenoiseStep:
     """
 
     done: int
-    latents: Array  # (batch, tokens, channels), float32
-    pred_x0: Array
+    latents: Latents  # float32
+    pred_x0: Array  # of the picture, (batch, tokens, channels)
     keyframe_tokens: Array | None = None
 
 
@@ -31,8 +33,26 @@ class ResumeState:
     """Where denoising was left: the latents after `done` model calls, and what went beside them."""
 
     done: int
-    latents: Array
+    latents: Latents
     keyframe_tokens: Array | None = None
+
+
+class StepRule(Protocol):
+    """How the latents of one modality, (batch, tokens, channels), go from one level to the next."""
+
+    def before_call(self, latents: Array, sigma: float) -> Array:
+        """Return what the model is shown in their place."""
+        ...
+
+    def step(
+        self, latents: Array, velocity: Array, sigma: float, next_sigma: float
+    ) -> tuple[Array, Array]:
+        """Return them at the next level, and the clean estimate."""
+        ...
+
+    def skip_step(self) -> None:
+        """Draw the noise that a step draws, which an earlier run has done."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,33 +88,65 @@ class ConditioningMask:
         return array_namespace(after).where(sigma - SIGMA_TOLERANCE < self.max_sigma, after, before)
 
 
-def euler_steps(
+@dataclass(frozen=True, eq=False)
+class EulerRule:
+    """Along the velocity; with `fresh_noise` the clean estimate is noised anew at each level.
+
+    mask: of tokens that are given.
+    """
+
+    fresh_noise: Callable[[], Array] | None = None
+    mask: ConditioningMask | None = None
+
+    def before_call(self, latents: Array, sigma: float) -> Array:
+        return self.mask.add_conditioning_noise(latents, sigma) if self.mask else latents
+
+    def step(
+        self, latents: Array, velocity: Array, sigma: float, next_sigma: float
+    ) -> tuple[Array, Array]:
+        clean = latents - (self.mask.token_sigmas(sigma) if self.mask else sigma) * velocity
+        if self.fresh_noise is None:
+            moved = latents + (next_sigma - sigma) * velocity
+        else:
+            moved = (1 - next_sigma) * clean + next_sigma * self.fresh_noise()
+        return self.mask.apply(sigma, latents, moved) if self.mask else moved, clean
+
+    def skip_step(self) -> None:
+        if self.mask and self.mask.noise_scale:
+            self.mask.sample_noise()
+        if self.fresh_noise:
+            self.fresh_noise()
+
+
+def denoise_steps(
     velocity: Velocity,
-    latents: Array,
+    latents: Latents,
     sigmas: Sequence[float],
-    fresh_noise: Callable[[], Array] | None = None,
+    rules: Modalities[StepRule],
     already: int = 0,
-    mask: ConditioningMask | None = None,
 ) -> Iterator[DenoiseStep]:
     """Yield after each step from sigmas[already] down to 0; close the generator to stop.
 
-    latents: (batch, tokens, channels), `already` so many steps in. With `fresh_noise` the clean
-    estimate is noised anew at each level instead of following the flow. Raises NonFiniteValues.
+    latents: `already` so many steps in, whose noise `rules` draw and drop. Raises NonFiniteValues.
     """
+    for _ in range(already):
+        rules.map(lambda rule: rule.skip_step())
     levels = np.array([*sigmas, 0.0], np.float32).tolist()
     for done, (now, following) in enumerate(pairwise(levels[already:]), start=already + 1):
-        if mask:
-            latents = mask.add_conditioning_noise(latents, now)
-        flow = velocity(latents, now)
-        clean = latents - (mask.token_sigmas(now) if mask else now) * flow
-        if fresh_noise is None:
-            moved = latents + (following - now) * flow
-        else:
-            moved = (1 - following) * clean + following * fresh_noise()
-        latents = mask.apply(now, latents, moved) if mask else moved
-        if not array_namespace(latents).isfinite(latents).all():
-            raise NonFiniteValues(f"The model gave values that are not numbers in step {done}.")
-        yield DenoiseStep(done, latents, clean)
+        shown = rules.map(lambda rule, x, sigma=now: rule.before_call(x, sigma), latents)
+        steps = rules.map(
+            lambda rule, x, flow, ends=(now, following): rule.step(x, flow, *ends),
+            shown,
+            velocity(shown, now),
+        )
+        latents = steps.map(lambda step: step[0])
+        latents.map(lambda x, number=done: _check_finite(x, number))
+        yield DenoiseStep(done, latents, steps.video[1])
+
+
+def _check_finite(latents: Array, done: int) -> None:
+    if not array_namespace(latents).isfinite(latents).all():
+        raise NonFiniteValues(f"The model gave values that are not numbers in step {done}.")
 
 
 def apply_guidance(

@@ -25,6 +25,7 @@ from filmlet.core.events import Stage
 from filmlet.engine import tensor_files
 from filmlet.engine.arrays import Array, Tensors
 from filmlet.engine.base import Engine
+from filmlet.engine.latents import Latents, latents_from_tensors, latents_to_tensors
 from filmlet.media import to_output_error
 
 RESULT_NAMES = {
@@ -65,19 +66,19 @@ class EncodedInputs:
 
 @dataclass(frozen=True, eq=False)
 class UpsampledInputs:
-    """What a second stage begins with, at its size: latents (1, tokens, channels), and guides."""
+    """What a second stage begins with, at its size: latents and guides."""
 
-    latents: Array
+    latents: Latents
     guides: tuple[Array, ...] = ()
 
     def to_tensors(self) -> Tensors:
         """The content of upsampled.safetensors."""
-        return {"latents": self.latents} | _guides_to_tensors(self.guides)
+        return latents_to_tensors(self.latents) | _guides_to_tensors(self.guides)
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> "UpsampledInputs":
         """The inverse of `to_tensors`."""
-        return cls(tensors["latents"], _guides_from_tensors(tensors))
+        return cls(latents_from_tensors(tensors), _guides_from_tensors(tensors))
 
 
 def _guides_to_tensors(guides: Sequence[Array]) -> Tensors:

@@ -5,16 +5,16 @@ from itertools import chain
 
 from filmlet.core.events import Event, Frames, Pixels, Progress, Stage
 from filmlet.core.shape import VideoShape
-from filmlet.engine.arrays import Array
 from filmlet.engine.base import Engine
+from filmlet.engine.latents import Latents
 from filmlet.pipeline.prepare import PreparedClip
 from filmlet.pipeline.run_context import RunContext
 
 
 def decode_stage(
-    clip: PreparedClip, context: RunContext, engine: Engine, latents: Array, emitted: int
+    clip: PreparedClip, context: RunContext, engine: Engine, latents: Latents, emitted: int
 ) -> Generator[Event]:
-    """Decode latents, (1, tokens, channels). emitted: frames that an earlier run has given."""
+    """Decode the picture. emitted: frames that an earlier run has given."""
     done, total = emitted, clip.effective.shape.frames
     progress = Progress(Stage.DECODE, done, total)
     yield progress

@@ -8,9 +8,14 @@ from itertools import takewhile
 
 from filmlet.core.events import Event, Preview, Progress, Stage
 from filmlet.core.windows import Window, window_of_frame
-from filmlet.engine.arrays import Array, Tensors, array_namespace, unpack_latents
+from filmlet.engine.arrays import Tensors, array_namespace, unpack_latents
 from filmlet.engine.base import DenoiseParams, Engine, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
+from filmlet.engine.latents import (
+    Latents,
+    latents_from_tensors,
+    latents_to_tensors,
+)
 from filmlet.engine.sampler import DenoiseStep, ResumeState
 from filmlet.pipeline.artifacts import RESULT_NAMES, ArtifactStore
 
@@ -26,8 +31,7 @@ class DenoisePass:
 
     params: of the whole clip. prompt_embeds: by a window's prompt. guides: where they stand in the
     whole.
-    init_latents: what a second stage starts from, (1, tokens, channels). first_preview_step:
-    Previews of the first.
+    init_latents: what a second stage starts from. first_preview_step: Previews of the first.
     """
 
     stage: Stage
@@ -36,7 +40,7 @@ class DenoisePass:
     windows: Sequence[Window]
     prompt_embeds: Sequence[PromptEmbeds]
     guides: Sequence[GuideLatents]
-    init_latents: Array | None = None
+    init_latents: Latents | None = None
     first_preview_step: int = 0
 
     @property
@@ -55,11 +59,11 @@ class DenoisePass:
         """Steps of all windows."""
         return self.steps_per_window * len(self.windows)
 
-    def drop_overlap(self, index: int, latents: Array) -> Array:
+    def drop_overlap(self, index: int, latents: Latents) -> Latents:
         """The latents of a window that are new in it."""
         overlap = self.windows[index].overlap_frames
         shared = overlap // self.engine.card.grid.temporal_compression
-        return latents[:, self.token_count(shared) :]
+        return replace(latents, video=latents.video[:, self.token_count(shared) :])
 
     def token_count(self, frames: int) -> int:
         """Of so many latent frames."""
@@ -75,7 +79,7 @@ class DenoisePass:
         return replace(self.params, shape=shape, seed=seed)
 
     def denoise_window(
-        self, index: int, latents: Sequence[Array], start: ResumeState | None
+        self, index: int, latents: Sequence[Latents], start: ResumeState | None
     ) -> Iterator[DenoiseStep]:
         """Denoise one window behind those that are made, from its start or a step that is kept."""
         window, params = self.windows[index], self.window_params(index)
@@ -84,15 +88,16 @@ class DenoisePass:
         if self.init_latents is None:
             return self.engine.denoise(text, params, start, guides)
         span = window.latents(self.engine.card.grid.temporal_compression)
-        rough = self.init_latents[:, self.token_count(span.start) : self.token_count(span.stop)]
+        tokens = slice(self.token_count(span.start), self.token_count(span.stop))
+        rough = replace(self.init_latents, video=self.init_latents.video[:, tokens])
         return self.engine.refine(text, params, rough, start, guides)
 
-    def _overlap_guide(self, window: Window, latents: Sequence[Array]) -> Iterator[GuideLatents]:
+    def _overlap_guide(self, window: Window, latents: Sequence[Latents]) -> Iterator[GuideLatents]:
         """The last latents so far, as they are: decoded and seen anew they would be others."""
         if window.overlap_frames:
             frames = window.overlap_frames // self.engine.card.grid.temporal_compression
             _, *sides = self.engine.latent_shape(self.params.shape)
-            last = concat_windows(latents)[:, -self.token_count(frames) :]
+            last = concat_windows(latents).video[:, -self.token_count(frames) :]
             yield GuideLatents(unpack_latents(last, frames, *sides), 0, 1.0)
 
     def _window_guides(self, window: Window) -> Iterator[GuideLatents]:
@@ -103,9 +108,10 @@ class DenoisePass:
                 yield replace(guide, frame=guide.frame - window.latents(time).start * time)
 
 
-def concat_windows(latents: Sequence[Array]) -> Array:
-    """Latents of windows, (1, tokens, channels), one after the other."""
-    return array_namespace(latents[0]).concat([*latents], 1)
+def concat_windows(latents: Sequence[Latents]) -> Latents:
+    """Latents of windows, one after the other."""
+    first, *others = latents
+    return first.map(lambda *parts: array_namespace(parts[0]).concat(parts, 1), *others)
 
 
 def run_denoise_pass(
@@ -113,7 +119,7 @@ def run_denoise_pass(
 ) -> StageGenerator:
     """Denoise the windows that are not saved; Progress counts the model calls of all of them.
 
-    Returns the latents of the whole, (1, tokens, channels). Raises Cancelled, NonFiniteValues.
+    Returns the latents of the whole. Raises Cancelled, NonFiniteValues.
     """
     latents = _load_windows(task, artifacts)
     start = _load_checkpoint(task, artifacts, len(latents))
@@ -125,14 +131,14 @@ def run_denoise_pass(
             tokens = yield from _run_window(task, artifacts, index, steps)
             latents.append(task.drop_overlap(index, tokens))
             if task.window_names:
-                artifacts.save(task.window_names[index], {"latents": latents[-1]})
+                artifacts.save(task.window_names[index], latents_to_tensors(latents[-1]))
             start = None
-    return {"latents": concat_windows(latents)}
+    return latents_to_tensors(concat_windows(latents))
 
 
 def _run_window(
     task: DenoisePass, artifacts: ArtifactStore, index: int, steps: Iterator[DenoiseStep]
-) -> Generator[Event, None, Array]:
+) -> Generator[Event, None, Latents]:
     """Yield steps as events; the latest is saved, so that a crash costs little."""
     before, shape = task.steps_per_window * index, task.window_params(index).shape
     saved = time.monotonic()
@@ -148,17 +154,17 @@ def _run_window(
     return step.latents
 
 
-def _load_windows(task: DenoisePass, artifacts: ArtifactStore) -> list[Array]:
+def _load_windows(task: DenoisePass, artifacts: ArtifactStore) -> list[Latents]:
     """Return the latents of the first windows, as far as they are saved."""
     windows = (artifacts.load(name, task.engine) for name in task.window_names)
-    return [window["latents"] for window in takewhile(bool, windows) if window]
+    return [latents_from_tensors(window) for window in takewhile(bool, windows) if window]
 
 
 def _save_checkpoint(
     task: DenoisePass, artifacts: ArtifactStore, index: int, step: DenoiseStep
 ) -> None:
-    done = array_namespace(step.latents).asarray([step.done, index])
-    checkpoint = {"latents": step.latents, "done": done}
+    done = array_namespace(step.latents.video).asarray([step.done, index])
+    checkpoint = latents_to_tensors(step.latents) | {"done": done}
     if step.keyframe_tokens is not None:
         checkpoint["beside"] = step.keyframe_tokens
     artifacts.save(CHECKPOINT_NAMES[task.stage], checkpoint)
@@ -172,7 +178,7 @@ def _load_checkpoint(task: DenoisePass, artifacts: ArtifactStore, index: int) ->
     done, window = checkpoint["done"].tolist()
     if window != index:
         return None
-    return ResumeState(done, checkpoint["latents"], checkpoint.get("beside"))
+    return ResumeState(done, latents_from_tensors(checkpoint), checkpoint.get("beside"))
 
 
 def completed_window_name(progress: Progress, windows: int) -> str | None:

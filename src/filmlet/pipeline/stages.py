@@ -21,6 +21,7 @@ from filmlet.core.shape import VideoShape
 from filmlet.engine.arrays import Array
 from filmlet.engine.base import Engine, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
+from filmlet.engine.latents import Latents, latents_from_tensors
 from filmlet.engine.placement import release_memory
 from filmlet.errors import NonFiniteValues
 from filmlet.media import (
@@ -179,12 +180,12 @@ def _run_stages(clip: PreparedClip, context: RunContext, emitted: int) -> Genera
     events = _denoise_stage(clip, context, engine, encoded)
     result = yield from run_stage(context, engine, Stage.DENOISE, events)
     if clip.effective.refine_sigmas:
-        events = _upsample_stage(clip, engine, result["latents"])
+        events = _upsample_stage(clip, engine, latents_from_tensors(result))
         result = yield from run_stage(context, engine, Stage.UPSAMPLE, events)
         upsampled = UpsampledInputs.from_tensors(result)
         events = _refine_stage(clip, context, engine, encoded, upsampled)
         result = yield from run_stage(context, engine, Stage.REFINE, events)
-    frames = decode_stage(clip, context, engine, result["latents"], emitted)
+    frames = decode_stage(clip, context, engine, latents_from_tensors(result), emitted)
     yield from with_timing(Stage.DECODE, frames)
 
 
@@ -311,7 +312,7 @@ def _guide_latents(clip: PreparedClip, latents: Sequence[Array]) -> list[GuideLa
     ]
 
 
-def _upsample_stage(clip: PreparedClip, engine: Engine, latents: Array) -> StageGenerator:
+def _upsample_stage(clip: PreparedClip, engine: Engine, latents: Latents) -> StageGenerator:
     """Returns `UpsampledInputs` as tensors."""
     progress, params = Progress(Stage.UPSAMPLE, 0, 1), clip.denoise_params
     yield progress

@@ -19,8 +19,9 @@ from filmlet.core.shape import resolve_shape
 from filmlet.engine import selection
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
+from filmlet.engine.latents import Modalities
 from filmlet.engine.placement import Placement
-from filmlet.engine.sampler import euler_steps
+from filmlet.engine.sampler import EulerRule, denoise_steps
 from filmlet.engine.torch import vae_decoder
 from filmlet.engine.torch.dtype import choose_dtype
 from filmlet.engine.torch.engine import TorchEngine
@@ -78,7 +79,7 @@ def test_latents_equal_stock_diffusers(tiny: Path, guidance: float, negative: st
     )
     *_, last = engine.denoise(PromptEmbeds(text, away), recipe)
     stock = stock_latents(tiny, prompt, recipe, negative)
-    assert (last.latents - stock).abs().max() <= 1e-4
+    assert (last.latents.video - stock).abs().max() <= 1e-4
     assert stock.std() > 0.1
 
 
@@ -92,7 +93,7 @@ def test_pocket_in_unmodified_stock_diffusers_gives_the_same_latents_and_frames(
     )
     *_, last = engine.denoise(PromptEmbeds(text), recipe)
     stock = stock_latents(folder_of(card), prompt, recipe)
-    assert (last.latents - stock).abs().max() <= 1e-4
+    assert (last.latents.video - stock).abs().max() <= 1e-4
     pixels = np.concatenate(list(engine.decode(last.latents, recipe)))
     pipe = LTXPipeline.from_pretrained(folder_of(card), torch_dtype=torch.float32)
     video = pipe._denormalize_latents(
@@ -112,11 +113,12 @@ def test_redrawing_the_noise_equals_the_stock_stochastic_scheduler() -> None:
     for t in scheduler.timesteps:
         expected = scheduler.step(flow, t, expected, generator=generator).prev_sample
     fresh = torch.Generator().manual_seed(1)
-    steps = euler_steps(
-        lambda *_: flow, start, (1.0, 0.7, 0.4), lambda: torch.randn(1, 6, 4, generator=fresh)
+    rule = EulerRule(lambda: torch.randn(1, 6, 4, generator=fresh))
+    steps = denoise_steps(
+        lambda *_: Modalities(flow), Modalities(start), (1.0, 0.7, 0.4), Modalities(rule)
     )
     *_, last = steps
-    assert torch.allclose(last.latents, expected, atol=1e-5)
+    assert torch.allclose(last.latents.video, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny
     frames, height, width = engine.latent_shape(recipe.shape)
     channels = engine.vae.config.latent_channels
     latents = torch.zeros(1, frames * height * width, channels)
-    list(engine.decode(latents, recipe))
+    list(engine.decode(Modalities(latents), recipe))
     moved = {n for n, weight in engine.vae.named_parameters() if weight.data_ptr() != before[n]}
     assert moved
     assert all(name.startswith("decoder.") for name in moved)

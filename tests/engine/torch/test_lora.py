@@ -89,7 +89,7 @@ def latents(engine: TorchEngine, folder: Path, *loras: Lora | str) -> Tensor:
         tokenize(load_tokenizer(folder / "tokenizer"), PROMPT, engine.card.max_tokens)
     )
     *_, last = engine.denoise(PromptEmbeds(text), recipe)
-    return last.latents
+    return last.latents.video
 
 
 def recipe_of(engine: TorchEngine) -> DenoiseParams:
@@ -262,11 +262,11 @@ def test_clips_that_take_turns_do_not_wear_each_others_loras(tiny: Path, style: 
         )
     )
     recipes = (recipe, replace(recipe, loras=adapters(style)))
-    alone = [[step.latents for step in engine.denoise(text, each)] for each in recipes]
+    alone = [[step.latents.video for step in engine.denoise(text, each)] for each in recipes]
     turns = zip(*(engine.denoise(text, each) for each in recipes), strict=True)
     for (plain, styled), steps in zip(zip(*alone, strict=True), turns, strict=True):
-        assert torch.equal(plain, steps[0].latents)
-        assert torch.equal(styled, steps[1].latents)
+        assert torch.equal(plain, steps[0].latents.video)
+        assert torch.equal(styled, steps[1].latents.video)
 
 
 def test_a_change_that_was_left_half_done_is_done_again(tiny: Path, style: str) -> None:

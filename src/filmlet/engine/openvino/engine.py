@@ -16,6 +16,7 @@ from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.arrays import Tensors, to_numpy
 from filmlet.engine.base import DenoiseParams, Engine, LatentStats, TransformerInputs
 from filmlet.engine.conditioning import NoiseFn
+from filmlet.engine.latents import Latents
 from filmlet.engine.openvino.compile import REFERENCE_DTYPE, ComponentBuild
 from filmlet.engine.openvino.components import TextEncoder, Transformer, VaeDecoder, VaeEncoder
 from filmlet.engine.openvino.noise import TorchNoise
@@ -89,7 +90,7 @@ class OpenVINOEngine(Engine):
     def encode_frames(self, pixels: Pixels) -> Floats:
         return self.statistics.normalize(self._get("encoder")(pixels))
 
-    def upsample(self, latents: Floats, params: DenoiseParams) -> Floats:  # noqa: ARG002
+    def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:  # noqa: ARG002
         raise NotSupported("OpenVINO makes clips of one stage.", param="model")
 
     @contextmanager
@@ -103,7 +104,7 @@ class OpenVINOEngine(Engine):
 
     def decode(
         self,
-        latents: Floats,
+        latents: Latents,
         params: DenoiseParams,
         pixel_format: PixelFormat = PixelFormat.RGB24,  # noqa: ARG002 - it computes in RGB
     ) -> Iterator[Pixels]:

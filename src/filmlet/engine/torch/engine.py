@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.arrays import Tensors, pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, Engine, LatentStats, TransformerInputs
 from filmlet.engine.conditioning import NoiseFn
+from filmlet.engine.latents import Latents
 from filmlet.engine.placement import Placement
 from filmlet.engine.state_dict import load_latent_rgb_factors
 from filmlet.engine.torch import vae_decoder
@@ -128,17 +129,16 @@ class TorchEngine(Engine):
             return self.components.cached_transformer.predict_velocity(call).float()
 
     @torch.inference_mode()
-    def upsample(self, latents: Tensor, params: DenoiseParams) -> Tensor:
+    def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:
         small = self.statistics.denormalize(
-            unpack_latents(latents, *self.latent_shape(params.first_stage().shape))
+            unpack_latents(latents.video, *self.latent_shape(params.first_stage().shape))
         )
         large = self.upsampler(small.to(self.dtype)).float()
         axes = (2, 3, 4)
         deviation, mean = torch.std_mean(large, axes, keepdim=True)
         target_std, centre = torch.std_mean(small, axes, keepdim=True)
-        return pack_latents(
-            self.statistics.normalize((large - mean) / deviation * target_std + centre)
-        )
+        larger = self.statistics.normalize((large - mean) / deviation * target_std + centre)
+        return replace(latents, video=pack_latents(larger))
 
     @contextmanager
     def cancel_when(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
@@ -160,7 +160,7 @@ class TorchEngine(Engine):
 
     def decode(
         self,
-        latents: Tensor,
+        latents: Latents,
         params: DenoiseParams,
         pixel_format: PixelFormat = PixelFormat.RGB24,
     ) -> Iterator[Pixels | YuvPlanes]:
@@ -177,7 +177,7 @@ class TorchEngine(Engine):
             half.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def _decode(
-        self, latents: Tensor, params: DenoiseParams, pixel_format: PixelFormat
+        self, latents: Latents, params: DenoiseParams, pixel_format: PixelFormat
     ) -> Iterator[Pixels | YuvPlanes]:
         generator = torch.Generator().manual_seed(params.seed)
         video = self._latents_for_decoder(latents, params, self._noise_from(generator))
