@@ -90,8 +90,11 @@ class ModelCard:
     standing still. context_frames: frames of a clip that it is given to extend it, 8k+1.
     is_condition_pipeline: made for
     LTXConditionPipeline (0.9.5 on), which counts a latent's time from the first of its frames and
-    hides the padding from the text encoder; LTXPipeline does neither. version: of an LTX-2 model,
-    "2.0", "2.3" or "2.5", which its recipe depends on.
+    hides the padding from the text encoder; LTXPipeline does neither. ancestral_sampling: each step
+    of the first stage goes below its next level and comes back to it by new noise. image_crf:
+    pictures that are given are compressed as one frame of H.264 by this factor before they are
+    encoded, for the model was trained on frames of videos; 0 leaves them as they are. version: of
+    an LTX-2 model, "2.0", "2.3" or "2.5", which its recipe depends on.
     """
 
     name: str
@@ -117,12 +120,19 @@ class ModelCard:
     context_frames: int = 1
     is_condition_pipeline: bool = False
     family: ModelFamily = ModelFamily.LTX_VIDEO
+    ancestral_sampling: bool = False
+    image_crf: int = 0
     version: str = ""
 
     @property
     def makes_audio(self) -> bool:
         """Whether its clips have sound."""
         return self.family is ModelFamily.LTX2
+
+    @property
+    def guide_step(self) -> int:
+        """Guides begin at multiples of so many frames."""
+        return 1 if self.family is ModelFamily.LTX2 else self.grid.temporal_compression
 
     @property
     def revision(self) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from filmlet.core.events import PixelFormat, Pixels, YuvPlanes
+from filmlet.core.events import Audio, PixelFormat, Pixels, YuvPlanes
 from filmlet.core.lora import LoraAdapter
 from filmlet.core.model_card import ModelCard
 from filmlet.core.shape import VideoShape
@@ -44,6 +44,7 @@ from filmlet.engine.sampler import (
     apply_guidance,
     denoise_steps,
 )
+from filmlet.errors import NotSupported
 from filmlet.models.tokenizer import TokenizedPrompt
 
 PROMPT_CACHE_SIZE = 64  # that are remembered
@@ -56,7 +57,7 @@ KILOBYTE = 1000
 class DenoiseParams:
     """How one stage of a clip is denoised. sigmas: noise level before each model call.
 
-    loras: that the transformer wears meanwhile.
+    loras: that the transformer wears meanwhile. audio: whether sound is made, too.
     """
 
     shape: VideoShape
@@ -64,6 +65,7 @@ class DenoiseParams:
     guidance: float
     seed: int
     loras: tuple[LoraAdapter, ...] = ()
+    audio: bool = False
 
     def first_stage(self) -> "DenoiseParams":
         """The first of two stages, whose second is this one's shape."""
@@ -212,22 +214,43 @@ class Engine(ABC):
         return _prompt_key(reading) in self.prompt_cache
 
     def encode_prompt(self, reading: TokenizedPrompt) -> Array:
-        """(1, tokens, channels): encoded with the padding it was trained with, cut to real tokens.
+        """What the transformer is told of a prompt, (1, tokens, channels).
 
-        Cutting equals diffusers' attention mask, and costs less. The latest are remembered.
+        The latest are remembered.
         """
-        key = _prompt_key(reading)
-        if key not in self.prompt_cache:
-            ids = (
-                reading.ids[:, : reading.token_count]
-                if self.card.is_condition_pipeline
-                else reading.ids
-            )
-            self.prompt_cache[key] = self._encode_ids(ids)[:, : reading.token_count]
-            if len(self.prompt_cache) > PROMPT_CACHE_SIZE:
-                self.prompt_cache.popitem(last=False)
-        self.prompt_cache.move_to_end(key)
-        return self.prompt_cache[key]
+        if not self.has_cached(reading):
+            self.connect_prompt(reading, self.encode_text(reading))
+        self.prompt_cache.move_to_end(_prompt_key(reading))
+        return self.prompt_cache[_prompt_key(reading)]
+
+    def encode_text(self, reading: TokenizedPrompt) -> Array:
+        """What the text encoder makes of a prompt, with the padding that it was trained with.
+
+        It is cut to real tokens, (1, tokens, channels): that equals diffusers' attention mask, and
+        costs less.
+        """
+        is_padded = not self.card.is_condition_pipeline
+        ids = reading.ids if is_padded else reading.ids[:, : reading.token_count]
+        return self._encode_ids(ids)[:, : reading.token_count]
+
+    def connect_prompt(self, reading: TokenizedPrompt, states: Array) -> None:
+        """Remember what the transformer is told of a prompt. states: as `encode_text` gives it."""
+        self.prompt_cache[_prompt_key(reading)] = self._connect_text(states)
+        if len(self.prompt_cache) > PROMPT_CACHE_SIZE:
+            self.prompt_cache.popitem(last=False)
+
+    def _connect_text(self, states: Array) -> Array:
+        """Between text encoder and transformer; most models have nothing there."""
+        return states
+
+    def decode_audio(
+        self,
+        latents: Latents,  # noqa: ARG002
+        params: DenoiseParams,  # noqa: ARG002
+        is_cancelled: Callable[[], bool],  # noqa: ARG002
+    ) -> Audio:
+        """The sound of the made clip, from its first frame on. Raises Cancelled, NotSupported."""
+        raise NotSupported(f"{self.card.name} makes no sound.", param="audio")
 
     def denoise(
         self,

@@ -8,6 +8,7 @@
 | `latents.safetensors` | latents of the clip; of two stages, the first's | after denoise |
 | `upsampled.safetensors` | `UpsampledInputs` | after upsample |
 | `refined.safetensors` | latents of the clip | after refine |
+| `audio.safetensors` | samples of the clip's sound | after decode_audio |
 | `decoded.mp4.HEX.part` | the clip, playable while it grows | while decoding |
 | `decoded.mp4` | the whole clip, its index at its end | after decode |
 | `clip.mp4.HEX.part` | the whole clip with its tags, its index first | while muxing |
@@ -33,6 +34,7 @@ RESULT_NAMES = {
     Stage.DENOISE: "latents",
     Stage.UPSAMPLE: "upsampled",
     Stage.REFINE: "refined",
+    Stage.DECODE_AUDIO: "audio",
 }
 
 

@@ -206,7 +206,7 @@ def _resolve_guide(
 
 
 def _snap_to_latent_frame(guide: Guide, card: ModelCard, shape: VideoShape) -> int:
-    """The frame of the made clip, a multiple of `time`, that is nearest to the guide's."""
+    """The frame of the made clip, a multiple of `card.guide_step`, nearest to the guide's."""
     requested = guide.frame if guide.frame >= 0 else shape.frames + guide.frame
     if not 0 <= requested < shape.frames:
         raise InvalidRequest(
@@ -220,7 +220,7 @@ def _snap_to_latent_frame(guide: Guide, card: ModelCard, shape: VideoShape) -> i
             f"a guide cannot stand at {guide.frame}.",
             param="guides",
         )
-    time = card.grid.temporal_compression
+    time = card.guide_step
     if shape.extend_backward:
         last = (shape.generated_frames - shape.context_frames - 1) // time * time
         return min(last, (requested + shape.padding_frames + time // 2) // time * time)

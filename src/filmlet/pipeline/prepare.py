@@ -49,7 +49,9 @@ class PreparedClip:
     def denoise_params(self) -> DenoiseParams:
         """The clip's shape and its first stage's sigmas."""
         done = self.effective
-        return DenoiseParams(done.shape, done.sigmas, done.guidance, done.seed, self.loras)
+        return DenoiseParams(
+            done.shape, done.sigmas, done.guidance, done.seed, self.loras, done.audio
+        )
 
     @property
     def first_stage_params(self) -> DenoiseParams:

@@ -39,7 +39,7 @@ from filmlet.pipeline.artifacts import (
     EncodedInputs,
     UpsampledInputs,
 )
-from filmlet.pipeline.decode import decode_stage
+from filmlet.pipeline.decode import audio_from_tensors, decode_audio_stage, decode_stage
 from filmlet.pipeline.denoise import DenoisePass, StageGenerator, run_denoise_pass
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.prepare import PreparedClip
@@ -185,7 +185,12 @@ def _run_stages(clip: PreparedClip, context: RunContext, emitted: int) -> Genera
         upsampled = UpsampledInputs.from_tensors(result)
         events = _refine_stage(clip, context, engine, encoded, upsampled)
         result = yield from run_stage(context, engine, Stage.REFINE, events)
-    frames = decode_stage(clip, context, engine, latents_from_tensors(result), emitted)
+    latents = latents_from_tensors(result)
+    if clip.effective.audio:
+        events = decode_audio_stage(clip, context, engine, latents)
+        sound = yield from run_stage(context, engine, Stage.DECODE_AUDIO, events)
+        yield audio_from_tensors(sound)
+    frames = decode_stage(clip, context, engine, latents, emitted)
     yield from with_timing(Stage.DECODE, frames)
 
 
@@ -235,8 +240,14 @@ def _encode_stage(clip: PreparedClip, engine: Engine) -> StageGenerator:
     """Returns `EncodedInputs` as tensors."""
     progress = Progress(Stage.ENCODE, 0, 1)
     yield progress
-    if not all(map(engine.has_cached, clip.prompts.all)):
+    new = [prompt for prompt in clip.prompts.all if not engine.has_cached(prompt)]
+    if new:
         yield from _load_components(engine, progress, "text_encoder")
+        states = [engine.encode_text(prompt) for prompt in new]
+        if clip.files.connectors:
+            yield from _load_components(engine, progress, "connectors")
+        for prompt, text in zip(new, states, strict=True):
+            engine.connect_prompt(prompt, text)
     prompts = tuple(map(engine.encode_prompt, clip.prompts.prompts))
     negative = clip.prompts.negative and engine.encode_prompt(clip.prompts.negative)
     if clip.guide_inputs:

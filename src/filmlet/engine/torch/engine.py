@@ -1,7 +1,7 @@
 """The torch engine: diffusers' modules for one checkpoint, held in memory and ready to run."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -142,21 +142,15 @@ class TorchEngine(Engine):
 
     @contextmanager
     def cancel_when(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
-        def check(*_: object) -> None:
-            if is_cancelled():
-                raise Cancelled("The clip was cancelled.")
-
         # Before each step and each block: a step that is replayed runs none.
         parts = (self.transformer.proj_in, *self.transformer.transformer_blocks)
-        hooks = [part.register_forward_pre_hook(check) for part in parts]
         loras = self.loras
-        loras.cancel_checks.append(check)
-        try:
-            yield
-        finally:
-            loras.cancel_checks.remove(check)
-            for hook in hooks:
-                hook.remove()
+        with raise_when_cancelled(parts, is_cancelled) as check:
+            loras.cancel_checks.append(check)
+            try:
+                yield
+            finally:
+                loras.cancel_checks.remove(check)
 
     def decode(
         self,
@@ -197,6 +191,24 @@ class TorchEngine(Engine):
                 yield leaving.popleft().result()
         for last in leaving:
             yield last.result()
+
+
+@contextmanager
+def raise_when_cancelled(
+    modules: Iterable[nn.Module], is_cancelled: Callable[[], bool]
+) -> Iterator[Callable[..., None]]:
+    """Ask before each of the modules runs; yields the question, which raises Cancelled."""
+
+    def check(*_: object) -> None:
+        if is_cancelled():
+            raise Cancelled("The clip was cancelled.")
+
+    hooks = [module.register_forward_pre_hook(check) for module in modules]
+    try:
+        yield check
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> TorchEngine:

@@ -7,6 +7,7 @@ decoder pads it. The result equals the one-shot decode; memory does not grow wit
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import (
@@ -17,21 +18,37 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import (
     LTXVideoUpBlock3d,
     LTXVideoUpsampler3d,
 )
+from diffusers.models.autoencoders.autoencoder_kl_ltx2 import (
+    LTX2VideoCausalConv3d,
+    LTX2VideoDecoder3d,
+    LTX2VideoMidBlock3d,
+    LTX2VideoResnetBlock3d,
+    LTX2VideoUpBlock3d,
+    LTX2VideoUpsampler3d,
+    PerChannelRMSNorm,
+)
 from torch import Tensor, nn
 
 from filmlet.engine.streaming import StreamingModule, run_streaming
 
 Embed = Callable[[Tensor], Tensor]
+Convolution: TypeAlias = LTXVideoCausalConv3d | LTX2VideoCausalConv3d
+Resnet: TypeAlias = LTXVideoResnetBlock3d | LTX2VideoResnetBlock3d
+Upsampler: TypeAlias = LTXVideoUpsampler3d | LTX2VideoUpsampler3d
+Decoder: TypeAlias = LTXVideoDecoder3d | LTX2VideoDecoder3d
 
 
 class StreamingConv:
-    """A convolution over time that remembers the frames its next output needs."""
+    """A convolution over time that remembers the frames its next output needs.
 
-    def __init__(self, module: LTXVideoCausalConv3d) -> None:
+    Those of LTX-2 do not say whether they are causal: its decoders are not.
+    """
+
+    def __init__(self, module: Convolution) -> None:
         self.conv = module.conv
-        kernel = module.kernel_size[0]
-        self.before = kernel - 1 if module.is_causal else (kernel - 1) // 2
-        self.after = 0 if module.is_causal else (kernel - 1) // 2
+        kernel, is_causal = module.kernel_size[0], getattr(module, "is_causal", False)
+        self.before = kernel - 1 if is_causal else (kernel - 1) // 2
+        self.after = 0 if is_causal else (kernel - 1) // 2
         self.kernel = kernel
         self.kept: Tensor | None = None
 
@@ -54,7 +71,7 @@ class StreamingResnet:
     """Two convolutions and a residual that waits for them."""
 
     def __init__(
-        self, module: LTXVideoResnetBlock3d, temb: Tensor | None, generator: torch.Generator | None
+        self, module: Resnet, temb: Tensor | None, generator: torch.Generator | None
     ) -> None:
         self.module = module
         self.first, self.second = StreamingConv(module.conv1), StreamingConv(module.conv2)
@@ -78,13 +95,13 @@ class StreamingResnet:
         if not ready:
             return y
         if module.norm3 is not None:
-            residual = _channels_last(module.norm3, residual)
+            residual = _normalize(module.norm3, residual)
         if module.conv_shortcut is not None:
             residual = module.conv_shortcut(residual)
         return y + residual
 
     def _norm_modulate_activate(self, norm: Embed, x: Tensor, which: int) -> Tensor:
-        x = _channels_last(norm, x)
+        x = _normalize(norm, x)
         if self.modulation is not None:
             shift, scale = self.modulation[2 * which : 2 * which + 2]
             x = x * (1 + scale) + shift
@@ -102,7 +119,7 @@ class StreamingResnet:
 class StreamingUpsample:
     """A convolution whose channels become frames, rows and columns; drops the first frames."""
 
-    def __init__(self, module: LTXVideoUpsampler3d) -> None:
+    def __init__(self, module: Upsampler) -> None:
         self.module = module
         self.conv = StreamingConv(module.conv)
         self.waiting: Tensor | None = None
@@ -133,7 +150,7 @@ class StreamingUpsample:
 class StreamingHead:
     """The decoder's end: norm, modulation, activation, convolution, patches back to pixels."""
 
-    def __init__(self, decoder: LTXVideoDecoder3d, temb: Tensor | None) -> None:
+    def __init__(self, decoder: Decoder, temb: Tensor | None) -> None:
         self.decoder = decoder
         self.conv = StreamingConv(decoder.conv_out)
         self.modulation: tuple[Tensor, ...] | None = None
@@ -143,7 +160,7 @@ class StreamingHead:
             self.modulation = (embedded + table).unbind(dim=1)
 
     def push(self, x: Tensor, last: bool) -> Tensor:
-        x = _channels_last(self.decoder.norm_out, x)
+        x = _normalize(self.decoder.norm_out, x)
         if self.modulation is not None:
             shift, scale = self.modulation
             x = x * (1 + scale) + shift
@@ -161,7 +178,7 @@ def _unpatchify(x: Tensor, time: int, side: int) -> Tensor:
 
 
 def decode(
-    decoder: LTXVideoDecoder3d,
+    decoder: Decoder,
     chunks: Iterable[Tensor],
     timestep: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -176,7 +193,7 @@ def decode(
 
 
 def streaming_modules(
-    decoder: LTXVideoDecoder3d, timestep: Tensor | None, generator: torch.Generator | None
+    decoder: Decoder, timestep: Tensor | None, generator: torch.Generator | None
 ) -> Iterator[StreamingModule]:
     """The decoder's modules in the order its forward() runs them."""
     if decoder.timestep_scale_multiplier is not None and timestep is not None:
@@ -188,7 +205,7 @@ def streaming_modules(
 
 
 def _block(
-    block: LTXVideoMidBlock3d | LTXVideoUpBlock3d,
+    block: LTXVideoMidBlock3d | LTXVideoUpBlock3d | LTX2VideoMidBlock3d | LTX2VideoUpBlock3d,
     timestep: Tensor | None,
     generator: torch.Generator | None,
 ) -> Iterator[StreamingModule]:
@@ -226,7 +243,10 @@ def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
     )
 
 
-def _channels_last(norm: Embed, x: Tensor) -> Tensor:
+def _normalize(norm: Embed, x: Tensor) -> Tensor:
+    """A norm over the channels, which most modules have as the last axis."""
+    if isinstance(norm, PerChannelRMSNorm):
+        return norm(x)
     return norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
