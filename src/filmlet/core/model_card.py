@@ -60,6 +60,11 @@ class Components(Generic[Location]):
     audio_vae: Location | None = None
     vocoder: Location | None = None
 
+    @property
+    def family(self) -> ModelFamily:
+        """Of the architecture: only LTX-2 has connectors."""
+        return ModelFamily.LTX_VIDEO if self.connectors is None else ModelFamily.LTX2
+
     def present(self) -> Iterator[tuple[str, Location]]:
         """Names and places of those that the checkpoint has."""
         for component in fields(self):

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from filmlet.errors import CheckpointCorrupt
 
+Renames = tuple[tuple[str, str], ...]
 Shapes = Mapping[str, tuple[int, ...]]
 HEADS = 32  # of every LTX-Video transformer; no shape tells it
 PREFIX = {"transformer": "model.diffusion_model.", "vae": "vae.", "upsampler": ""}
@@ -25,6 +26,7 @@ VAE_RENAMES = (
     ("last_time_embedder", "time_embedder"),
     ("last_scale_shift_table", "scale_shift_table"),
 )
+ENCODER_BLOCK = re.compile(r"encoder\.down_blocks\.(\d{1,4})\.")
 BLOCK = re.compile(r"(\w+)\.(down|up)_blocks\.(\d+)\.(.+)")
 STATISTICS = {"mean-of-means": "latents_mean", "std-of-means": "latents_std"}
 DOWN = {4: "spatial", 2: "temporal", 8: "spatiotemporal"}  # by the product of the strides
@@ -38,11 +40,8 @@ def to_diffusers_keys(component: str, theirs: Iterable[str]) -> dict[str, str]:
         case "transformer":
             return {name: rename_transformer_key(short) for name, short in renamed.items()}
         case "vae":
-            block_numbers = [
-                int(n) for n in re.findall(r"encoder\.down_blocks\.(\d+)", " ".join(renamed))
-            ]
-            last = max(block_numbers, default=0)
-            pairs = {name: _vae_key(short, last) for name, short in renamed.items()}
+            last = last_encoder_block(renamed.values())
+            pairs = {name: rename_vae_key(new, last, VAE_RENAMES) for name, new in renamed.items()}
             return {name: new for name, new in pairs.items() if new}
         case _:
             return renamed
@@ -50,16 +49,22 @@ def to_diffusers_keys(component: str, theirs: Iterable[str]) -> dict[str, str]:
 
 def rename_transformer_key(name: str) -> str:
     """Return a name in the transformer as diffusers' module has it."""
-    return _replace_all(name, TRANSFORMER_RENAMES)
+    return replace_all(name, TRANSFORMER_RENAMES)
 
 
-def _vae_key(name: str, last: int) -> str | None:
-    """A weight of the VAE, whose encoder has blocks up to `last`; None for what nobody needs."""
+def last_encoder_block(names: Iterable[str]) -> int:
+    """The highest number of a VAE encoder's blocks, in Lightricks' names."""
+    matches = (ENCODER_BLOCK.match(name) for name in names)
+    return max((int(match[1]) for match in matches if match), default=0)
+
+
+def rename_vae_key(name: str, last: int, renames: Renames) -> str | None:
+    """A weight of a VAE, whose encoder has blocks up to `last`; None for what nobody needs."""
     if name.startswith("per_channel_statistics."):
         return STATISTICS.get(name.partition(".")[2])
     match = BLOCK.match(name)
     if not match:
-        return _replace_all(name, VAE_RENAMES)
+        return replace_all(name, renames)
     coder, kind, number, rest = match.groups()
     # Blocks and what resamples between them are counted in one row there, and apart in diffusers.
     middle = last if kind == "down" else 0
@@ -70,10 +75,11 @@ def _vae_key(name: str, last: int) -> str | None:
         block = f"{kind}_blocks.{half}.{kind}samplers.0"
     else:
         block = f"{kind}_blocks.{half if kind == 'down' else half - 1}"
-    return _replace_all(f"{coder}.{block}.{rest}", VAE_RENAMES)
+    return replace_all(f"{coder}.{block}.{rest}", renames)
 
 
-def _replace_all(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
+def replace_all(name: str, pairs: Renames) -> str:
+    """A name with each of theirs replaced by ours, one pair after the other."""
     for theirs, ours in pairs:
         name = name.replace(theirs, ours)
     return name
@@ -101,20 +107,23 @@ def _transformer(shapes: Shapes) -> dict[str, object]:
         "num_attention_heads": HEADS,
         "attention_head_dim": width // HEADS,
         "cross_attention_dim": shapes["transformer_blocks.0.attn2.to_k.weight"][1],
-        "num_layers": _count(shapes, "transformer_blocks"),
+        "num_layers": count_parts(shapes, "transformer_blocks"),
         "caption_channels": shapes["caption_projection.linear_1.weight"][1],
     }
 
 
 def _vae(shapes: Shapes) -> dict[str, object]:
-    downs, ups = _count(shapes, "encoder.down_blocks"), _count(shapes, "decoder.up_blocks")
+    downs, ups = (
+        count_parts(shapes, "encoder.down_blocks"),
+        count_parts(shapes, "decoder.up_blocks"),
+    )
     blocks = [f"encoder.down_blocks.{i}" for i in range(downs)] + ["encoder.mid_block"]
-    widths = [_width(shapes, block) for block in blocks]
+    widths = [block_width(shapes, block) for block in blocks]
     out_channels = [shapes[f"{block}.downsamplers.0.conv.conv.weight"][0] for block in blocks[:-1]]
     down = [DOWN[after // conv] for after, conv in zip(widths[1:], out_channels, strict=True)]
     latent, _ = shapes["encoder.conv_out.conv.weight"][:2]
     stages = ["decoder.mid_block", *(f"decoder.up_blocks.{i}" for i in range(ups))]
-    inner = [_width(shapes, stage) for stage in stages]
+    inner = [block_width(shapes, stage) for stage in stages]
     factors = [a // b for a, b in pairwise(inner)]
     timed = "decoder.time_embedder.timestep_embedder.linear_1.weight" in shapes
     return {
@@ -122,14 +131,14 @@ def _vae(shapes: Shapes) -> dict[str, object]:
         "block_out_channels": widths,
         "down_block_types": ["LTXVideo095DownBlock3D"] * downs,
         "spatio_temporal_scaling": [True] * downs,
-        "layers_per_block": [_count(shapes, f"{block}.resnets") for block in blocks],
+        "layers_per_block": [count_parts(shapes, f"{block}.resnets") for block in blocks],
         "downsample_type": down,
         # The decoder's are listed from the picture inwards.
         "decoder_block_out_channels": [w * f for w, f in zip(inner[1:], factors, strict=True)][
             ::-1
         ],
         "decoder_spatio_temporal_scaling": [True] * ups,
-        "decoder_layers_per_block": [_count(shapes, f"{s}.resnets") for s in stages][::-1],
+        "decoder_layers_per_block": [count_parts(shapes, f"{s}.resnets") for s in stages][::-1],
         "decoder_inject_noise": [False] * (ups + 1),
         "upsample_residual": [True] * ups,
         "upsample_factor": factors[::-1],
@@ -143,15 +152,16 @@ def _upsampler(shapes: Shapes) -> dict[str, object]:
     return {
         "in_channels": channels,
         "mid_channels": middle,
-        "num_blocks_per_stage": _count(shapes, "res_blocks"),
+        "num_blocks_per_stage": count_parts(shapes, "res_blocks"),
     }
 
 
-def _width(shapes: Shapes, block: str) -> int:
+def block_width(shapes: Shapes, block: str) -> int:
+    """Channels of a block of a VAE."""
     return shapes[f"{block}.resnets.0.conv1.conv.weight"][0]
 
 
-def _count(shapes: Shapes, stem: str) -> int:
+def count_parts(shapes: Shapes, stem: str) -> int:
     """How many numbered parts there are under a name."""
     stem += "."
     indices = {n.removeprefix(stem).partition(".")[0] for n in shapes if n.startswith(stem)}

@@ -1,6 +1,6 @@
 """Weights that are where a model computes only while they are used: for models larger than that."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +12,14 @@ from filmlet.engine.placement import Placement
 from filmlet.engine.torch.dtype import torch_dtype
 
 
-def offload_blocks(blocks: nn.Module, placement: Placement, is_ahead: bool) -> None:
+def offload_blocks(blocks: Iterable[nn.Module], placement: Placement, is_ahead: bool) -> None:
     """Give each block its weights, on the device and in the dtype it computes in, while it runs.
 
     is_ahead: the next block's come meanwhile, so two are lent at once. Between its runs a block's
     are as they were: in the file's dtype, on the CPU they are pages of the file, which the system
-    may drop and read again.
+    may drop and read again. Those in 8 bits are multiplied by their layer's `weight_scale`.
     """
-    lender = BlockOffloader(list(blocks.children()), placement, is_ahead)
+    lender = BlockOffloader(list(blocks), placement, is_ahead)
     for number, block in enumerate(lender.blocks):
         block.register_forward_pre_hook(partial(lender.pre_forward, number))
         block.register_forward_hook(lender.post_forward)
@@ -85,7 +85,8 @@ class BlockOffloader:
         with torch.inference_mode(False), torch.cuda.stream(self.stream):
             # As they are in the file, and cast there: it may be half the way.
             copies = (weight.to(self.placement.device, non_blocking=True) for weight in weights)
-            lent = [weight.to(dtype) for weight in copies]
+            scales = _weight_scales(self.blocks[number])
+            lent = [widen(weight, dtype, s) for weight, s in zip(copies, scales, strict=True)]
             ready = self.stream.record_event() if self.stream else None
         return OnloadedBlock(number, weights, lent, ready)
 
@@ -93,6 +94,20 @@ class BlockOffloader:
 def _block_weights(block: nn.Module) -> list[Tensor]:
     with torch.inference_mode(False):
         return [weight.data for weight in block.parameters()]
+
+
+def widen(weight: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
+    """A weight in the dtype that is computed in; scale: of one in 8 bits, rounded once."""
+    return weight.to(dtype) if weight.itemsize > 1 or scale == 1 else weight.to(dtype).mul_(scale)
+
+
+def _weight_scales(block: nn.Module) -> list[float]:
+    """What each of a block's weights is to be multiplied by while it is in 8 bits."""
+    return [
+        getattr(layer, "weight_scale", 1.0) if name == "weight" else 1.0
+        for layer in block.modules()
+        for name, _ in layer.named_parameters(recurse=False)
+    ]
 
 
 def _are_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -1,7 +1,7 @@
 """The components of a checkpoint: read when they are needed and, where room is short, put away."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,13 +11,19 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from filmlet.core.memory import OffloadMode
-from filmlet.core.model_card import ComponentFiles
+from filmlet.core.model_card import ComponentFiles, ModelFamily
 from filmlet.engine.configs import blame_files
 from filmlet.engine.placement import Optimization, Placement
 from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.engine.torch.dtype import torch_dtype
 from filmlet.engine.torch.loader import build_on_meta, load_weights
 from filmlet.engine.torch.lora import FusedLoras
+from filmlet.engine.torch.ltx2_modules import (
+    FLOAT32_COMPONENTS,
+    LTX2_BLOCKS,
+    build_ltx2_module,
+    list_blocks,
+)
 from filmlet.engine.torch.transformer import CachedTransformer
 
 MODEL_CLASSES = {
@@ -25,7 +31,7 @@ MODEL_CLASSES = {
     "vae": AutoencoderKLLTXVideo,
     "upsampler": LTXLatentUpsamplerModel,
 }
-BLOCKS = {"transformer": "transformer_blocks", "text_encoder": "encoder.block"}
+BLOCKS = {"transformer": ("transformer_blocks",), "text_encoder": ("encoder.block",)}
 
 
 @dataclass(eq=False)
@@ -40,7 +46,7 @@ class ModelComponents:
 
     def bytes_to_load(self, *names: str) -> int:
         """Bytes that `load` would read."""
-        return sum(self._weights(name).bytes for name in names if name not in self.modules)
+        return sum(self.weights(name).bytes for name in names if name not in self.modules)
 
     def load(self, *names: str) -> Iterator[int]:
         """Read those that are not in memory; yields bytes. Raises CheckpointCorrupt.
@@ -76,40 +82,51 @@ class ModelComponents:
             case OffloadMode.LAYERWISE_CASTING:
                 return ("transformer",)
             case OffloadMode.SEQUENTIAL:
-                return ("transformer", "text_encoder")
+                return ("transformer", "text_encoder", "connectors")
             case _:
                 return ()
 
-    def _weights(self, name: str) -> CheckpointWeights:
-        location = getattr(self.files, name)
-        assert location
-        return CheckpointWeights(name, location)
+    def weights(self, name: str) -> CheckpointWeights:
+        """The files of a component, and its configuration, without reading its weights."""
+        return CheckpointWeights.from_files(self.files, name)
 
     def _build(self, name: str, weights: CheckpointWeights) -> nn.Module:
         """A module without memory for its weights."""
+        if self.files.family is ModelFamily.LTX2:
+            return build_ltx2_module(name, weights)
         if name != "text_encoder":
             return build_on_meta(MODEL_CLASSES[name], weights.config)
         with torch.device("meta"):
             module: nn.Module = T5EncoderModel(T5Config.from_dict(weights.config))
         return module
 
+    def _blocks(self, name: str, module: nn.Module) -> list[nn.Module]:
+        """The parts of a module that run one after the other and have nearly all of its weights."""
+        is_ltx2 = self.files.family is ModelFamily.LTX2
+        return list_blocks(module, (LTX2_BLOCKS if is_ltx2 else BLOCKS)[name])
+
     def _load_component(self, name: str) -> Iterator[int]:
-        weights, placement = self._weights(name), self.placement
+        weights, placement = self.weights(name), self.placement
+        if name in FLOAT32_COMPONENTS:
+            placement = replace(placement, dtype="float32")
         with blame_files(weights.path):
             module = self._build(name, weights)
-        lent = module.get_submodule(BLOCKS[name]) if name in self._offload_blocks else None
-        yield from load_weights(module, weights, placement, lent)
+        is_lent = name in self._offload_blocks
+        blocks = self._blocks(name, module) if is_lent else []
+        yield from load_weights(module, weights, placement, blocks)
         if name == "transformer":
-            dtype = torch_dtype(placement)
-            self.fused_loras = FusedLoras(module, dtype)
-            if Optimization.FP8 in placement.optimizations:  # of torch's latest: others do without
-                from filmlet.engine.torch.fp8 import quantize_linears
-
-                quantize_linears(module.get_submodule(BLOCKS[name]))
-            self.cached_transformer = CachedTransformer(
-                module,
-                dtype,
-                placement.optimizations,
-                is_lent=lent is not None,
-            )
+            self._wrap_transformer(module, is_lent=is_lent)
         self.modules[name] = module
+
+    def _wrap_transformer(self, module: nn.Module, *, is_lent: bool) -> None:
+        dtype = torch_dtype(self.placement)
+        self.fused_loras = FusedLoras(module, dtype)
+        if Optimization.FP8 in self.placement.optimizations:  # of torch's latest: others do without
+            from filmlet.engine.torch.fp8 import quantize_linears
+
+            for block in self._blocks("transformer", module):
+                quantize_linears(block)
+        if self.files.family is ModelFamily.LTX_VIDEO:
+            self.cached_transformer = CachedTransformer(
+                module, dtype, self.placement.optimizations, is_lent=is_lent
+            )

@@ -1,7 +1,8 @@
 """From files to modules: built without memory, filled from .safetensors, checked by name."""
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
+from itertools import chain
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,7 +12,7 @@ from filmlet.core.checkpoint_headers import read_header
 from filmlet.core.memory import OffloadMode
 from filmlet.engine.placement import Placement
 from filmlet.engine.state_dict import CheckpointWeights
-from filmlet.engine.torch.block_offload import offload_blocks
+from filmlet.engine.torch.block_offload import offload_blocks, widen
 from filmlet.engine.torch.dtype import torch_dtype
 from filmlet.errors import CheckpointCorrupt
 
@@ -23,7 +24,7 @@ def load_weights(
     module: nn.Module,
     weights: CheckpointWeights,
     placement: Placement,
-    offloaded: nn.Module | None = None,
+    offloaded: Sequence[nn.Module] = (),
 ) -> Iterator[int]:
     """Give a module on the meta device its weights, on the device and in the dtype it computes in.
 
@@ -32,10 +33,15 @@ def load_weights(
     that names what is missing, too much or of another shape.
     """
     _check_keys(module, weights)
-    offloaded_names = _names_of(module, offloaded) if offloaded else set()
+    offloaded_names = _names_of(module, offloaded)
     tensors: dict[str, Tensor] = {}
-    yield from _copy_tensors(tensors, weights, placement, offloaded_names)
+    scales: dict[str, float] = {}
+    yield from _copy_tensors(tensors, scales, weights, placement, offloaded_names)
     module.load_state_dict(tensors, strict=False, assign=True)
+    for name, scale in scales.items():
+        # An attribute of the layer: while its weight is in 8 bits, whoever widens it needs both.
+        module.get_submodule(name.removesuffix(".weight")).weight_scale = scale  # type: ignore[assignment]
+    _move_computed_buffers(module, placement)
     _tie_weights(module)
     _check_complete(module, weights)
     module.requires_grad_(False).eval()
@@ -44,30 +50,43 @@ def load_weights(
         offload_blocks(offloaded, placement, is_ahead=placement.device != "cpu")
 
 
-def _names_of(module: nn.Module, part: nn.Module) -> set[str]:
-    """Names in a module of the weights that are in a part of it."""
-    ids = {id(weight) for weight in part.parameters()}
+def _names_of(module: nn.Module, parts: Sequence[nn.Module]) -> set[str]:
+    """Names in a module of the weights that are in some parts of it."""
+    ids = {id(weight) for part in parts for weight in part.parameters()}
     return {name for name, weight in module.named_parameters() if id(weight) in ids}
+
+
+def _move_computed_buffers(module: nn.Module, placement: Placement) -> None:
+    """Bring what no file holds, such as the frequencies of rotary embeddings, to the device."""
+    for layer in module.modules():
+        for name, buffer in layer.named_buffers(recurse=False):
+            if name in layer._non_persistent_buffers_set:
+                setattr(layer, name, buffer.to(placement.device))
 
 
 def _copy_tensors(
     tensors: dict[str, Tensor],
+    scales: dict[str, float],
     weights: CheckpointWeights,
     placement: Placement,
     offloaded_names: Container[str],
 ) -> Iterator[int]:
-    """Read every tensor to where it is held; yields bytes of those that are not offloaded."""
+    """Read every tensor to where it is held; yields bytes of those that are not offloaded.
+
+    scales: gets what those are to be multiplied by that stay in 8 bits.
+    """
     dtype, is_sequential = torch_dtype(placement), placement.offload == OffloadMode.SEQUENTIAL
     is_converted = not is_sequential and weights.bytes != weights.values * dtype.itemsize
     read = 0
-    for name, tensor in iter_tensors(weights, TENSORS_PER_MAPPING if is_converted else None):
+    at_once = TENSORS_PER_MAPPING if is_converted else None
+    for name, tensor, scale in iter_tensors(weights, at_once):
         if name not in offloaded_names:
-            tensors[name] = tensor.to(placement.device, dtype)
+            tensors[name] = widen(tensor.to(placement.device), dtype, scale)
             read += tensor.nbytes
-        elif is_sequential:
-            tensors[name] = tensor
         else:
-            tensors[name] = tensor.to(placement.device)
+            tensors[name] = tensor if is_sequential else tensor.to(placement.device)
+            if scale != 1:
+                scales[name] = scale
         if read >= PROGRESS_BYTES:
             yield read
             read = 0
@@ -82,24 +101,28 @@ def _tie_weights(module: nn.Module) -> None:
 
 def iter_tensors(
     weights: CheckpointWeights, at_once: int | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its name, as it is stored, one at a time. Raises CheckpointCorrupt.
+) -> Iterator[tuple[str, Tensor, float]]:
+    """Yield the name of every tensor, the tensor as it is stored, and its scale, 1 for most.
+
+    Raises CheckpointCorrupt.
 
     at_once: how many share a mapping of their file, which goes with the last of them; None is all.
     """
     for file in weights.files:
         try:
+            scales = weights.scales(file)
             names = list(weights.to_diffusers_keys(read_header(file).tensors).items())
             for first in range(0, len(names), at_once or max(1, len(names))):
                 with safe_open(file, "pt") as tensors:
                     for theirs, ours in names[first:][:at_once]:
-                        yield ours, tensors.get_tensor(theirs)
+                        yield ours, tensors.get_tensor(theirs), scales.get(ours, 1.0)
         except (SafetensorError, OSError) as error:
             raise CheckpointCorrupt(f"{file} cannot be read: {error}.") from error
 
 
 def _check_complete(module: nn.Module, weights: CheckpointWeights) -> None:
-    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    held = chain(module.named_parameters(), module.named_buffers())
+    missing = [name for name, tensor in held if tensor.is_meta]
     if missing:
         raise CheckpointCorrupt(f"{weights.path}: no weights for {_shorten(missing)}.")
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from filmlet.core.lora import LoraAdapter, LoraLayer
+from filmlet.engine.torch.block_offload import widen
 from filmlet.errors import InvalidRequest, LoraCorrupt
 
 LayerChange = tuple[LoraAdapter, LoraLayer]
@@ -94,7 +95,8 @@ class FusedLoras:
             layer.weight = nn.Parameter(original.to(device), requires_grad=False)
             del self.original_weights[name]
             return
-        weight = original.to(device, torch.float32)
+        scale = getattr(layer, "weight_scale", 1.0)
+        weight = widen(original.to(device), torch.float32, scale)
         for adapter, pair in changes:
             scale, down, up = _read_matrices(files[adapter.sha256], adapter, pair)
             weight = weight + adapter.strength * scale * (up.to(device) @ down.to(device))
