@@ -135,7 +135,7 @@ def test_nothing_loads_pickles() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert sorted(filmlet.__all__) == [
-        "Change", "Clip", "ClipRequest", "EffectiveSettings", "FilmletError",
+        "Audio", "Change", "Clip", "ClipRequest", "EffectiveSettings", "FilmletError",
         "Frames", "Guide", "InvalidRequest", "Lora",
         "Preview", "Progress", "SettingsChanged", "Stage", "StageFinished", "__version__",
         "generate", "stream",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filmlet.clip import Clip, generate, stream
     from filmlet.core.effective import EffectiveSettings
-    from filmlet.core.events import Frames, Preview, Progress, Stage, StageFinished
+    from filmlet.core.events import Audio, Frames, Preview, Progress, Stage, StageFinished
     from filmlet.core.guide import Guide
     from filmlet.core.lora import Lora
     from filmlet.core.request import ClipRequest
@@ -26,6 +26,7 @@ _LAZY_IMPORTS = {
     "Preview": "filmlet.core.events",
     "StageFinished": "filmlet.core.events",
     "SettingsChanged": "filmlet.core.events",
+    "Audio": "filmlet.core.events",
     "Frames": "filmlet.core.events",
     "Stage": "filmlet.core.events",
     "Guide": "filmlet.core.guide",
@@ -35,6 +36,7 @@ _LAZY_IMPORTS = {
 }
 
 __all__ = [
+    "Audio",
     "Change",
     "Clip",
     "ClipRequest",

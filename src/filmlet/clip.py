@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.effective import EffectiveSettings
-from filmlet.core.events import Event, Frames, Pixels, SettingsChanged, StageFinished, drain
+from filmlet.core.events import (
+    Audio,
+    Event,
+    Frames,
+    Pixels,
+    SettingsChanged,
+    StageFinished,
+    drain,
+)
 from filmlet.core.request import ClipOptions, ClipRequest, build_request
 from filmlet.errors import ForkedProcess
 from filmlet.media import is_picture, metadata_tags, poster, save_picture, write_video
@@ -31,12 +39,16 @@ ENGINES = EngineCache()  # of all clips that this process makes through `generat
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A finished clip. frames: (frames, height, width, 3) uint8, RGB; timings: seconds a stage."""
+    """A finished clip. frames: (frames, height, width, 3) uint8, RGB; timings: seconds a stage.
+
+    audio: its sound, None where it has none.
+    """
 
     frames: Pixels
     requested: ClipRequest
     effective: EffectiveSettings
     timings: dict[str, float]
+    audio: Audio | None = None
 
     @property
     def poster(self) -> NDArray[np.uint8]:
@@ -46,12 +58,13 @@ class Clip:
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the clip; the suffix (.mp4, .webm, .gif, .webp) chooses the format.
 
-        Raises OutputExists unless `force`, OutputUnwritable, DiskFull.
+        The first two have its sound. Raises OutputExists unless `force`, OutputUnwritable,
+        DiskFull.
         """
         target = Path(path)
-        with write_video(
-            target, self.effective.shape, metadata_tags(self.effective), force
-        ) as movie:
+        effective = self.effective.in_format(target.suffix.removeprefix(".").lower())
+        tags = metadata_tags(effective)
+        with write_video(target, effective.shape, tags, force, self.audio) as movie:
             movie.add(self.frames)
         return target
 
@@ -98,15 +111,17 @@ def _generate(request: ClipRequest) -> Clip:
     clip = drain(_prepare_clip(request))
     effective = clip.effective
     timings: dict[str, float] = {}
-    chunks = []
+    chunks, audio = [], None
     for event in stages.generate_frames(clip, RunContext(ENGINES)):
         if isinstance(event, Frames):
             chunks.append(event.pixels)
+        if isinstance(event, Audio):
+            audio = event
         if isinstance(event, StageFinished):
             timings[event.stage.value] = timings.get(event.stage.value, 0.0) + event.seconds
         if isinstance(event, SettingsChanged):
             effective = event.effective
-    return Clip(np.concatenate(chunks), request, effective, timings)
+    return Clip(np.concatenate(chunks), request, effective, timings, audio)
 
 
 def _prepare_clip(request: ClipRequest) -> Generator[Event, None, PreparedClip]:

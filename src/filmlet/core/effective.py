@@ -1,13 +1,21 @@
 """The settings that a clip is made with, and a reason for each difference from the request."""
 
 import secrets
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 
 from filmlet.core.guide import Guide
 from filmlet.core.lora import AppliedLora
-from filmlet.core.request import MAX_SEED
+from filmlet.core.request import MAX_SEED, SILENT_FORMATS
 from filmlet.core.shape import Change, VideoShape
 from filmlet.core.windows import Window
+
+
+def format_changes(form: str, has_audio: bool) -> Iterator[Change]:
+    """What of a clip a file of this format does not hold."""
+    if has_audio and form in SILENT_FORMATS:
+        name = {"gif": "GIF", "webp": "WebP"}[form]
+        yield Change("audio", True, False, f"{name} holds no sound; MP4 and WebM do")
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,13 @@ class EffectiveSettings:
                 del table[name]
         seconds = round(self.shape.frames / self.shape.fps, 4)
         return table | asdict(self.shape) | {"seconds": seconds, "steps": len(self.sigmas)}
+
+    def in_format(self, form: str) -> "EffectiveSettings":
+        """Those of a file of this format, which may hold no sound."""
+        changes = list(format_changes(form, self.audio))
+        if not changes:
+            return self
+        return replace(self, audio=False, changes=(*self.changes, *changes))
 
     @classmethod
     def random_seed(cls) -> int:

@@ -14,6 +14,7 @@ MAX_SEED = 2**32 - 1
 MAX_PROMPTS = 32
 MAX_NUMBER = 10**9  # of any other setting, whatever the model
 FORMATS = ("mp4", "webm", "gif", "webp")
+SILENT_FORMATS = ("gif", "webp")  # animations hold no sound
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from filmlet.media.audio_track import extract_audio
     from filmlet.media.formats import InvalidMedia
     from filmlet.media.images import (
         is_picture,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
+    "audio_track": ("extract_audio",),
     "formats": ("InvalidMedia",),
     "images": ("is_picture", "poster", "save_image", "save_picture", "spritesheet", "thumbnail"),
     "metadata": ("metadata_tags",),
@@ -66,6 +68,7 @@ __all__ = [
     "InvalidMedia",
     "MediaInfo",
     "check_output_path",
+    "extract_audio",
     "is_picture",
     "iter_frames",
     "metadata_tags",

@@ -11,8 +11,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from filmlet.core import cpu
-from filmlet.core.events import Pixels, YuvPlanes
+from filmlet.core.events import Audio, Pixels, YuvPlanes
 from filmlet.core.shape import VideoShape
+from filmlet.media.audio_encoder import AudioEncoder
 from filmlet.media.metadata import xmp_mp4_box, xmp_packet
 
 THREADS = 2  # fixed: the encoder's bytes depend on it
@@ -31,6 +32,12 @@ FRAGMENTED = {
     "flush_packets": "1",
     "fflags": "+bitexact",
 }
+# Sound breaks with a fragment a frame: half of its packets are lost. Fragments of 40 ms instead,
+# and an index that waits for the first: it knows the priming, by which sound would be late.
+FRAGMENTED_WITH_AUDIO = FRAGMENTED | {
+    "movflags": "empty_moov+default_base_moof+delay_moov+use_metadata_tags",
+    "frag_duration": "40000",  # microseconds
+}
 FINISHED = {"movflags": "faststart+use_metadata_tags", "fflags": "+bitexact"}
 WEBM_OPTIONS = {"fflags": "+bitexact", "flush_packets": "1"}
 
@@ -38,8 +45,17 @@ WEBM_OPTIONS = {"fflags": "+bitexact", "flush_packets": "1"}
 class VideoWriter:
     """One video in a file that can be played while it grows."""
 
-    def __init__(self, path: Path, form: str, shape: VideoShape, tags: dict[str, str]) -> None:
-        options = FRAGMENTED if form == "mp4" else WEBM_OPTIONS
+    def __init__(
+        self,
+        path: Path,
+        form: str,
+        shape: VideoShape,
+        tags: dict[str, str],
+        audio: Audio | None = None,
+    ) -> None:
+        options = WEBM_OPTIONS
+        if form == "mp4":
+            options = FRAGMENTED_WITH_AUDIO if audio else FRAGMENTED
         name = plain_name(path)
         self.container: OutputContainer = av.open(name, "w", form, options=options)
         self.container.metadata.update(tags)
@@ -47,6 +63,7 @@ class VideoWriter:
             self.container.metadata["XMP"] = xmp_packet(tags.get("comment", ""))
         self.tick = 1 / Fraction(shape.fps).limit_denominator(1001)
         self.stream = self._add_stream(form, shape)
+        self.audio = AudioEncoder(self.container, form, audio) if audio else None
         self.converter = VideoReformatter()  # one for all frames: a new one takes milliseconds
         self.written = 0
 
@@ -65,8 +82,10 @@ class VideoWriter:
         return stream
 
     def add(self, pixels: Pixels | YuvPlanes) -> None:
-        """Encode the next frames, in RGB or as the encoder takes them."""
+        """Encode the next frames, in RGB or as the encoder takes them; each after its sound."""
         for picture in pixels:
+            if self.audio:
+                self.container.mux(self.audio.encode_until((self.written + 1) * self.tick))
             frame = self._in_planes(picture)
             frame.pts, frame.time_base = self.written, self.tick
             self.container.mux(self.stream.encode(frame))
@@ -89,6 +108,8 @@ class VideoWriter:
 
     def close(self) -> None:
         """Flush the encoder; the file is whole."""
+        if self.audio:
+            self.container.mux(self.audio.flush())
         self.container.mux(self.stream.encode())
         self.container.close()
 
@@ -110,12 +131,14 @@ def faststart(growing_path: Path, complete_path: Path, tags: dict[str, str]) -> 
         av.open(plain_name(complete_path), "w", "mp4", options=FINISHED) as target,
     ):
         target.metadata.update(tags)
-        pictures = source.streams.video[0]
-        copied = target.add_stream_from_template(pictures)
-        for packet in source.demux(pictures):
+        copies = {
+            stream.index: target.add_stream_from_template(stream)
+            for stream in (*source.streams.video, *source.streams.audio)
+        }
+        for packet in source.demux():
             if packet.dts is None:
                 continue
-            packet.stream = copied
+            packet.stream = copies[packet.stream.index]
             target.mux(packet)
     with complete_path.open("ab") as file:
         file.write(xmp_mp4_box(xmp_packet(tags.get("comment", ""))))

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from av.error import FFmpegError
 
-from filmlet.core.events import PixelFormat, Pixels, YuvPlanes
+from filmlet.core.events import Audio, PixelFormat, Pixels, YuvPlanes
+from filmlet.core.request import SILENT_FORMATS
 from filmlet.core.shape import VideoShape
 from filmlet.media.animation_writer import AnimationWriter
 from filmlet.media.output_path import (
@@ -69,17 +70,20 @@ class ThreadedWriter:
 
 @contextmanager
 def open_writer(
-    grown: Path, form: str, shape: VideoShape, tags: dict[str, str]
+    grown: Path, form: str, shape: VideoShape, tags: dict[str, str], audio: Audio | None = None
 ) -> Iterator[FrameWriter]:
     """A movie to add frames to; whole at `grown` after the block, gone if the block is left early.
 
-    Raises DiskFull and OutputUnwritable in place of the operating system's errors.
+    audio: from the first frame on; animations have none. Raises DiskFull and OutputUnwritable in
+    place of the operating system's errors.
     """
-    kind = AnimationWriter if form in ("gif", "webp") else VideoWriter
     movie: FrameWriter | None = None
     with as_output_error(grown, FFmpegError):
         try:
-            movie = ThreadedWriter(kind(grown, form, shape, tags))
+            if form in SILENT_FORMATS:
+                movie = ThreadedWriter(AnimationWriter(grown, form, shape, tags))
+            else:
+                movie = ThreadedWriter(VideoWriter(grown, form, shape, tags, audio))
             yield movie
             movie.close()
         except BaseException:
@@ -117,13 +121,17 @@ def publish(
 
 @contextmanager
 def write_video(
-    path: Path, shape: VideoShape, tags: dict[str, str], force: bool = False
+    path: Path,
+    shape: VideoShape,
+    tags: dict[str, str],
+    force: bool = False,
+    audio: Audio | None = None,
 ) -> Iterator[FrameWriter]:
     """`open_writer` and `publish` in one: whole at `path` after the block, gone if it is left
     early.
     """
     form, part = check_output_path(path, force), partial_path(path)
-    with open_writer(part, form, shape, tags) as movie:
+    with open_writer(part, form, shape, tags, audio) as movie:
         yield movie
     try:
         publish(part, path, tags, force)

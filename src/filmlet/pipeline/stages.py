@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import (
+    Audio,
     Event,
     Frames,
     Progress,
@@ -125,13 +126,13 @@ def _encode_to_file(
     That the stage is finished is said after that: whoever hears it may take the file. Returns the
     settings that the clip was made with.
     """
-    first, effective = yield from _run_to_first_frames(events, effective)
+    first, audio, effective = yield from _run_to_first_frames(events, effective)
     if first is None:
         return effective
     part = partial_path(grown) if store.folder else grown
     finished: StageFinished | None = None
     # What the tags say is certain only now: the model may have been run again in float32.
-    with open_writer(part, form, effective.shape, metadata_tags(effective)) as movie:
+    with open_writer(part, form, effective.shape, metadata_tags(effective), audio) as movie:
         movie.add(first.pixels)
         yield first
         for event in events:
@@ -153,15 +154,19 @@ def _encode_to_file(
 
 def _run_to_first_frames(
     events: Generator[Event], effective: EffectiveSettings
-) -> Generator[Event, None, tuple[Frames | None, EffectiveSettings]]:
-    """Yield the events before the first frames; return these, and the settings until then."""
+) -> Generator[Event, None, tuple[Frames | None, Audio | None, EffectiveSettings]]:
+    """Yield the events before the first frames; return these, the sound and the settings."""
+    audio = None
     for event in events:
-        if isinstance(event, Frames):
-            return event, effective
-        if isinstance(event, SettingsChanged):
-            effective = event.effective
+        match event:
+            case Frames():
+                return event, audio, effective
+            case Audio():
+                audio = event
+            case SettingsChanged():
+                effective = event.effective
         yield event
-    return None, effective
+    return None, None, effective
 
 
 def _rename(part: Path, grown: Path, store: ArtifactStore) -> None:
