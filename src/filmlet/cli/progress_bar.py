@@ -23,7 +23,7 @@ class StageProgressBar:
 
     def __init__(self) -> None:
         self.progress = Lines(
-            TextColumn("{task.description:8}"),
+            TextColumn("{task.description:12}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

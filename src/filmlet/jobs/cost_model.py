@@ -30,6 +30,7 @@ FEW_ERROR = 0.7  # logarithm; what an error may be, besides those seen
 GUESS_ERROR = 1.3
 OVERHEAD_S = 2.0
 PIXEL_OPERATIONS = 60_000.0
+AUDIO_OPERATIONS = 3e11  # of a second of sound
 CONSTANT_STAGES = (Stage.LOAD, Stage.ENCODE)
 CONSTANT_TERM = ((0,),)  # powers of units
 POLYNOMIAL_TERMS = (
@@ -54,7 +55,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class WorkloadSize:
-    """What the cost of a clip depends on. parameters: of the transformer; refine_*: stage two."""
+    """What the cost of a clip depends on. parameters: of the transformer; refine_*: stage two.
+
+    audio_seconds: of its sound, 0 without.
+    """
 
     tokens: int
     calls: int
@@ -62,6 +66,7 @@ class WorkloadSize:
     parameters: float
     refine_tokens: int = 0
     refine_calls: int = 0
+    audio_seconds: float = 0.0
 
     @classmethod
     def from_plan(cls, plan: Plan, parameters: float) -> "WorkloadSize":
@@ -75,10 +80,11 @@ class WorkloadSize:
         tokens = plan.max_latent_frames_per_call * area
         first = tokens // grid.upscale_factor**2 if refine_calls else tokens
         refined = tokens if refine_calls else 0
-        return cls(first, calls, pixels, parameters, refined, refine_calls)
+        audio_seconds = round(shape.frames / shape.fps, 4) if plan.makes_audio else 0.0
+        return cls(first, calls, pixels, parameters, refined, refine_calls, audio_seconds)
 
     def units(self, stage: Stage) -> float:
-        """Return what a stage's seconds grow with: tokens of a call, pixels, or nothing."""
+        """Return what a stage's seconds grow with: tokens of a call, pixels, sound, or nothing."""
         match stage:
             case Stage.DENOISE:
                 return float(self.tokens)
@@ -86,6 +92,8 @@ class WorkloadSize:
                 return float(self.refine_tokens)
             case Stage.UPSAMPLE | Stage.DECODE | Stage.MUX:
                 return float(self.pixels)
+            case Stage.DECODE_AUDIO:
+                return self.audio_seconds
             case _:
                 return 1.0
 
@@ -98,6 +106,8 @@ class WorkloadSize:
                 return self.refine_calls
             case Stage.UPSAMPLE:
                 return min(1, self.refine_calls)
+            case Stage.DECODE_AUDIO:
+                return 1 if self.audio_seconds else 0
             case _:
                 return 1
 
@@ -155,6 +165,8 @@ class CostModel:
                 return 4 * size.parameters * size.units(stage) / self.speed
             case Stage.DECODE:
                 return PIXEL_OPERATIONS * size.pixels / self.speed
+            case Stage.DECODE_AUDIO:
+                return AUDIO_OPERATIONS * size.audio_seconds / self.speed
             case _:
                 return 0.1
 

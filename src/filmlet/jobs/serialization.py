@@ -20,6 +20,7 @@ PROGRESS_WEIGHTS = {  # rough share of a clip's time
     Stage.LOAD: 0.05,
     Stage.ENCODE: 0.05,
     Stage.DENOISE: 0.6,
+    Stage.DECODE_AUDIO: 0.0,  # short beside the frames; few clips have it
     Stage.DECODE: 0.28,
     Stage.MUX: 0.02,
 }

@@ -32,7 +32,9 @@ from filmlet.settings import Settings
 from filmlet.spaces.zerogpu_errors import to_filmlet_error
 
 LOCAL_STAGES = (Stage.LOAD, Stage.ENCODE)  # stages of which this process tells
-GPU_STAGES = (Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE)
+GPU_STAGES = (
+    Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE_AUDIO, Stage.DECODE,
+)  # fmt: skip
 BEGIN_S = 15.0  # to fork a process and bring the weights to the GPU
 LEAST_S, MOST_S = 20, 300
 # Loaded before the first call: the other process has them by the fork.
