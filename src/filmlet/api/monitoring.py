@@ -202,4 +202,5 @@ def _model_info(name: str) -> Model:
         max_seconds=round(card.grid.max_total_frames(card.grid.fps) / card.grid.fps, 4),
         has_draft=card.refine_schedule is not None,
         guides=card.guide_support,
+        modalities=list(card.modalities),
     )

@@ -102,6 +102,7 @@ class VideoCreate(RequestModel):
     draft: bool = Field(False, description="First of two stages only; `refine` runs the second.")
     loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
     extra_prompts: ExtraPrompts = []
+    audio: bool = Field(True, description="Sound, of a model that makes it.")
 
     def to_clip_request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
         """Return the body as a ClipRequest. Raises InvalidRequest."""
@@ -127,6 +128,7 @@ class VideoExtend(RequestModel):
     loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
     extra_prompts: ExtraPrompts = []
     extend_backward: bool = Field(False, description="The added part comes before the video.")
+    audio: bool = Field(True, description="Sound, of a model that makes it.")
 
     def to_clip_request(self, model: str, clip: str | None = None) -> ClipRequest:
         """Return the body as a ClipRequest. Raises InvalidRequest."""
@@ -278,9 +280,10 @@ class VideoPlan(BaseModel):
 
     tokens: of the prompt. unknown_words: of all prompts the first few, each with the nearest known
     ones; both None while the model's tokenizer is not here. windows: that it is made in, one after
-    the other, each with so many steps. ahead: unfinished videos before it. fetch_bytes: of weights
-    that come first, their time is not in `eta`. device to memory_bytes: how a worker would hold the
-    model and what that takes, None while none is alive or where it has no room.
+    the other, each with so many steps. audio: whether the clip has sound. ahead: unfinished videos
+    before it. fetch_bytes: of weights that come first, their time is not in `eta`. device to
+    memory_bytes: how a worker would hold the model and what that takes, None while none is alive or
+    where it has no room.
     """
 
     object: Literal["video.plan"] = "video.plan"
@@ -295,6 +298,7 @@ class VideoPlan(BaseModel):
     refine_steps: int
     windows: int
     guidance: float
+    audio: bool
     tokens: int | None
     max_tokens: int
     unknown_words: dict[str, list[str]] | None
@@ -326,6 +330,7 @@ class VideoPlan(BaseModel):
             refine_steps=len(plan.refine_sigmas),
             windows=len(plan.windows),
             guidance=plan.guidance,
+            audio=plan.makes_audio,
             tokens=prompt_check.tokens if prompt_check else None,
             max_tokens=plan.card.max_tokens,
             unknown_words=unknown if prompt_check else None,
@@ -380,6 +385,7 @@ class Model(BaseModel):
     max_seconds: float = Field(description="Of a clip at the usual frame rate.")
     has_draft: bool
     guides: str = Field(description="Guides: first_frame, or any_frame (and videos).")
+    modalities: list[Literal["video", "audio"]] = Field(description="What its clips consist of.")
 
 
 class ModelList(BaseModel):

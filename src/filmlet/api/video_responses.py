@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from fastapi import Response
@@ -18,16 +19,25 @@ log = logging.getLogger("filmlet.api")
 CHUNK_BYTES = 256 * 1024
 
 
-def range_response(
-    shared: AppState, file: BinaryIO, size: int, range_header: str | None, name: str
-) -> Response:
-    """Return the complete clip, or the one range that was requested (RFC 9110, section 14).
+@dataclass(frozen=True)
+class Content:
+    """An open file of a job, closed once it is sent. name: that it is saved under."""
+
+    file: BinaryIO
+    size_bytes: int
+    name: str
+    media_type: str
+
+
+def range_response(shared: AppState, content: Content, range_header: str | None) -> Response:
+    """Return the complete content, or the one range that was requested (RFC 9110, section 14).
 
     starlette's FileResponse takes paths only, while clips may be in object storage; it reads in the
     threads that the database needs; and it answers many ranges at once, with a body larger than the
     clip. Clips never change, so no If-Range is needed.
     """
-    headers = {"accept-ranges": "bytes", "content-disposition": f'inline; filename="{name}"'}
+    size, disposition = content.size_bytes, f'inline; filename="{content.name}"'
+    headers = {"accept-ranges": "bytes", "content-disposition": disposition}
     first, last = 0, size - 1
     status = 200
     match = re.fullmatch(r"bytes=([0-9]*)-([0-9]*)", (range_header or "").strip())
@@ -38,13 +48,13 @@ def range_response(
         else:
             first = max(0, size - (end or 0))
         if first > last or first >= size:
-            file.close()
+            content.file.close()
             return Response(status_code=416, headers={"content-range": f"bytes */{size}"})
         status = 206
         headers["content-range"] = f"bytes {first}-{last}/{size}"
     headers["content-length"] = str(last - first + 1)
-    chunks = _iter_chunks(shared, file, first, last - first + 1)
-    return StreamingResponse(chunks, status, headers, "video/mp4")
+    chunks = _iter_chunks(shared, content.file, first, last - first + 1)
+    return StreamingResponse(chunks, status, headers, content.media_type)
 
 
 def _position(digits: str) -> int | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -43,10 +44,13 @@ from filmlet.api.video_requests import (
 )
 from filmlet.errors import InvalidRequest, NotSupported, UnknownJob, UnknownKey
 from filmlet.jobs import PREVIEW, Job, Status
-from filmlet.media import spritesheet, thumbnail
+from filmlet.media import extract_audio, spritesheet, thumbnail
 
 DELETE_TIMEOUT_S = 10.0  # how long a delete waits for the worker
 PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
+CONTENT_TYPES: dict[str, Any] = {
+    "video/mp4": {}, "image/webp": {}, "image/jpeg": {}, "audio/mp4": {},
+}  # fmt: skip
 REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorResponse} for code in (400, 401, 403, 404, 413, 429, 500, 503)
 }
@@ -210,17 +214,20 @@ async def delete(job: JobDep, shared: AppStateDep) -> VideoDeleted:
 @router.get(
     "/{id}/content",
     response_class=Response,
-    responses={200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
+    responses={200: {"content": CONTENT_TYPES}, 206: {"content": CONTENT_TYPES}},
 )
 async def download(
     job: JobDep,
     shared: AppStateDep,
     access: Entered,
-    variant: Literal["video", "thumbnail", "spritesheet"] = "video",
+    variant: Literal["video", "thumbnail", "spritesheet", "audio"] = "video",
     stream: bool = False,
     range: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Download the clip (ranges); `stream=true` sends it while it is made."""
+    """Download the clip (ranges); `stream=true` sends it while it is made.
+
+    `variant=audio` is its sound alone, 404 where it has none.
+    """
     if stream and variant == "video" and not job.status.is_final:
         grown = while_allowed(video_responses.stream_growing_file(shared, job), access.is_current)
         return video_responses.GrowingResponse(grown, media_type="video/mp4")
@@ -229,9 +236,23 @@ async def download(
     storage = shared.queue.storage
     if variant in PICTURES:
         return await shared.run_expensive(access.who, _picture, shared, job, *PICTURES[variant])
-    file = await shared.run_at_storage(storage.open, job.id, job.clip)
-    size = await shared.run_at_storage(storage.length, job.id, job.clip)
-    return video_responses.range_response(shared, file, size, range, f"{job.id}.mp4")
+    if variant == "audio":
+        content = await shared.run_expensive(access.who, _audio, shared, job)
+    else:
+        file = await shared.run_at_storage(storage.open, job.id, job.clip)
+        size = await shared.run_at_storage(storage.length, job.id, job.clip)
+        content = video_responses.Content(file, size, f"{job.id}.mp4", "video/mp4")
+    return video_responses.range_response(shared, content, range)
+
+
+def _audio(shared: AppState, job: Job) -> video_responses.Content:
+    """Raises UnknownJob where the clip has no sound."""
+    assert job.clip
+    with shared.queue.storage.open(job.id, job.clip) as file:
+        sound = extract_audio(file)
+    if sound is None:
+        raise UnknownJob(f"{job.id} has no sound.")
+    return video_responses.Content(BytesIO(sound), len(sound), f"{job.id}.m4a", "audio/mp4")
 
 
 def _picture(shared: AppState, job: Job, draw: Callable[[BinaryIO], bytes], kind: str) -> Response:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -45,11 +45,22 @@ def generate(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     request = build_clip_request(options)
     suffix = _output_suffix(options)
-    planned = make_plan(request)
+    planned = _fit_to_format(make_plan(request), suffix.removeprefix("."))
     with _cleanup_new_folders(options.output or CLIPS / "clip"):
-        report = _generate(options, planned, suffix, started)
+        report = replace(_generate(options, planned, suffix, started), request=request)
     print(report.as_json() if options.json else report.as_text())
     return 0
+
+
+def _fit_to_format(planned: "Plan", form: str) -> "Plan":
+    """Return the plan without the sound that the file would not hold."""
+    from filmlet.core.effective import format_changes
+
+    changes = tuple(format_changes(form, planned.makes_audio))
+    if not changes:
+        return planned
+    silent = replace(planned.request, audio=False)
+    return replace(planned, request=silent, changes=(*planned.changes, *changes))
 
 
 def _generate(
@@ -128,7 +139,8 @@ class Report:
         lines = [
             str(self.path),
             f"  seed {done.seed}, {shape.width}x{shape.height}, {shape.frames} frames at "
-            f"{shape.fps:g} a second, {self.seconds:.1f} s taken",
+            f"{shape.fps:g} a second{', with sound' if done.audio else ''}, "
+            f"{self.seconds:.1f} s taken",
         ]
         lines += [f"  note: {change.reason}" for change in done.changes]
         return "\n".join(lines)

@@ -171,6 +171,7 @@ def _model_row(card: "ModelCard") -> dict[str, object]:
         "name": card.name,
         "summary": card.summary,
         "revision": card.revision,
+        "modalities": card.modalities,
         "is_here": is_here,
         "trouble": trouble,
         "bytes": card.size_bytes,
@@ -180,6 +181,7 @@ def _model_row(card: "ModelCard") -> dict[str, object]:
 
 def _model_text(card: "ModelCard", table: dict[str, object]) -> str:
     lines = [f"{card.name}, revision {card.revision}: {card.summary}", f"  {card.licence}"]
+    lines.append(f"  makes {' and '.join(card.modalities)}")
     for part, source in card.sources.present():
         where = f"{source.repo or source.root}/{source.path}"
         taken = sum(file.stat().st_size for file in _file_list(source))
@@ -222,6 +224,7 @@ def _plan_dict(forecast: "Forecast") -> dict[str, object]:
         "model": planned.card.name,
         "shape": asdict(planned.shape),
         "calls": len(planned.sigmas) + len(planned.refine_sigmas),
+        "audio": planned.makes_audio,
         "fetch_bytes": forecast.fetch,
         "disk_free": shutil.disk_usage(hub_cache.nearest_existing_folder(hub_cache.cache())).free,
         "machine": asdict(machine),
@@ -240,7 +243,8 @@ def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
     shape = planned.shape
     lines = [
         f"{planned.card.name}: {shape.width}x{shape.height}, {shape.frames} frames at "
-        f"{shape.fps:g} a second, {table['calls']} model calls",
+        f"{shape.fps:g} a second{', with sound' if planned.makes_audio else ''}, "
+        f"{table['calls']} model calls",
         f"  download {_format_gigabytes(forecast.fetch)}, "
         f"{_format_gigabytes(table['disk_free'])} of disk free",
         f"  device   {machine.device} ({machine.name}), {machine.dtype}, "

@@ -110,6 +110,10 @@ def add_clip_options(command: argparse.ArgumentParser, *, is_made: bool = True) 
         "--lora", metavar="SOURCE[:STRENGTH]", action="append", default=[],
         help="a .safetensors file or a Hub name, OWNER/NAME[/FILE]; repeatable",
     )  # fmt: skip
+    command.add_argument(
+        "--no-audio", dest="audio", action="store_false",
+        help="no sound; only models whose clips have some make any",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -129,6 +133,7 @@ def build_clip_request(options: argparse.Namespace) -> ClipRequest:
         extend_backward=options.backward,
         loras=options.lora,
         extra_prompts=options.then,
+        audio=options.audio,
         **_parse_numbers(options),
     )
 

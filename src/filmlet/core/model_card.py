@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from filmlet.core.schedules import FixedSigmas, LinearQuadraticSigmas, Schedule
 from filmlet.core.shape import ShapeConstraints
@@ -138,6 +138,11 @@ class ModelCard:
     def guide_step(self) -> int:
         """Guides begin at multiples of so many frames."""
         return 1 if self.family is ModelFamily.LTX2 else self.grid.temporal_compression
+
+    @property
+    def modalities(self) -> tuple[Literal["video", "audio"], ...]:
+        """What its clips consist of."""
+        return ("video", "audio") if self.makes_audio else ("video",)
 
     @property
     def revision(self) -> str:

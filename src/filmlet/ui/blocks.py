@@ -45,7 +45,8 @@ class CheckedBlocks(gr.Blocks):
         owner = owner_of(request)
         if isinstance(request, Request):  # MCP hands on the request itself
             request = gr.Request(request)
-        inputs = self._own_files(inputs, owner)
+        function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+        inputs = self._own_files(_add_defaults(function, inputs), owner)
         event = options.get("event_data")
         if event is not None:
             replace_files(event_payload(event), _refuse_file)
@@ -79,6 +80,11 @@ class CheckedBlocks(gr.Blocks):
             return {**file, "path": id, "url": url_of(id, root)}
 
         return [replace_files(value, show) for value in data]
+
+
+def _add_defaults(function: BlockFunction, inputs: list[Any]) -> list[Any]:
+    """Return inputs with the defaults of the last ones, which older programs do not know."""
+    return inputs + [getattr(block, "value", None) for block in function.inputs[len(inputs) :]]
 
 
 def _refuse_file(_: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ PRIVATE_EVENT: dict[str, Any] = {
     "show_progress": "hidden",
 }
 EXTENSION_FIELDS = {
-    "prompt", "model", "seconds", "seed", "negative_prompt", "extra_prompts", "loras",
+    "prompt", "model", "seconds", "seed", "negative_prompt", "extra_prompts", "loras", "audio",
 }  # fmt: skip
 
 Values = dict[gr.components.Component, Any]
@@ -53,6 +53,7 @@ class Form:
     draft: gr.Checkbox
     extra_prompts: gr.Textbox
     loras: gr.Textbox
+    audio: gr.Checkbox
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -78,6 +79,7 @@ class Form:
             "draft": bool(values[self.draft]) and has_draft,
             "extra_prompts": _split_lines(values[self.extra_prompts]),
             "loras": _split_lines(values[self.loras]),
+            "audio": bool(values[self.audio]),
         }
         return VideoCreate.model_validate(fields)
 
@@ -115,17 +117,18 @@ def add_form(card: ModelCard) -> tuple[Form, FormOutputs]:
     model = gr.Dropdown(_model_choices(), value=card.name, label="Model", filterable=False)
     model_note = gr.HTML(model_html(card), elem_id="model-note", apply_default_css=False)
     shape = _add_shape(card, model)
+    audio = gr.Checkbox(True, label="Sound", visible=card.makes_audio, elem_id="audio")
     seed = _add_seed()
     advanced = _add_advanced(card)
     plan = gr.HTML(elem_id="plan", apply_default_css=False)
     make = gr.Button("Make clip", variant="primary", elem_id="make")
-    form = Form(**inputs, **shape, **advanced, model=model, seed=seed)
+    form = Form(**inputs, **shape, **advanced, model=model, seed=seed, audio=audio)
 
     def fit_to_model(name: str) -> Values:
         return _model_defaults(form, model_note, REGISTRY[name])
 
     changed = [form.aspect, form.width, form.height, form.seconds, form.fps, form.last_image]
-    changed += [form.negative_prompt, form.draft, model_note]
+    changed += [form.negative_prompt, form.draft, form.audio, model_note]
     model.change(fit_to_model, model, changed, **PRIVATE_EVENT)
     return form, FormOutputs(token_count, model_note, plan, make)
 
@@ -249,6 +252,7 @@ def _model_defaults(form: Form, model_note: gr.HTML, card: ModelCard) -> Values:
         form.last_image: gr.Image(visible=card.guide_support == GuideSupport.ANY_FRAME),
         form.negative_prompt: gr.Textbox(visible=_uses_guidance(card)),
         form.draft: gr.Checkbox(visible=card.refine_schedule is not None),
+        form.audio: gr.Checkbox(visible=card.makes_audio),
         model_note: model_html(card),
     }
 
@@ -290,6 +294,7 @@ class FormSettings(BaseModel):
     draft: bool | None = None
     extra_prompts: list[str] | None = None
     loras: list[dict[str, Any]] = []
+    audio: bool | None = None
     extend_id: str | None = None
 
 
@@ -302,6 +307,7 @@ def form_values(form: Form, settings: FormSettings) -> Values:
         form.seed: None if settings.seed is None else str(settings.seed),
         form.negative_prompt: settings.negative_prompt,
         form.draft: settings.draft,
+        form.audio: settings.audio,
         form.clip_id: settings.extend_id,
     }
     if settings.extra_prompts is not None:
@@ -320,6 +326,7 @@ def _clip_values(form: Form, settings: FormSettings, card: ModelCard) -> Values:
     values: Values = {
         form.start: TEXT,
         form.model: card.name,
+        form.audio: True,
         form.extra_prompts: "",
         form.loras: "\n".join(_hub_loras(settings)),
     }

@@ -1,7 +1,7 @@
 """The API names of the LTX distilled Space: programs written for it run unchanged, MCP clients too.
 
-Same parameters, same result: the video's path and the seed. What a call asks for becomes a job of
-the queue like any other, so a caller that goes away loses nothing.
+Same parameters, and `audio` after them; same result: the video's path and the seed. What a call
+asks for becomes a job of the queue like any other, so a caller that goes away loses nothing.
 """
 
 import math
@@ -65,6 +65,7 @@ def _add_endpoint(shared: AppState, mode: str) -> None:
         gr.Checkbox(True, visible=False),
         _hidden_number(1.0),
         gr.Checkbox(True, visible=False),
+        gr.Checkbox(True, visible=False),
     ]
     outputs = [_clip_output(), _hidden_number(0)]
     gr.Button(visible=False).click(
@@ -118,6 +119,7 @@ def _function(shared: AppState, mode: str) -> Callable[..., Any]:
         randomize_seed: bool,
         ui_guidance_scale: float,
         improve_texture_flag: bool,
+        audio: bool,
         request: gr.Request,
     ) -> Made:
         """Make a short video.
@@ -136,6 +138,7 @@ def _function(shared: AppState, mode: str) -> Callable[..., Any]:
             randomize_seed: Take another seed.
             ui_guidance_scale: Guidance; distilled models take 1 only.
             improve_texture_flag: Unused; a model with two stages runs both.
+            audio: Sound, of a model that makes it.
         """
         del mode, improve_texture_flag
         card = _largest_local_model()
@@ -150,6 +153,7 @@ def _function(shared: AppState, mode: str) -> Callable[..., Any]:
                 "size": f"{width}x{height}",
                 "seed": None if randomize_seed else _whole_number(seed_ui, "seed"),
                 "guidance": None if ui_guidance_scale == 1 else ui_guidance_scale,
+                "audio": audio,
                 "negative_prompt": negative_prompt if card.guidance_scale > 1 else "",
             }
             body = VideoCreate.model_validate(fields)

@@ -49,8 +49,8 @@ def plan_html(plan: VideoPlan) -> str:
     ahead = f"; {plan.ahead} before it" if plan.ahead else ""
     lines = [
         paragraph(
-            f"<strong>{plan.size}, {plan.frames} frames at {plan.fps:g} a second</strong>, "
-            f"{steps} steps"
+            f"<strong>{plan.size}, {plan.frames} frames at {plan.fps:g} a second"
+            f"{', with sound' if plan.audio else ''}</strong>, {steps} steps"
         ),
         paragraph(
             f"Ready in about <strong>{time_text(eta.seconds)}</strong> "
