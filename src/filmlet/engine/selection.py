@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from filmlet.core.events import Progress, Stage
 from filmlet.core.lora import LoraAdapter
 from filmlet.core.memory import DeviceInfo, OffloadMode
-from filmlet.core.model_card import ComponentFiles, Components, ModelCard
+from filmlet.core.model_card import ComponentFiles, Components, ModelCard, ModelFamily
 from filmlet.engine.base import KILOBYTE, Engine, to_kilobytes
 from filmlet.engine.configs import check_components
 from filmlet.engine.placement import (
@@ -176,6 +176,10 @@ def export(
 
 def _create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> Engine:
     """Return the placement's engine, with nothing read yet."""
+    if card.family is ModelFamily.LTX2:
+        from filmlet.engine.torch.ltx2.engine import create_engine as create_ltx2_engine
+
+        return create_ltx2_engine(card, files, placement)
     if placement.backend is Backend.TORCH:
         from filmlet.engine.torch.engine import create_engine as create_torch_engine
 

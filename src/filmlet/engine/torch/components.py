@@ -18,12 +18,13 @@ from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.engine.torch.dtype import torch_dtype
 from filmlet.engine.torch.loader import build_on_meta, load_weights
 from filmlet.engine.torch.lora import FusedLoras
-from filmlet.engine.torch.ltx2_modules import (
+from filmlet.engine.torch.ltx2.modules import (
     FLOAT32_COMPONENTS,
     LTX2_BLOCKS,
     build_ltx2_module,
     list_blocks,
 )
+from filmlet.engine.torch.ltx2.transformer import Ltx2Transformer
 from filmlet.engine.torch.transformer import CachedTransformer
 
 MODEL_CLASSES = {
@@ -42,7 +43,7 @@ class ModelComponents:
     placement: Placement
     modules: dict[str, Any] = field(default_factory=dict)
     fused_loras: FusedLoras | None = None  # LoRAs merged into the transformer
-    cached_transformer: CachedTransformer | None = None  # how it runs
+    cached_transformer: CachedTransformer | Ltx2Transformer | None = None  # how it runs
 
     def bytes_to_load(self, *names: str) -> int:
         """Bytes that `load` would read."""
@@ -126,7 +127,9 @@ class ModelComponents:
 
             for block in self._blocks("transformer", module):
                 quantize_linears(block)
-        if self.files.family is ModelFamily.LTX_VIDEO:
+        if self.files.family is ModelFamily.LTX2:
+            self.cached_transformer = Ltx2Transformer(module, dtype)
+        else:
             self.cached_transformer = CachedTransformer(
                 module, dtype, self.placement.optimizations, is_lent=is_lent
             )

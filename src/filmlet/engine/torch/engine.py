@@ -27,6 +27,7 @@ from filmlet.engine.torch.components import ModelComponents
 from filmlet.engine.torch.dtype import torch_dtype
 from filmlet.engine.torch.frame_transfer import FrameTransfer, to_rgb, to_yuv420
 from filmlet.engine.torch.lora import FusedLoras
+from filmlet.engine.torch.transformer import CachedTransformer
 from filmlet.errors import Cancelled
 
 Value = TypeVar("Value")
@@ -125,8 +126,9 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def _predict_velocity(self, call: TransformerInputs) -> Tensor:
         with self.loras.ensure_fused(call.loras):
-            assert self.components.cached_transformer
-            return self.components.cached_transformer.predict_velocity(call).float()
+            runner = self.components.cached_transformer
+            assert isinstance(runner, CachedTransformer)
+            return runner.predict_velocity(call).float()
 
     @torch.inference_mode()
     def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:

@@ -9,11 +9,15 @@ from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder, LTX2Vocode
 from torch import Tensor
 
 from filmlet.core.events import Audio
+from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents, NoiseFn
 from filmlet.engine.latents import Latents, Modalities
+from filmlet.engine.placement import Placement
 from filmlet.engine.sampler import DenoiseStep, ResumeState, StepRule, denoise_steps
+from filmlet.engine.state_dict import load_latent_rgb_factors
+from filmlet.engine.torch.components import ModelComponents
 from filmlet.engine.torch.engine import TorchEngine, raise_when_cancelled
 from filmlet.engine.torch.ltx2 import audio, prompts
 from filmlet.engine.torch.ltx2.scene import Scene, TokenGrid, build_scene
@@ -157,3 +161,10 @@ class Ltx2Engine(TorchEngine):
         return TokenGrid(
             *self.latent_shape(shape), fps=shape.fps, audio=count if params.audio else 0
         )
+
+
+def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> Ltx2Engine:
+    """With nothing read yet."""
+    return Ltx2Engine(
+        card, load_latent_rgb_factors(files), components=ModelComponents(files, placement)
+    )
