@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from tests.helpers.storages import folder_url, remote, s3, s3_url
 
 if TYPE_CHECKING:
     from filmlet.clip import Clip
+    from tests.helpers.forked_decoders import DecoderServer
 
 __all__ = [
     "client",
@@ -60,6 +62,25 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     with marks.guard_processes(item), marks.guard_cpu_time(item):
         return (yield)
+
+
+@pytest.fixture(scope="session")
+def decoder_servers() -> Generator["dict[bool, DecoderServer]"]:
+    from tests.helpers.forked_decoders import serve_decoders
+
+    with serve_decoders() as servers:
+        yield servers
+
+
+@pytest.fixture
+def forked_decoders(
+    decoder_servers: "dict[bool, DecoderServer]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start the decoders of this process at once. `tests/media/test_sandbox.py` has none of it."""
+    from filmlet.media import sandbox
+    from tests.helpers.forked_decoders import start_decoder
+
+    monkeypatch.setattr(sandbox, "_start", partial(start_decoder, decoder_servers))
 
 
 @pytest.fixture(scope="session")

@@ -135,6 +135,7 @@ def test_a_clip_round_trips_through_a_player(pocket_clip: Clip, tmp_path: Path) 
     assert 10 * np.log10(255**2 / error.mean()) > 30
 
 
+@pytest.mark.usefixtures("forked_decoders")
 def test_pictures_in_memory_are_what_their_files_are(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     kept = Image.fromarray(pixels)

@@ -29,6 +29,7 @@ from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import SMALL, Running
 
 sqlite = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+pytestmark = pytest.mark.usefixtures("forked_decoders")
 
 
 def picture(colour: str = "red", form: str = "PNG") -> bytes:

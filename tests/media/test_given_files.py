@@ -35,6 +35,8 @@ from tests.helpers.given_files import (
     write_clip,
 )
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 PROPHOTO = ((0.7347, 0.2653), (0.1596, 0.8404), (0.0366, 0.0001), (0.3457, 0.3585))
 
 

@@ -39,6 +39,7 @@ from tests.helpers.clips import footage, keep
 from tests.helpers.given_files import four_colors, heic_of_tiles, wide_gamut
 from tests.helpers.servers import Running, refusal
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
 A_MINUTE = 60  # what must come at once comes within it on any machine
 
 

@@ -101,7 +101,7 @@ def test_a_job_waits_longer_for_a_file_that_was_looked_at(
     monkeypatch.setattr(sandbox, "SCANS", 10**6)
     monkeypatch.setattr(sandbox, "CPU_S", {("look", False): 1, ("read", False): 300})
     file = tmp_path / "file"
-    file.write_bytes(jpeg_of_scans(600))
+    file.write_bytes(jpeg_of_scans(400))
     with pytest.raises(InvalidMedia, match="too much time or memory"):
         probe(file)
     with stop_decoders_on(threading.Event()):

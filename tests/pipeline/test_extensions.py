@@ -10,6 +10,8 @@ from filmlet.core.request import ClipOptions
 from filmlet.errors import InvalidRequest, NotSupported
 from tests.helpers.clips import changes, distance, film, footage, frames_in, keep, work_for
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 
 @pytest.mark.parametrize("size", [(96, 64), (70, 64)])
 def test_an_extension_is_the_given_clip_and_what_the_model_adds(

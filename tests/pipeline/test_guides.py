@@ -43,6 +43,7 @@ from tests.engine.torch.test_engine import load as load_card
 from tests.helpers.clips import changes, distance, film, footage, keep, work_for
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
 PROMPT = "a red ball moving left"
 SIGMAS = (1.0, 0.9, 0.6, 0.25)
 Told = list[tuple[Pixels, int, float]]  # frames, where they stand, how strong they are

@@ -41,6 +41,7 @@ from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import refusal
 from tests.helpers.tiny_checkpoint import edit_json, make_checkpoint
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
 MARK = {"mark": "written by the test"}
 GRID = ShapeConstraints(overlap_frames=32)
 TWO = {
