@@ -149,7 +149,7 @@ def latents_of(
 ) -> torch.Tensor:
     files = local_files(engine.card)
     assert files
-    tokenizer, most = load_tokenizer(files.tokenizer), engine.card.max_tokens
+    tokenizer, most = load_tokenizer(files.tokenizer), engine.card.max_prompt_tokens
     away = (
         engine.encode_prompt(tokenize(tokenizer, "the moon", most)) if recipe.guidance > 1 else None
     )
@@ -170,7 +170,7 @@ def test_each_stage_of_each_model_equals_stock_diffusers(name: str) -> None:
         "prompt": PROMPT, "negative_prompt": "the moon", "width": 64, "height": 64,
         "num_frames": 9, "frame_rate": 12, "guidance_scale": card.guidance_scale,
         "guidance_rescale": card.guidance_rescale, "output_type": "latent",
-        "max_sequence_length": card.max_tokens,
+        "max_sequence_length": card.max_prompt_tokens,
     }  # fmt: skip
 
     def stock(sigmas: tuple[float, ...], **more: object) -> torch.Tensor:

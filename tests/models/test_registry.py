@@ -20,7 +20,8 @@ def test_ltxv_0_9_8_runs_seven_calls_then_three_at_the_published_levels(name: st
     assert card.schedule.sigmas_for(7) == published
     assert card.refine_schedule == FixedSigmas((0.9094, 0.7250, 0.4219))
     assert (card.guidance_scale, card.distilled, card.stochastic_sampling) == (1.0, True, False)
-    assert (card.decode_timestep, card.decode_noise_scale, card.max_tokens) == (0.05, 0.025, 256)
+    assert (card.decode_timestep, card.decode_noise_scale) == (0.05, 0.025)
+    assert card.max_prompt_tokens == 256
     assert card.tone_map_compression_ratio == (0.6 if "13b" in name else 0.0)
 
 

@@ -64,7 +64,7 @@ def recipe_of(card: ModelCard, guidance: float = 1.0) -> DenoiseParams:
 
 
 def told(engine: TorchEngine, folder: Path, recipe: DenoiseParams) -> PromptEmbeds:
-    tokenizer, most = load_tokenizer(folder / "tokenizer"), engine.card.max_tokens
+    tokenizer, most = load_tokenizer(folder / "tokenizer"), engine.card.max_prompt_tokens
     away = engine.encode_prompt(tokenize(tokenizer, "white", most)) if recipe.guidance > 1 else None
     return PromptEmbeds(engine.encode_prompt(tokenize(tokenizer, PROMPT, most)), away)
 

@@ -10,7 +10,7 @@ from filmlet.core.memory import OffloadMode
 from filmlet.core.request import build_request
 from filmlet.engine.placement import Placement
 from filmlet.errors import JobLost, NonFiniteValues, OutOfMemory
-from filmlet.pipeline import retry, stages
+from filmlet.pipeline import placement_fallback, stages
 from filmlet.pipeline.artifacts import ArtifactStore
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.plan import make_plan
@@ -36,24 +36,24 @@ def test_a_prepared_clip_is_frozen(clip: PreparedClip) -> None:
 
 def test_a_retry_in_float32_is_another_clip(clip: PreparedClip) -> None:
     half = placed(clip, "float16")
-    again = retry.in_float32(half, NonFiniteValues("NaN"), emitted=0)
+    again = placement_fallback.fall_back_to_float32(half, NonFiniteValues("NaN"), emitted=0)
     assert (half.placement.dtype, half.effective.changes) == ("float16", clip.effective.changes)
     assert (again.placement.dtype, again.effective.dtype) == ("float32", "float32")
     (change,) = again.effective.changes[len(half.effective.changes) :]
     assert (change.field, change.requested, change.effective) == ("dtype", "float16", "float32")
     for hopeless, emitted in ((again, 0), (half, 1)):
         with pytest.raises(NonFiniteValues, match="no clip was written"):
-            retry.in_float32(hopeless, NonFiniteValues("NaN"), emitted)
+            placement_fallback.fall_back_to_float32(hopeless, NonFiniteValues("NaN"), emitted)
 
 
 def test_a_retry_with_more_offload_ends_where_there_is_none(clip: PreparedClip) -> None:
     for mode in ("model", "layerwise_casting", "sequential"):
-        clip = retry.with_more_offload(clip, MemoryError())
+        clip = placement_fallback.fall_back_to_more_offload(clip, MemoryError())
         assert (clip.placement.offload, clip.effective.offload) == (mode, mode)
     with pytest.raises(OutOfMemory):
-        retry.with_more_offload(clip, MemoryError())
+        placement_fallback.fall_back_to_more_offload(clip, MemoryError())
     with pytest.raises(RuntimeError, match="another"):
-        retry.with_more_offload(clip, RuntimeError("another"))
+        placement_fallback.fall_back_to_more_offload(clip, RuntimeError("another"))
 
 
 def test_each_cache_has_its_own_engines(clip: PreparedClip) -> None:

@@ -332,7 +332,7 @@ class VideoPlan(BaseModel):
             guidance=plan.guidance,
             audio=plan.makes_audio,
             tokens=prompt_check.tokens if prompt_check else None,
-            max_tokens=plan.card.max_tokens,
+            max_tokens=plan.card.max_prompt_tokens,
             unknown_words=unknown if prompt_check else None,
             changes=[ChangeModel(**asdict(change)) for change in plan.changes],
             eta=Eta(**asdict(forecast.eta)),

@@ -81,25 +81,27 @@ ComponentFiles: TypeAlias = Components[Path]
 class ModelCard:
     """What filmlet knows of a model.
 
-    parameters: how many values each component has, None where only the files tell; stored_bytes: of
-    one of the transformer's in its file. guidance_scale: classifier-free guidance scale it is run
-    with, 1
-    where that is trained in; guidance_rescale: how much of the prompt's own spread the guided
-    values get
-    back. stochastic_sampling: noise is drawn anew before each call. refine_schedule: levels of a
-    second, larger
-    stage. tone_map_compression_ratio: how far large latents are pulled in before decoding.
+    parameters: how many values each component has, None where only the files tell.
+    stored_bytes: of one of the transformer's values in its file.
+    guidance_scale: classifier-free guidance scale it is run with, 1 where that is trained in.
+    guidance_rescale: how much of the prompt's own spread the guided values get back.
+    stochastic_sampling: noise is drawn anew before each call.
+    refine_schedule: levels of a second, larger stage.
+    tone_map_compression_ratio: how far large latents are pulled in before decoding.
+    max_prompt_tokens: a prompt is padded or cut to so many (`models.tokenizer.tokenize`); what is
+    cut is a `Change`.
     decode_timestep, decode_noise_scale: what a timestep-conditioned VAE decoder is given.
-    guide_support: what it takes; image_cond_noise_scale: what exact guides are disturbed by, which
-    keeps clips from
-    standing still. context_frames: frames of a clip that it is given to extend it, 8k+1.
-    is_condition_pipeline: made for
-    LTXConditionPipeline (0.9.5 on), which counts a latent's time from the first of its frames and
-    hides the padding from the text encoder; LTXPipeline does neither. ancestral_sampling: each step
-    of the first stage goes below its next level and comes back to it by new noise. image_crf:
-    pictures that are given are compressed as one frame of H.264 by this factor before they are
-    encoded, for the model was trained on frames of videos; 0 leaves them as they are. version: of
-    an LTX-2 model, "2.0", "2.3" or "2.5", which its recipe depends on.
+    guide_support: the guides it takes; image_cond_noise_scale: noise that is added to exact ones,
+    which keeps clips from standing still.
+    context_frames: frames of a clip that it is given to extend it, 8k+1.
+    is_condition_pipeline: made for LTXConditionPipeline (0.9.5 on), which counts a latent's time
+    from the first of its frames and hides the padding from the text encoder; LTXPipeline does
+    neither.
+    ancestral_sampling: each step of the first stage goes below its next level and comes back to it
+    by new noise.
+    image_crf: pictures that are given are compressed as one frame of H.264 by this factor before
+    they are encoded, for the model was trained on frames of videos; 0 leaves them as they are.
+    version: of an LTX-2 model, "2.0", "2.3" or "2.5", which its recipe depends on.
     """
 
     name: str
@@ -116,7 +118,7 @@ class ModelCard:
     stochastic_sampling: bool = False
     refine_schedule: FixedSigmas | LinearQuadraticSigmas | None = None
     tone_map_compression_ratio: float = 0.0
-    max_tokens: int = 256
+    max_prompt_tokens: int = 256
     max_steps: int = 100
     decode_timestep: float = 0.0
     decode_noise_scale: float = 0.0

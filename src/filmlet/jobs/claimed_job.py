@@ -18,6 +18,10 @@ from filmlet.jobs.job import Status
 from filmlet.jobs.webhooks import enqueue_webhook
 from filmlet.settings import Settings
 
+# Claims of one job; the next one fails it with `worker_died`. Only a worker that dies or loses its
+# lease uses one up: an error of the clip fails the job at once, a worker that is told to stop takes
+# its claim back (`release`), and a user's retry begins again at none.
+MAX_ATTEMPTS = 3
 CONFIRMED_S = 1.0  # after a report; no lease is shorter
 CANCEL_POLL_S = 0.35  # between two reports without progress
 

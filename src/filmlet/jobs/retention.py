@@ -12,7 +12,8 @@ from filmlet.jobs.cost_model import LATEST
 from filmlet.jobs.database import Database, Row
 from filmlet.jobs.job import PREVIEW, Status
 from filmlet.jobs.serialization import request_from_row
-from filmlet.jobs.storage import GROWING, Storage
+from filmlet.jobs.storage import Storage
+from filmlet.pipeline.artifacts import result_file
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.retention")
@@ -22,14 +23,8 @@ TRIMS = 200  # jobs a sweep
 ORPHAN_AFTER_S = 3600.0  # an upload, which comes before its job's row, takes less
 ORPHANS_EVERY_S = 3600.0
 OWNER_SHARE = 0.5  # of the disk limit, for files of one owner's unfinished jobs
-STAGE_FILES = {  # a stage's results, by which another attempt goes on
-    Stage.ENCODE: ("embeddings.safetensors",),
-    Stage.DENOISE: ("latents.safetensors",),
-    Stage.UPSAMPLE: ("upsampled.safetensors",),
-    Stage.REFINE: ("refined.safetensors",),
-    Stage.DECODE: (GROWING,),
-    Stage.MUX: ("clip.mp4",),
-}
+# Of a draft, by which the job that refines it goes on
+DRAFT_FILES = (result_file(Stage.ENCODE), result_file(Stage.DENOISE))
 
 
 def files_to_keep(row: Row) -> set[str]:
@@ -38,8 +33,8 @@ def files_to_keep(row: Row) -> set[str]:
     Inputs are needed by its remixes; embeddings and latents of a draft by the job that refines it.
     """
     request = request_from_row(row)
-    draft = (*STAGE_FILES[Stage.ENCODE], *STAGE_FILES[Stage.DENOISE]) if request.draft else ()
-    return {*STAGE_FILES[Stage.MUX], PREVIEW, *request.files, *draft}
+    draft = DRAFT_FILES if request.draft else ()
+    return {result_file(Stage.MUX), PREVIEW, *request.files, *draft}
 
 
 @dataclass(eq=False)

@@ -7,10 +7,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from filmlet.core.events import Stage
 from filmlet.errors import DiskFull, StorageUnusable
 from filmlet.media import PART, partial_path, to_output_error
+from filmlet.pipeline.artifacts import result_file
 
-GROWING = "decoded.mp4"  # the clip before its index is in front; beside it its parts
+# The clip before its index is in front; beside it its parts
+GROWING = result_file(Stage.DECODE)
 JOB = "clip_"  # prefix of every job's id, and so of its folder's name
 OWNER = "filmlet-database"  # the file that names the one database whose jobs are stored here
 

@@ -28,18 +28,18 @@ from filmlet.errors import (
     StorageUnusable,
 )
 from filmlet.jobs import cost_model, webhooks
-from filmlet.jobs.claimed_job import ClaimedJob
+from filmlet.jobs.claimed_job import MAX_ATTEMPTS, ClaimedJob
 from filmlet.jobs.database import Row
 from filmlet.jobs.job import PREVIEW
 from filmlet.jobs.old_rows import load_json
 from filmlet.jobs.queue import APPLICATION_VERSION, QUEUE, WORKFLOW, Queue
-from filmlet.jobs.retention import STAGE_FILES, files_to_keep
+from filmlet.jobs.retention import DRAFT_FILES, files_to_keep
 from filmlet.jobs.serialization import request_from_row
 from filmlet.jobs.storage import GROWING
 from filmlet.jobs.worker_lease import WorkerLease
 from filmlet.media import preferred_pixel_format, save_image, stop_decoders_on
 from filmlet.pipeline import stages
-from filmlet.pipeline.artifacts import ArtifactStore
+from filmlet.pipeline.artifacts import RESULT_NAMES, ArtifactStore, result_file
 from filmlet.pipeline.denoise import completed_window_name
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.plan import make_plan
@@ -50,12 +50,11 @@ from filmlet.settings import Settings
 Value = TypeVar("Value")
 log = logging.getLogger("filmlet.worker")
 
-ATTEMPTS = 3
 HEARTBEAT_POLL_S = 0.2
 CLEANUP_INTERVAL_S = 60.0
 SWEEP_PAUSE_S = 5.0  # minimum between two cleanups
 POLL_S = 0.2
-UNLIMITED_ATTEMPTS = 1_000_000  # DBOS' limit; ATTEMPTS is ours, and records an error
+UNLIMITED_ATTEMPTS = 1_000_000  # DBOS' own limit would record no error
 FrameGenerator = Callable[[PreparedClip, RunContext], Generator[Event]]
 LOST = 3  # exit status after which another process should start
 
@@ -158,10 +157,9 @@ class Worker:
         )
         if claimed_job is None:
             return
-        if claimed_job.attempt > ATTEMPTS:
-            self._fail(
-                claimed_job, "worker_died", f"The worker died {ATTEMPTS} times while making it."
-            )
+        if claimed_job.attempt > MAX_ATTEMPTS:
+            reason = f"The worker died {MAX_ATTEMPTS} times while making it."
+            self._fail(claimed_job, "worker_died", reason)
             return
         try:
             with stop_decoders_on(claimed_job.stopped):
@@ -205,7 +203,8 @@ class Worker:
         preparing = prepare(planned, self.settings, dtype, earlier.get("engine"), self.engines)
         clip = self._consume(claimed_job, folder, preparing)
         claimed_job.save_effective(clip.effective)
-        path, artifacts = folder / "clip.mp4", ArtifactStore(folder, claimed_job.confirm)
+        path = folder / result_file(Stage.MUX)
+        artifacts = ArtifactStore(folder, claimed_job.confirm)
         context = RunContext(
             self.engines, artifacts, claimed_job.stopped, preferred_pixel_format(path)
         )
@@ -248,9 +247,8 @@ class Worker:
         draft, request = request_from_row(row), request_from_row(claimed_job.row)
         if not draft.draft or replace(draft, draft=False) != request:
             return None
-        names = (*STAGE_FILES[Stage.ENCODE], *STAGE_FILES[Stage.DENOISE])
-        self.queue.storage.copy_to_local(row["id"], claimed_job.id, *names)
-        self.queue.storage.store(claimed_job.id, *names)
+        self.queue.storage.copy_to_local(row["id"], claimed_job.id, *DRAFT_FILES)
+        self.queue.storage.store(claimed_job.id, *DRAFT_FILES)
         return row
 
     def _handle_event(self, claimed_job: ClaimedJob, folder: Path, event: Event) -> None:
@@ -275,7 +273,8 @@ class Worker:
             case StageFinished():
                 if event.stage == Stage.DECODE:
                     self.queue.storage.upload_new_bytes(claimed_job.id)
-                self.queue.storage.store(claimed_job.id, *STAGE_FILES.get(event.stage, ()))
+                if event.stage in RESULT_NAMES:
+                    self.queue.storage.store(claimed_job.id, result_file(event.stage))
                 claimed_job.save_stage(event)
 
     def _finish_cancelled(self, claimed_job: ClaimedJob) -> None:

@@ -49,7 +49,7 @@ def check_prompt(card: ModelCard, prompt: str) -> PromptCheck | None:
         unknown[word] = unknown.get(word) or _suggestions(folder, word)
         if len(unknown) == MAX_UNKNOWN:
             break
-    return PromptCheck(len(encoding.ids), card.max_tokens, unknown)
+    return PromptCheck(len(encoding.ids), card.max_prompt_tokens, unknown)
 
 
 def list_vocabulary(card: ModelCard) -> list[str]:

@@ -20,6 +20,12 @@ from filmlet.models import hub_cache
 from filmlet.models.checkpoint_files import check_single_file
 
 POCKET = Path(__file__).parent.parent / "pocket"
+# In a window of 97 frames, the most pocket was trained on, what moves loses its shape; the more
+# frames windows share, the more motions are wrong (bench/LONG.md).
+POCKET_GRID = ShapeConstraints(
+    width=256, height=256, frames=25, fps=24.0,
+    max_side=512, max_frames=49, window_frames=49, overlap_frames=8,
+)  # fmt: skip
 BIG_GRID = ShapeConstraints(
     width=704, height=512, frames=121, fps=30.0, max_side=1280, overlap_frames=32
 )
@@ -109,10 +115,8 @@ REGISTRY = {
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
             sources=_folder_sources(POCKET, revision="4"),
             schedule=ShiftedSigmas(steps=4, shift=8.0),
-            # In a window of 97 frames, the most it was trained on, what moves loses its shape; the
-            # more frames windows share, the more motions are wrong (bench/LONG.md).
-            grid=ShapeConstraints(max_side=512, max_frames=49, window_frames=49, overlap_frames=8),
-            max_tokens=128,
+            grid=POCKET_GRID,
+            max_prompt_tokens=128,
         ),
         replace(
             LTXV_DEV,
@@ -266,7 +270,7 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
         refine_schedule=LTXV.refine_schedule if sources.upsampler else None,
         distilled=False,
         guidance_scale=3.0,
-        max_tokens=LTXV.max_tokens if causal else 128,
+        max_prompt_tokens=LTXV.max_prompt_tokens if causal else 128,
         stochastic_sampling=bool(scheduler.get("stochastic_sampling")),
         decode_timestep=0.05 if timed else 0.0,
         decode_noise_scale=0.025 if timed else 0.0,

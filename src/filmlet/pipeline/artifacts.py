@@ -35,7 +35,15 @@ RESULT_NAMES = {
     Stage.UPSAMPLE: "upsampled",
     Stage.REFINE: "refined",
     Stage.DECODE_AUDIO: "audio",
+    Stage.DECODE: "decoded",
+    Stage.MUX: "clip",
 }
+
+
+def result_file(stage: Stage, video_suffix: str = "mp4") -> str:
+    """Return the name of the file of a stage's result. Raises KeyError where a stage has none."""
+    suffix = video_suffix if stage in (Stage.DECODE, Stage.MUX) else "safetensors"
+    return f"{RESULT_NAMES[stage]}.{suffix}"
 
 
 @dataclass(frozen=True, eq=False)

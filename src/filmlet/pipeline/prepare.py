@@ -126,7 +126,7 @@ def _download(plan: Plan) -> Generator[Event]:
 def _tokenize_prompts(plan: Plan) -> TokenizedPrompts:
     """Raises CheckpointCorrupt where the text encoder does not know a token."""
     assert plan.files
-    tokenizer, max_tokens = get_tokenizer(plan.files.tokenizer), plan.card.max_tokens
+    tokenizer, max_tokens = get_tokenizer(plan.files.tokenizer), plan.card.max_prompt_tokens
     prompts = tuple(tokenize(tokenizer, prompt, max_tokens) for prompt in plan.request.prompts)
     negative = None
     if plan.guidance > 1:
@@ -184,7 +184,7 @@ def _prompt_changes(
     """What of a prompt does not reach the model."""
     if prompt.truncated_text:
         reason = (
-            f"{card.name} reads {card.max_tokens} tokens; "
+            f"{card.name} reads {card.max_prompt_tokens} tokens; "
             f"this was cut off: {prompt.truncated_text!r}"
         )
         yield Change(field, text, prompt.text, reason)

@@ -33,12 +33,13 @@ from filmlet.media import (
     preferred_pixel_format,
     publish,
 )
-from filmlet.pipeline import retry
+from filmlet.pipeline import placement_fallback
 from filmlet.pipeline.artifacts import (
     RESULT_NAMES,
     ArtifactStore,
     EncodedInputs,
     UpsampledInputs,
+    result_file,
 )
 from filmlet.pipeline.decode import audio_from_tensors, decode_audio_stage, decode_stage
 from filmlet.pipeline.denoise import DenoisePass, StageGenerator, run_denoise_pass
@@ -72,11 +73,11 @@ def generate_frames(clip: PreparedClip, context: RunContext) -> Generator[Event]
                 yield event
             return
         except NonFiniteValues as error:
-            clip = retry.in_float32(clip, error, emitted)
+            clip = placement_fallback.fall_back_to_float32(clip, error, emitted)
             context.artifacts.clear(keep=[adapter.path for adapter in clip.loras])
         except (MemoryError, RuntimeError) as error:
             device = clip.placement.device
-            clip = retry.with_more_offload(clip, error)
+            clip = placement_fallback.fall_back_to_more_offload(clip, error)
             context.engines.clear()
             error.__traceback__ = None  # its frames hold tensors
             release_memory(device)
@@ -95,7 +96,7 @@ def write_clip(
     The file grows beside it, or in the job's folder, where a whole one is not made again.
     """
     form, store, effective = check_output_path(path, force), context.artifacts, clip.effective
-    growing_path = store.path(f"decoded.{form}") or partial_path(path)
+    growing_path = store.path(result_file(Stage.DECODE, form)) or partial_path(path)
     with closing(events):
         if store.folder and growing_path.exists():
             for stage in clip.stages[1:-1]:

@@ -55,7 +55,7 @@ def test_a_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:
     is_exact = dtype == "float32"
     tokenizer = load_tokenizer(local_files(POCKET).tokenizer)
     for prompt in ("a cat", "a red circle moving left on a white background"):
-        reading = tokenize(tokenizer, prompt, POCKET.max_tokens)
+        reading = tokenize(tokenizer, prompt, POCKET.max_prompt_tokens)
         told, expected_told = fast.encode_prompt(reading), plain.encode_prompt(reading)
         assert np.abs(told - to_numpy(expected_told)).max() <= 1e-4
         expected = last(plain.denoise(PromptEmbeds(expected_told), recipe))

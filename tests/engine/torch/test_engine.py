@@ -71,9 +71,9 @@ def test_latents_equal_stock_diffusers(tiny: Path, guidance: float, negative: st
     card, prompt = get_card(str(tiny)), "a red ball moving left"
     recipe = recipe_for(card, guidance=guidance, steps=5, size="96x64", frames=17, fps=12)
     engine, tokenizer = load(card), load_tokenizer(tiny / "tokenizer")
-    text = engine.encode_prompt(tokenize(tokenizer, prompt, card.max_tokens))
+    text = engine.encode_prompt(tokenize(tokenizer, prompt, card.max_prompt_tokens))
     away = (
-        engine.encode_prompt(tokenize(tokenizer, negative, card.max_tokens))
+        engine.encode_prompt(tokenize(tokenizer, negative, card.max_prompt_tokens))
         if guidance > 1
         else None
     )
@@ -89,7 +89,7 @@ def test_pocket_in_unmodified_stock_diffusers_gives_the_same_latents_and_frames(
     recipe = recipe_for(card, guidance=1.0, steps=8, size="128x96", frames=9)
     engine = load(card)
     text = engine.encode_prompt(
-        tokenize(load_tokenizer(folder_of(card) / "tokenizer"), prompt, card.max_tokens)
+        tokenize(load_tokenizer(folder_of(card) / "tokenizer"), prompt, card.max_prompt_tokens)
     )
     *_, last = engine.denoise(PromptEmbeds(text), recipe)
     stock = stock_latents(folder_of(card), prompt, recipe)
@@ -175,7 +175,7 @@ def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> 
     engine = load(card)
     recipe = recipe_for(card, guidance=1.0, steps=2, size="64x64", frames=9)
     text = engine.encode_prompt(
-        tokenize(load_tokenizer(tiny_timed / "tokenizer"), "a red ball", card.max_tokens)
+        tokenize(load_tokenizer(tiny_timed / "tokenizer"), "a red ball", card.max_prompt_tokens)
     )
     *_, last = engine.denoise(PromptEmbeds(text), recipe)
     pixels = np.concatenate(list(engine.decode(last.latents, recipe)))

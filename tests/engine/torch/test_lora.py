@@ -86,7 +86,7 @@ def adapters(*loras: Lora | str) -> tuple[LoraAdapter, ...]:
 def latents(engine: TorchEngine, folder: Path, *loras: Lora | str) -> Tensor:
     recipe = replace(recipe_of(engine), loras=adapters(*loras))
     text = engine.encode_prompt(
-        tokenize(load_tokenizer(folder / "tokenizer"), PROMPT, engine.card.max_tokens)
+        tokenize(load_tokenizer(folder / "tokenizer"), PROMPT, engine.card.max_prompt_tokens)
     )
     *_, last = engine.denoise(PromptEmbeds(text), recipe)
     return last.latents.video
@@ -258,7 +258,7 @@ def test_clips_that_take_turns_do_not_wear_each_others_loras(tiny: Path, style: 
     recipe = recipe_of(engine)
     text = PromptEmbeds(
         engine.encode_prompt(
-            tokenize(load_tokenizer(tiny / "tokenizer"), PROMPT, engine.card.max_tokens)
+            tokenize(load_tokenizer(tiny / "tokenizer"), PROMPT, engine.card.max_prompt_tokens)
         )
     )
     recipes = (recipe, replace(recipe, loras=adapters(style)))

@@ -16,7 +16,7 @@ from filmlet.engine.base import TransformerInputs
 from filmlet.engine.placement import Optimization, Placement
 from filmlet.engine.torch.block_offload import offload_blocks
 from filmlet.engine.torch.transformer import CachedTransformer
-from filmlet.pipeline import retry
+from filmlet.pipeline import placement_fallback
 from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
 from tests.helpers.clips import prepare_run
@@ -183,7 +183,7 @@ def test_a_lever_that_is_lost_with_the_memory_is_told(
     settings = Settings(device="cpu", engine="torch", compile=1, offload="model")
     work = prepare_run(planned, settings)
     assert work.effective.optimizations == ("compile",)
-    again = retry.with_more_offload(work.clip, MemoryError())
+    again = placement_fallback.fall_back_to_more_offload(work.clip, MemoryError())
     assert again.effective.optimizations == ()
     assert [change.field for change in again.effective.changes[-2:]] == ["offload", "compile"]
 

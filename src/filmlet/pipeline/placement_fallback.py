@@ -1,4 +1,7 @@
-"""The same clip in another way, after a run of it has failed."""
+"""What a clip falls back to after a run of it has failed: float32, or more offload.
+
+Within one attempt of a job; how often a job is attempted stands in `jobs/claimed_job.py`.
+"""
 
 from dataclasses import replace
 
@@ -9,7 +12,7 @@ from filmlet.errors import NonFiniteValues, OutOfMemory
 from filmlet.pipeline.prepare import PreparedClip
 
 
-def in_float32(clip: PreparedClip, error: NonFiniteValues, emitted: int) -> PreparedClip:
+def fall_back_to_float32(clip: PreparedClip, error: NonFiniteValues, emitted: int) -> PreparedClip:
     """Return the clip in float32. emitted: frames that somebody has already.
 
     Raises NonFiniteValues that says what to do where float32 cannot help.
@@ -26,7 +29,7 @@ def in_float32(clip: PreparedClip, error: NonFiniteValues, emitted: int) -> Prep
     return _with_placement(clip, placement, str(error))
 
 
-def with_more_offload(clip: PreparedClip, error: Exception) -> PreparedClip:
+def fall_back_to_more_offload(clip: PreparedClip, error: Exception) -> PreparedClip:
     """Return the clip with one more step of offload, after memory ran out.
 
     Raises `error` if it is another one, OutOfMemory where less memory does not do.
