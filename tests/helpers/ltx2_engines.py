@@ -92,7 +92,7 @@ def make_engine(folder: Path, version: str, **changes: object) -> Ltx2Engine:
     card = ModelCard(
         name="tiny-ltx2", summary="", licence="", schedule=FixedSigmas(SIGMAS), sources=sources,
         grid=ShapeConstraints(upscale_factor=2), refine_schedule=FixedSigmas(REFINE_SIGMAS),
-        max_tokens=MAX_TOKENS, family=ModelFamily.LTX2, version=version,
+        max_prompt_tokens=MAX_TOKENS, family=ModelFamily.LTX2, version=version,
         **changes,  # type: ignore[arg-type]
     )  # fmt: skip
     engine = create_engine(card, files, Placement("cpu", "float32", "a test"))

@@ -20,7 +20,7 @@ from filmlet.engine.sampler import ResumeState
 from tests.helpers.ltx2_engines import FPS, REFINE_SIGMAS, SEED, SIGMAS, Twin, get_twin
 from tests.helpers.tiny_ltx2 import VERSIONS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.compile
 AUDIO = 18  # latents of the sound
 CHANNELS = 16
 
