@@ -7,6 +7,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Route
 
 from filmlet import __version__
 from filmlet.api import monitoring, session, videos
@@ -15,11 +16,13 @@ from filmlet.api.dependencies import AppState
 from filmlet.api.error_handlers import register_error_handlers
 from filmlet.api.fast_path import FastPathMiddleware
 from filmlet.api.job_watcher import JobWatcher
+from filmlet.api.methods import MethodMiddleware
 from filmlet.api.middleware import BodyLimit, Identity, SameOriginMiddleware
 from filmlet.jobs import ApiKeyStore, Queue
 from filmlet.settings import Settings
 
 THREADS = 8  # at the database: more of them only wait for each other
+ROUTERS = (videos.router, monitoring.router, session.router)
 
 
 def create_app(
@@ -68,12 +71,14 @@ def create_app(
 
 
 def _include_routers(app: FastAPI) -> None:
-    for module in (videos, monitoring, session):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
 
 
 def _add_middlewares(app: FastAPI, shared: AppState, hosts: list[str] | None) -> None:
     """Add the middlewares, the innermost first."""
+    routes = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
+    app.add_middleware(MethodMiddleware, routes=[r for r in routes if isinstance(r, Route)])
     app.add_middleware(BodyLimit)
     app.add_middleware(FastPathMiddleware, shared=shared)
     app.add_middleware(Identity, shared=shared)

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from filmlet.api.dependencies import AppState
 from filmlet.errors import StorageUnusable, UnknownKey
@@ -53,8 +53,8 @@ def range_response(shared: AppState, content: Content, range_header: str | None)
         status = 206
         headers["content-range"] = f"bytes {first}-{last}/{size}"
     headers["content-length"] = str(last - first + 1)
-    chunks = _iter_chunks(shared, content.file, first, last - first + 1)
-    return StreamingResponse(chunks, status, headers, content.media_type)
+    part = first, last - first + 1
+    return ClipResponse(shared, content, part, status, headers)
 
 
 def _position(digits: str) -> int | None:
@@ -62,17 +62,32 @@ def _position(digits: str) -> int | None:
     return int(digits[:19]) if digits else None
 
 
+class ClipResponse(StreamingResponse):
+    """Sends a part of a file, given as position and length, and closes the file."""
+
+    def __init__(
+        self, shared: AppState, content: Content, part: tuple[int, int], status: int,
+        headers: dict[str, str],
+    ) -> None:  # fmt: skip
+        self.file = content.file
+        chunks = _iter_chunks(shared, content.file, *part)
+        super().__init__(chunks, status, headers, content.media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.file:  # also where a client leaves, or asks for the head, before the first chunk
+            await super().__call__(scope, receive, send)
+
+
 async def _iter_chunks(
     shared: AppState, file: BinaryIO, first: int, count: int
 ) -> AsyncIterator[bytes]:
-    with file:
-        file.seek(first)
-        while count > 0:
-            chunk = await shared.run_at_storage(file.read, min(CHUNK_BYTES, count))
-            if not chunk:
-                return
-            count -= len(chunk)
-            yield chunk
+    file.seek(first)
+    while count > 0:
+        chunk = await shared.run_at_storage(file.read, min(CHUNK_BYTES, count))
+        if not chunk:
+            return
+        count -= len(chunk)
+        yield chunk
 
 
 class GrowingResponse(StreamingResponse):

@@ -12,11 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from filmlet.api.anonymous_users import INTRODUCED, visitor_token
 from filmlet.api.dependencies import AppState, get_caller
+from filmlet.api.methods import refuse_method
 from filmlet.ui.bodies import limit_body, read_json_body, replay_body
 from filmlet.ui.callers import OWNER, Callers
 from filmlet.ui.files import ANONYMOUS, media_type_of
 from filmlet.ui.gradio_internals import event_queue
-from filmlet.ui.routes import Answer, Route, RouteAccess, find_route
+from filmlet.ui.routes import Answer, Route, RouteAccess, find_methods, find_route
 
 MAX_FILES = 4  # of one upload
 MAX_RANGE = 100  # letters of a Range header
@@ -37,6 +38,9 @@ class GradioGate:
             return
         found = find_route(scope["method"], scope["path"])
         if found is None:
+            if allowed := find_methods(scope["path"]):
+                await refuse_method(scope["method"], allowed)(scope, receive, send)
+                return
             raise HTTPException(404, f"There is nothing at {scope['path'][:100]}.")
         route, names = found
         if route.access is RouteAccess.PUBLIC:

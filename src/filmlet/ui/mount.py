@@ -13,7 +13,6 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
@@ -37,7 +36,6 @@ HEAD = f"""
 <link rel="stylesheet" href="/ui/app.css?{VERSION}">
 <script type="module" src="/ui/app.js?{VERSION}"></script>
 """
-METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 # Whatever a component would like to fetch, the browser asks this server only.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors {}; "
@@ -127,10 +125,6 @@ def _prepare_app(app: FastAPI, shared: AppState) -> Callers:
     """Add what the page needs to the app of the API."""
     passing = (shared.settings.home / "passing" / str(os.getpid())).absolute()
     disable_gradio_telemetry(passing)
-
-    @app.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
-    def handle_unknown_route(rest: str) -> None:
-        raise HTTPException(404, f"There is nothing at /v1/{rest}.")
 
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(ContentPolicy, shared=shared)

@@ -100,3 +100,9 @@ def find_route(method: str, path: str) -> tuple[Route, dict[str, str]] | None:
         if method in route.methods and (match := pattern.fullmatch(path)):
             return route, match.groupdict()
     return None
+
+
+def find_methods(path: str) -> set[str]:
+    """Return the methods that the open routes of a path have, empty if there is none."""
+    found = (route.methods for pattern, route in PATTERNS if pattern.fullmatch(path))
+    return set().union(*found)
