@@ -31,6 +31,16 @@ class InvalidRequest(FilmletError):
         return STABLE_CODES.get(self.param, f"invalid_{self.param}")
 
 
+class UnsuitedGuidance(InvalidRequest):
+    """The model is distilled to run without guidance.
+
+    What to do: Leave guidance out, or set `force_guidance` (`--force-guidance`).
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="guidance")
+
+
 class UnknownModel(InvalidRequest):
     """There is no model or folder of this name.
 
@@ -55,10 +65,21 @@ class InvalidSetting(FilmletError):
 class CheckpointNotFound(FilmletError):
     """Files of a checkpoint are missing on this machine.
 
-    What to do: `filmlet models pull NAME`, or allow downloads.
+    What to do: Fetch or copy them again.
     """
 
     code = "checkpoint_missing"
+
+
+class ModelNotFetched(CheckpointNotFound):
+    """A model of the Hub is not on this machine, and is not fetched by itself; `model` names it.
+
+    What to do: `filmlet models pull NAME`, or allow downloads.
+    """
+
+    def __init__(self, message: str, *, model: str) -> None:
+        super().__init__(message)
+        self.model = model
 
 
 class LoraNotFound(CheckpointNotFound, InvalidRequest):

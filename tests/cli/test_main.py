@@ -263,3 +263,21 @@ def test_ctrl_c_at_any_stage_leaves_nothing_behind(
     assert told.strip().endswith("[interrupted]")
     assert "Traceback" not in told
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["generate", "plan", "submit"])
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (["--num-frames", "9"], "--frames"),
+        (["--num_inference_steps=4"], "--steps"),
+        (["--guidance-scale", "3"], "--guidance"),
+        (["--width", "64", "--height", "64"], "--size"),
+    ],
+)
+def test_an_option_of_other_programs_is_refused_with_ours(
+    capsys: pytest.CaptureFixture[str], command: str, words: list[str], own: str
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "a ball", *words])
+    assert f"is called {own} here" in capsys.readouterr().err

@@ -5,7 +5,16 @@ import pytest
 
 from filmlet.core.guide import Guide, parse_keyframe
 from filmlet.core.lora import Lora, parse_lora
-from filmlet.core.request import ClipRequest, build_request, parse_float, parse_int, parse_size
+from filmlet.core.model_card import ModelCard
+from filmlet.core.request import (
+    FOREIGN_NAMES,
+    ClipOptions,
+    ClipRequest,
+    build_request,
+    parse_float,
+    parse_int,
+    parse_size,
+)
 from filmlet.core.shape import ShapeConstraints, resolve_shape
 from filmlet.errors import InvalidRequest
 from filmlet.jobs import Limits
@@ -167,3 +176,29 @@ def test_words_are_counted_and_listed_within_bounds() -> None:
     unknown = check_prompt(card, "a reed bal").unknown
     assert "red" in unknown["reed"]
     assert "ball" in unknown["bal"]
+
+
+@pytest.mark.parametrize("card", REGISTRY.values(), ids=lambda card: card.name)
+@pytest.mark.parametrize(
+    "size", ["720x1280", "1280x720", "1024x1792", "1792x1024", "4096x64", "1x1", "9x99999"]
+)
+def test_a_size_out_of_bounds_is_refused_with_one_that_is_taken(card: ModelCard, size: str) -> None:
+    try:
+        resolve_shape(build_request("a ball", size=size), card.grid)
+    except InvalidRequest as error:
+        nearest = str(error).partition("the nearest size is ")[2].rstrip(".")
+        shape, changes = resolve_shape(build_request("a ball", size=nearest, frames=9), card.grid)
+        assert (shape.generated_width, shape.generated_height) == (shape.width, shape.height)
+        assert not changes
+        wide, high = parse_size(size)
+        assert (shape.width >= shape.height) == (wide >= high)
+    else:
+        assert max(parse_size(size)) <= card.grid.max_side
+
+
+@pytest.mark.parametrize("name", FOREIGN_NAMES)
+def test_a_keyword_of_other_libraries_is_refused_with_ours(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"no setting '{name}'.*{FOREIGN_NAMES[name]}"):
+        build_request("a ball", **{name: 9})
+    assert FOREIGN_NAMES[name] in ClipOptions.__annotations__
+    assert name not in ClipOptions.__annotations__

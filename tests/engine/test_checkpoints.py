@@ -336,5 +336,5 @@ def test_a_server_may_be_told_to_fetch_nothing(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("FILMLET_ALLOW_DOWNLOAD", "0")
-    with pytest.raises(CheckpointNotFound, match="filmlet models pull"):
+    with pytest.raises(CheckpointNotFound, match="fetches none by itself"):
         filmlet.generate(PROMPT, model="ltxv-13b-0.9.8-dev")

@@ -289,7 +289,7 @@ def test_no_room_is_told_and_nothing_is_left(tmp_path: Path, suffix: str) -> Non
 
 def test_targets_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
     there = write(tmp_path / "there.mp4", moving_square(2))
-    with pytest.raises(OutputExists, match="--force"):
+    with pytest.raises(OutputExists, match="already there"):
         check_output_path(there, force=False)
     assert check_output_path(there, force=True) == "mp4"
     with pytest.raises(InvalidRequest, match=r"\.webm"):

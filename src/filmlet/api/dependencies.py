@@ -149,7 +149,7 @@ async def identify(scope: Scope, shared: AppState) -> Caller:
         if shared.is_local and came_through_proxy(scope):
             raise UnknownKey(
                 "This server has no keys, so only who is at its machine may ask, and this came "
-                "through a proxy. Make a key with `filmlet keys add NAME`."
+                "through a proxy. Whoever runs the server can make a key."
             )
         return Caller("local", None, None)
     secret = bearer_of(request.headers) or request.cookies.get(COOKIE, "").strip()

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from filmlet import __version__
 from filmlet.cli import generate, jobs, models, serve, space
-from filmlet.cli.options import IntermixedParser
+from filmlet.cli.hints import describe_error
+from filmlet.cli.options import IntermixedParser, ProgramParser
 from filmlet.cli.process import (
     check_words,
     drop_output,
@@ -68,7 +69,7 @@ def _install_signal_handlers() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `run`, the function that runs it."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="filmlet", description="Turn a sentence into a short video on this machine."
     )
     parser.add_argument("--version", action="version", version=f"filmlet {__version__}")
@@ -137,9 +138,10 @@ def _is_pipe_closed() -> bool:
 
 
 def _print_error(error: FilmletError | Interrupted, options: argparse.Namespace) -> int:
+    message = describe_error(error) if isinstance(error, FilmletError) else str(error)
     if getattr(options, "json", False):
         param = getattr(error, "param", None)
-        error_json = {"error": {"code": error.code, "message": str(error), "param": param}}
+        error_json = {"error": {"code": error.code, "message": message, "param": param}}
         print_out(to_json(error_json), sys.stdout)
-    print_out(f"filmlet: {error} [{error.code}]", sys.stderr)
+    print_out(f"filmlet: {message} [{error.code}]", sys.stderr)
     return error.status if isinstance(error, Interrupted) else EXIT_ERROR

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from filmlet.cli.options import Commands, add_clip_options, build_clip_request
 from filmlet.cli.process import to_json
-from filmlet.errors import CheckpointNotFound, FilmletError, InvalidRequest
+from filmlet.errors import FilmletError, InvalidRequest, ModelNotFetched
 
 if TYPE_CHECKING:
     from filmlet.core.model_card import ComponentSource, ModelCard
@@ -134,7 +134,7 @@ def _export_models(options: argparse.Namespace) -> None:
         card, began = get_card(name), time.perf_counter()
         files = local_files(card)
         if files is None:
-            raise CheckpointNotFound(f"{name} is not on this machine: filmlet models pull {name}")
+            raise ModelNotFetched(f"{name} is not on this machine.", model=name)
         counts = card.parameters or count_parameters(files)
         placement = drain(export(card, files, counts, settings))
         seconds = round(time.perf_counter() - began, 1)

@@ -1,10 +1,16 @@
 """Options that several commands share, and the request that they make."""
 
 import argparse
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from filmlet.core.guide import parse_keyframe
-from filmlet.core.request import ClipRequest, build_request, parse_float, parse_int
+from filmlet.core.request import (
+    FOREIGN_NAMES,
+    ClipRequest,
+    build_request,
+    parse_float,
+    parse_int,
+)
 
 MAX_SECONDS = 1e9
 
@@ -16,6 +22,19 @@ class Commands(Protocol):
         self, name: str, *, help: str | None = None, description: str | None = None
     ) -> argparse.ArgumentParser:
         """Add a command."""
+
+
+class ProgramParser(argparse.ArgumentParser):
+    """The parser of all commands, which reports the options that none of them has."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and what an option of other programs is called here; exit."""
+        for word in message.split():
+            name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+            if word.startswith("--") and name in FOREIGN_NAMES:
+                message += f"; --{name.replace('_', '-')} is called --{FOREIGN_NAMES[name]} here"
+                break
+        super().error(message)
 
 
 class IntermixedParser(argparse.ArgumentParser):

@@ -1,7 +1,7 @@
 """What is asked: ClipRequest, and the words it is asked in."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
@@ -15,6 +15,19 @@ MAX_PROMPTS = 32
 MAX_NUMBER = 10**9  # of any other setting, whatever the model
 FORMATS = ("mp4", "webm", "gif", "webp")
 SILENT_FORMATS = ("gif", "webp")  # animations hold no sound
+# What diffusers, vLLM and other servers call our settings.
+FOREIGN_NAMES = {
+    "num_frames": "frames",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "width": "size",
+    "height": "size",
+    "resolution": "size",
+    "duration": "seconds",
+    "num_seconds": "seconds",
+    "frame_rate": "fps",
+}
 
 
 @dataclass(frozen=True)
@@ -216,6 +229,17 @@ def parse_int(text: str, param: str) -> int:
         ) from None
 
 
+def explain_foreign_name(name: str, names: Collection[str]) -> str:
+    """Return a sentence that says what a setting of other programs is called here, or "".
+
+    names: of the settings that there are.
+    """
+    own = FOREIGN_NAMES.get(name.replace("-", "_"))
+    if own not in names:
+        return ""
+    return "Give size as WIDTHxHEIGHT." if own == "size" else f"It is called {own} here."
+
+
 class ClipOptions(TypedDict, total=False):
     """The settings of a clip in the command line's words; ClipRequest says what they mean."""
 
@@ -244,11 +268,10 @@ def build_request(prompt: str, **settings: Unpack[ClipOptions]) -> ClipRequest:
     """A request in the command line's words; a setting that is None counts as not given."""
     unknown = settings.keys() - ClipOptions.__annotations__.keys()
     if unknown:
-        raise InvalidRequest(
-            f"There is no setting {min(unknown)!r}; there are "
-            f"{', '.join(ClipOptions.__annotations__)}.",
-            param="settings",
-        )
+        name = min(unknown)
+        hint = explain_foreign_name(name, ClipOptions.__annotations__)
+        hint = hint or f"There are {', '.join(ClipOptions.__annotations__)}."
+        raise InvalidRequest(f"There is no setting {name!r}. {hint}", param="settings")
     values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     size = values.pop("size", None)
     if size is not None:

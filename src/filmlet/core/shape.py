@@ -44,6 +44,16 @@ class ShapeConstraints:
         """What the sides of a clip are made in."""
         return self.spatial_compression * self.upscale_factor
 
+    def nearest_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size within the limits that is nearest in its proportions, uncropped."""
+        scale = min(1.0, self.max_side / max(width, height))
+        scale = max(scale, self.min_side / min(width, height))
+        lowest = self.round_up_side(self.min_side)
+        highest = self.max_side // self.side_multiple * self.side_multiple
+        sides = (round(side * scale / self.side_multiple) for side in (width, height))
+        wide, high = (min(highest, max(lowest, side * self.side_multiple)) for side in sides)
+        return wide, high
+
     def round_up_frames(self, frames: int) -> int:
         """The smallest legal number of frames that covers `frames`."""
         return math.ceil((frames - 1) / self.temporal_compression) * self.temporal_compression + 1
@@ -147,8 +157,13 @@ def resolve_shape(
     changes: list[Change] = []
     fps = request.fps or grid.fps
     _check_range("fps", fps, 1, grid.max_fps)
-    width = _resolve_side("width", request.width or grid.width, grid, changes)
-    height = _resolve_side("height", request.height or grid.height, grid, changes)
+    width, height = _resolve_size(request.width or grid.width, request.height or grid.height, grid)
+    for name, requested, side in (
+        ("width", request.width, width),
+        ("height", request.height, height),
+    ):
+        if requested not in (None, side):
+            changes.append(Change(name, requested, side, "video in 4:2:0 needs even sides"))
     max_frames = grid.max_total_frames(fps) - context
     usual = (grid.frames - 1) * len(request.prompts) + 1 - context
     frames = request.frames or min(usual, max_frames)
@@ -186,16 +201,17 @@ def _check_range(param: str, value: float, lowest: float, highest: float) -> Non
         )
 
 
-def _resolve_side(name: str, pixels: int, grid: ShapeConstraints, changes: list[Change]) -> int:
-    if not grid.min_side <= pixels <= grid.max_side:
-        raise InvalidRequest(
-            f"{name} must be between {grid.min_side} and {grid.max_side} pixels, got {pixels}.",
-            param="size",
-        )
-    side = round_up_even(pixels)
-    if side != pixels:
-        changes.append(Change(name, pixels, side, "video in 4:2:0 needs even sides"))
-    return side
+def _resolve_size(width: int, height: int, grid: ShapeConstraints) -> tuple[int, int]:
+    """Return even sides. Raises InvalidRequest, which names the nearest size within the limits."""
+    for name, pixels in (("width", width), ("height", height)):
+        if not grid.min_side <= pixels <= grid.max_side:
+            nearest = "x".join(map(str, grid.nearest_size(width, height)))
+            raise InvalidRequest(
+                f"{name} must be between {grid.min_side} and {grid.max_side} pixels, got {pixels}; "
+                f"the nearest size is {nearest}.",
+                param="size",
+            )
+    return round_up_even(width), round_up_even(height)
 
 
 def _crop_changes(shape: VideoShape, grid: ShapeConstraints) -> list[Change]:

@@ -94,7 +94,7 @@ class ApiKeyStore:
         with self.database.transaction() as t:
             gone = t.row("delete from filmlet_key where name = :name returning id", name=name)
         if gone is None:
-            raise UnknownKey(f"There is no key named {name!r}; `filmlet keys` lists them.")
+            raise UnknownKey(f"There is no key named {name!r}.")
 
 
 def _check_webhook(url: str) -> None:

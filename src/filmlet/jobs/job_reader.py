@@ -155,7 +155,7 @@ def get_row(t: Reader, job: str, owner: str | None) -> Row:
     """Return the row of a job; `owner` None may see all. Raises UnknownJob."""
     row = t.row("select * from filmlet_job where id = :id", id=job)
     if row is None or (owner is not None and row["owner"] != owner):
-        raise UnknownJob(f"There is no job {job!r}; `filmlet jobs` lists yours.")
+        raise UnknownJob(f"There is no job {job!r}.")
     return row
 
 

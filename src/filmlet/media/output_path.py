@@ -147,8 +147,7 @@ def move_into_place(part: Path, path: Path, force: bool) -> None:
 
 def _output_exists_error(path: Path) -> OutputExists:
     return OutputExists(
-        f"{path} is already there, or another process writes it; choose another name or say "
-        "--force."
+        f"{path} is already there, or another process writes it; choose another name."
     )
 
 

@@ -15,7 +15,7 @@ from filmlet.core.model_card import (
 )
 from filmlet.core.schedules import FixedSigmas, LinearQuadraticSigmas, ShiftedSigmas
 from filmlet.core.shape import ShapeConstraints
-from filmlet.errors import CheckpointCorrupt, CheckpointNotFound, UnknownModel
+from filmlet.errors import CheckpointCorrupt, ModelNotFetched, UnknownModel
 from filmlet.models import hub_cache
 from filmlet.models.checkpoint_files import check_single_file
 
@@ -171,7 +171,7 @@ def get_card(name: str) -> ModelCard:
     """The card of a name in the catalogue, of a folder, of a file, or of a fetched repository.
 
     A folder or repository is in diffusers' layout; a file is one of Lightricks'. Raises
-    UnknownModel with the nearest names, CheckpointNotFound for a repository that is not here yet.
+    UnknownModel with the nearest names, ModelNotFetched for a repository that is not here yet.
     """
     if name in REGISTRY:
         return REGISTRY[name]
@@ -223,9 +223,7 @@ def _quote_shortened(name: str) -> str:
 def _read_repository(name: str) -> ModelCard:
     snapshot = hub_cache.snapshot(name, "main")
     if snapshot is None or not (snapshot / "model_index.json").is_file():
-        raise CheckpointNotFound(
-            f"{name} is not on this machine; fetch it first: filmlet models pull {name}"
-        )
+        raise ModelNotFetched(f"{name} is not on this machine; fetch it first.", model=name)
     return _read_folder(snapshot, name, snapshot.name)
 
 

@@ -9,7 +9,7 @@ from filmlet.core.model_card import ComponentFiles, Components, ModelCard
 from filmlet.core.request import ClipRequest
 from filmlet.core.shape import Change, VideoShape, resolve_shape
 from filmlet.core.windows import Window, split_into_windows, window_of_frame
-from filmlet.errors import InvalidRequest, NotSupported
+from filmlet.errors import InvalidRequest, NotSupported, UnsuitedGuidance
 from filmlet.models import count_parameters, get_card, inspect_loras, local_files
 from filmlet.pipeline.media_inputs import (
     MediaInput,
@@ -198,9 +198,8 @@ def _resolve_guidance(request: ClipRequest, card: ModelCard) -> float:
             f"guidance must be 1 (none) or more, got {request.guidance:g}.", param="guidance"
         )
     if card.distilled and request.guidance > 1 and not request.force_guidance:
-        raise InvalidRequest(
+        raise UnsuitedGuidance(
             f"{card.name} is distilled to run without guidance, and guidance {request.guidance:g} "
-            "would spoil its clips; say --force-guidance to do it all the same.",
-            param="guidance",
+            "would spoil its clips."
         )
     return request.guidance

@@ -12,7 +12,7 @@ from filmlet.core.shape import Change
 from filmlet.engine.base import KILOBYTE, DenoiseParams, to_kilobytes
 from filmlet.engine.configs import check_loras, check_vocabulary
 from filmlet.engine.placement import Placement
-from filmlet.errors import CheckpointCorrupt, CheckpointNotFound
+from filmlet.errors import CheckpointCorrupt, ModelNotFetched
 from filmlet.models import download_model, fetch_lora, inspect_lora, local_files
 from filmlet.models.tokenizer import TokenizedPrompt, get_tokenizer, tokenize
 from filmlet.pipeline.engine_cache import EngineCache
@@ -103,9 +103,10 @@ def _fetch_missing(plan: Plan, settings: Settings) -> Generator[Event, None, Pla
     if plan.files and not plan.missing_loras:
         return plan
     if not settings.allow_download:
-        raise CheckpointNotFound(
+        raise ModelNotFetched(
             f"Weights of {plan.card.name} or of its LoRAs are not on this machine, which fetches "
-            f"none by itself: filmlet models pull {plan.request.model}"
+            "none by itself.",
+            model=plan.request.model,
         )
     yield from with_timing(Stage.FETCH, _download(plan))
     files = local_files(plan.card)

@@ -126,10 +126,7 @@ def _require_api_keys(settings: Settings, host: str) -> None:
     database = Database(settings)
     try:
         if not ApiKeyStore(database, settings).list_keys():
-            raise ApiKeyRequired(
-                f"{host} can be reached by others and there is no key yet: make one with "
-                "`filmlet keys add NAME`, or pass --open to serve without keys."
-            )
+            raise ApiKeyRequired(f"{host} can be reached by others and there is no key yet.")
     finally:
         database.close()
 
@@ -139,9 +136,7 @@ def _bind_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
     except (OSError, OverflowError) as error:
-        raise AddressUnusable(
-            f"{host}:{port} cannot be listened on: {error}; try another --port."
-        ) from error
+        raise AddressUnusable(f"{host}:{port} cannot be listened on: {error}.") from error
 
 
 class WorkerSupervisor:
