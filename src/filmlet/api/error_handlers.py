@@ -121,7 +121,9 @@ async def handle_validation_error(request: Request, error: Exception) -> Respons
         code="invalid_value",
     )
     if first["type"] == "extra_forbidden":
-        body.message, body.code = f"There is no parameter {param!r}.", "unknown_parameter"
+        hint = first.get("ctx", {}).get("hint", "")
+        body.message = f"There is no parameter {param!r}. {hint}".strip()
+        body.code = "unknown_parameter"
     return error_response(400, body)
 
 
@@ -143,7 +145,9 @@ async def handle_system_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
     if isinstance(error, ConnectionError):
         return await handle_disconnect(request, error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # Python looks for a temporary folder with room once, and names no file where it finds none.
+    lacks_temp_folder = isinstance(error, FileNotFoundError) and error.filename is None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or lacks_temp_folder:
         return answer_error(DiskFull(str(error)))
     return await handle_unexpected_error(request, error)
 

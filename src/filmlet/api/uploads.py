@@ -32,6 +32,8 @@ def find_images(fields: dict[str, Any], files: dict[str, UploadFile]) -> dict[st
     for name, value in fields.items():
         param = image_param(name)
         if param and value is not None:
+            if param in images:
+                raise InvalidRequest(f"There may be one {param}, not several.", param=param)
             key = name.partition("[")[2].rstrip("]")
             images[param] = _decode_data_url({key: value} if key else value, param)
     return {param: images[param] for param in FRAMES if param in images}
@@ -58,6 +60,8 @@ def _decode_data_url(sent: object, param: str) -> UploadFile:
             "this server opens no connection to fetch one.",
             param=param,
         )
+    if len(body) > TEXT_BYTES:
+        raise _size_error(param, len(body) // 4 * 3, IMAGE_BYTES)
     try:
         data = _decode_base64(body)
     except (binascii.Error, ValueError) as error:
@@ -101,11 +105,13 @@ def check_upload(upload: UploadFile, param: str, *, video: bool) -> None:
 
 def _check_size(upload: UploadFile, param: str, limit: int) -> None:
     if not upload.size or upload.size > limit:
-        raise InvalidRequest(
-            f"{param} must be a file of at most {limit // 2**20} MiB, "
-            f"got {upload.size or 0} bytes.",
-            param=param,
-        )
+        raise _size_error(param, upload.size or 0, limit)
+
+
+def _size_error(param: str, size: int, limit: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"{param} must be a file of at most {limit // 2**20} MiB, got {size} bytes.", param=param
+    )
 
 
 def _check_content(path: Path, param: str, video: bool) -> None:

@@ -81,7 +81,7 @@ async def create(
 
     `input_reference` is a picture it begins with, `last_reference` one it ends in.
     """
-    async with read_video_request(request) as (body, images):
+    async with read_video_request(request, shared, who) as (body, images):
         options = submit_options(who, body, key)
         if images:  # which are decoded
             job = await shared.run_expensive(who, submit_uploads, shared, body, options, images)
@@ -105,7 +105,7 @@ def list_videos(
     shared: AppStateDep,
     who: CallerDep,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
     search: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")] = "",
 ) -> VideoList:
@@ -129,7 +129,7 @@ def video_page(shared: AppState, who: Caller, limit: int, **filters: Any) -> Vid
 @router.post("/plan", response_model=VideoPlan, openapi_extra=CREATE_BODY)
 async def plan(request: Request, shared: AppStateDep, who: CallerDep) -> VideoPlan:
     """Plan a video without queueing it: shape, steps, time, changes."""
-    async with read_video_request(request) as (body, images):
+    async with read_video_request(request, shared, who) as (body, images):
         return await shared.run_expensive(who, plan_uploads, shared, body, images)
 
 
