@@ -297,6 +297,15 @@ class StorageUnusable(FilmletError):
     public_message = "The clips cannot be reached; the server's log says why. Try again later."
 
 
+class StoredFileMissing(StorageUnusable):
+    """A file of a job is not in the storage, or not any more.
+
+    What to do: Read the job again; make a clip that is lost once more.
+    """
+
+    code = "file_missing"
+
+
 class WorkerNameInUse(FilmletError):
     """Another worker of this name is alive.
 

@@ -10,7 +10,9 @@ import httpx2
 import pytest
 
 from filmlet.api import create_app
-from filmlet.jobs import Queue, Status
+from filmlet.jobs import PREVIEW, Queue, Status
+from filmlet.jobs.claimed_job import ClaimedJob
+from filmlet.jobs.object_storage import open_storage
 from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
 from tests.helpers.fake_zerogpu import serve_app
@@ -106,3 +108,81 @@ def test_a_reader_of_a_clip_that_will_not_be_whole_is_cut_off(
     assert worker.queue.get_job(job).status == Status.CANCELLED
     assert reading.data
     assert not reading.is_whole
+
+
+def test_a_reader_that_pauses_until_the_pieces_are_gone_goes_on_with_the_whole_clip(
+    settings: Settings, tmp_path: Path, tiny: Path
+) -> None:
+    queue, film = Queue(settings), Paused(lambda event: decoding(event) and event.done > 20)  # type: ignore[union-attr]
+    worker, job = Worker(settings, film, queue), queue.submit(ask(tiny, frames=121)).id
+    thread = in_thread(worker, job)
+    assert film.reached.wait(120)
+    elsewhere = open_storage(replace(settings, home=tmp_path / "web"))
+    begun = elsewhere.read_growing(job, 0, 1000)
+    assert len(begun) == 1000
+    film.go.set()
+    thread.join(120)
+    whole = queue.storage.read(job, "decoded.mp4")
+    for pause in (0, 1000, len(whole) - 1, len(whole)):
+        data = whole[:pause]
+        while piece := elsewhere.read_growing(job, len(data), len(whole) // 3):
+            data += piece
+        assert data == whole, pause
+    assert begun == whole[:1000]
+    assert elsewhere.grown_length(job) == len(whole)
+    queue.close()
+
+
+def test_a_preview_that_is_replaced_or_deleted_under_its_reader_is_the_newer_one_or_404(
+    settings: Settings, web: httpx2.Client, tiny: Path
+) -> None:
+    queue = Queue(settings)
+    job = queue.submit(ask(tiny)).id
+    claimed = ClaimedJob.claim(queue.database, settings, job, "one")
+    assert claimed
+    claimed.previews = 1
+    claimed.report_progress()
+    missing = web.get(f"/v1/videos/{job}/preview")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "file_missing")
+    pictures = [b"\x89PNG" + bytes([n]) * (1 + n) * 100_000 for n in range(3)]
+    stopped = threading.Event()
+
+    def replace_often() -> None:
+        while not stopped.is_set():
+            for picture in pictures:
+                (queue.storage.folder(job) / PREVIEW).write_bytes(picture)
+                queue.storage.store(job, PREVIEW)
+
+    writer = threading.Thread(target=replace_often)
+    writer.start()
+    try:
+        answers = []
+        while len(answers) < 30:
+            answer = web.get(f"/v1/videos/{job}/preview")
+            if answer.status_code == 200 or answers:
+                answers.append(answer)
+    finally:
+        stopped.set()
+        writer.join(60)
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.content for answer in answers} <= {*pictures}
+    assert len({answer.content for answer in answers}) > 1
+    queue.storage.delete(job)
+    gone = web.get(f"/v1/videos/{job}/preview")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "file_missing")
+    queue.close()
+
+
+def test_a_clip_whose_file_is_gone_is_404(
+    settings: Settings, web: httpx2.Client, tiny: Path
+) -> None:
+    queue = Queue(settings)
+    job = queue.submit(ask(tiny, frames=25)).id
+    Worker(settings, queue=queue).run_job(job)
+    path = f"/v1/videos/{job}/content"
+    assert web.get(path).content == queue.storage.read(job, "clip.mp4")
+    queue.storage.delete(job)
+    for variant in ("video", "thumbnail", "spritesheet"):
+        gone = web.get(path, params={"variant": variant})
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "file_missing"), variant
+    queue.close()

@@ -18,6 +18,7 @@ from filmlet.errors import (
     JobConflict,
     PermissionDenied,
     StorageUnusable,
+    StoredFileMissing,
     TooManyJobs,
     UnknownJob,
     UnknownKey,
@@ -36,6 +37,7 @@ STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (  # the first class
     (InvalidRequest, 400, "invalid_request_error"),
     # Not 409: OpenAI's clients would send the request again by themselves.
     (JobConflict, 400, "invalid_request_error"),
+    (StoredFileMissing, 404, "invalid_request_error"),
     (DatabaseUnusable, 503, "server_error"),
     (StorageUnusable, 503, "server_error"),
     (DiskFull, 503, "server_error"),

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from filmlet.api.dependencies import AppState
 from filmlet.errors import StorageUnusable, UnknownKey
 from filmlet.jobs import Job
+from filmlet.jobs.storage import as_storage_error
 
 log = logging.getLogger("filmlet.api")
 
@@ -54,7 +55,7 @@ def range_response(shared: AppState, content: Content, range_header: str | None)
         headers["content-range"] = f"bytes {first}-{last}/{size}"
     headers["content-length"] = str(last - first + 1)
     part = first, last - first + 1
-    return ClipResponse(shared, content, part, status, headers)
+    return StoredResponse(shared, content, part, status, headers)
 
 
 def _position(digits: str) -> int | None:
@@ -63,6 +64,19 @@ def _position(digits: str) -> int | None:
 
 
 class ClipResponse(StreamingResponse):
+    """Sends a clip. On an error the connection is closed without an end.
+
+    A client takes a body that ends properly for a complete clip.
+    """
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except (StorageUnusable, UnknownKey) as error:
+            log.warning("%s", error)  # without a last message uvicorn closes the connection
+
+
+class StoredResponse(ClipResponse):
     """Sends a part of a file, given as position and length, and closes the file."""
 
     def __init__(
@@ -83,24 +97,12 @@ async def _iter_chunks(
 ) -> AsyncIterator[bytes]:
     file.seek(first)
     while count > 0:
-        chunk = await shared.run_at_storage(file.read, min(CHUNK_BYTES, count))
+        with as_storage_error():  # it may be deleted, or its storage unreachable by now
+            chunk = await shared.run_at_storage(file.read, min(CHUNK_BYTES, count))
         if not chunk:
             return
         count -= len(chunk)
         yield chunk
-
-
-class GrowingResponse(StreamingResponse):
-    """Sends a clip while it grows. On an error the connection is closed without an end.
-
-    A client takes a body that ends properly for a complete clip.
-    """
-
-    async def stream_response(self, send: Send) -> None:
-        try:
-            await super().stream_response(send)
-        except (StorageUnusable, UnknownKey) as error:
-            log.warning("%s", error)  # without a last message uvicorn closes the connection
 
 
 async def stream_growing_file(shared: AppState, job: Job) -> AsyncGenerator[bytes]:

@@ -44,6 +44,7 @@ from filmlet.api.video_requests import (
 )
 from filmlet.errors import InvalidRequest, NotSupported, UnknownJob, UnknownKey
 from filmlet.jobs import PREVIEW, Job, Status
+from filmlet.jobs.storage import as_storage_error
 from filmlet.media import extract_audio, spritesheet, thumbnail
 
 DELETE_TIMEOUT_S = 10.0  # how long a delete waits for the worker
@@ -230,7 +231,7 @@ async def download(
     """
     if stream and variant == "video" and not job.status.is_final:
         grown = while_allowed(video_responses.stream_growing_file(shared, job), access.is_current)
-        return video_responses.GrowingResponse(grown, media_type="video/mp4")
+        return video_responses.ClipResponse(grown, media_type="video/mp4")
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
     storage = shared.queue.storage
@@ -257,7 +258,7 @@ def _audio(shared: AppState, job: Job) -> video_responses.Content:
 
 def _picture(shared: AppState, job: Job, draw: Callable[[BinaryIO], bytes], kind: str) -> Response:
     assert job.clip
-    with shared.queue.storage.open(job.id, job.clip) as file:
+    with shared.queue.storage.open(job.id, job.clip) as file, as_storage_error():
         kept = {"cache-control": "private, max-age=86400"}  # a finished clip stays as it is
         return Response(draw(file), media_type=kind, headers=kept)
 

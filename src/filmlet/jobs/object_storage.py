@@ -79,16 +79,20 @@ class ObjectStorage(JobFolders):
         self.delete_working_copy(job)
 
     def open(self, job: str, name: str) -> BinaryIO:
-        with as_storage_error():
+        with as_storage_error(), self.expect_file(job, name):
             return cast(BinaryIO, self.files.open(f"{self.root}/{job}/{name}", "rb"))
 
     def read(self, job: str, name: str) -> bytes:
-        with as_storage_error():
+        with as_storage_error(), self.expect_file(job, name):
             return bytes(self.files.cat_file(f"{self.root}/{job}/{name}"))
 
     def length(self, job: str, name: str) -> int:
-        with as_storage_error():
+        with as_storage_error(), self.expect_file(job, name):
             return int(self.files.size(f"{self.root}/{job}/{name}"))
+
+    def is_there(self) -> bool:
+        bucket, _, _ = self.root.partition("/")  # "" before a folder's path
+        return bool(self.files.exists(bucket or self.root))
 
     def display_path(self, job: str, name: str) -> str:
         return str(self.files.unstrip_protocol(f"{self.root}/{job}/{name}")).removeprefix("file://")

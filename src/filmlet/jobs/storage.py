@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from filmlet.core.events import Stage
-from filmlet.errors import DiskFull, StorageUnusable
+from filmlet.errors import DiskFull, StorageUnusable, StoredFileMissing
 from filmlet.media import PART, partial_path, to_output_error
 from filmlet.pipeline.artifacts import result_file
 
@@ -49,13 +49,13 @@ class Storage(Protocol):
         """Delete what only a running job needs: local copies and pieces of the growing clip."""
 
     def open(self, job: str, name: str) -> BinaryIO:
-        """Open a stored file for reading."""
+        """Open a stored file for reading. Raises StoredFileMissing."""
 
     def read(self, job: str, name: str) -> bytes:
-        """Return a stored file as it is at one moment."""
+        """Return a stored file as it is at one moment. Raises StoredFileMissing."""
 
     def length(self, job: str, name: str) -> int:
-        """Return the bytes of a stored file."""
+        """Return the bytes of a stored file. Raises StoredFileMissing."""
 
     def display_path(self, job: str, name: str) -> str:
         """Return the path or URL of a stored file, for people."""
@@ -136,6 +136,20 @@ class JobFolders:
         except OSError as error:
             raise to_output_error(error, target) from error
 
+    @contextmanager
+    def expect_file(self, job: str, name: str) -> Iterator[None]:
+        """Raise StoredFileMissing where a file of a storage that is there is missing."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if not self.is_there():
+                raise
+            raise StoredFileMissing(f"{job} has no {name} in the storage.") from error
+
+    def is_there(self) -> bool:
+        """Return whether the storage itself exists."""
+        return self.local.exists()
+
     def read_grown(self, job: str, sent: int, max_bytes: int) -> bytes:
         """Return bytes of the complete clip in the local folder, or of the longest unfinished."""
         folder = self.local / job
@@ -185,15 +199,15 @@ class LocalStorage(JobFolders):
                     copy_whole(self.local / source / name, folder / name)
 
     def open(self, job: str, name: str) -> BinaryIO:
-        with as_storage_error():
+        with as_storage_error(), self.expect_file(job, name):
             return (self.local / job / name).open("rb")
 
     def read(self, job: str, name: str) -> bytes:
-        with as_storage_error():
+        with as_storage_error(), self.expect_file(job, name):
             return (self.local / job / name).read_bytes()
 
     def length(self, job: str, name: str) -> int:
-        with as_storage_error():
+        with as_storage_error(), self.expect_file(job, name):
             return (self.local / job / name).stat().st_size
 
     def display_path(self, job: str, name: str) -> str:
