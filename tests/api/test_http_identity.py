@@ -222,7 +222,32 @@ def test_a_program_without_cookies_is_a_visitor_by_its_token(home: Settings) -> 
     path = f"/v1/videos/{made.json()['id']}"
     assert ask("GET", path, long).status_code == 200
     assert ask("GET", path, other).status_code == 404
-    placeholder = ask("POST", "/v1/videos", "none", json=SMALL)
-    assert "set-cookie" in placeholder.headers
-    path = f"/v1/videos/{placeholder.json()['id']}"
-    assert ask("GET", path, "none").status_code == 404
+
+
+def test_a_program_that_could_not_be_known_again_is_told_what_its_token_must_be(
+    home: Settings,
+) -> None:
+    with TestClient(create_app(home, visitors=Visitors())) as client:
+
+        def ask(method: str, token: str | None, path: str = "/v1/videos") -> httpx2.Response:
+            headers = {} if token is None else {"authorization": f"Bearer {token}"}
+            sent = {"json": SMALL} if method == "POST" else {}
+            return client.request(method, path, headers=headers, **sent)  # type: ignore[arg-type]
+
+        for token in ("none", "sk-1234", "t" * (MIN_TOKEN_CHARS - 1)):
+            for method, path in (("POST", "/v1/videos"), ("GET", "/v1/videos/clip_1")):
+                client.cookies.clear()
+                told = refusal(ask(method, token, path))
+                assert told["code"] == "unknown_key"
+                assert f"{len(token)} characters" in told["message"]
+                assert f"at least {MIN_TOKEN_CHARS} characters" in told["message"]
+                assert token not in told["message"]
+        client.cookies.clear()
+        first = ask("POST", None)
+        assert (first.status_code, refusal(first)["code"]) == (401, "unknown_key")
+        assert "has no token" in refusal(first)["message"]
+        made = ask("POST", None)  # with the cookie that the refusal set, as a browser keeps it
+        assert made.status_code == 200
+        assert ask("GET", None, f"/v1/videos/{made.json()['id']}").status_code == 200
+        client.cookies.clear()
+        assert ask("GET", None).json()["data"] == []

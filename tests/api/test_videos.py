@@ -92,6 +92,22 @@ def test_who_comes_back_to_the_events_hears_only_what_is_new(shared_server: Runn
     assert again[-1]["event"] == "done"
 
 
+def test_who_has_read_the_end_of_the_events_is_told_not_to_come_back(
+    shared_server: Running,
+) -> None:
+    job = shared_server.job()
+    end = list(events(shared_server, job))[-1]
+    assert end["event"] == "done"
+    path = f"/v1/videos/{job}/events"
+    again = shared_server.client.get(path, headers={"Last-Event-ID": end["id"]})
+    assert (again.status_code, again.content) == (204, b"")
+    for other in ("", "0.queued.1", f"{end['id']}0"):  # has not read it
+        seen = list(events(shared_server, job, **{"Last-Event-ID": other}))
+        assert [event["event"] for event in seen] == ["done"], other
+    assert shared_server.client.delete(f"/v1/videos/{job}").status_code == 200
+    assert shared_server.client.get(path, headers={"Last-Event-ID": end["id"]}).status_code == 404
+
+
 class Counting(Queue):
     """A queue that counts how often it is asked."""
 

@@ -8,9 +8,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from filmlet.errors import UnknownKey
+
 VISITOR = "filmlet_visitor"
 A_YEAR_S = 365 * 86400
 MIN_TOKEN_CHARS = 20  # shorter bearers are placeholders that many programs send
+TOKEN_HINT = (
+    "on this server it says whose jobs are whose. Choose a random one of at least "
+    f"{MIN_TOKEN_CHARS} characters, send it with each request as Authorization: Bearer TOKEN, "
+    "and tell it to nobody."
+)
 INTRODUCED = "filmlet.introduced"  # key of an ASGI scope: this visitor has no cookie yet
 
 
@@ -67,6 +74,19 @@ def visitor_token(headers: Headers) -> str:
     """Return the token that identifies a visitor, "" if there is none or a placeholder."""
     secret = bearer_of(headers)
     return secret if len(secret) >= MIN_TOKEN_CHARS else ""
+
+
+def check_token(scope: Scope) -> None:
+    """Refuse a visitor of the API who could not be known again. Raises UnknownKey.
+
+    A short token is one that many programs send: its users would see each other's jobs. Who sends
+    neither token nor cookie may read, but what he submits would be nobody's.
+    """
+    secret = bearer_of(Headers(scope=scope))
+    if secret and len(secret) < MIN_TOKEN_CHARS:
+        raise UnknownKey(f"The token of this request has {len(secret)} characters; {TOKEN_HINT}")
+    if not secret and scope.get(INTRODUCED) and scope["method"] == "POST":
+        raise UnknownKey(f"This request has no token; {TOKEN_HINT}")
 
 
 def _cookie(name: str, is_safe: bool) -> str:

@@ -133,6 +133,8 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     """Answer what the router, a middleware or a form's limits refuse."""
     del request
     assert isinstance(error, HTTPException)
+    if error.status_code == 204:
+        return Response(status_code=204, headers=error.headers)
     body = ErrorBody(
         message=str(error.detail),
         type="invalid_request_error" if error.status_code < 500 else "server_error",

@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from filmlet.api.anonymous_users import check_token
 from filmlet.api.dependencies import CALLER, AppState, identify
 from filmlet.api.error_handlers import answer_error, error_response
 from filmlet.api.schemas import ErrorBody
@@ -61,6 +62,8 @@ class Identity:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _needs_identity(scope["path"]):
             try:
+                if self.shared.visitors:
+                    check_token(scope)
                 scope[CALLER] = await identify(scope, self.shared)
             except FilmletError as error:
                 await answer_error(error)(scope, receive, send)

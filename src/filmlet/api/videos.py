@@ -11,6 +11,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
 
 from filmlet.api import video_responses
 from filmlet.api.dependencies import AdminDep, AppState, AppStateDep, Caller, CallerDep, Entered
@@ -295,7 +296,18 @@ def refine(
     return _video_response(shared, shared.queue.refine(job.id, options), response)
 
 
-@router.get("/{id}/events", response_class=EventSourceResponse)
+async def require_news(job: JobDep, last_event_id: Annotated[str | None, Header()] = None) -> None:
+    """Answer 204 to whoever has read the end: an EventSource connects again until it reads that."""
+    if job.status.is_final and last_event_id == revision_tag(job):
+        raise HTTPException(204)
+
+
+@router.get(
+    "/{id}/events",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(require_news)],
+    responses={204: {"description": "Last-Event-ID names the end; there is nothing more."}},
+)
 async def events(
     job: JobDep,
     shared: AppStateDep,
@@ -304,7 +316,8 @@ async def events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream changes of a job as server-sent events: `position`, `progress`, `preview`, `done`.
 
-    Each carries the whole job. Who comes back with Last-Event-ID hears what changed meanwhile.
+    Each carries the whole job. Who comes back with Last-Event-ID hears what changed meanwhile, and
+    204 where that was the end.
     """
     previous: Job | None = None
     with suppress(UnknownKey):  # the key is gone: so is the stream
