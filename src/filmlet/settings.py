@@ -1,19 +1,94 @@
 """What the environment says: the only reader of it."""
 
+import base64
 import os
+import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
-from filmlet.errors import InvalidSetting
+from filmlet.errors import InvalidSetting, abbreviate
 
 CHOICES = {  # that a setting can be
     "offload": ("none", "model", "layerwise_casting", "sequential"),
     "engine": ("auto", "torch", "openvino"),
     "metrics": ("open", "key", "off"),
+}
+MANY = 1e9
+FLAG = (0, 1)
+RANGES: dict[str, tuple[float, float]] = {  # of numbers: the least and the greatest
+    "compile": FLAG, "fp8": FLAG, "cuda_graphs": FLAG, "int8": FLAG, "openvino_plain": FLAG,
+    "allow_download": FLAG, "webhook_private": FLAG, "lease_s": (1, 86400), "max_queued": (1, MANY),
+    "max_active": (1, MANY), "max_per_minute": (1, MANY), "seconds_per_day": (0, MANY),
+    "keep_days": (0, 36500), "keep_gb": (0, MANY), "max_connections": (1, MANY),
+    "max_connections_per_address": (1, MANY),
+}  # fmt: skip
+FOLDERS = ("cache", "home", "storage_url")
+SECRETS = ("database_url", "webhook_url", "webhook_secret")  # whose values no message shows
+MAX_CHARS = 4096
+MAX_WORKER_CHARS = 100  # it is part of a file's name
+
+
+def _is_database_url(url: str) -> bool:
+    if url.startswith("sqlite"):
+        return re.fullmatch(r"sqlite:///.+", url) is not None
+    return _is_url(url, ("postgresql", "postgresql+psycopg"))
+
+
+def _is_url(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises ValueError where it is none
+    except ValueError:
+        return False
+    return parts.scheme in schemes and url.isprintable() and " " not in url
+
+
+def _is_webhook_url(url: str) -> bool:
+    return _is_url(url, ("http", "https")) and bool(urlsplit(url).hostname)
+
+
+def _is_secret(text: str) -> bool:
+    try:
+        return bool(base64.b64decode(text.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        return False
+
+
+def _is_storage(url: str) -> bool:
+    scheme, sign, rest = url.partition("://")
+    is_scheme = re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) is not None
+    return not sign or (is_scheme and rest.strip("/") != "")
+
+
+def _is_worker_name(name: str) -> bool:
+    return name.isprintable() and 0 < len(name) <= MAX_WORKER_CHARS
+
+
+def _are_networks(text: str) -> bool:
+    try:
+        networks = [part.strip() for part in text.split(",") if part.strip() != "*"]
+        return all(ip_network(network, strict=False) for network in networks)
+    except ValueError:
+        return False
+
+
+FORMS: dict[str, tuple[Callable[[str], bool], str]] = {  # of texts: a check, and what it asks for
+    "device": (
+        lambda text: re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", text) is not None,
+        "cpu, cuda, cuda:N or mps",
+    ),
+    "database_url": (_is_database_url, "postgresql://USER:PASSWORD@HOST/NAME or sqlite:///FILE"),
+    "storage_url": (_is_storage, "a folder or s3://BUCKET/PREFIX"),
+    "worker": (_is_worker_name, f"at most {MAX_WORKER_CHARS} printable characters"),
+    "webhook_url": (_is_webhook_url, "https://HOST/PATH or http://HOST/PATH"),
+    "webhook_secret": (_is_secret, "whsec_ and base64"),
+    "forwarded_allow_ips": (_are_networks, "addresses or networks with commas between them, or *"),
 }
 
 
@@ -88,6 +163,16 @@ class Settings:
     forwarded_allow_ips: str = "127.0.0.1,::1"
     metrics: str = "open"
 
+    def __post_init__(self) -> None:
+        """Raises InvalidSetting."""
+        for name, value in vars(self).items():
+            if value is not None:
+                check_setting(name, value, _variable(name))
+        if self.webhook_url and not self.webhook_secret:
+            raise InvalidSetting(
+                "FILMLET_WEBHOOK_URL needs FILMLET_WEBHOOK_SECRET, which signs the calls."
+            )
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """FILMLET_DEVICE, FILMLET_HOME, FILMLET_DATABASE_URL, ...: one variable a setting.
@@ -96,27 +181,77 @@ class Settings:
         """
         values: dict[str, Any] = {}
         for name, value in vars(cls()).items():
-            variable = f"FILMLET_{name.upper()}"
-            text = environment.get(variable)
+            variable = _variable(name)
+            text = environment.get(variable, "").strip()
             if not text and name == "forwarded_allow_ips":
-                text = environment.get("FORWARDED_ALLOW_IPS")
+                variable = "FORWARDED_ALLOW_IPS"
+                text = environment.get(variable, "").strip()
             if not text:
                 continue
-            if text not in CHOICES.get(name, (text,)):
-                choices = ", ".join(CHOICES[name])
-                raise InvalidSetting(f"{variable} must be one of {choices}, not {text!r}.")
-            kind = str if value is None else type(value)
-            try:
-                values[name] = kind(text)
-            except ValueError:
-                noun = "a whole number" if kind is int else "a number"
-                raise InvalidSetting(f"{variable} must be {noun}, not {text!r}.") from None
+            values[name] = _parse_text(name, variable, text, str if value is None else type(value))
         return cls(**values)
 
     def to_environ(self) -> dict[str, str]:
         """The environment of a process that is to have the same settings."""
         variables = {f"FILMLET_{k.upper()}": str(v) for k, v in vars(self).items() if v is not None}
         return os.environ | variables
+
+
+def _variable(name: str) -> str:
+    return f"FILMLET_{name.upper()}"
+
+
+def _parse_text(name: str, variable: str, text: str, kind: type) -> Any:
+    """Return the value of a variable's text, checked under the variable's name.
+
+    Raises InvalidSetting.
+    """
+    if len(text) > MAX_CHARS:
+        raise InvalidSetting(f"{variable} has {len(text)} characters; at most {MAX_CHARS}.")
+    try:
+        value = kind(text)
+    except ValueError:
+        raise InvalidSetting(_number_sentence(name, variable, text, kind)) from None
+    check_setting(name, value, variable)
+    if name in FOLDERS:
+        _check_folder(variable, Path(text.removeprefix("file://")))
+    return value
+
+
+def check_setting(name: str, value: Any, variable: str) -> None:
+    """Check one setting. variable: that the sentence names. Raises InvalidSetting."""
+    if name in RANGES:
+        lowest, highest = RANGES[name]
+        if not lowest <= value <= highest:  # nor is nan
+            raise InvalidSetting(_number_sentence(name, variable, value, type(value)))
+    if value not in CHOICES.get(name, (value,)):
+        choices = ", ".join(CHOICES[name])
+        raise InvalidSetting(f"{variable} must be one of {choices}, not {abbreviate(value)}.")
+    if name in FORMS:
+        fits, form = FORMS[name]
+        if not fits(value):
+            shown = "" if name in SECRETS else f", not {abbreviate(value)}"
+            raise InvalidSetting(f"{variable} must be {form}{shown}.")
+
+
+def _number_sentence(name: str, variable: str, value: object, kind: type) -> str:
+    lowest, highest = RANGES[name]
+    noun = "a whole number" if kind is int else "a number"
+    bounds = f"{lowest:g} or {highest:g}" if highest == 1 else f"from {lowest:g} to {highest:g}"
+    return f"{variable} must be {noun}, {bounds}, not {abbreviate(value)}."
+
+
+def _check_folder(variable: str, folder: Path) -> None:
+    """Refuse what is no folder and cannot become one. Raises InvalidSetting."""
+    if "://" in str(folder):
+        return
+    try:
+        if not folder.is_dir() and folder.lstat():
+            raise InvalidSetting(f"{variable} must be a folder; {abbreviate(str(folder))} is none.")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InvalidSetting(f"{variable} cannot be a folder: {error.strerror}.") from error
 
 
 @dataclass(frozen=True)
@@ -135,8 +270,11 @@ class SpaceEnvironment:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """SPACE_ID, SPACES_ZERO_GPU, GRADIO_SERVER_NAME, GRADIO_SERVER_PORT."""
         port = environment.get("GRADIO_SERVER_PORT") or "7860"
-        if not port.isdecimal():
-            raise InvalidSetting(f"GRADIO_SERVER_PORT must be a whole number, not {port!r}.")
+        if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise InvalidSetting(
+                "GRADIO_SERVER_PORT must be a whole number, from 1 to 65535, "
+                f"not {abbreviate(port)}."
+            )
         return cls(
             space=environment.get("SPACE_ID", ""),
             is_zerogpu=environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),

@@ -234,8 +234,8 @@ def test_the_command_line_tells_bad_input_in_one_sentence(tiny: Path, tmp_path: 
         (("jobs", "show"), {}, "invalid_id"),
         (("submit", " "), {}, "invalid_prompt"),
         (("jobs",), {"FILMLET_LEASE_S": "soon"}, "invalid_setting"),
-        (("jobs",), {"FILMLET_DATABASE_URL": "nosuch://x"}, "database_unusable"),
-        (("jobs",), {"FILMLET_STORAGE_URL": "nosuch://x"}, "storage_unusable"),
+        (("jobs",), {"FILMLET_DATABASE_URL": "nosuch://x"}, "invalid_setting"),
+        (("jobs",), {"FILMLET_STORAGE_URL": "nosuch://x"}, "invalid_setting"),
     ]:
         refused = run(*words, **extra)
         assert refused.returncode == 2, refused.stderr

@@ -23,6 +23,7 @@ from filmlet.cli.process import (
     to_json,
 )
 from filmlet.errors import FilmletError, MissingDependency, OutOfMemory
+from filmlet.settings import Settings
 
 EXIT_ERROR = 2
 EXIT_SIGPIPE = 128 + 13  # a shell's status of a process that SIGPIPE has ended
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         build_parser().parse_args(arguments, options)
         check_words(options)
+        Settings.from_environment()  # an odd one is told by every command, used or not
         status: int = options.run(options)
         sys.stdout.flush()
         return status

@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 
 import fsspec
 
+from filmlet.errors import InvalidSetting
 from filmlet.jobs.storage import (
     GROWING,
     JOB,
@@ -36,11 +37,14 @@ class ObjectStorage(JobFolders):
     """Jobs stored by fsspec; the local folders are working copies."""
 
     def __init__(self, local: Path, url: str) -> None:
-        """Raises StorageUnusable."""
+        """Raises StorageUnusable, and InvalidSetting for a protocol that is not known."""
         super().__init__(local)
         self._uploaded: dict[str, int] = {}  # bytes of growing clips, by job
         with as_storage_error():
-            self.files, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            try:
+                self.files, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            except ValueError as error:
+                raise InvalidSetting(f"FILMLET_STORAGE_URL cannot be used: {error}.") from error
             self.files.makedirs(self.root, exist_ok=True)
 
     def fetch(self, job: str) -> Path:

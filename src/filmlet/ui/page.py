@@ -20,9 +20,11 @@ from filmlet.api.submissions import (
     plan_video,
     submit,
 )
-from filmlet.errors import FilmletError, InvalidRequest
+from filmlet.core.model_card import ModelCard
+from filmlet.errors import FilmletError, InvalidRequest, InvalidSetting, UnknownModel
 from filmlet.jobs import Job
 from filmlet.models import REGISTRY, check_prompt
+from filmlet.settings import Settings
 from filmlet.ui.blocks import CheckedBlocks
 from filmlet.ui.callers import Callers
 from filmlet.ui.form import (
@@ -54,7 +56,7 @@ def build_page(
         _add_web_component("film-header")
         with gr.Row(elem_id="workspace"):
             with gr.Column(scale=5, min_width=320, elem_id="form"):
-                form, outputs = add_form(REGISTRY[check_model(shared.settings.model)])
+                form, outputs = add_form(_default_card(shared.settings))
             with gr.Column(scale=8, min_width=320):
                 _add_web_component("film-viewer")
         _add_web_component("film-gallery")
@@ -63,6 +65,14 @@ def build_page(
         for add_extension in extensions:
             add_extension(shared)
     return page
+
+
+def _default_card(settings: Settings) -> ModelCard:
+    """Return the model that the form begins with. Raises InvalidSetting."""
+    try:
+        return REGISTRY[check_model(settings.model)]
+    except UnknownModel as error:
+        raise InvalidSetting(f"FILMLET_MODEL cannot be used. {error}") from error
 
 
 def _add_web_component(name: str) -> None:
