@@ -140,6 +140,8 @@ def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
         (["a ball", "--seed", "-1"], "invalid_seed", "0 to"),
         (["a ball", "--guidance", "3"], "invalid_guidance", "--force-guidance"),
         (["a ball", "--model", "pockt"], "unknown_model", "did you mean pocket"),
+        (["a ball", "--model", ""], "unknown_model", "model is empty; there are pocket, "),
+        (["a ball", "--model", " "], "unknown_model", "model is empty; there are pocket, "),
         pytest.param(
             ["a ball", "--model", "ltxv-2b-0.9.8-distilled"],
             "hub_unreachable",

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from filmlet.errors import InvalidRequest
+from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.jobs import Queue, Status, SubmitOptions
+from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
 from tests.engine.torch.test_lora import LAYERS, diffusers, matrices, save, style
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
@@ -124,3 +125,38 @@ def test_no_file_of_the_server_is_a_lora_for_a_client(
     # Three words are a file of the Hub, for the worker to fetch, even where a path is the same.
     answer = client.post("/v1/videos", json={"prompt": "a", "loras": ["a/b/c.safetensors"]})
     assert answer.json()["requested"]["loras"][0]["source"] == "a/b/c.safetensors"
+
+
+@sqlite
+def test_a_queued_job_calls_files_as_they_were_sent(
+    tiny: Path, style: str, tmp_path: Path, queue: Queue
+) -> None:
+    sent = tmp_path / "my style.safetensors"
+    sent.write_bytes(Path(style).read_bytes())
+    job = queue.submit(ask(tiny, loras=[str(sent)]))
+    (stored,) = (file.name for file in (queue.storage.local / job.id).iterdir())
+    varied = queue.remix(job.id, "the red ball", SubmitOptions())
+    for id in (job.id, varied.id):
+        (queue.storage.local / id / stored).write_bytes(b"{}")  # as a failing disk might
+        Worker(queue.settings, queue=queue).run_job(id)
+        failure = queue.get_job(id).failure
+        assert failure
+        assert failure.code in ("checkpoint_damaged", "invalid_loras")
+        assert "my style.safetensors" in failure.message
+        assert "lora-" not in failure.message
+    with pytest.raises(FilmletError, match="my style") as refused:
+        queue.remix(job.id, "a ball", SubmitOptions())
+    assert "lora-" not in str(refused.value)
+
+
+@sqlite
+def test_a_queued_job_with_a_lora_of_another_model_calls_it_as_it_was_sent(
+    tiny: Path, tmp_path: Path, queue: Queue
+) -> None:
+    wide = diffusers(matrices(layers={"transformer_blocks.0.attn1.to_q": (64, 64)}))
+    sent = save(tmp_path / "wide.safetensors", wide)
+    job = queue.submit(ask(tiny, loras=[sent])).id
+    Worker(queue.settings, queue=queue).run_job(job)
+    failure = queue.get_job(job).failure
+    assert failure
+    assert failure.message.startswith("loras: wide.safetensors was made for another model")

@@ -33,6 +33,8 @@ def check_model(model: str) -> str:
 
     Raises UnknownModel.
     """
+    if not model.strip():
+        raise UnknownModel(f"The name of the model is empty; there are {', '.join(REGISTRY)}.")
     if model not in REGISTRY:
         raise UnknownModel(f"There is no model {model!r}; there are {', '.join(REGISTRY)}.")
     return model

@@ -2,7 +2,6 @@
 
 import secrets
 import sqlite3
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +16,12 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from filmlet.errors import DatabaseGone, DatabaseUnusable
+from filmlet.jobs.sqlite import (
+    begin_immediate,
+    disable_autocommit,
+    enable_wal,
+    patch_unixepoch,
+)
 from filmlet.settings import Settings
 
 Row = Mapping[str, Any]
@@ -170,6 +175,11 @@ def _add_identity_and_trimmed(connection: Connection) -> None:
     connection.execute(sa.text("insert into filmlet_identity values (:id)"), identity)
 
 
+def _add_file_names(connection: Connection) -> None:
+    """What the files of a job were called where they came from, by their names in its folder."""
+    connection.execute(sa.text("alter table filmlet_job add column file_names text"))
+
+
 # A change of the schema is a new function at the end.
 MIGRATIONS = (
     _create_tables,
@@ -177,6 +187,7 @@ MIGRATIONS = (
     _add_worker_machine,
     _add_paging_indexes,
     _add_identity_and_trimmed,
+    _add_file_names,
 )
 
 
@@ -203,9 +214,9 @@ class Database:
             if self.is_sqlite:
                 self.file = Path(self.url.removeprefix("sqlite:///"))
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                _enable_wal(self.file)
+                enable_wal(self.file)
                 self.inode = _inode(self.file)
-                _patch_unixepoch()
+                patch_unixepoch()
             else:
                 self.url = _with_keepalives(self.url)
             self.engine = self._engine()
@@ -220,8 +231,8 @@ class Database:
         url = sa.make_url(self.url)
         if self.is_sqlite:
             engine = sa.create_engine(url, connect_args={"timeout": 30})
-            sa.event.listen(engine, "connect", _disable_autocommit)
-            sa.event.listen(engine, "begin", _begin_immediate)
+            sa.event.listen(engine, "connect", disable_autocommit)
+            sa.event.listen(engine, "begin", begin_immediate)
             return engine
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
@@ -405,42 +416,3 @@ def _with_keepalives(url: str) -> str:
     parsed = sa.make_url(url)
     missing = {name: value for name, value in KEEPALIVES.items() if name not in parsed.query}
     return parsed.update_query_dict(missing).render_as_string(hide_password=False)
-
-
-def _enable_wal(file: Path) -> None:
-    """Enable write-ahead logging: readers do not wait for the writer."""
-    with sqlite3.connect(file, timeout=30) as connection:
-        connection.execute("pragma journal_mode=wal")
-    connection.close()
-
-
-def _patch_unixepoch() -> None:
-    """Add `unixepoch('subsec')`, which SQLite has since 3.42 and DBOS needs, to connections.
-
-    Debian 12 has 3.40: there DBOS' times would be null. DBOS opens connections of its own.
-    """
-    if sqlite3.sqlite_version_info < (3, 42) and not sa.event.contains(*SUBSECONDS):
-        sa.event.listen(*SUBSECONDS)
-
-
-def _knows_subseconds(connection: Any, _: object) -> None:
-    if isinstance(connection, sqlite3.Connection):
-        connection.create_function("unixepoch", 1, _now)
-
-
-def _now(of: object) -> float:
-    if of != "subsec":  # which is all that DBOS asks
-        raise ValueError(of)
-    return time.time()
-
-
-SUBSECONDS = Engine, "connect", _knows_subseconds
-
-
-def _disable_autocommit(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None
-
-
-def _begin_immediate(connection: Connection) -> None:
-    """Take the write lock at once: an upgrade later fails instead of waiting."""
-    connection.exec_driver_sql("begin immediate")

@@ -4,13 +4,14 @@ import json
 import secrets
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from dbos import WorkflowSerializationFormat
 
 from filmlet.core.effective import EffectiveSettings
 from filmlet.core.lora import Lora, LoraAdapter
 from filmlet.core.request import ClipRequest
-from filmlet.errors import DatabaseUnusable, IdempotencyKeyReused, JobConflict
+from filmlet.errors import DatabaseUnusable, FilmletError, IdempotencyKeyReused, JobConflict
 from filmlet.jobs.database import Database, Row, Transaction, count_event
 from filmlet.jobs.job import Job, Priority, Status
 from filmlet.jobs.job_reader import FINAL_STATUSES, JobReader, get_row, workload_size
@@ -18,7 +19,7 @@ from filmlet.jobs.object_storage import open_storage
 from filmlet.jobs.old_rows import load_json
 from filmlet.jobs.rate_limits import Limits, record_usage
 from filmlet.jobs.retention import Retention
-from filmlet.jobs.serialization import request_from_row
+from filmlet.jobs.serialization import file_names, request_from_row, with_file_names
 from filmlet.jobs.webhooks import enqueue_webhook
 from filmlet.pipeline.plan import Plan, make_plan
 from filmlet.settings import Settings
@@ -67,10 +68,10 @@ class Queue(JobReader):
         """
         job = f"clip_{secrets.token_hex(12)}"
         if not request.files:
-            return self._insert(job, request, make_plan(request), options)
+            return self._insert(job, request, make_plan(request), options, {})
         self.retention.make_room(options.owner)
         try:  # Files come before the row: a worker may claim it at once.
-            row = self._insert(job, *self._copy_inputs(job, request, source_job), options)
+            row = self._insert_with_files(job, request, options, source_job)
         except BaseException:
             self.storage.delete(job)
             raise
@@ -79,6 +80,26 @@ class Queue(JobReader):
         else:
             self._note_size(job)
         return row
+
+    def _insert_with_files(
+        self, job: str, request: ClipRequest, options: SubmitOptions, source_job: str | None
+    ) -> Job:
+        given = self._source_names(source_job) if source_job else {}
+        try:
+            stored, planned = self._copy_inputs(job, request, source_job)
+        except FilmletError as error:
+            error.args = (with_file_names(str(error), given),)
+            raise
+        sent = [Path(file).name for file in _list_files(request)]
+        names = dict(
+            zip(_list_files(stored), [given.get(name, name) for name in sent], strict=True)
+        )
+        return self._insert(job, stored, planned, options, names)
+
+    def _source_names(self, job: str) -> dict[str, str]:
+        """Return what the files of another job were called."""
+        with self.database.read() as t:
+            return file_names(get_row(t, job, None))
 
     def _note_size(self, job: str) -> None:
         """Record the bytes of a queued job's files: they count towards the disk limit."""
@@ -117,8 +138,18 @@ class Queue(JobReader):
         self.storage.add_file(job, adapter.path, adapter.name)
         return replace(lora, source=adapter.name)
 
-    def _insert(self, job: str, request: ClipRequest, planned: Plan, options: SubmitOptions) -> Job:
-        """Insert row and workflow, or return the job that has the same idempotency key."""
+    def _insert(
+        self,
+        job: str,
+        request: ClipRequest,
+        planned: Plan,
+        options: SubmitOptions,
+        names: dict[str, str],
+    ) -> Job:
+        """Insert row and workflow, or return the job that has the same idempotency key.
+
+        names: what the request's files were called where they came from.
+        """
         seed = EffectiveSettings.random_seed() if request.seed is None else request.seed
         with self.database.transaction() as t:
             t.lock("submit")
@@ -133,8 +164,9 @@ class Queue(JobReader):
             rank = self._check_limits(t, options, seconds)
             row = t.row(
                 "insert into filmlet_job (id, owner, key, class, rank, request, model, seed, work,"
-                " shape, source, created, queued) values (:id, :owner, :key, :class, :rank,"
-                " :request, :model, :seed, :work, :shape, :source, {now}, {now}) returning *",
+                " shape, source, file_names, created, queued) values (:id, :owner, :key, :class,"
+                " :rank, :request, :model, :seed, :work, :shape, :source, :file_names, {now},"
+                " {now}) returning *",
                 **{"class": options.priority.value},
                 id=job,
                 owner=options.owner,
@@ -146,6 +178,7 @@ class Queue(JobReader):
                 work=json.dumps(asdict(workload_size(planned))),
                 shape=json.dumps(asdict(planned.shape)),
                 source=options.source,
+                file_names=json.dumps(names) if names else None,
             )
             record_usage(t, options.owner, seconds)
             self._enqueue(t, job, 1, rank)
@@ -301,6 +334,13 @@ class Queue(JobReader):
     def delete_expired(self) -> int:
         """Delete what exceeds the limits of age and disk; return the number of deleted jobs."""
         return self.retention.sweep()
+
+
+def _list_files(request: ClipRequest) -> list[str]:
+    """Return all files that a request names, one as often as it names it."""
+    files = [guide.file for guide in request.guides]
+    files += [request.extend] if request.extend else []
+    return files + [lora.source for lora in request.loras if not lora.is_on_hub]
 
 
 def _check_same(row: Row, request: ClipRequest, options: SubmitOptions) -> None:

@@ -1,6 +1,7 @@
 """Rows of the queue's table as jobs and requests."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -68,17 +69,45 @@ def job_from_row(row: Row, queue_eta: QueueEta | None) -> Job:
         status=status,
         priority=Priority(row["class"]),
         requested=_parse_request(row["request"]),
-        effective=load_json(row["effective"]) if row["effective"] else None,
+        effective=_effective_from_row(row),
         shape=_parse_shape(row["shape"]) if row["shape"] else None,
         stage=stage,
         progress=_overall_progress(row, status, stage),
         position=waiting.positions.get(row["id"]) if waiting else None,
         eta=unfinished.etas.get(row["id"]) if unfinished else None,
-        failure=Failure(row["failure_code"], row["failure"]) if row["failure_code"] else None,
+        failure=_failure_from_row(row),
         stages=tuple(map(_stage_record, json.loads(row["stages"]))),
         cancel_latency_s=row["idle_s"],
         revision=row["seq"],
     )
+
+
+def file_names(row: Row) -> dict[str, str]:
+    """Return what the files of a job were called, by their names in its folder."""
+    names: dict[str, str] = json.loads(row["file_names"] or "{}")
+    return names
+
+
+def with_file_names(text: str, names: Mapping[str, str]) -> str:
+    """Return a message with files called as whoever sent them called them."""
+    for stored, given in names.items():
+        text = text.replace(stored, given)
+    return text
+
+
+def _effective_from_row(row: Row) -> dict[str, Any] | None:
+    if not row["effective"]:
+        return None
+    effective, names = load_json(row["effective"]), file_names(row)
+    for change in effective.get("changes", ()):
+        change["reason"] = with_file_names(change["reason"], names)
+    return effective
+
+
+def _failure_from_row(row: Row) -> Failure | None:
+    if not row["failure_code"]:
+        return None
+    return Failure(row["failure_code"], with_file_names(row["failure"], file_names(row)))
 
 
 def _stage_record(record: dict[str, Any]) -> StageRecord:

@@ -175,6 +175,8 @@ def get_card(name: str) -> ModelCard:
     """
     if name in REGISTRY:
         return REGISTRY[name]
+    if not name.strip():
+        raise UnknownModel(f"The name of the model is empty; there are {', '.join(REGISTRY)}.")
     try:
         if found := _read_local_card(name, Path(name)):
             return found
