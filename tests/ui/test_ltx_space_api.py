@@ -1,6 +1,9 @@
 """Programs written for the LTX distilled Space, and MCP clients, use the page's three names."""
 
 import asyncio
+import base64
+import io
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 from gradio_client import Client, handle_file
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
+from mcp.types import Tool
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -162,22 +166,57 @@ def test_files_are_taken_as_they_are_sent(server: Running, tmp_path: Path) -> No
     assert str(server.home) not in str(refused.value)
 
 
-def test_an_mcp_client_makes_a_clip(server: Running) -> None:
-    async def talk() -> tuple[list[str], str]:
+@pytest.mark.parametrize("with_progress", [False, True])
+def test_an_mcp_client_makes_a_clip_and_gets_its_url_alone(
+    server: Running, with_progress: bool
+) -> None:
+    heard: list[float] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        del total, message
+        heard.append(progress)
+
+    async def talk() -> tuple[list[Tool], list[Any], list[Any]]:
         address = f"{server.url}/gradio_api/mcp/"
         async with (
             streamablehttp_client(address) as (read, write, _),
             ClientSession(read, write) as session,
         ):
             await session.initialize()
-            tools = [tool.name for tool in (await session.list_tools()).tools]
-            answer = await session.call_tool("text_to_video", SMALL)
-            return tools, str(answer.content[0])
+            tools = (await session.list_tools()).tools
+            callback = hear if with_progress else None
+            made = await session.call_tool("text_to_video", SMALL, progress_callback=callback)
+            begun = await session.call_tool(
+                "image_to_video",
+                SMALL | {"input_image_filepath": blue_data_url()},
+                progress_callback=callback,
+            )
+            assert not made.isError
+            assert not begun.isError
+            return tools, made.content, begun.content
 
-    tools, answer = asyncio.run(talk())
-    assert set(tools) >= set(NAMES)
-    assert f"{server.url}/gradio_api/file=" in answer
-    assert ".mp4" in answer
+    tools, *results = asyncio.run(talk())
+    descriptions = {tool.name: str(tool.description) for tool in tools}
+    assert set(descriptions) >= set(NAMES)
+    for name in NAMES:
+        assert "return the URL of the MP4" in descriptions[name]
+    for content in results:
+        (only,) = content
+        assert only.type == "text"
+        assert re.fullmatch(
+            rf"{server.url}/gradio_api/file=[0-9a-f]+/clip_[0-9a-f]+\.mp4", only.text
+        )
+        answer = server.client.get(only.text)
+        assert answer.headers["content-type"] == "video/mp4"
+        with av.open(io.BytesIO(answer.content)) as container:
+            assert len(list(container.decode(video=0))) == 7
+    assert bool(heard) == with_progress
+
+
+def blue_data_url() -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (96, 64), (35, 75, 225)).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 @pytest.mark.server

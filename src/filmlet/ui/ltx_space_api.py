@@ -76,9 +76,9 @@ def _add_endpoint(shared: AppState, mode: str) -> None:
 
 
 DESCRIPTIONS = {
-    "text": "Make a short video from a prompt. Returns the MP4's path and the seed.",
-    "image": "Make a short video from an image and a prompt.",
-    "video": "Make a short video that continues the beginning of another one.",
+    "text": "Make a short video from a prompt. MCP tools return the URL of the MP4.",
+    "image": "Make a short video from an image and a prompt. MCP tools return the URL of the MP4.",
+    "video": "Make a short video that begins as another one. MCP tools return the URL of the MP4.",
 }
 
 

@@ -41,6 +41,13 @@ def restrict_mcp(server: Any, callers: Callers) -> None:
             arguments = {**arguments, name: _read_file(sent, callers, owner) if sent else None}
         return arguments
 
+    format_output = server.postprocess_output_data
+
+    def format_clip(outputs: list[Any], root_url: str) -> Any:
+        """A tool has one result, the clip's URL; a seed beside it is for programs of the Space."""
+        return format_output(outputs[:1], root_url)
+
+    server.postprocess_output_data = format_clip
     for request in NO_TOOLS:
         server.mcp_server.request_handlers.pop(request, None)
     server.get_block_fn_from_endpoint_name = find_direct
