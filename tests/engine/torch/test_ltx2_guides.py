@@ -93,7 +93,8 @@ def follow_reference(
         with torch.inference_mode(), gates_by_the_other_side(model, now):
             flow, audio_flow = model(
                 hidden_states=x, audio_hidden_states=y, encoder_hidden_states=text[..., :-CHANNELS],
-                audio_encoder_hidden_states=text[..., -CHANNELS:], timestep=free[..., 0] * now * 1000,
+                audio_encoder_hidden_states=text[..., -CHANNELS:],
+                timestep=free[..., 0] * 1000 * now,
                 audio_timestep=level.expand(1, AUDIO), sigma=level, audio_sigma=level,
                 num_frames=frames, height=height, width=width, audio_num_frames=AUDIO,
                 video_coords=torch.cat(coords, 2), video_keyframes_mask=mark,

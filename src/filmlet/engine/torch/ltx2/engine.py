@@ -51,7 +51,9 @@ class Ltx2Engine(TorchEngine):
 
     @torch.inference_mode()
     def _connect_text(self, states: Tensor) -> Tensor:
-        return prompts.connect_text(self.connectors, states.to(self.dtype), self.card.max_prompt_tokens)
+        return prompts.connect_text(
+            self.connectors, states.to(self.dtype), self.card.max_prompt_tokens
+        )
 
     def denoise(
         self,
