@@ -13,6 +13,7 @@ from filmlet.core.effective import EffectiveSettings
 
 Value = TypeVar("Value")
 Pixels = NDArray[np.uint8]  # (frames, height, width, 3), RGB
+PixelValues = Pixels | NDArray[np.float32]  # the same from 0 to 255, where it is not rounded
 # (frames, height * 3 / 2, width): Y, and below it U and V at half the sides, one after the other;
 # BT.709 in the range of television. What an encoder takes as it is.
 YuvPlanes = NDArray[np.uint8]

@@ -100,7 +100,8 @@ class ModelCard:
     ancestral_sampling: each step of the first stage goes below its next level and comes back to it
     by new noise.
     image_crf: pictures that are given are compressed as one frame of H.264 by this factor before
-    they are encoded, for the model was trained on frames of videos; 0 leaves them as they are.
+    they are encoded, for the model was trained on frames of videos; None: of models that take them
+    as they are.
     version: of an LTX-2 model, "2.0", "2.3" or "2.5", which its recipe depends on.
     """
 
@@ -128,7 +129,7 @@ class ModelCard:
     is_condition_pipeline: bool = False
     family: ModelFamily = ModelFamily.LTX_VIDEO
     ancestral_sampling: bool = False
-    image_crf: int = 0
+    image_crf: int | None = None
     version: str = ""
 
     @property

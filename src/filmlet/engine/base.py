@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from filmlet.core.events import Audio, PixelFormat, Pixels, YuvPlanes
+from filmlet.core.events import Audio, PixelFormat, Pixels, PixelValues, YuvPlanes
 from filmlet.core.lora import LoraAdapter
 from filmlet.core.model_card import ModelCard
 from filmlet.core.shape import VideoShape
@@ -167,7 +167,7 @@ class Engine(ABC):
         """Normal noise of torch's generator on the CPU: one seed, one clip, on every device."""
 
     @abstractmethod
-    def encode_frames(self, pixels: Pixels) -> Array:
+    def encode_frames(self, pixels: PixelValues) -> Array:
         """Frames, (8k+1, height, width, 3), as latents (1, channels, k+1, ...), normalised."""
 
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from filmlet.media.audio_track import extract_audio
+    from filmlet.media.conditioning_images import conditioning_image
     from filmlet.media.formats import InvalidMedia
     from filmlet.media.images import (
         is_picture,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "audio_track": ("extract_audio",),
+    "conditioning_images": ("conditioning_image",),
     "formats": ("InvalidMedia",),
     "images": ("is_picture", "poster", "save_image", "save_picture", "spritesheet", "thumbnail"),
     "metadata": ("metadata_tags",),
@@ -68,6 +70,7 @@ __all__ = [
     "InvalidMedia",
     "MediaInfo",
     "check_output_path",
+    "conditioning_image",
     "extract_audio",
     "is_picture",
     "iter_frames",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from filmlet.core.events import Pixels
+from filmlet.core.events import Pixels, PixelValues
 from filmlet.core.guide import Guide
 from filmlet.core.model_card import GuideSupport, ModelCard
 from filmlet.core.request import ClipRequest
@@ -18,6 +18,7 @@ from filmlet.errors import InvalidRequest, NotSupported
 from filmlet.media import (
     InvalidMedia,
     MediaInfo,
+    conditioning_image,
     pad_to,
     probe,
     read_image,
@@ -55,14 +56,20 @@ class MediaInput:
         )
         return Guide(self.info.name, self.frame + moved, self.strength)
 
-    def pixels(self, shape: VideoShape, size: tuple[int, int]) -> Pixels:
+    def pixels(
+        self, shape: VideoShape, size: tuple[int, int], image_crf: int | None = None
+    ) -> PixelValues:
         """The frames that are used, each covering width x height: (frames, height, width, 3).
 
-        One at a time is in memory as large as it was sent. Raises InvalidRequest, Cancelled.
+        image_crf: how much a picture is compressed first; None: it is resized alone. One at a time
+        is in memory as large as it was sent. Raises InvalidRequest, Cancelled.
         """
         with _as_invalid_request(self.path, "extend" if self.is_extended_clip else "guides"):
             if self.info.fps is None:
-                return resize_to_cover(read_image(self.path), *size)
+                picture = read_image(self.path)
+                if image_crf is None:
+                    return resize_to_cover(picture, *size)
+                return conditioning_image(picture, image_crf, *size)
             shown = np.empty((self.frames, size[1], size[0], 3), np.uint8)
             with closing(read_video(self.path, self.first, self.frames)) as frames:
                 for i, frame in enumerate(frames):

@@ -272,8 +272,9 @@ def _load_components(engine: Engine, progress: Progress, *names: str) -> Generat
 def _encode_guides(clip: PreparedClip, engine: Engine, shape: VideoShape) -> tuple[Array, ...]:
     """Return the guides as latents at the size of one stage."""
     full_shape, size = clip.effective.shape, (shape.generated_width, shape.generated_height)
+    crf = clip.plan.card.image_crf
     return tuple(
-        engine.encode_frames(guide.pixels(full_shape, size)) for guide in clip.guide_inputs
+        engine.encode_frames(guide.pixels(full_shape, size, crf)) for guide in clip.guide_inputs
     )
 
 

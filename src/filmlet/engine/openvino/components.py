@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from filmlet.core.events import Pixels
+from filmlet.core.events import Pixels, PixelValues
 from filmlet.core.model_card import ModelCard
 from filmlet.engine.openvino import text_encoder as text_graphs
 from filmlet.engine.openvino import transformer as transformer_graphs
@@ -177,7 +177,7 @@ class VaeEncoder:
         (run,) = yield from build.load_or_compile(VaeEncoderGraphs(config))
         return cls(run, config.get("patch_size", 4))
 
-    def __call__(self, pixels: Pixels) -> Floats:
+    def __call__(self, pixels: PixelValues) -> Floats:
         """(8k+1, height, width, 3) -> (1, channels, k+1, height / 32, width / 32)."""
         return self.run({"patches": encoder_graphs.patchify(pixels, self.side)})["latents"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from filmlet.core.events import PixelFormat, Pixels
+from filmlet.core.events import PixelFormat, Pixels, PixelValues
 from filmlet.core.memory import OffloadMode
 from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.arrays import Tensors, to_numpy
@@ -87,7 +87,7 @@ class OpenVINOEngine(Engine):
     def to_device(self, tensors: Tensors) -> Tensors:
         return {name: to_numpy(tensor) for name, tensor in tensors.items()}
 
-    def encode_frames(self, pixels: Pixels) -> Floats:
+    def encode_frames(self, pixels: PixelValues) -> Floats:
         return self.statistics.normalize(self._get("encoder")(pixels))
 
     def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:  # noqa: ARG002

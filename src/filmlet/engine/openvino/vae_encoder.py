@@ -8,7 +8,7 @@ import openvino as ov
 from openvino import Node
 from openvino import opset13 as ops
 
-from filmlet.core.events import Pixels
+from filmlet.core.events import PixelValues
 from filmlet.engine.openvino.ops import (
     Floats,
     GraphBuilder,
@@ -60,7 +60,7 @@ def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
     return graph.build()
 
 
-def patchify(pixels: Pixels, side: int) -> Floats:
+def patchify(pixels: PixelValues, side: int) -> Floats:
     """(frames, height, width, 3) -> (1, 3 x side x side, frames, height / side, width / side)."""
     count, height, width = pixels.shape[:3]
     x = pixels.astype(np.float32) / 127.5 - 1

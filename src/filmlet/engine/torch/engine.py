@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from filmlet.core.events import PixelFormat, Pixels, YuvPlanes
+from filmlet.core.events import PixelFormat, Pixels, PixelValues, YuvPlanes
 from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.engine.arrays import Tensors, pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, Engine, LatentStats, TransformerInputs
@@ -113,7 +113,7 @@ class TorchEngine(Engine):
         return {name: torch.as_tensor(tensor, device=device) for name, tensor in tensors.items()}
 
     @torch.inference_mode()
-    def encode_frames(self, pixels: Pixels) -> Tensor:
+    def encode_frames(self, pixels: PixelValues) -> Tensor:
         self._to_channels_last(self.vae.encoder)
         video = torch.tensor(pixels, device=self.placement.device).permute(3, 0, 1, 2)[None]
         video = (video.float() / 127.5 - 1).to(self.dtype)
