@@ -233,6 +233,29 @@ sys.exit(cli.main(["plan", "a ball"]))
     assert done.stderr.strip().endswith("[interrupted]")
 
 
+def test_the_caller_has_its_handlers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ring(*_: object) -> None:
+        raise AssertionError("the command was over")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        handlers = [*map(signal.getsignal, numbers), sys.unraisablehook]
+        assert cli.main(["plan", "a ball"]) == 0
+        assert [*map(signal.getsignal, numbers), sys.unraisablehook] == handlers
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        assert cli.main(["generate", "a ball", "--frames", "49", "--steps", "100"]) == 130
+        assert [*map(signal.getsignal, numbers), sys.unraisablehook] == handlers
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert capsys.readouterr().err.endswith("[interrupted]\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def imports(process: int, _: Path) -> bool:
     return "_pyopenvino" in Path(f"/proc/{process}/maps").read_text()
 

@@ -8,7 +8,8 @@ import argparse
 import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from filmlet import __version__
 from filmlet.cli import generate, jobs, models, serve, space
@@ -52,11 +53,13 @@ def _interrupt(number: int, _: object) -> None:
     raise interruptions[-1]
 
 
-def _install_signal_handlers() -> None:
-    """Raise Interrupted on a signal; again by a timer where Python drops it in a callback."""
+@contextmanager
+def _raise_on_signals() -> Iterator[None]:
+    """Raise Interrupted on a signal; again by a timer where Python drops it in a callback.
+
+    Afterwards the handlers are those of the caller again: a notebook's, or a test's.
+    """
     interruptions.clear()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, _interrupt)
     report_unraisable = sys.unraisablehook
 
     def interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
@@ -66,6 +69,16 @@ def _install_signal_handlers() -> None:
             report_unraisable(dropped)
 
     sys.unraisablehook = interrupt_again
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    handlers = {number: signal.signal(number, _interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        if interruptions:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # or the caller's handler would get it
+        sys.unraisablehook = report_unraisable
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,8 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     After a signal it is a shell's: 130 for SIGINT, 143 for SIGTERM. If nobody reads the output any
     more, it is that of SIGPIPE, and nothing is printed.
     """
-    _install_signal_handlers()
-    prepare_streams()
+    with _raise_on_signals():
+        prepare_streams()
+        return _run_command(arguments)
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     options = argparse.Namespace()
     try:
         build_parser().parse_args(arguments, options)
