@@ -146,3 +146,8 @@ def test_the_package_says_what_it_runs_on_and_is_typed() -> None:
     assert uvloop.marker
     assert not uvloop.marker.evaluate({"sys_platform": "win32"})
     assert uvloop.marker.evaluate({"sys_platform": "linux"})
+
+
+def test_clients_keep_their_pod() -> None:
+    (service,) = (one for one in MANIFEST if one["kind"] == "Service")
+    assert service["spec"]["sessionAffinity"] == "ClientIP"

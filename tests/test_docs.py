@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.metadata import files
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,14 @@ def test_makefile_commands_in_pages_are_targets() -> None:
             re.findall(r"`[^`\n]+`", page.read_text())
         )
         assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= targets, page
+
+
+def test_the_libraries_that_wheels_contain_are_named_with_their_licences() -> None:
+    (path,) = (f for f in files("pillow-heif") or () if f.name == "LICENSES_bundled.txt")
+    text = path.read_text()
+    bundled = dict(re.findall(r"Name: (\w+)\nLicense: (\w+)\n", text))
+    assert bundled == {"libheif": "LGPLv3", "libde265": "LGPLv3", "x265": "GPLv2"}
+    assert 'License for "pillow-heif" binary wheels: GPLv2' in text
+    section = (DOCS / "operations.md").read_text().partition("## Licences")[2]
+    assert "libheif, libde265 | LGPL-3.0" in section
+    assert "x265 | GPL-2.0" in section
