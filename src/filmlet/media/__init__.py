@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         iter_frames,
         pad_to,
         probe,
+        read_audio,
         read_image,
         read_video,
         resize_to_cover,
@@ -51,8 +52,8 @@ _MODULES = {
     "images": ("is_picture", "poster", "save_image", "save_picture", "spritesheet", "thumbnail"),
     "metadata": ("metadata_tags",),
     "reader": (
-        "MediaInfo", "iter_frames", "pad_to", "probe", "read_image", "read_video",
-        "resize_to_cover",
+        "MediaInfo", "iter_frames", "pad_to", "probe", "read_audio", "read_image",
+        "read_video", "resize_to_cover",
     ),
     "sandbox": ("stop_decoders_on",),
     "output_path": (
@@ -82,6 +83,7 @@ __all__ = [
     "preferred_pixel_format",
     "probe",
     "publish",
+    "read_audio",
     "read_image",
     "read_video",
     "reserve_path",

@@ -13,6 +13,13 @@ VIDEO_FPS = 60.0  # of a faster one every second frame is taken, or every third
 VIDEO_FRAMES = 14_400  # 60 s at 240 frames a second
 # What phones and browsers record in; nothing else of libav's hundreds is ever opened.
 DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "h263", "prores")
+# Sound beside them: phones, browsers, cameras and editors.
+AUDIO_DECODERS = (
+    "aac", "mp3", "mp3float", "opus", "libopus", "vorbis", "flac", "alac", "ac3",
+    "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_f32le",
+)  # fmt: skip
+AUDIO_RATES = (4_000, 192_000)  # Hz
+AUDIO_BYTES = 2**27  # of its samples: a minute at the highest rate
 
 HEAD_BYTES = 4096
 EBML, DOCTYPE = b"\x1aE\xdf\xa3", b"\x42\x82"

@@ -6,7 +6,7 @@ Every byte of them is decoded by another process (`sandbox`), whoever sends them
 import hashlib
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from io import BufferedReader
@@ -16,10 +16,13 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from filmlet.core.events import Pixels
+from filmlet.core.events import Audio, Pixels
 from filmlet.core.files import open_regular_file
 from filmlet.core.shape import Change
+from filmlet.media.audio_samples import fit_length, resample
 from filmlet.media.formats import (
+    AUDIO_BYTES,
+    AUDIO_RATES,
     IMAGE_BYTES,
     VIDEO_BYTES,
     VIDEO_FRAMES,
@@ -28,8 +31,9 @@ from filmlet.media.formats import (
     detect_format,
 )
 from filmlet.media.notes import media_notes
-from filmlet.media.sandbox import look_into, run_decoder
+from filmlet.media.sandbox import Message, look_into, run_decoder
 
+SAMPLE_BYTES = 8  # left and right in float32
 REMEMBERED = 256  # files that are not decoded again to say what they are
 
 
@@ -38,7 +42,8 @@ class MediaInfo:
     """A file that was looked at, as it is read: upright, with square pixels, at an even rate.
 
     name: by its content alone; fps: None is a picture. every, is_resampled: how frames are chosen
-    from the file's. notes: what is not as the file holds it; fields and reasons without its name.
+    from the file's. has_audio: sound that `read_audio` reads. notes: what is not as the file holds
+    it; fields and reasons without its name.
     """
 
     name: str
@@ -48,6 +53,7 @@ class MediaInfo:
     fps: float | None = None
     every: int = 1
     is_resampled: bool = False
+    has_audio: bool = False
     notes: tuple[Change, ...] = ()
 
 
@@ -140,6 +146,41 @@ def read_video(path: Path, first: int, count: int) -> Generator[Pixels]:
             yield frame
     if read < count:
         raise InvalidMedia("this video has fewer frames than it says.")
+
+
+def read_audio(path: Path, sample_rate: int) -> Audio | None:
+    """The sound of a video while its frames are shown, silent where there is none: as long as they.
+
+    sample_rate: that it gets, in Hz. None without sound that is read here. Raises InvalidMedia,
+    Cancelled, TooManyJobs.
+    """
+    footage = probe(path)
+    if footage.fps is None:
+        return None
+    seconds = footage.frames / footage.fps
+    file, form = _open(path)
+    task = {"task": "read_audio", "visible_s": seconds}
+    with file, closing(run_decoder(file, form, task)) as answers:
+        audio = _collect_audio(answers)
+    if audio is None:
+        return None
+    samples = resample(audio, sample_rate).samples
+    return Audio(fit_length(samples, round(seconds * sample_rate)), sample_rate)
+
+
+def _collect_audio(answers: Iterator[Message]) -> Audio | None:
+    """Join what the decoder answers; nothing that it says is believed to be in bounds."""
+    pieces, rate, read_bytes = [], 0, 0
+    for line, sound in answers:
+        if not sound:  # it stands before the first frame
+            continue
+        rate, read_bytes = int(line["sample_rate"]), read_bytes + len(sound)
+        is_in_bounds = AUDIO_RATES[0] <= rate <= AUDIO_RATES[1] and read_bytes <= AUDIO_BYTES
+        if not is_in_bounds or len(sound) % SAMPLE_BYTES:
+            raise InvalidMedia("its sound cannot be read.")
+        samples = np.frombuffer(sound, np.float32).reshape(-1, 2)
+        pieces.append(np.clip(np.nan_to_num(samples), -1, 1))
+    return Audio(np.concatenate(pieces), rate) if pieces else None
 
 
 def resize_to_cover(pixels: Pixels, width: int, height: int) -> Pixels:

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 from filmlet.errors import Cancelled, TooManyJobs
 from filmlet.media.formats import (
+    AUDIO_DECODERS,
+    AUDIO_RATES,
     DECODERS,
     IMAGE_PIXELS,
     SCANS,
@@ -32,7 +34,13 @@ from filmlet.media.formats import (
 from filmlet.settings import bare_environment
 
 PROGRAM = "filmlet.media.decoder"
-CPU_S = {("look", False): 20, ("look", True): 60, ("read", False): 60, ("read", True): 900}
+CPU_S = {
+    ("look", False): 20,
+    ("look", True): 60,
+    ("read", False): 60,
+    ("read", True): 900,
+    ("read_audio", True): 60,
+}
 MEMORY_BYTES = 2 * 2**30
 SILENCE_S = 60.0  # between two answers
 CHECK_S = 0.1
@@ -79,17 +87,18 @@ def look_into(file: BinaryIO, form: Format) -> dict[str, Any]:
 def run_decoder(file: BinaryIO, form: Format, task: dict[str, Any]) -> Generator[Message]:
     """Yield the decoder's answers, each with the pixels that belong to it.
 
-    file: an open one of the operating system, not used by others meanwhile. task: "look" or "read"
-    with what a video is read by. Closing the generator kills the process. Raises InvalidMedia,
-    Cancelled, TooManyJobs.
+    file: an open one of the operating system, not used by others meanwhile. task: "look", "read" or
+    "read_audio" with what a video is read by. Closing the generator kills the process. Raises
+    InvalidMedia, Cancelled, TooManyJobs.
     """
     # What was looked at when it was submitted is not refused by a slower worker.
-    patience = "read" if _stop.get() else task["task"]
+    patience = "read" if _stop.get() and task["task"] == "look" else task["task"]
     limits = {
         "cpu_s": CPU_S[patience, form.is_video], "memory_bytes": MEMORY_BYTES,
         "threads": THREADS, "pixels": VIDEO_PIXELS if form.is_video else IMAGE_PIXELS,
         "scans": SCANS, "frames": VIDEO_FRAMES, "seconds": VIDEO_SECONDS, "max_fps": VIDEO_FPS,
-        "decoders": DECODERS,
+        "decoders": DECODERS, "audio_decoders": AUDIO_DECODERS,
+        "audio_rates": AUDIO_RATES,
     }  # fmt: skip
     order = task | limits | {"format": form.value, "damaged": DAMAGED[form.is_video]}
     process = _start(json.dumps(order), file)

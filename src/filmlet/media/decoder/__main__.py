@@ -27,10 +27,14 @@ def import_tasks(is_video: bool) -> dict[str, Any]:
         import av.subtitles.stream
         import av.subtitles.subtitle
 
-        from filmlet.media.decoder import videos
+        from filmlet.media.decoder import sounds, videos
 
         av.logging.set_level(None)
-        return {"look": videos.look_at_video, "read": videos.read_video}
+        return {
+            "look": videos.look_at_video,
+            "read": videos.read_video,
+            "read_audio": sounds.read_audio,
+        }
     import PIL.AvifImagePlugin
     import PIL.JpegImagePlugin
     import PIL.MpoImagePlugin

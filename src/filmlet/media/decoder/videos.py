@@ -98,9 +98,12 @@ class Footage:
 
 def open_container(file: BinaryIO, order: dict[str, Any]) -> Any:
     """The container; libav guesses nothing and opens nothing."""
+    decoders = list(order["decoders"])
+    if order["task"] == "read_audio":
+        decoders += order["audio_decoders"]
     options = {
         "format_whitelist": order["format"],
-        "codec_whitelist": ",".join(order["decoders"]),
+        "codec_whitelist": ",".join(decoders),
         "protocol_whitelist": "none",
         "max_streams": str(STREAMS),
     }
@@ -126,6 +129,17 @@ def choose_stream(container: Any) -> Any:
         what = "but a cover" if container.streams.video else "at all"
         raise Unfit(f"there are no moving pictures in this file {what}.")
     return next((s for s in streams if s.disposition & Disposition.default), streams[0])
+
+
+def choose_audio_stream(container: Any, decoders: list[str]) -> Any:
+    """The sound that a player takes, None where there is none that is read here."""
+    readable = [
+        stream
+        for stream in container.streams.audio
+        if stream.codec_context is not None and stream.codec_context.codec.name in decoders
+    ]
+    defaults = [stream for stream in readable if stream.disposition & Disposition.default]
+    return next(iter(defaults or readable), None)
 
 
 @dataclass
@@ -222,6 +236,7 @@ def look_at_video(file: BinaryIO, order: dict[str, Any]) -> Iterator[Message]:
     yield {
         "width": width, "height": height, "frames": frames, "fps": timing.fps,
         "every": timing.every, "is_resampled": timing.is_resampled, "facts": facts,
+        "has_audio": choose_audio_stream(footage.container, order["audio_decoders"]) is not None,
     }, b""  # fmt: skip
 
 
