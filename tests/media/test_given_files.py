@@ -355,9 +355,13 @@ def test_a_transparent_webm_lies_on_white(codec: str, tmp_path: Path) -> None:
     assert changes(image=path, size="128x96")["guide_1_background"].effective == "white"
 
 
-def test_sound_of_a_clip_is_dropped_and_told(tmp_path: Path) -> None:
+def test_sound_of_a_clip_is_kept_where_it_is_extended_and_told(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "sound.mp4", marked_frames(24), sound=True)
     told = changes(extend=path, frames=8)["extend_sound"]
+    assert told.effective == "the given clip"
+    assert "new frames are silent" in told.reason
+    assert "extend_sound" not in changes(extend=path, frames=8, audio=False)
+    told = changes(image=path, size="128x96")["guide_1_sound"]
     assert (told.requested, told.effective) == (True, False)
 
 

@@ -330,7 +330,7 @@ class VideoPlan(BaseModel):
             refine_steps=len(plan.refine_sigmas),
             windows=len(plan.windows),
             guidance=plan.guidance,
-            audio=plan.makes_audio,
+            audio=plan.has_audio,
             tokens=prompt_check.tokens if prompt_check else None,
             max_tokens=plan.card.max_prompt_tokens,
             unknown_words=unknown if prompt_check else None,

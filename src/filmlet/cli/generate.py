@@ -56,7 +56,7 @@ def _fit_to_format(planned: "Plan", form: str) -> "Plan":
     """Return the plan without the sound that the file would not hold."""
     from filmlet.core.effective import format_changes
 
-    changes = tuple(format_changes(form, planned.makes_audio))
+    changes = tuple(format_changes(form, planned.has_audio))
     if not changes:
         return planned
     silent = replace(planned.request, audio=False)

@@ -224,7 +224,7 @@ def _plan_dict(forecast: "Forecast") -> dict[str, object]:
         "model": planned.card.name,
         "shape": asdict(planned.shape),
         "calls": len(planned.sigmas) + len(planned.refine_sigmas),
-        "audio": planned.makes_audio,
+        "audio": planned.has_audio,
         "fetch_bytes": forecast.fetch,
         "disk_free": shutil.disk_usage(hub_cache.nearest_existing_folder(hub_cache.cache())).free,
         "machine": asdict(machine),
@@ -243,7 +243,7 @@ def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
     shape = planned.shape
     lines = [
         f"{planned.card.name}: {shape.width}x{shape.height}, {shape.frames} frames at "
-        f"{shape.fps:g} a second{', with sound' if planned.makes_audio else ''}, "
+        f"{shape.fps:g} a second{', with sound' if planned.has_audio else ''}, "
         f"{table['calls']} model calls",
         f"  download {_format_gigabytes(forecast.fetch)}, "
         f"{_format_gigabytes(table['disk_free'])} of disk free",

@@ -243,6 +243,19 @@ class Engine(ABC):
         """Between text encoder and transformer; most models have nothing there."""
         return states
 
+    @property
+    def audio_sample_rate(self) -> int:
+        """In Hz, of sound that is encoded. Raises NotSupported."""
+        raise NotSupported(f"{self.card.name} makes no sound.", param="audio")
+
+    def encode_audio(self, audio: Audio, frames: int, fps: float) -> Array:
+        """The sound of so many frames as normalised latents, (1, tokens, channels).
+
+        audio: at `audio_sample_rate`. Raises NotSupported.
+        """
+        del audio, frames, fps
+        raise NotSupported(f"{self.card.name} makes no sound.", param="audio")
+
     def decode_audio(
         self,
         latents: Latents,  # noqa: ARG002

@@ -19,11 +19,15 @@ NoiseFn = Callable[..., Array]
 
 @dataclass(frozen=True, eq=False)
 class GuideLatents:
-    """What a guide shows: (1, channels, frames, height, width), normalised. frame: its first."""
+    """What a guide shows: (1, channels, frames, height, width), normalised. frame: its first.
+
+    audio: what is heard meanwhile, (1, tokens, channels), of a guide with which the clip begins.
+    """
 
     latents: Array
     frame: int
     strength: float
+    audio: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def media_notes(facts: dict[str, Any], fps: float | None) -> Iterator[Change]:
         reason = f"lies on {BACKGROUND} where it is transparent"
         yield Change("background", None, BACKGROUND, reason)
     if facts.get("has_sound"):
-        yield Change("sound", True, False, "has sound, which is dropped: clips have none")
+        yield Change("sound", True, False, "has sound, which is dropped")
     yield from _timing_notes(facts, fps)
     yield from _color_notes(facts)
     if facts.get("pictures", 1) > 1:

@@ -51,12 +51,14 @@ class EncodedInputs:
     """What a clip's prompts and guides are to the transformer.
 
     prompts, negative: (1, tokens, channels) each, without padding. guides: (1, channels, frames,
-    height, width) each, at the first stage's size.
+    height, width) each, at the first stage's size. context_audio: the sound of the context of a
+    clip that is extended, (1, tokens, channels).
     """
 
     prompts: tuple[Array, ...]
     negative: Array | None = None
     guides: tuple[Array, ...] = ()
+    context_audio: Array | None = None
 
     def to_tensors(self) -> Tensors:
         """The content of embeddings.safetensors."""
@@ -64,6 +66,8 @@ class EncodedInputs:
         tensors = {"prompt": first}
         if self.negative is not None:
             tensors["negative"] = self.negative
+        if self.context_audio is not None:
+            tensors["context_audio"] = self.context_audio
         tensors |= {f"then_{number}": prompt for number, prompt in enumerate(others, start=1)}
         return tensors | _guides_to_tensors(self.guides)
 
@@ -71,7 +75,8 @@ class EncodedInputs:
     def from_tensors(cls, tensors: Tensors) -> "EncodedInputs":
         """The inverse of `to_tensors`."""
         prompts = (tensors["prompt"], *_collect_numbered(tensors, "then_", 1))
-        return cls(prompts, tensors.get("negative"), _guides_from_tensors(tensors))
+        guides, audio = _guides_from_tensors(tensors), tensors.get("context_audio")
+        return cls(prompts, tensors.get("negative"), guides, audio)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ from filmlet.pipeline.denoise import StageGenerator
 from filmlet.pipeline.prepare import PreparedClip
 from filmlet.pipeline.run_context import RunContext
 
+SAMPLE_RATE = 48_000  # Hz, of clips whose sound is not the model's
+
 
 def decode_stage(
     clip: PreparedClip, context: RunContext, engine: Engine, latents: Latents, emitted: int
@@ -35,15 +37,23 @@ def decode_stage(
 def decode_audio_stage(
     clip: PreparedClip, context: RunContext, engine: Engine, latents: Latents
 ) -> StageGenerator:
-    """Decode the sound; returns an `Audio` as tensors."""
-    progress = Progress(Stage.DECODE_AUDIO, 0, 1)
+    """Decode the sound, and join it to that of the clip that is extended.
+
+    Returns an `Audio` as tensors.
+    """
+    progress, plan = Progress(Stage.DECODE_AUDIO, 0, 1), clip.plan
     yield progress
-    for _ in engine.load_components("audio_vae", "vocoder"):
-        yield progress  # so that it can be stopped
-    sound = engine.decode_audio(latents, clip.denoise_params, context.cancelled.is_set)
+    made, source = None, None
+    if plan.makes_audio:
+        for _ in engine.load_components("audio_vae", "vocoder"):
+            yield progress  # so that it can be stopped
+        made = engine.decode_audio(latents, clip.denoise_params, context.cancelled.is_set)
+    rate = made.sample_rate if made else SAMPLE_RATE
+    if plan.source_clip and plan.keeps_audio:
+        source = plan.source_clip.audio(rate)
     yield Progress(Stage.DECODE_AUDIO, 1, 1)
-    rate = np.array([sound.sample_rate])
-    return engine.to_device({"samples": _clip_samples(clip, sound), "sample_rate": rate})
+    samples = join_audio(clip.effective.shape, rate, made, source)
+    return engine.to_device({"samples": samples, "sample_rate": np.array([rate])})
 
 
 def audio_from_tensors(tensors: Tensors) -> Audio:
@@ -51,18 +61,32 @@ def audio_from_tensors(tensors: Tensors) -> Audio:
     return Audio(to_numpy(tensors["samples"]), int(tensors["sample_rate"][0]))
 
 
-def _clip_samples(clip: PreparedClip, sound: Audio) -> NDArray[np.float32]:
-    """The samples that the clip plays: as long as its frames, silence where there is no sound."""
-    shape, rate = clip.effective.shape, sound.sample_rate
+def join_audio(
+    shape: VideoShape, rate: int, made: Audio | None, source: Audio | None
+) -> NDArray[np.float32]:
+    """The samples that the clip plays, (samples, 2): as long as its frames.
 
-    def samples(frames: int) -> int:
+    made: the sound of all frames that the model makes, of which those of the new ones are used.
+    source: of the clip that is extended. Silence where there is none.
+    """
+
+    def count(frames: int) -> int:
         return round(frames / shape.fps * rate)
 
-    first = shape.padding_frames if shape.extend_backward else shape.context_frames
-    new = sound.samples[samples(first) : samples(first + shape.new_frames)]
-    before = 0 if shape.extend_backward else samples(shape.source_frames)
-    played = np.zeros((samples(shape.frames), new.shape[1]), np.float32)
-    played[before : before + len(new)] = new[: len(played) - before]
+    played = np.zeros((count(shape.frames), 2), np.float32)
+
+    def place(samples: NDArray[np.float32], first_frame: int, frames: int) -> None:
+        start, stop = count(first_frame), count(first_frame + frames)
+        part = samples[: stop - start]
+        played[start : start + len(part)] = part
+
+    is_backward = shape.extend_backward
+    if made:
+        first = shape.padding_frames if is_backward else shape.context_frames
+        new = made.samples[count(first) :]
+        place(new, 0 if is_backward else shape.source_frames, shape.new_frames)
+    if source:
+        place(source.samples, shape.new_frames if is_backward else 0, shape.source_frames)
     return played
 
 

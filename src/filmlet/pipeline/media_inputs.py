@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from filmlet.core.events import Pixels, PixelValues
+from filmlet.core.events import Audio, Pixels, PixelValues
 from filmlet.core.guide import Guide
-from filmlet.core.model_card import GuideSupport, ModelCard
+from filmlet.core.model_card import GuideSupport, ModelCard, ModelFamily
 from filmlet.core.request import ClipRequest
 from filmlet.core.shape import Change, ShapeConstraints, VideoShape
 from filmlet.core.windows import split_into_windows, window_of_frame
@@ -21,6 +21,7 @@ from filmlet.media import (
     conditioning_image,
     pad_to,
     probe,
+    read_audio,
     read_image,
     read_video,
     resize_to_cover,
@@ -80,6 +81,11 @@ class MediaInput:
                     shown[i] = resize_to_cover(one, *size)[0]
             return shown
 
+    def audio(self, sample_rate: int) -> Audio | None:
+        """The sound of the whole file at a rate in Hz. Raises InvalidRequest, Cancelled."""
+        with _as_invalid_request(self.path, "extend" if self.is_extended_clip else "guides"):
+            return read_audio(self.path, sample_rate)
+
     def source_frames(self, shape: VideoShape, first: int = 0) -> Iterator[Pixels]:
         """Frames of the clip that is extended, from `first` on, a few at a time.
 
@@ -117,7 +123,10 @@ def resolve_source_clip(
         raise InvalidRequest(
             "An extension has the size of its clip; a draft would be half of it.", param="draft"
         )
-    if request.extend_backward and card.guide_support == GuideSupport.FIRST_FRAME:
+    is_forward_only = (
+        card.guide_support == GuideSupport.FIRST_FRAME or card.family is ModelFamily.LTX2
+    )
+    if request.extend_backward and is_forward_only:
         raise NotSupported(f"{card.name} makes what comes after a clip only.", param="extend")
     frame_count = min(card.context_frames, largest_valid_frames(footage.frames, card))
     first = 0 if request.extend_backward else footage.frames - frame_count
@@ -125,16 +134,22 @@ def resolve_source_clip(
 
 
 def with_source_size(
-    request: ClipRequest, clip: MediaInput, grid: ShapeConstraints, changes: list[Change]
+    request: ClipRequest, clip: MediaInput, card: ModelCard, changes: list[Change]
 ) -> ClipRequest:
     """The request with the size and the frame rate of the clip that it extends."""
-    footage = clip.info
+    footage, grid = clip.info, card.grid
     width, height = _fit_size(clip, grid)
     if (width, height) != (footage.width, footage.height):
         sizes = f"{footage.width}x{footage.height}", f"{width}x{height}"
         reason = f"the model makes at most {grid.max_side} pixels a side; the clip is made smaller"
         changes.append(Change("extend_size", *sizes, reason))
-    changes.extend(_media_changes("extend", "the clip", footage))
+    changes.extend(
+        note for note in _media_changes("extend", "the clip", footage)
+        if not (footage.has_audio and note.field == "extend_sound")
+    )  # fmt: skip
+    if footage.has_audio and request.audio and not card.makes_audio:
+        reason = f"{card.name} makes no sound: the clip keeps its own, new frames are silent"
+        changes.append(Change("extend_sound", "all of the clip", "the given clip", reason))
     reason = "an extension keeps the size and frame rate of its clip"
     source = {"width": width, "height": height, "fps": footage.fps}
     for name, value in source.items():

@@ -44,8 +44,18 @@ class Plan:
 
     @property
     def makes_audio(self) -> bool:
-        """Whether the clip has sound."""
+        """Whether the model makes sound for the clip."""
         return self.card.makes_audio and self.request.audio
+
+    @property
+    def keeps_audio(self) -> bool:
+        """Whether the sound of the clip that is extended is kept."""
+        return bool(self.source_clip and self.source_clip.info.has_audio and self.request.audio)
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether the clip has sound."""
+        return self.makes_audio or self.keeps_audio
 
     @property
     def media_inputs(self) -> tuple[MediaInput, ...]:
@@ -109,7 +119,7 @@ def make_plan(
             "extend_backward says how a clip is extended; name one.", param="extend"
         )
     if clip:
-        request = with_source_size(request, clip, card.grid, changes)
+        request = with_source_size(request, clip, card, changes)
     shape, cuts = resolve_shape(request, card.grid, clip.frames if clip else 0)
     changes += cuts
     if clip:

@@ -49,8 +49,9 @@ class PreparedClip:
     def denoise_params(self) -> DenoiseParams:
         """The clip's shape and its first stage's sigmas."""
         done = self.effective
+        makes_audio = self.plan.makes_audio
         return DenoiseParams(
-            done.shape, done.sigmas, done.guidance, done.seed, self.loras, done.audio
+            done.shape, done.sigmas, done.guidance, done.seed, self.loras, makes_audio
         )
 
     @property
@@ -166,7 +167,7 @@ def _effective_settings(
         windows=plan.windows,
         engine=placement.backend.value,
         optimizations=tuple(sorted(placement.optimizations)),
-        audio=plan.makes_audio,
+        audio=plan.has_audio,
     )
 
 

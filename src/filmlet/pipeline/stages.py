@@ -259,8 +259,24 @@ def _encode_stage(clip: PreparedClip, engine: Engine) -> StageGenerator:
     if clip.guide_inputs:
         yield from _load_components(engine, progress, "encoder")
     guides = _encode_guides(clip, engine, clip.first_stage_params.shape)
+    audio = None
+    if clip.plan.keeps_audio and clip.plan.makes_audio:
+        yield from _load_components(engine, progress, "audio_vae")
+        audio = _encode_context_audio(clip, engine)
     yield Progress(Stage.ENCODE, 1, 1)
-    return EncodedInputs(prompts, negative, guides).to_tensors()
+    return EncodedInputs(prompts, negative, guides, audio).to_tensors()
+
+
+def _encode_context_audio(clip: PreparedClip, engine: Engine) -> Array:
+    """Return the sound of the frames that the model sees of a clip that it extends."""
+    shape, source = clip.effective.shape, clip.plan.source_clip
+    assert source
+    rate = engine.audio_sample_rate
+    heard = source.audio(rate)
+    assert heard
+    first = round(source.first / shape.fps * rate)
+    context = Audio(heard.samples[first:], rate)
+    return engine.encode_audio(context, shape.context_frames, shape.fps)
 
 
 def _load_components(engine: Engine, progress: Progress, *names: str) -> Generator[Event]:
@@ -288,7 +304,7 @@ def _denoise_stage(
         params,
         clip.effective.windows,
         _prompt_embeds(encoded),
-        _guide_latents(clip, encoded.guides),
+        _guide_latents(clip, encoded.guides, encoded.context_audio),
     )
     progress = Progress(task.stage, 0, task.total_steps)
     yield from _load_components(engine, progress, "transformer")
@@ -309,7 +325,7 @@ def _refine_stage(
         replace(clip.denoise_params, sigmas=clip.effective.refine_sigmas),
         windows,
         _prompt_embeds(encoded),
-        _guide_latents(clip, upsampled.guides),
+        _guide_latents(clip, upsampled.guides, encoded.context_audio),
         init_latents=upsampled.latents,
         first_preview_step=len(windows) * len(clip.effective.sigmas),
     )
@@ -323,9 +339,16 @@ def _prompt_embeds(encoded: EncodedInputs) -> list[PromptEmbeds]:
     return [PromptEmbeds(prompt, encoded.negative) for prompt in encoded.prompts]
 
 
-def _guide_latents(clip: PreparedClip, latents: Sequence[Array]) -> list[GuideLatents]:
+def _guide_latents(
+    clip: PreparedClip, latents: Sequence[Array], context_audio: Array | None
+) -> list[GuideLatents]:
     return [
-        GuideLatents(guide_latents, guide.frame, guide.strength)
+        GuideLatents(
+            guide_latents,
+            guide.frame,
+            guide.strength,
+            context_audio if guide.is_extended_clip else None,
+        )
         for guide_latents, guide in zip(latents, clip.guide_inputs, strict=True)
     ]
 

@@ -19,9 +19,10 @@ from filmlet.engine.sampler import DenoiseStep, ResumeState, StepRule, denoise_s
 from filmlet.engine.state_dict import load_latent_rgb_factors
 from filmlet.engine.torch.components import ModelComponents
 from filmlet.engine.torch.engine import TorchEngine, raise_when_cancelled
-from filmlet.engine.torch.ltx2 import audio, prompts
+from filmlet.engine.torch.ltx2 import audio as sounds
+from filmlet.engine.torch.ltx2 import prompts
 from filmlet.engine.torch.ltx2.scene import Scene, TokenGrid, build_scene
-from filmlet.engine.torch.ltx2.step_rules import CleanEstimateRule
+from filmlet.engine.torch.ltx2.step_rules import CleanEstimateRule, GivenTokens
 from filmlet.engine.torch.ltx2.transformer import Ltx2Transformer, TransformerCall
 from filmlet.models.tokenizer import TokenizedPrompt
 
@@ -114,16 +115,16 @@ class Ltx2Engine(TorchEngine):
         """noise: of each modality, drawn anew in each step."""
         latents, done = scene.resume(start)
         rules: Modalities[StepRule] = Modalities(
-            CleanEstimateRule(scene.given, noise.video if noise else None),
-            CleanEstimateRule(None, noise.audio if noise else None) if latents.audio is not None
-            else None,
+            CleanEstimateRule(scene.given.video, noise.video if noise else None),
+            None if latents.audio is None
+            else CleanEstimateRule(scene.given.audio, noise.audio if noise else None),
         )  # fmt: skip
 
         def predict(latents: Latents, sigma: float) -> Latents:
-            level = latents.map(lambda tokens: tokens.new_full((1, 1), sigma))
-            if scene.given:
-                level = Modalities(sigma * scene.given.free[..., 0], level.audio)
-            call = TransformerCall(scene, latents, sigma, level, embeddings.prompt, params.loras)
+            levels = latents.map(
+                lambda tokens, given: token_sigmas(tokens, given, sigma), scene.given
+            )
+            call = TransformerCall(scene, latents, sigma, levels, embeddings.prompt, params.loras)
             return self._predict(call)
 
         for step in denoise_steps(predict, latents, params.sigmas, rules, done):
@@ -144,6 +145,17 @@ class Ltx2Engine(TorchEngine):
         large = self.upsampler(small.to(self.dtype)).float()
         return Modalities(pack_latents(self.statistics.normalize(large)), latents.audio)
 
+    @property
+    def audio_sample_rate(self) -> int:
+        rate: int = self.audio_vae.config.sample_rate
+        return rate
+
+    @torch.inference_mode()
+    def encode_audio(self, audio: Audio, frames: int, fps: float) -> Tensor:
+        samples = torch.tensor(audio.samples.T, device=self.placement.device)
+        count = sounds.audio_latent_count(frames, fps)
+        return sounds.encode_audio(self.audio_vae, samples, count)
+
     @torch.inference_mode()
     def decode_audio(
         self, latents: Latents, params: DenoiseParams, is_cancelled: Callable[[], bool]
@@ -151,18 +163,23 @@ class Ltx2Engine(TorchEngine):
         assert latents.audio is not None
         modules = (*self.audio_vae.modules(), *self.vocoder.modules())
         with raise_when_cancelled(modules, is_cancelled):
-            samples = audio.decode_audio(self.audio_vae, self.vocoder, latents.audio)
-        rate = audio.sample_rate(self.vocoder)
+            samples = sounds.decode_audio(self.audio_vae, self.vocoder, latents.audio)
+        rate = sounds.sample_rate(self.vocoder)
         count = round(params.shape.generated_frames / params.shape.fps * rate)
-        stereo = audio.fit_length(samples, count).T.contiguous()
+        stereo = sounds.fit_length(samples, count).T.contiguous()
         return Audio(stereo.cpu().numpy(), rate)
 
     def _token_grid(self, params: DenoiseParams) -> TokenGrid:
         shape = params.shape
-        count = audio.audio_latent_count(shape.generated_frames, shape.fps)
+        count = sounds.audio_latent_count(shape.generated_frames, shape.fps)
         return TokenGrid(
             *self.latent_shape(shape), fps=shape.fps, audio=count if params.audio else 0
         )
+
+
+def token_sigmas(tokens: Tensor, given: GivenTokens | None, sigma: float) -> Tensor:
+    """The noise level of each token, (1, tokens), or of all of them, (1, 1)."""
+    return sigma * given.free[..., 0] if given else tokens.new_full((1, 1), sigma)
 
 
 def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> Ltx2Engine:

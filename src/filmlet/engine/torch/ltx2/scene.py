@@ -52,13 +52,14 @@ class TokenGrid:
 class Scene:
     """What one stage begins with.
 
+    given: tokens of each modality that are given; None where all are free.
     video_coords: (1, 3, tokens, 2), start and end of each token in seconds, rows and columns of
     pixels. audio_coords: (1, 1, tokens, 2), in seconds.
     """
 
     grid: TokenGrid
     latents: Latents
-    given: GivenTokens | None
+    given: Modalities[GivenTokens | None]
     video_coords: Tensor
     audio_coords: Tensor
 
@@ -111,11 +112,11 @@ def build_scene(
     given = GivenTokens(clean, free) if guides else None
     if given:
         noisy = torch.lerp(clean, noisy, free)
-    audio = _noisy_audio(model, grid, draw, start, noise_scale) if grid.audio else None
+    sound, given_sound = _noisy_audio(model, grid, guides, draw, (start, noise_scale))
     return Scene(
         grid,
-        Modalities(noisy, audio),
-        given,
+        Modalities(noisy, sound),
+        Modalities(given, given_sound),
         torch.cat(coords, dim=2),
         model.audio_rope.prepare_audio_coords(1, max(1, grid.audio), device),
     )
@@ -124,14 +125,27 @@ def build_scene(
 def _noisy_audio(
     model: LTX2VideoTransformer3DModel,
     grid: TokenGrid,
+    guides: Sequence[GuideLatents],
     draw: NoiseFn,
-    start: Latents | None,
-    noise_scale: float,
-) -> Tensor:
+    start: tuple[Latents | None, float],
+) -> tuple[Tensor | None, GivenTokens | None]:
+    """The sound's tokens and what of them is given. start: latents, and how far they are noised."""
+    if not grid.audio:
+        return None, None
+    latents, noise_scale = start
     noise: Tensor = draw(1, grid.audio, model.config.audio_in_channels)
-    clean = start.audio if start and start.audio is not None else torch.zeros_like(noise)
+    clean = torch.zeros_like(noise)
+    if latents and latents.audio is not None:
+        clean = latents.audio
     noisy: Tensor = lerp(clean, noise, noise_scale)
-    return noisy
+    heard = [(g.audio, g.strength) for g in guides if g.audio is not None and not g.frame]
+    if not heard:
+        return noisy, None
+    clean, free = clean.clone(), torch.ones_like(noise[..., :1])
+    for tokens, strength in heard:
+        count = min(grid.audio, tokens.shape[1])
+        clean[:, :count], free[:, :count] = tokens[:, :count], 1 - strength
+    return torch.lerp(clean, noisy, free), GivenTokens(clean, free)
 
 
 def _keyframe_coords(guide: GuideLatents, compression: Sequence[int], fps: float) -> Tensor:
