@@ -1,6 +1,7 @@
 """`filmlet models` and `plan`: what models there are, and what a clip would take."""
 
 import argparse
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -90,7 +91,8 @@ def _show_model(options: argparse.Namespace) -> None:
     for name in options.names:
         card = get_card(name)
         parts = {part: asdict(source) for part, source in card.sources.present()}
-        table = _model_row(card) | {"licence": card.licence, "components": parts}
+        terms = {"licence": card.licence, "licence_terms": card.licence_terms}
+        table = _model_row(card) | terms | {"components": parts}
         table |= {"words": list_vocabulary(card), "default": asdict(card.grid)}
         print(to_json(table) if options.json else _model_text(card, table))
 
@@ -182,6 +184,7 @@ def _model_row(card: "ModelCard") -> dict[str, object]:
 def _model_text(card: "ModelCard", table: dict[str, object]) -> str:
     lines = [f"{card.name}, revision {card.revision}: {card.summary}", f"  {card.licence}"]
     lines.append(f"  makes {' and '.join(card.modalities)}")
+    lines += [f"  {line}" for line in textwrap.wrap(card.licence_terms, 96)]
     for part, source in card.sources.present():
         where = f"{source.repo or source.root}/{source.path}"
         taken = sum(file.stat().st_size for file in _file_list(source))

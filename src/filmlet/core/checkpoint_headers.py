@@ -114,6 +114,22 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata)
 
 
+def read_tensor_bytes(path: Path, header: Header, name: str, most: int) -> bytes:
+    """A file that is kept as a tensor of bytes, at most so many. Raises CheckpointCorrupt."""
+    entry = header.tensors.get(name)
+    if entry is None:
+        raise CheckpointCorrupt(f"{path} holds no {name}.")
+    size = entry.end - entry.start
+    if entry.dtype not in ("U8", "I8") or size > most:
+        raise CheckpointCorrupt(f"{path}: {name} is not at most {most // 2**20} MB of bytes.")
+    try:
+        with open_regular_file(path) as file:
+            file.seek(entry.start)
+            return file.read(size)
+    except OSError as error:
+        raise CheckpointCorrupt(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def _check_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not texts by name")

@@ -15,6 +15,16 @@ PIXEL_VALUES = 1_000
 OFFLOADED_BLOCK_SHARE = (
     12  # of a component's blocks two may be lent at once, and there are at least 24
 )
+# Of LTX-2, by the values of its parts: two blocks of its transformer's 48; the text encoder's
+# embeddings and two of its 48 layers; the connectors' first layers, which read all of the layers.
+LTX2_BLOCKS_SHARE = 2 * 386.7 / 18_990
+LTX2_TEXT_SHARE = (1_007 + 2 * 224) / 11_770
+LTX2_CONNECTORS_SHARE = 1_156 / 3_172
+LTX2_REST_SHARE = 1 - 48 * 386.7 / 18_990  # of the transformer, beside its blocks
+LTX2_PROMPT_VALUES = (
+    5 * 1024 * 49 * 3840
+)  # copies of what the text encoder's layers say of a prompt
+FLOAT32_BYTES = 4  # of a value of the vocoder, which is never less
 TRANSFORMER_WIDTH = {
     True: 4096,
     False: 2048,
@@ -83,6 +93,9 @@ def estimate_memory(
     decoding = int(pixels * PIXEL_VALUES * value_bytes * min(1.0, weights["vae"] / 1e9 + 0.1))
     busy = max(thinking, decoding)
     decoder = weights["vae"] + weights.get("upsampler", 0)
+    if parameters.connectors is not None:
+        stored = parameters.transformer * stored_bytes
+        return _estimate_ltx2(parameters, value_bytes, stored, thinking, decoding)
     text, transformer = weights["text_encoder"], weights["transformer"]
     layer = thinking + transformer / OFFLOADED_BLOCK_SHARE
     stored = parameters.transformer * stored_bytes
@@ -95,6 +108,39 @@ def estimate_memory(
             (OffloadMode.SEQUENTIAL, max(text / OFFLOADED_BLOCK_SHARE, layer, decoder + decoding)),
         )
     )
+
+
+def _estimate_ltx2(
+    parameters: Components[float], value_bytes: int, stored: float, thinking: int, decoding: int
+) -> tuple[MemoryEstimate, ...]:
+    """As `estimate_memory`. The text encoder is freed before the connectors are read, and so on.
+
+    stored: bytes of the transformer in its file; thinking, decoding: of what is computed.
+    """
+    weights = {name: count * value_bytes for name, count in parameters.present()}
+    weights["vocoder"] = (parameters.vocoder or 0) * FLOAT32_BYTES
+    is_large = parameters.transformer > 1e9
+    prompt = LTX2_PROMPT_VALUES * value_bytes if is_large else 0
+    transformer, text, connectors = (
+        weights[name] for name in ("transformer", "text_encoder", "connectors")
+    )
+    last = max(
+        weights["vae"] + decoding,
+        weights.get("upsampler", 0) + thinking,
+        weights.get("audio_vae", 0) + weights["vocoder"] + thinking,
+    )
+    blocks = (LTX2_BLOCKS_SHARE + LTX2_REST_SHARE) * transformer + thinking
+    in_parts = max(
+        LTX2_TEXT_SHARE * text + prompt, LTX2_CONNECTORS_SHARE * connectors + prompt, blocks, last
+    )
+    first = max(text + prompt, connectors + prompt)
+    amounts = {
+        OffloadMode.NONE: sum(weights.values()) + max(prompt, thinking, decoding),
+        OffloadMode.MODEL: max(first, transformer + thinking, last),
+        OffloadMode.LAYERWISE_CASTING: max(first, stored + blocks, last),
+        OffloadMode.SEQUENTIAL: in_parts,
+    }
+    return tuple(MemoryEstimate(mode, int(RUNTIME + amount)) for mode, amount in amounts.items())
 
 
 def choose_offload_mode(

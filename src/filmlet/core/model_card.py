@@ -103,6 +103,8 @@ class ModelCard:
     they are encoded, for the model was trained on frames of videos; None: of models that take them
     as they are.
     version: of an LTX-2 model, "2.0", "2.3" or "2.5", which its recipe depends on.
+    licence_terms: what whoever uses the model or passes it on has to do, in a sentence or two,
+    where the licence's name does not say it.
     """
 
     name: str
@@ -131,6 +133,7 @@ class ModelCard:
     ancestral_sampling: bool = False
     image_crf: int | None = None
     version: str = ""
+    licence_terms: str = ""
 
     @property
     def makes_audio(self) -> bool:

@@ -17,7 +17,7 @@ class ShapeConstraints:
     sides of the first.
     max_frames: that the model makes at once. A longer clip, up to max_seconds, is made in windows
     of so many frames that share `overlap_frames`, `temporal_compression` x k; 0 where the model
-    goes on from none.
+    goes on from none, and a clip of few frames a second ends at max_seconds, too.
     """
 
     spatial_compression: int = 32
@@ -64,7 +64,10 @@ class ShapeConstraints:
 
     def max_total_frames(self, fps: float) -> int:
         """Frames of the longest clip, in windows where need be."""
-        return max(self.max_frames, int(self.max_seconds * fps) if self.overlap_frames else 0)
+        in_time = int(self.max_seconds * fps)
+        if self.overlap_frames:
+            return max(self.max_frames, in_time)
+        return min(self.max_frames, self.round_up_frames(in_time + 1))
 
 
 @dataclass(frozen=True)

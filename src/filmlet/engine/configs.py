@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filmlet.core.lora import LoraAdapter
-from filmlet.core.model_card import ComponentFiles
+from filmlet.core.model_card import ComponentFiles, ModelFamily
+from filmlet.engine.ltx2_configs import check_ltx2_components
 from filmlet.engine.placement import is_out_of_memory
-from filmlet.engine.state_dict import CheckpointWeights
+from filmlet.engine.state_dict import CheckpointWeights, require_equal, require_shape
 from filmlet.errors import CheckpointCorrupt, FilmletError, InvalidRequest
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a text encoder
@@ -15,6 +16,18 @@ EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a text encod
 
 def check_components(files: ComponentFiles) -> None:
     """That the components of a checkpoint fit each other. Raises CheckpointCorrupt."""
+    if files.family is ModelFamily.LTX2:
+        check_ltx2_components(files)
+    else:
+        _check_ltx_video_components(files)
+    if files.preview:
+        preview = CheckpointWeights("preview", files.preview)
+        transformer = CheckpointWeights.from_files(files, "transformer")
+        rows = transformer.config["in_channels"] + 1
+        require_equal(preview, "latent_to_rgb", require_shape(preview, "latent_to_rgb"), (rows, 3))
+
+
+def _check_ltx_video_components(files: ComponentFiles) -> None:
     text, transformer, vae = (
         CheckpointWeights(name, getattr(files, name))
         for name in ("text_encoder", "transformer", "vae")
@@ -23,28 +36,23 @@ def check_components(files: ComponentFiles) -> None:
     _check_vae(vae)
     _check_text_encoder(text)
     channels = transformer.config["in_channels"]
-    _require_equal(
+    require_equal(
         transformer, "out_channels", transformer.config["out_channels"] or channels, channels
     )
-    _require_equal(vae, "latents_mean", _require_shape(vae, "latents_mean"), (channels,))
-    _require_equal(vae, "latents_std", _require_shape(vae, "latents_std"), (channels,))
+    require_equal(vae, "latents_mean", require_shape(vae, "latents_mean"), (channels,))
+    require_equal(vae, "latents_std", require_shape(vae, "latents_std"), (channels,))
     captions = transformer.config["caption_channels"]
-    _require_equal(text, "d_model", _embedding(text)[1], captions)
+    require_equal(text, "d_model", _embedding(text)[1], captions)
     if files.upsampler:
         upsampler = CheckpointWeights("upsampler", files.upsampler)
-        _require_equal(
-            upsampler, "in_channels", _require_shape(upsampler, "initial_conv.weight")[1], channels
-        )
-    if files.preview:
-        preview = CheckpointWeights("preview", files.preview)
-        _require_equal(
-            preview, "latent_to_rgb", _require_shape(preview, "latent_to_rgb"), (channels + 1, 3)
+        require_equal(
+            upsampler, "in_channels", require_shape(upsampler, "initial_conv.weight")[1], channels
         )
 
 
 def check_loras(files: ComponentFiles, adapters: Iterable[LoraAdapter]) -> None:
     """That LoRAs change layers that the transformer has. Raises InvalidRequest."""
-    shapes = CheckpointWeights("transformer", files.transformer).shapes
+    shapes = CheckpointWeights.from_files(files, "transformer").shapes
     for adapter in adapters:
         for pair in adapter.layers:
             here = shapes.get(f"{pair.layer}.weight")
@@ -63,7 +71,9 @@ def _format_shape(shape: tuple[int, ...]) -> str:
 
 def check_vocabulary(files: ComponentFiles, highest: int) -> None:
     """That the text encoder knows a tokenizer's highest id. Raises CheckpointCorrupt."""
-    words = _embedding(CheckpointWeights("text_encoder", files.text_encoder))[0]
+    text = CheckpointWeights.from_files(files, "text_encoder")
+    is_gemma = files.family is ModelFamily.LTX2
+    words = require_shape(text, "embed_tokens.weight")[0] if is_gemma else _embedding(text)[0]
     if not 0 <= highest < words:
         raise CheckpointCorrupt(
             f"{files.tokenizer} gives the token {highest}; {files.text_encoder} knows {words}."
@@ -73,25 +83,25 @@ def check_vocabulary(files: ComponentFiles, highest: int) -> None:
 def _check_transformer(weights: CheckpointWeights) -> None:
     config = weights.config
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    _require_equal(
+    require_equal(
         weights,
         "shape of proj_in.weight",
-        _require_shape(weights, "proj_in.weight"),
+        require_shape(weights, "proj_in.weight"),
         (width, config["in_channels"]),
     )
 
 
 def _check_vae(weights: CheckpointWeights) -> None:
     config = weights.config
-    _require_equal(weights, "in_channels", config.get("in_channels", 3), 3)
-    _require_equal(weights, "out_channels", config.get("out_channels", 3), 3)
+    require_equal(weights, "in_channels", config.get("in_channels", 3), 3)
+    require_equal(weights, "out_channels", config.get("out_channels", 3), 3)
     side, time = config.get("patch_size", 4), config.get("patch_size_t", 1)
     patch = 3 * side**2 * time
-    _require_equal(
-        weights, "patch_size", _require_shape(weights, "encoder.conv_in.conv.weight")[1], patch
+    require_equal(
+        weights, "patch_size", require_shape(weights, "encoder.conv_in.conv.weight")[1], patch
     )
-    _require_equal(
-        weights, "patch_size", _require_shape(weights, "decoder.conv_out.conv.weight")[0], patch
+    require_equal(
+        weights, "patch_size", require_shape(weights, "decoder.conv_out.conv.weight")[0], patch
     )
 
 
@@ -99,8 +109,8 @@ def _check_text_encoder(weights: CheckpointWeights) -> None:
     config = weights.config
     inner = config["num_heads"] * config["d_kv"]
     query = "encoder.block.0.layer.0.SelfAttention.q.weight"
-    _require_equal(weights, "d_kv", _require_shape(weights, query), (inner, config["d_model"]))
-    _require_equal(
+    require_equal(weights, "d_kv", require_shape(weights, query), (inner, config["d_model"]))
+    require_equal(
         weights, "vocab_size", _embedding(weights), (config["vocab_size"], config["d_model"])
     )
     exact = config.get("relative_attention_num_buckets", 32) // 4
@@ -110,21 +120,7 @@ def _check_text_encoder(weights: CheckpointWeights) -> None:
 
 def _embedding(weights: CheckpointWeights) -> tuple[int, ...]:
     name = next((name for name in EMBEDDINGS if name in weights.shapes), EMBEDDINGS[0])
-    return _require_shape(weights, name)
-
-
-def _require_shape(weights: CheckpointWeights, name: str) -> tuple[int, ...]:
-    shape = weights.shapes.get(name, ())
-    if not shape:
-        raise CheckpointCorrupt(f"{weights.path} holds no {name} of a {weights.component}.")
-    return *shape, *[1] * (2 - len(shape) if name.endswith(".weight") else 0)
-
-
-def _require_equal(weights: CheckpointWeights, what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise CheckpointCorrupt(
-            f"{weights.path} does not fit the rest: {what} is {found} and should be {wanted}."
-        )
+    return require_shape(weights, name)
 
 
 @contextmanager

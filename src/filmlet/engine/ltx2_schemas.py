@@ -244,7 +244,21 @@ TEXT_ENCODER: Mapping[str, Check] = {
 SCHEMAS = {
     "transformer": Schema(
         TRANSFORMER,
-        ("num_attention_heads", "attention_head_dim", "num_layers", "in_channels", "rope_type"),
+        (
+            "num_layers",
+            "rope_type",
+            "caption_channels",
+            *(
+                f"{prefix}{key}"
+                for prefix in ("", "audio_")
+                for key in (
+                    "num_attention_heads",
+                    "attention_head_dim",
+                    "in_channels",
+                    "cross_attention_dim",
+                )
+            ),
+        ),
     ),
     "connectors": Schema(CONNECTORS, ("caption_channels", "text_proj_in_factor", "rope_type")),
     "vae": Schema(VAE, ("latent_channels", "block_out_channels", "decoder_block_out_channels")),

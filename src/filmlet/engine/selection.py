@@ -53,6 +53,8 @@ def openvino_placement(
 
 def why_not_openvino_model(card: ModelCard, parameters: Components[float]) -> str | None:
     """Why a model is torch's on every CPU, whether or not its files are here."""
+    if card.family is ModelFamily.LTX2:
+        return "OpenVINO computes LTX-Video alone here"
     if (
         card.refine_schedule
     ):  # its drafts, too: what finishes one goes on with the engine that began it
@@ -75,7 +77,7 @@ def why_not_openvino_clip(
         return "OpenVINO is not installed"
     if loras:
         return "LoRAs are merged into torch's weights"
-    is_small = CheckpointWeights("transformer", files.transformer).bytes < TORCH_ONLY_BELOW_BYTES
+    is_small = CheckpointWeights.from_files(files, "transformer").bytes < TORCH_ONLY_BELOW_BYTES
     if is_small and has_torch() and not is_forced:
         return "compiling takes longer than computing for a model this small"
     return None

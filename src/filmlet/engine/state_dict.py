@@ -150,13 +150,28 @@ class CheckpointWeights:
     def to_diffusers_keys(self, theirs: Iterable[str]) -> dict[str, str]:
         """Names in a file, with those of diffusers' module."""
         if self.family is ModelFamily.LTX2:
-            if self.path.is_file():
-                return ltx2_key_mapping.to_diffusers_keys(self.component, theirs)
-            if self.component == "text_encoder":
-                return ltx2_key_mapping.language_model_keys(theirs)
-        elif self.path.is_file() and self.component in ltx_key_mapping.PREFIX:
+            return ltx2_key_mapping.component_keys(
+                self.component, theirs, is_file=self.path.is_file()
+            )
+        if self.path.is_file() and self.component in ltx_key_mapping.PREFIX:
             return ltx_key_mapping.to_diffusers_keys(self.component, theirs)
         return {name: name for name in theirs}
+
+
+def require_shape(weights: CheckpointWeights, name: str) -> tuple[int, ...]:
+    """The shape of a weight, of a matrix two sizes at least. Raises CheckpointCorrupt."""
+    shape = weights.shapes.get(name, ())
+    if not shape:
+        raise CheckpointCorrupt(f"{weights.path} holds no {name} of a {weights.component}.")
+    return *shape, *[1] * (2 - len(shape) if name.endswith(".weight") else 0)
+
+
+def require_equal(weights: CheckpointWeights, what: str, found: object, wanted: object) -> None:
+    """Raises CheckpointCorrupt where what a file says is not what the others need."""
+    if found != wanted:
+        raise CheckpointCorrupt(
+            f"{weights.path} does not fit the rest: {what} is {found} and should be {wanted}."
+        )
 
 
 def load_latent_rgb_factors(files: ComponentFiles) -> NDArray[np.float32] | None:

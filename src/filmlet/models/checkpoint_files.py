@@ -3,18 +3,28 @@
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from filmlet.core.checkpoint_headers import TensorEntry, read_header, read_json
-from filmlet.core.model_card import ComponentFiles, Components, ModelCard
+from filmlet.core.checkpoint_headers import (
+    VALUE_BYTES,
+    Header,
+    TensorEntry,
+    read_header,
+    read_json,
+)
+from filmlet.core.model_card import ComponentFiles, Components, ModelCard, ModelFamily
 from filmlet.errors import CheckpointCorrupt, CheckpointNotFound
-from filmlet.models import hub_cache
+from filmlet.models import hub_cache, ltx2_configs, ltx2_key_mapping
+from filmlet.models.ltx2_key_mapping import is_ltx2
 from filmlet.models.ltx_key_mapping import infer_config, to_diffusers_keys
 
 INDEX = "*.safetensors.index.json"  # names every file of weights that were cut into several
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+LTX2_FILE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
+PROJECTION_NAMES = {"text_proj_in.weight", "video_text_proj_in.weight"}  # of connectors
 FRESH_NS = 2_000_000_000  # within which a file system's clock may not have ticked
 Stamp = tuple[int, int, int]
 
@@ -39,30 +49,87 @@ def local_files(card: ModelCard) -> ComponentFiles | None:
     return Components(**places)
 
 
-def check_single_file(file: Path) -> None:
-    """Whether a file holds transformer and VAE of LTX-Video. Raises CheckpointCorrupt.
+@dataclass(frozen=True)
+class SingleFile:
+    """What a file of one's own is. version: of LTX-2, else "".
+
+    components: that it holds. has_8bit_weights: whether some of the transformer's are.
+    """
+
+    version: str
+    components: frozenset[str]
+    has_8bit_weights: bool
+
+    @property
+    def family(self) -> ModelFamily:
+        return ModelFamily.LTX2 if self.version else ModelFamily.LTX_VIDEO
+
+
+def inspect_single_file(file: Path) -> SingleFile:
+    """What a file holds, which is a transformer at least. Raises CheckpointCorrupt.
 
     Asked before the parts that it lacks are fetched for it.
     """
-    tensors = _read_header(file, file_stamp(file))
-    for component in ("transformer", "vae"):
-        renamed = to_diffusers_keys(component, tensors)
-        try:
-            infer_config(component, {new: tensors[name].shape for name, new in renamed.items()})
-        except CheckpointCorrupt as error:
-            raise CheckpointCorrupt(f"{file} is no checkpoint that is read: {error}") from error
+    return _inspect_file(file, file_stamp(file))
+
+
+@lru_cache
+def _inspect_file(file: Path, stamp: Stamp) -> SingleFile:
+    del stamp
+    header = read_header(file)
+    try:
+        if is_ltx2(header.tensors):
+            return _inspect_ltx2_file(header)
+        for component in ("transformer", "vae"):
+            renamed = to_diffusers_keys(component, header.tensors)
+            shapes = {new: header.tensors[name].shape for name, new in renamed.items()}
+            infer_config(component, shapes)
+    except CheckpointCorrupt as error:
+        raise CheckpointCorrupt(f"{file} is no checkpoint that is read: {error}") from error
+    has_8bit = any(VALUE_BYTES[entry.dtype] == 1 for entry in header.tensors.values())
+    return SingleFile("", frozenset(("transformer", "vae")), has_8bit)
+
+
+def _inspect_ltx2_file(header: Header) -> SingleFile:
+    found = set[str]()
+    tensors = header.tensors
+    for component in LTX2_FILE_COMPONENTS:
+        renamed = ltx2_key_mapping.to_diffusers_keys(component, tensors)
+        shapes = {new: tensors[name].shape for name, new in renamed.items()}
+        # The split files have the connectors' first layers beside the text encoder.
+        if component == "connectors" and shapes and not PROJECTION_NAMES & shapes.keys():
+            found.add(component)
+        elif shapes:
+            ltx2_key_mapping.check_number_formats(tensors, renamed)
+            ltx2_configs.infer_config(
+                component, shapes, ltx2_configs.read_file_config(component, header.metadata)
+            )
+            found.add(component)
+    names = ltx2_key_mapping.to_diffusers_keys("transformer", tensors)
+    version = ltx2_key_mapping.read_version(header.metadata, names.values())
+    has_8bit = any(VALUE_BYTES[tensors[name].dtype] == 1 for name in names)
+    return SingleFile(version, frozenset(found), has_8bit)
 
 
 def count_parameters(files: ComponentFiles) -> Components[float]:
-    """How many values each component has, read off the headers of folders in diffusers' layout."""
-    counts = {name: _count_values(path) for name, path in files.present()}
+    """How many values each component has, read off the headers of its files."""
+    counts = {name: _count_values(files.family, name, path) for name, path in files.present()}
+    if files.connectors and files.text_encoder.is_file() and files.connectors != files.text_encoder:
+        counts["connectors"] += _count_values(files.family, "connectors", files.text_encoder)
     return Components(**counts)
 
 
-def _count_values(path: Path) -> float:
-    weight_files = [f for f in hub_cache.files(path) if f.suffix == ".safetensors"]
-    tables = [_read_header(file, file_stamp(file)) for file in weight_files]
-    return float(sum(math.prod(entry.shape) for table in tables for entry in table.values()))
+def _count_values(family: ModelFamily, component: str, path: Path) -> float:
+    if component == "tokenizer":
+        return 0.0
+    count = 0
+    for file in (f for f in hub_cache.files(path) if f.suffix == ".safetensors"):
+        tensors = _read_header(file, file_stamp(file))
+        names: Iterable[str] = tensors
+        if family is ModelFamily.LTX2:
+            names = ltx2_key_mapping.component_keys(component, tensors, is_file=path.is_file())
+        count += sum(math.prod(tensors[name].shape) for name in names)
+    return float(count)
 
 
 def is_complete(path: Path) -> bool:

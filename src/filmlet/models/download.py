@@ -5,10 +5,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from queue import Empty, SimpleQueue
 
+from filmlet.core.checkpoint_headers import read_json
 from filmlet.core.lora import Lora
 from filmlet.core.model_card import ComponentSource, ModelCard
 from filmlet.errors import (
@@ -28,7 +29,10 @@ KINDS: tuple[type[FilmletError], ...] = (
 )  # fmt: skip
 POLL_S = 0.2
 LARGEST_LORA = 10**10  # bytes; a client may name any repository
-NEEDED = ("model_index.json", "scheduler", "tokenizer", "vae", "transformer", "text_encoder")
+INDEX = "model_index.json"
+NEEDED = (INDEX, "scheduler", "tokenizer", "vae", "transformer", "text_encoder")
+NEEDED_BY_LTX2 = ("connectors", "audio_vae", "vocoder")
+UPSAMPLER = "latent_upsampler"  # that a repository may have
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,18 @@ def download_repository(name: str) -> Iterator[DownloadProgress]:
     """Fetch a repository in diffusers' layout, those parts of it that are used. As
     `download_model`.
     """
-    yield from fetch_sources([ComponentSource(path, repo=name, revision="main") for path in NEEDED])
+
+    def part(path: str) -> ComponentSource:
+        return ComponentSource(path, repo=name, revision="main")
+
+    yield from fetch_sources([part(INDEX)])
+    snapshot = hub_cache.snapshot(name, "main")
+    assert snapshot
+    is_ltx2 = str(read_json(snapshot / INDEX).get("_class_name")).startswith("LTX2")
+    yield from fetch_sources([part(path) for path in NEEDED + NEEDED_BY_LTX2 * is_ltx2])
+    if is_ltx2:
+        with suppress(CheckpointNotFound):
+            yield from fetch_sources([part(UPSAMPLER)])
 
 
 def fetch_lora(lora: Lora) -> Iterator[DownloadProgress]:

@@ -22,6 +22,7 @@ UPSAMPLE_FACTORS = {  # of a vocoder, by its kernels
     (11, 4, 4, 4, 4, 4): (5, 2, 2, 2, 2, 2),
     (12, 11, 4, 4, 4): (6, 5, 2, 2, 2),
 }
+CONVOLUTIONAL = "CausalVideoAutoencoder"  # the class of the VAEs that are run
 MEL_FRAMES_PER_S = 100
 
 
@@ -142,6 +143,8 @@ def _heads(shapes: Shapes, attention: str, said: object, otherwise: int = HEADS)
 
 def _vae(shapes: Shapes, table: Table | None) -> dict[str, object]:
     config = _part(table, "vae")
+    if config.get("_class_name", CONVOLUTIONAL) != CONVOLUTIONAL:
+        raise CheckpointCorrupt("its video VAE is a diffusion decoder; take the file with -conv-.")
     downs, ups = (count_parts(shapes, f"{half}_blocks") for half in ("encoder.down", "decoder.up"))
     blocks = [f"encoder.down_blocks.{i}" for i in range(downs)] + ["encoder.mid_block"]
     widths = [block_width(shapes, block) for block in blocks]

@@ -121,6 +121,34 @@ def scale_keys(component: str, theirs: Iterable[str]) -> dict[str, str]:
     return {weights[name]: ours for name, ours in to_diffusers_keys(component, weights).items()}
 
 
+def component_keys(component: str, theirs: Iterable[str], *, is_file: bool) -> dict[str, str]:
+    """As `to_diffusers_keys`, for a folder in diffusers' layout as well."""
+    if is_file:
+        return to_diffusers_keys(component, theirs)
+    if component == "text_encoder":
+        return language_model_keys(theirs)
+    return {name: name for name in theirs}
+
+
+def is_ltx2(theirs: Iterable[str]) -> bool:
+    """Whether a file's transformer hears: LTX-Video's do not."""
+    return f"{PREFIX}audio_patchify_proj.weight" in theirs
+
+
+def read_version(metadata: Mapping[str, str], names: Iterable[str]) -> str:
+    """Return "2.0", "2.3" or "2.5", of a transformer's names and what the header says.
+
+    Raises CheckpointCorrupt where it says otherwise.
+    """
+    version = detect_version(names)
+    said = metadata.get("model_version", version)
+    if said.split(".")[:2] != version.split("."):
+        raise CheckpointCorrupt(
+            f"it says to be of version {said[:40]!r}, and its layers are those of {version}."
+        )
+    return version
+
+
 def detect_version(names: Iterable[str]) -> str:
     """Return "2.0", "2.3" or "2.5", by the transformer's names in diffusers' module."""
     present = set(names)
@@ -128,6 +156,14 @@ def detect_version(names: Iterable[str]) -> str:
         return "2.0"
     is_biased = "transformer_blocks.0.ff.net.0.proj.bias" in present
     return "2.3" if is_biased and "keyframes_abs_pos_embedding" not in present else "2.5"
+
+
+def version_of_config(config: Mapping[str, object]) -> str:
+    """Return "2.0", "2.3" or "2.5", of the configuration of diffusers' transformer."""
+    if config.get("use_prompt_embeddings", True):
+        return "2.0"
+    is_biased = config.get("ff_bias", True)
+    return "2.3" if is_biased and not config.get("use_keyframes_abs_pos_embedding") else "2.5"
 
 
 def check_number_formats(tensors: Mapping[str, TensorEntry], theirs: Iterable[str]) -> None:

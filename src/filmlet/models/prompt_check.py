@@ -49,7 +49,8 @@ def check_prompt(card: ModelCard, prompt: str) -> PromptCheck | None:
         unknown[word] = unknown.get(word) or _suggestions(folder, word)
         if len(unknown) == MAX_UNKNOWN:
             break
-    return PromptCheck(len(encoding.ids), card.max_prompt_tokens, unknown)
+    tokens = len(tokenizer.missing_start(encoding)) + len(encoding.ids)
+    return PromptCheck(tokens, card.max_prompt_tokens, unknown)
 
 
 def list_vocabulary(card: ModelCard) -> list[str]:
@@ -60,8 +61,10 @@ def list_vocabulary(card: ModelCard) -> list[str]:
 
 def _tokenizer_folder(card: ModelCard) -> Path | None:
     """The tokenizer that is read here; some models have theirs in another form only."""
-    folder = hub_cache.local_path(card.sources.tokenizer)
-    return folder if folder and (folder / "tokenizer.json").is_file() else None
+    place = hub_cache.local_path(card.sources.tokenizer)
+    if place and place.suffix == ".safetensors":
+        return place if place.is_file() else None
+    return place if place and (place / "tokenizer.json").is_file() else None
 
 
 @lru_cache(maxsize=8)

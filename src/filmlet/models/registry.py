@@ -1,8 +1,10 @@
 """The models filmlet knows by name, and any folder, file or fetched repository of one's own."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filmlet.core.checkpoint_headers import read_json
 from filmlet.core.lora import PICKLE_SUFFIXES
@@ -12,12 +14,20 @@ from filmlet.core.model_card import (
     ComponentSources,
     GuideSupport,
     ModelCard,
+    ModelFamily,
 )
 from filmlet.core.schedules import FixedSigmas, LinearQuadraticSigmas, ShiftedSigmas
 from filmlet.core.shape import ShapeConstraints
 from filmlet.errors import CheckpointCorrupt, ModelNotFetched, UnknownModel
 from filmlet.models import hub_cache
-from filmlet.models.checkpoint_files import check_single_file
+from filmlet.models.checkpoint_files import SingleFile, inspect_single_file
+from filmlet.models.ltx2_cards import (
+    LTX2_CARDS,
+    LTX_2_3_DISTILLED,
+    LTX_2_5_DISTILLED,
+    LTX_2_DISTILLED,
+)
+from filmlet.models.ltx2_key_mapping import version_of_config
 
 POCKET = Path(__file__).parent.parent / "pocket"
 # In a window of 97 frames, the most pocket was trained on, what moves loses its shape; the more
@@ -31,6 +41,7 @@ BIG_GRID = ShapeConstraints(
 )
 TWO_STAGES = replace(BIG_GRID, upscale_factor=2)
 MAX_NAME_LENGTH = 200
+NAMES_OF_FULL_MODELS = re.compile(r"(^|[^a-z])dev([^a-z]|$)", re.IGNORECASE)
 MAX_SHIFT = 1000.0  # published ones are between 1 and 20
 LTX = ComponentSource(
     "", repo="Lightricks/LTX-Video", revision="8984fa25007f376c1a299016d0957a37a2f797bb"
@@ -66,6 +77,13 @@ def _folder_sources(folder: Path, revision: str) -> ComponentSources:
         upsampler=part(upsampler) if (folder / upsampler / "config.json").is_file() else None,
         preview=part(preview) if (folder / preview).is_file() else None,
     )
+
+
+def _ltx2_folder_sources(folder: Path, revision: str) -> ComponentSources:
+    """A folder of LTX-2 in diffusers' layout."""
+    names = ("connectors", "audio_vae", "vocoder")
+    parts = {name: ComponentSource(name, revision=revision, root=folder) for name in names}
+    return replace(_folder_sources(folder, revision), **parts)
 
 
 # What the distilled models of 0.9.8 share; configs/ltxv-*-0.9.8-distilled.yaml of Lightricks'
@@ -163,7 +181,11 @@ REGISTRY = {
             guidance_scale=5.0,
             guidance_rescale=0.7,
         ),
+        *LTX2_CARDS,
     )
+}
+LTX2_BY_VERSION = {
+    card.version: card for card in (LTX_2_3_DISTILLED, LTX_2_DISTILLED, LTX_2_5_DISTILLED)
 }
 
 
@@ -230,20 +252,43 @@ def _read_repository(name: str) -> ModelCard:
 
 
 def _read_file(file: Path) -> ModelCard:
-    """A file of one's own: run as the catalogue's that has its name, else as a full model."""
-    check_single_file(file)
+    """A file of one's own: run as the catalogue's that has its name, else as `_own_file_card`."""
+    found = inspect_single_file(file)
     source = ComponentSource(file.name, revision="local", root=file.parent)
+    own = dict.fromkeys(found.components, source)
     for card in REGISTRY.values():
-        if card.sources.transformer.path == file.name:
-            sources = replace(card.sources, transformer=source, vae=source)
-            return replace(card, sources=sources)
-    sources = replace(LTXV_DEV.sources, transformer=source, vae=source)
+        name = PurePosixPath(card.sources.transformer.path).name
+        if name == file.name and card.version == found.version:
+            return replace(card, sources=replace(card.sources, **own))
+    if found.family is ModelFamily.LTX2:
+        return _own_ltx2_card(file, found, own)
+    sources = replace(LTXV_DEV.sources, **own)
     return replace(LTXV_DEV, name=file.stem, summary="a file of your own", sources=sources)
+
+
+def _own_ltx2_card(file: Path, found: SingleFile, own: Mapping[str, ComponentSource]) -> ModelCard:
+    """Run as distilled: full and distilled models of LTX-2 differ in their values alone."""
+    if NAMES_OF_FULL_MODELS.search(file.stem):
+        raise UnknownModel(
+            f"{_quote_shortened(file.name)} is a full model of LTX-2 by its name, which takes "
+            "guidance that is not computed here; take the distilled one."
+        )
+    card = LTX2_BY_VERSION[found.version]
+    return replace(
+        card,
+        name=file.stem,
+        summary="a file of your own, run as a distilled model",
+        sources=replace(card.sources, **own),
+        stored_bytes=1 if found.has_8bit_weights else 2,
+    )
 
 
 def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
     """A card for somebody's own checkpoint: run as a full model, shifted as it says."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    index = read_json(folder / "model_index.json")
+    if str(index.get("_class_name")).startswith("LTX2"):
+        return _read_ltx2_folder(folder, name, revision, scheduler)
     vae = read_json(folder / "vae" / "config.json")
     if scheduler.get("use_dynamic_shifting"):
         raise CheckpointCorrupt(
@@ -251,7 +296,7 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
         )
     timed = bool(vae.get("timestep_conditioning"))
     sources = _folder_sources(folder, revision)
-    causal = read_json(folder / "model_index.json").get("_class_name") == "LTXConditionPipeline"
+    causal = index.get("_class_name") == "LTXConditionPipeline"
     shift = scheduler.get("shift", 1.0)
     if type(shift) not in (int, float) or not 0 < shift <= MAX_SHIFT:
         raise CheckpointCorrupt(
@@ -278,4 +323,29 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
         image_cond_noise_scale=LTXV.image_cond_noise_scale if causal else 0.0,
         context_frames=LTXV.context_frames if causal else 1,
         is_condition_pipeline=causal,
+    )
+
+
+def _read_ltx2_folder(
+    folder: Path, name: str, revision: str, scheduler: Mapping[str, object]
+) -> ModelCard:
+    """A card for somebody's own checkpoint of LTX-2, run as the distilled ones are."""
+    if scheduler.get("use_dynamic_shifting"):
+        raise CheckpointCorrupt(
+            f"{folder} shifts its schedule by the clip's size, as full models of LTX-2 do, which "
+            "take guidance that is not computed here; take a distilled one."
+        )
+    sources = _ltx2_folder_sources(folder, revision)
+    version = version_of_config(read_json(folder / "transformer" / "config.json"))
+    card = LTX2_BY_VERSION[version]
+    return replace(
+        card,
+        name=name,
+        summary="a checkpoint of your own",
+        licence="as its maker says",
+        licence_terms="",
+        sources=sources,
+        parameters=None,
+        grid=replace(card.grid, upscale_factor=2 if sources.upsampler else 1),
+        refine_schedule=card.refine_schedule if sources.upsampler else None,
     )

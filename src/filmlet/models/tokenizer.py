@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from unicodedata import category
 
 import numpy as np
@@ -12,9 +13,18 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Reader
 
-from filmlet.core.checkpoint_headers import MAX_TOKENIZER_BYTES, read_bounded, read_json
+from filmlet.core.checkpoint_headers import (
+    MAX_JSON_BYTES,
+    MAX_TOKENIZER_BYTES,
+    parse_object,
+    read_bounded,
+    read_header,
+    read_json,
+    read_tensor_bytes,
+)
 from filmlet.errors import CheckpointCorrupt, MissingDependency
 
+ASSET = "hf_asset__"  # begins the names of further files that are tensors
 SYMBOLS = ("So", "Sm", "Sc")  # categories of Unicode: emoji, arrows, currencies
 JOINERS = ("Cf", "Me", "Mn", "Sk")  # what makes one sign of several: skin colours, variants
 ZERO_WIDTH_JOINER = "\u200d"
@@ -22,11 +32,21 @@ ZERO_WIDTH_JOINER = "\u200d"
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """How a model reads. padding, unknown: ids of these tokens."""
+    """How a model reads. padding, unknown, start: ids of these tokens.
+
+    start: what a text begins with, whether or not the reader puts it there itself.
+    """
 
     reader: Reader
     padding: int
     unknown: int | None
+    start: int | None = None
+
+    def missing_start(self, encoding: Encoding) -> list[int]:
+        """The token that a text begins with, where the reader has not put it there."""
+        if self.start is None or encoding.ids[:1] == [self.start]:
+            return []
+        return [self.start]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,26 +65,51 @@ class TokenizedPrompt:
 
 
 @lru_cache(maxsize=8)
-def get_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer in a folder, read once. Raises what `load_tokenizer` raises."""
-    return load_tokenizer(folder)
+def get_tokenizer(place: Path) -> Tokenizer:
+    """Return the tokenizer in a folder or file, read once. Raises what `load_tokenizer` raises."""
+    return load_tokenizer(place)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder. Raises CheckpointCorrupt; MissingDependency for old files."""
-    file = folder / "tokenizer.json"
-    names = read_json(folder / "tokenizer_config.json")
-    reader = _load_fast_tokenizer(file) if os.path.lexists(file) else _convert_sentencepiece(folder)
+def load_tokenizer(place: Path) -> Tokenizer:
+    """The tokenizer in a folder, or among a file's tensors.
+
+    Raises CheckpointCorrupt; MissingDependency for old files.
+    """
+    if place.suffix.lower() == ".safetensors":
+        reader, names = _load_embedded_tokenizer(place)
+    else:
+        file = place / "tokenizer.json"
+        names = read_json(place / "tokenizer_config.json")
+        is_fast = os.path.lexists(file)
+        reader = _load_fast_tokenizer(file) if is_fast else _convert_sentencepiece(place)
     reader.no_padding()
     reader.no_truncation()
-    padding, unknown = (
-        _token_id(folder, reader, names.get(f"{kind}_token")) for kind in ("pad", "unk")
+    padding, unknown, start = (
+        _token_id(place, reader, names.get(f"{kind}_token")) for kind in ("pad", "unk", "bos")
     )
-    return Tokenizer(reader, padding or 0, unknown)
+    return Tokenizer(reader, padding or 0, unknown, start)
+
+
+def _load_embedded_tokenizer(file: Path) -> tuple[Reader, dict[str, Any]]:
+    """Of a text encoder's file, which has tokenizer.json as a tensor of bytes."""
+    header = read_header(file)
+    name, config_name = "tokenizer_json", "tokenizer_config.json"
+    reader = _parse_tokenizer(file, read_tensor_bytes(file, header, name, MAX_TOKENIZER_BYTES))
+    if f"{ASSET}{config_name}" in header.tensors:
+        config = read_tensor_bytes(file, header, f"{ASSET}{config_name}", MAX_JSON_BYTES)
+    else:
+        config = header.metadata.get(config_name, "{}").encode()
+    try:
+        return reader, parse_object(config)
+    except ValueError as error:
+        raise CheckpointCorrupt(f"{file}: its {config_name} is no JSON: {error}.") from error
 
 
 def _load_fast_tokenizer(file: Path) -> Reader:
-    content = read_bounded(file, MAX_TOKENIZER_BYTES)
+    return _parse_tokenizer(file, read_bounded(file, MAX_TOKENIZER_BYTES))
+
+
+def _parse_tokenizer(file: Path, content: bytes) -> Reader:
     try:
         return Reader.from_buffer(content)
     except Exception as error:  # the library raises nothing narrower
@@ -141,11 +186,14 @@ def _is_flag(text: str) -> bool:
 def tokenize(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> TokenizedPrompt:
     """Tokenize, pad to `max_tokens`, and notice what is cut off or unknown."""
     encoding = tokenizer.reader.encode(prompt)
-    ids, cut = list(encoding.ids), ""
+    start, cut = tokenizer.missing_start(encoding), ""
+    ids = [*start, *encoding.ids]
     if len(ids) > max_tokens:
-        # The last place belongs to the end-of-text token.
-        cut = prompt[encoding.offsets[max_tokens - 1][0] :]
-        ids = [*ids[: max_tokens - 1], ids[-1]]
+        # The last place belongs to the end-of-text token, of readers that put one there.
+        end = ids[-1:] if encoding.special_tokens_mask[-1] else []
+        kept = max_tokens - len(end)
+        cut = prompt[encoding.offsets[kept - len(start)][0] :]
+        ids = [*ids[:kept], *end]
     unknown = [prompt[start:end] for start, end in unknown_spans(tokenizer, encoding, prompt)]
     padded = [*ids, *[tokenizer.padding] * (max_tokens - len(ids))]
     return TokenizedPrompt(

@@ -1,0 +1,171 @@
+"""The rows of LTX-2 in the catalogue: distilled models that make picture and sound."""
+
+from dataclasses import replace
+
+from filmlet.core.model_card import (
+    Components,
+    ComponentSource,
+    ComponentSources,
+    GuideSupport,
+    ModelCard,
+    ModelFamily,
+)
+from filmlet.core.schedules import FixedSigmas
+from filmlet.core.shape import ShapeConstraints
+
+LTX_2 = ComponentSource(
+    "", repo="Lightricks/LTX-2", revision="47da56e2ad66ce4125a9922b4a8826bf407f9d0a"
+)
+LTX_2_3 = ComponentSource(
+    "", repo="Lightricks/LTX-2.3", revision="5948be4ced3a4493d1f836df64378ff136ddb770"
+)
+LTX_2_3_FP8 = ComponentSource(
+    "", repo="Lightricks/LTX-2.3-fp8", revision="1d756cd27fa11c0896c4dfee093cd1bf36c7f7a1"
+)
+LTX_2_5 = ComponentSource(
+    "", repo="Lightricks/LTX-2.5", revision="5e6e71018ee1756ed329b697a7b4aedc934dfce9"
+)
+# An open copy: Google's own repository is gated.
+GEMMA_3 = ComponentSource(
+    "split_files/text_encoders/gemma_3_12B_it.safetensors",
+    repo="Comfy-Org/ltx-2",
+    revision="ccde4ba417d7900669fd56dd292a883cee11ff37",
+    size_bytes=24_379_468_890,
+)
+TOKENIZER = replace(LTX_2, path="tokenizer", size_bytes=38_000_000)
+LICENCE = "LTX-2 Community License; its text encoder: Gemma Terms of Use"
+LICENCE_TERMS = (
+    "Free below USD 10 million of yearly revenue. Who passes the model on, or serves others with "
+    "it, passes on its licence, notice and limits of use, and nobody removes what marks its clips "
+    "as generated."
+)
+# ltx_pipelines/utils/constants.py of Lightricks' repository: 8 calls, then 3.
+SIGMAS = FixedSigmas((1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875))
+REFINE_SIGMAS = FixedSigmas((0.909375, 0.725, 0.421875))
+GRID = ShapeConstraints(
+    width=768,
+    height=512,
+    frames=121,
+    max_side=1920,
+    upscale_factor=2,
+    max_frames=481,
+    window_frames=481,
+    max_seconds=20.0,  # that its places in time go up to
+)
+GEMMA_PARAMETERS = 11.77e9  # of the language model alone
+
+
+def _one_file(source: ComponentSource, file: str, size: int, upscaler: str) -> ComponentSources:
+    """All but the text encoder in one file; the upscaler of the same version lies beside it."""
+    one = replace(source, path=file, size_bytes=size)
+    where = LTX_2 if source is LTX_2 else LTX_2_3
+    return Components(
+        transformer=one,
+        vae=one,
+        text_encoder=GEMMA_3,
+        tokenizer=TOKENIZER,
+        upsampler=replace(where, path=upscaler, size_bytes=995_743_560),
+        connectors=one,
+        audio_vae=one,
+        vocoder=one,
+    )
+
+
+def _split_files() -> ComponentSources:
+    """A file for each component of LTX-2.5; the text encoder's has the tokenizer."""
+
+    def part(path: str, size: int) -> ComponentSource:
+        return replace(LTX_2_5, path=path, size_bytes=size)
+
+    diffusion = part(
+        "diffusion_models/ltx-2.5-22b-distilled-transformer-bf16.safetensors", 42_018_190_584
+    )
+    text = part("text_encoders/gemma4-12b-with-proj-ltx-2.5-bf16.safetensors", 26_263_858_182)
+    sound = part("vae/ltx-2.5-audio-vae-bf16.safetensors", 364_866_540)
+    return Components(
+        transformer=diffusion,
+        vae=part("vae/ltx-2.5-video-vae-conv-bf16.safetensors", 1_452_269_922),
+        text_encoder=text,
+        tokenizer=text,
+        upsampler=part(
+            "latent_upscale_models/ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0.safetensors",
+            995_778_752,
+        ),
+        connectors=diffusion,
+        audio_vae=sound,
+        vocoder=sound,
+    )
+
+
+LTX_2_3_DISTILLED = ModelCard(
+    name="ltx-2.3-22b-distilled",
+    summary="22 billion parameters, picture and sound, 8 calls and 3",
+    licence=LICENCE,
+    licence_terms=LICENCE_TERMS,
+    sources=_one_file(
+        LTX_2_3, "ltx-2.3-22b-distilled-1.1.safetensors", 46_149_345_334,
+        "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+    ),
+    parameters=Components(
+        transformer=18.99e9, vae=0.726e9, text_encoder=GEMMA_PARAMETERS, tokenizer=0.0,
+        upsampler=0.498e9, connectors=3.172e9, audio_vae=0.053e9, vocoder=0.129e9,
+    ),
+    schedule=SIGMAS,
+    refine_schedule=REFINE_SIGMAS,
+    grid=GRID,
+    max_prompt_tokens=1024,
+    guide_support=GuideSupport.ANY_FRAME,
+    context_frames=25,
+    image_crf=33,
+    family=ModelFamily.LTX2,
+    version="2.3",
+)  # fmt: skip
+LTX_2_DISTILLED = replace(
+    LTX_2_3_DISTILLED,
+    name="ltx-2-19b-distilled",
+    summary="19 billion parameters, picture and sound, 8 calls and 3",
+    sources=_one_file(
+        LTX_2, "ltx-2-19b-distilled.safetensors", 43_300_000_000,
+        "ltx-2-spatial-upscaler-x2-1.0.safetensors",
+    ),
+    parameters=Components(
+        transformer=18.88e9, vae=1.222e9, text_encoder=GEMMA_PARAMETERS, tokenizer=0.0,
+        upsampler=0.498e9, connectors=1.431e9, audio_vae=0.053e9, vocoder=0.056e9,
+    ),
+    version="2.0",
+)  # fmt: skip
+LTX_2_5_DISTILLED = replace(
+    LTX_2_3_DISTILLED,
+    name="ltx-2.5-22b-distilled",
+    summary="22 billion parameters, picture and sound, 8 calls and 3; its files are gated",
+    licence="LTX-2.x Community License of 11 August 2026",
+    sources=_split_files(),
+    ancestral_sampling=True,
+    image_crf=18,
+    version="2.5",
+)
+LTX2_CARDS = (
+    LTX_2_3_DISTILLED,
+    replace(
+        LTX_2_3_DISTILLED,
+        name="ltx-2.3-22b-distilled-fp8",
+        summary="22 billion parameters in 8 bits, picture and sound, 8 calls and 3",
+        sources=_one_file(
+            LTX_2_3_FP8, "ltx-2.3-22b-distilled-fp8.safetensors", 29_531_884_062,
+            "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        ),
+        stored_bytes=1,
+    ),
+    LTX_2_5_DISTILLED,
+    LTX_2_DISTILLED,
+    replace(
+        LTX_2_DISTILLED,
+        name="ltx-2-19b-distilled-fp8",
+        summary="19 billion parameters in 8 bits, picture and sound, 8 calls and 3",
+        sources=_one_file(
+            LTX_2, "ltx-2-19b-distilled-fp8.safetensors", 27_100_000_000,
+            "ltx-2-spatial-upscaler-x2-1.0.safetensors",
+        ),
+        stored_bytes=1,
+    ),
+)  # fmt: skip
