@@ -6,16 +6,16 @@ An engine computes with arrays of its library, numpy's or torch's; it gives and 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.events import Audio, PixelFormat, Pixels, PixelValues, YuvPlanes
 from filmlet.core.lora import LoraAdapter
-from filmlet.core.model_card import ModelCard
+from filmlet.core.model_card import ComponentFiles, ModelCard
 from filmlet.core.shape import VideoShape
 from filmlet.engine.arrays import (
     Array,
@@ -44,6 +44,7 @@ from filmlet.engine.sampler import (
     apply_guidance,
     denoise_steps,
 )
+from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.errors import NotSupported
 from filmlet.models.tokenizer import TokenizedPrompt
 
@@ -114,42 +115,24 @@ class TransformerInputs:
 
 @dataclass(frozen=True, eq=False)
 class Engine(ABC):
-    """One loaded checkpoint. Every method leaves nothing behind but prompts that it remembers."""
+    """One loaded checkpoint. Every method leaves nothing behind but prompts that it remembers.
+
+    latent_rgb_factors: (channels + 1, 3), latent to RGB in [0, 1], the last row is added.
+    prompt_cache: prompts, latest last.
+    """
 
     card: ModelCard
-    latent_rgb_factors: (
-        NDArray | None
-    )  # (channels + 1, 3): latent to RGB in [0, 1], the last row is added
-    prompt_cache: OrderedDict[bytes, Array] = field(
-        default_factory=OrderedDict
-    )  # prompts, latest last
+    files: ComponentFiles
+    placement: Placement
+    latent_rgb_factors: NDArray | None
+    prompt_cache: OrderedDict[bytes, Array] = field(default_factory=OrderedDict, kw_only=True)
 
     # What each library does in its own way
 
     @property
     @abstractmethod
-    def placement(self) -> Placement:
-        """Where it computes."""
-
-    @property
-    @abstractmethod
-    def channels(self) -> int:
-        """Of latents."""
-
-    @property
-    @abstractmethod
     def statistics(self) -> LatentStats:
         """Of the VAE's latents."""
-
-    @property
-    @abstractmethod
-    def has_timestep_conditioning(self) -> bool:
-        """Whether the decoder is told a timestep, and sees so much noise."""
-
-    @property
-    @abstractmethod
-    def core_components(self) -> tuple[str, ...]:
-        """What is read at once where there is room for all."""
 
     @abstractmethod
     def bytes_to_load(self, *names: str) -> int:
@@ -171,18 +154,6 @@ class Engine(ABC):
         """Frames, (8k+1, height, width, 3), as latents (1, channels, k+1, ...), normalised."""
 
     @abstractmethod
-    def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:
-        """The first stage's latents, its picture at twice the sides.
-
-        Each channel gets back the mean and deviation that it had (AdaIN), as in Lightricks' own
-        two-stage pipeline.
-        """
-
-    @abstractmethod
-    def cancel_when(self, is_cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Ask inside each call of the transformer, which raises Cancelled once it is."""
-
-    @abstractmethod
     def decode(
         self,
         latents: Latents,
@@ -196,10 +167,6 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def to_device(self, tensors: Tensors) -> Tensors:
-        """What another engine has made, in arrays of this one."""
-
-    @abstractmethod
     def _encode_ids(self, ids: NDArray[np.int64]) -> Array:
         """(1, tokens) of the text encoder: (1, tokens, channels)."""
 
@@ -207,7 +174,49 @@ class Engine(ABC):
     def _predict_velocity(self, call: TransformerInputs) -> Array:
         """What the transformer says: velocities of the latents, in float32."""
 
+    # What some do in their own way
+
+    @property
+    def core_components(self) -> tuple[str, ...]:
+        """Names of what is read at once where there is room for all."""
+        names = (name for name, _ in self.files.present())
+        return tuple(name for name in names if name not in ("tokenizer", "preview"))
+
+    def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:  # noqa: ARG002
+        """The first stage's latents, its picture at twice the sides.
+
+        Each channel gets back the mean and deviation that it had (AdaIN), as in Lightricks' own
+        two-stage pipeline. Raises NotSupported.
+        """
+        name = self.placement.backend.value
+        raise NotSupported(f"Engine {name} makes clips of one stage.", param="model")
+
+    def cancel_when(
+        self,
+        is_cancelled: Callable[[], bool],  # noqa: ARG002
+    ) -> AbstractContextManager[None]:
+        """Ask inside each call of the transformer, which raises Cancelled once it is.
+
+        Here nobody asks: a clip is cancelled between two calls.
+        """
+        return nullcontext()
+
+    def to_device(self, tensors: Tensors) -> Tensors:
+        """What another engine has made, in arrays of this one: numpy's."""
+        return {name: to_numpy(tensor) for name, tensor in tensors.items()}
+
     # What all do alike
+
+    @cached_property
+    def channels(self) -> int:
+        """Of latents."""
+        return int(CheckpointWeights.from_files(self.files, "transformer").config["in_channels"])
+
+    @cached_property
+    def has_timestep_conditioning(self) -> bool:
+        """Whether the decoder is told a timestep, and sees so much noise."""
+        vae = CheckpointWeights.from_files(self.files, "vae")
+        return bool(vae.config.get("timestep_conditioning"))
 
     def has_cached(self, reading: TokenizedPrompt) -> bool:
         """Whether a prompt was encoded lately: the text encoder is not needed for it."""

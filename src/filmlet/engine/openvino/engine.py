@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from filmlet.core.events import PixelFormat, Pixels, PixelValues
 from filmlet.core.memory import OffloadMode
 from filmlet.core.model_card import ComponentFiles, ModelCard
-from filmlet.engine.arrays import Tensors, to_numpy
 from filmlet.engine.base import DenoiseParams, Engine, LatentStats, TransformerInputs
 from filmlet.engine.conditioning import NoiseFn
 from filmlet.engine.latents import Latents
@@ -24,7 +23,7 @@ from filmlet.engine.openvino.ops import Floats, Kernels, choose_kernels
 from filmlet.engine.openvino.runner import has_bfloat16, prefers_int8
 from filmlet.engine.placement import Backend, Optimization, Placement
 from filmlet.engine.state_dict import CheckpointWeights, load_latent_rgb_factors
-from filmlet.errors import Cancelled, NotSupported
+from filmlet.errors import Cancelled
 from filmlet.settings import Settings
 
 KINDS: dict[str, Any] = {
@@ -41,17 +40,7 @@ INT8_COMPONENT = "decoder"  # may multiply in 8 bits
 class OpenVINOEngine(Engine):
     """One checkpoint in OpenVINO. components: components in memory, by name."""
 
-    files: ComponentFiles = field(kw_only=True)
-    _placement: Placement = field(kw_only=True)
     components: dict[str, Any] = field(default_factory=dict, kw_only=True)
-
-    @property
-    def placement(self) -> Placement:
-        return self._placement
-
-    @property
-    def channels(self) -> int:
-        return self._get("transformer").config.channels
 
     @cached_property
     def statistics(self) -> LatentStats:
@@ -60,10 +49,6 @@ class OpenVINOEngine(Engine):
             vae.array(f"latents_{name}").reshape(1, -1, 1, 1, 1) for name in ("mean", "std")
         )
         return LatentStats(mean, deviation, vae.config.get("scaling_factor", 1.0))
-
-    @cached_property
-    def has_timestep_conditioning(self) -> bool:
-        return bool(CheckpointWeights("vae", self.files.vae).config.get("timestep_conditioning"))
 
     @property
     def core_components(self) -> tuple[str, ...]:
@@ -74,7 +59,7 @@ class OpenVINOEngine(Engine):
         return sum(build.weights.bytes for build in builds)
 
     def load_components(self, *names: str) -> Iterator[int]:
-        if self._placement.offload is not OffloadMode.NONE:
+        if self.placement.offload is not OffloadMode.NONE:
             for other in self.components.keys() - set(names):
                 del self.components[other]
         for name in names:
@@ -84,14 +69,8 @@ class OpenVINOEngine(Engine):
     def noise_source(self, seed: int) -> NoiseFn:
         return TorchNoise(seed).randn
 
-    def to_device(self, tensors: Tensors) -> Tensors:
-        return {name: to_numpy(tensor) for name, tensor in tensors.items()}
-
     def encode_frames(self, pixels: PixelValues) -> Floats:
         return self.statistics.normalize(self._get("encoder")(pixels))
-
-    def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:  # noqa: ARG002
-        raise NotSupported("OpenVINO makes clips of one stage.", param="model")
 
     @contextmanager
     def cancel_when(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
@@ -131,17 +110,17 @@ class OpenVINOEngine(Engine):
         return self.components[name]
 
     def _build(self, name: str) -> ComponentBuild:
-        assert self._placement.cache
-        dtype = self._placement.dtype if name in LOW_PRECISION_COMPONENTS else REFERENCE_DTYPE
-        is_int8 = name == INT8_COMPONENT and Optimization.INT8 in self._placement.optimizations
-        kernels = choose_kernels(self._placement.is_plain)
-        cache = self._placement.cache
+        assert self.placement.cache
+        dtype = self.placement.dtype if name in LOW_PRECISION_COMPONENTS else REFERENCE_DTYPE
+        is_int8 = name == INT8_COMPONENT and Optimization.INT8 in self.placement.optimizations
+        kernels = choose_kernels(self.placement.is_plain)
+        cache = self.placement.cache
         return ComponentBuild(name, self.card, self.files, dtype, cache, is_int8, kernels)
 
 
 def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> OpenVINOEngine:
     """With nothing read yet."""
-    return OpenVINOEngine(card, load_latent_rgb_factors(files), files=files, _placement=placement)
+    return OpenVINOEngine(card, files, placement, load_latent_rgb_factors(files))
 
 
 def choose_placement(

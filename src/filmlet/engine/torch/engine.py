@@ -41,15 +41,6 @@ class TorchEngine(Engine):
     components: ModelComponents = field(kw_only=True)
 
     @property
-    def placement(self) -> Placement:
-        return self.components.placement
-
-    @property
-    def channels(self) -> int:
-        channels: int = self.transformer.config.in_channels
-        return channels
-
-    @property
     def dtype(self) -> torch.dtype:
         """That it computes in."""
         return torch_dtype(self.placement)
@@ -83,15 +74,6 @@ class TorchEngine(Engine):
             t.view(1, -1, 1, 1, 1).float() for t in (self.vae.latents_mean, self.vae.latents_std)
         )
         return LatentStats(mean, deviation, self.vae.config.scaling_factor)
-
-    @property
-    def has_timestep_conditioning(self) -> bool:
-        return bool(self.vae.config.timestep_conditioning)
-
-    @property
-    def core_components(self) -> tuple[str, ...]:
-        names = (name for name, _ in self.components.files.present())
-        return tuple(name for name in names if name not in ("tokenizer", "preview"))
 
     def bytes_to_load(self, *names: str) -> int:
         return self.components.bytes_to_load(*names)
@@ -215,9 +197,8 @@ def raise_when_cancelled(
 
 def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> TorchEngine:
     """With nothing read yet."""
-    return TorchEngine(
-        card, load_latent_rgb_factors(files), components=ModelComponents(files, placement)
-    )
+    components, factors = ModelComponents(files, placement), load_latent_rgb_factors(files)
+    return TorchEngine(card, files, placement, factors, components=components)
 
 
 def _in_inference_mode(steps: Iterator[Value]) -> Iterator[Value]:

@@ -185,5 +185,9 @@ def token_sigmas(tokens: Tensor, given: GivenTokens | None, sigma: float) -> Ten
 def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> Ltx2Engine:
     """With nothing read yet."""
     return Ltx2Engine(
-        card, load_latent_rgb_factors(files), components=ModelComponents(files, placement)
+        card,
+        files,
+        placement,
+        load_latent_rgb_factors(files),
+        components=ModelComponents(files, placement),
     )
