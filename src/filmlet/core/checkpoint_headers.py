@@ -160,7 +160,7 @@ def _are_sizes(given: object) -> bool:
 
 
 def _end_of_tensors(tensors: Mapping[str, TensorEntry], start: int) -> int:
-    """Where the last of them ends; none overlap, and nothing lies between."""
+    """Return where the last tensor ends; none overlap, and nothing lies between."""
     if not tensors:
         raise ValueError("it holds no tensor")
     for name, entry in sorted(tensors.items(), key=lambda pair: (pair[1].start, pair[1].end)):

@@ -1,4 +1,4 @@
-"""What a generation says while it runs."""
+"""The events that a running clip yields."""
 
 import time
 from collections.abc import Generator

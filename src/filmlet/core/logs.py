@@ -1,4 +1,4 @@
-"""What a server tells of itself: lines for people, or one JSON object a line for programs."""
+"""The log of a server: lines for people, or one JSON object a line for programs."""
 
 import json
 import logging

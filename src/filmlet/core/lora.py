@@ -101,12 +101,12 @@ class LoraAdapter:
 
     @property
     def key(self) -> tuple[str, float]:
-        """What changes a model in the same way has the same key."""
+        """Identity of the change: LoRAs that change a model in the same way have the same key."""
         return self.sha256, self.strength
 
     @property
     def label(self) -> str:
-        """What people know it by: its Hub name, or its file's name."""
+        """Name for people: its Hub name, or its file's name."""
         return self.name if "/" in self.name else self.path.name
 
     def to_applied(self) -> AppliedLora:

@@ -1,4 +1,4 @@
-"""How much memory a clip takes, and how a model is held so that it has that much."""
+"""Memory that a clip takes, and the offload mode that leaves it so much."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,7 +32,7 @@ TRANSFORMER_WIDTH = {
 
 
 class OffloadMode(StrEnum):
-    """How much of a model is in memory at once, from the quickest to the leanest."""
+    """The part of a model that is in memory at once, from the quickest mode to the leanest."""
 
     NONE = "none"  # every component, from clip to clip
     MODEL = "model"  # one component after the other
@@ -50,7 +50,7 @@ class OffloadMode(StrEnum):
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """Where clips are made. memory: bytes of the device that are free for a model.
+    """A device that computes clips. memory: its bytes that are free for a model.
 
     dtype: that it computes in; bytes_per_value: of one number in it.
     """
@@ -77,7 +77,7 @@ def estimate_memory(
     value_bytes: int,
     stored_bytes: int,
 ) -> tuple[MemoryEstimate, ...]:
-    """What each way of holding the model takes, from the quickest to the leanest.
+    """Return the bytes that each offload mode takes, from the quickest to the leanest.
 
     parameters: how many values each component has. value_bytes, stored_bytes: of one value in the
     dtype that is computed in, and in the transformer's file.

@@ -20,7 +20,7 @@ class ModelFamily(StrEnum):
 
 
 class GuideSupport(StrEnum):
-    """What a model was trained to be guided by."""
+    """The guides that a model was trained with."""
 
     FIRST_FRAME = "first_frame"  # one picture, with which the clip begins
     ANY_FRAME = "any_frame"  # pictures and videos, anywhere
@@ -28,7 +28,7 @@ class GuideSupport(StrEnum):
 
 @dataclass(frozen=True)
 class ComponentSource:
-    """Where a component comes from: a folder, or a file, of a repository or of this machine.
+    """Source of a component: a folder, or a file, of a repository or of this machine.
 
     repo: its name at the Hub, else `root` is a folder here. path: inside of it. revision: a commit,
     or a branch's name. size_bytes: about how many, 0 where nobody knows.
@@ -43,7 +43,7 @@ class ComponentSource:
 
 @dataclass(frozen=True)
 class Components(Generic[Location]):
-    """What a checkpoint is made of, each a ComponentSource, or a Path once it is here.
+    """The components of a checkpoint, each a ComponentSource, or a Path once it is here.
 
     A place is a folder in diffusers' layout, or one .safetensors file in Lightricks' own names
     that may hold several of them. preview: latents to colours, filmlet's own. connectors: of LTX-2,
@@ -79,7 +79,7 @@ ComponentFiles: TypeAlias = Components[Path]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What filmlet knows of a model.
+    """One model as data: its files, its schedule, and the values it is run with.
 
     parameters: how many values each component has, None where only the files tell.
     stored_bytes: of one of the transformer's values in its file.
@@ -152,11 +152,11 @@ class ModelCard:
 
     @property
     def revision(self) -> str:
-        """Of the transformer: short where it is a commit."""
+        """Revision of the transformer: short where it is a commit."""
         name = self.sources.transformer.revision
         return name[:12] if len(name) == 40 else name
 
     @property
     def size_bytes(self) -> int:
-        """Of all its files; a file that holds two components counts once."""
+        """Bytes of all its files; a file that holds two components counts once."""
         return sum(source.size_bytes for source in {source for _, source in self.sources.present()})

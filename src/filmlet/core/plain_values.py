@@ -1,4 +1,4 @@
-"""What programs hand over, as Python's own types: numpy's and torch's numbers are numbers too."""
+"""Values that programs pass, as Python's own types: numpy's and torch's numbers are numbers too."""
 
 import os
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""What is asked: ClipRequest, and the words it is asked in."""
+"""ClipRequest, the request for one clip, and the parsing of its fields."""
 
 import os
 from collections.abc import Collection, Iterable, Sequence

@@ -41,7 +41,7 @@ class ShapeConstraints:
 
     @property
     def side_multiple(self) -> int:
-        """What the sides of a clip are made in."""
+        """Sides of a clip are multiples of this, in pixels."""
         return self.spatial_compression * self.upscale_factor
 
     def nearest_size(self, width: int, height: int) -> tuple[int, int]:
@@ -117,7 +117,7 @@ class VideoShape:
 
     @property
     def crop_rows(self) -> slice:
-        """Of a made frame, that the clip shows: its middle."""
+        """Rows of a generated frame that the clip shows: its middle."""
         top = (self.generated_height - self.height) // 2
         return slice(top, top + self.height)
 
@@ -133,7 +133,7 @@ class VideoShape:
 
     @property
     def new_frames(self) -> int:
-        """How many frames are the model's."""
+        """Number of frames that the model makes."""
         return self.frames - self.source_frames
 
     @property

@@ -19,17 +19,17 @@ def array_namespace(array: Array) -> Any:
 
 
 def to_numpy(array: Array) -> NDArray:
-    """In main memory."""
+    """Return the array as numpy's, in main memory."""
     return array if isinstance(array, np.ndarray) else array.float().cpu().numpy()
 
 
 def copy_array(array: Array) -> Array:
-    """With memory of its own, laid out as what comes from a file is."""
+    """Return a copy with memory of its own, laid out as an array from a file is."""
     return array_namespace(array).asarray(array, copy=True)
 
 
 def lerp(start: Array, end: Array, weight: float) -> Array:
-    """From `start` (weight 0) to `end` (weight 1), both of which are met exactly."""
+    """Interpolate from `start` (weight 0) to `end` (weight 1); both are met exactly."""
     if weight < 0.5:
         return start + weight * (end - start)
     return end - (end - start) * (1 - weight)

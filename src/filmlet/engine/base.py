@@ -1,4 +1,4 @@
-"""What every engine does alike: the story of one stage, over a library's own transformer and VAE.
+"""The base of every engine: the stages of a clip, over a library's own transformer and VAE.
 
 An engine computes with arrays of its library, numpy's or torch's; it gives and takes no others.
 """
@@ -56,7 +56,7 @@ KILOBYTE = 1000
 
 @dataclass(frozen=True)
 class DenoiseParams:
-    """How one stage of a clip is denoised. sigmas: noise level before each model call.
+    """Parameters of one denoising stage. sigmas: noise level before each model call.
 
     loras: that the transformer wears meanwhile. audio: whether sound is made, too.
     """
@@ -75,7 +75,7 @@ class DenoiseParams:
 
 @dataclass(frozen=True, eq=False)
 class PromptEmbeds:
-    """What the transformer is told, (1, tokens, channels); `negative` only under guidance."""
+    """Encoded prompts, (1, tokens, channels); `negative` only under guidance."""
 
     prompt: Array
     negative: Array | None = None
@@ -83,14 +83,14 @@ class PromptEmbeds:
 
 @dataclass(frozen=True, eq=False)
 class LatentStats:
-    """How a VAE's latents are spread: (1, channels, 1, 1, 1) each."""
+    """Mean and deviation of a VAE's latents, (1, channels, 1, 1, 1) each."""
 
     mean: Array
     deviation: Array
     scaling: float
 
     def normalize(self, video: Array) -> Array:
-        """From the VAE's to the transformer's."""
+        """Return latents of the VAE in the scale of the transformer's."""
         return (video - self.mean) * self.scaling / self.deviation
 
     def denormalize(self, video: Array) -> Array:
@@ -100,7 +100,7 @@ class LatentStats:
 
 @dataclass(frozen=True, eq=False)
 class TransformerInputs:
-    """What the transformer is asked. latents, prompt_embeds: (1, tokens, channels); video_coords:
+    """Inputs of one transformer call. latents, prompt_embeds: (1, tokens, channels); video_coords:
     (1, 3, tokens).
 
     timesteps: how noisy the latents are, of all or (1, tokens).
@@ -132,7 +132,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def statistics(self) -> LatentStats:
-        """Of the VAE's latents."""
+        """Mean, deviation and scale of the VAE's latents."""
 
     @abstractmethod
     def bytes_to_load(self, *names: str) -> int:
@@ -172,7 +172,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _predict_velocity(self, call: TransformerInputs) -> Array:
-        """What the transformer says: velocities of the latents, in float32."""
+        """Call the transformer: velocities of the latents, in float32."""
 
     # What some do in their own way
 
@@ -202,7 +202,7 @@ class Engine(ABC):
         return nullcontext()
 
     def to_device(self, tensors: Tensors) -> Tensors:
-        """What another engine has made, in arrays of this one: numpy's."""
+        """Return tensors of another engine as arrays of this one: numpy's."""
         return {name: to_numpy(tensor) for name, tensor in tensors.items()}
 
     # What all do alike

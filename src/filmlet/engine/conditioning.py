@@ -32,7 +32,7 @@ class GuideLatents:
 
 @dataclass(frozen=True)
 class VideoCoords:
-    """Where tokens are, in seconds, rows and columns of pixels."""
+    """Coordinates of tokens, in seconds, rows and columns of pixels."""
 
     card: ModelCard
     fps: float

@@ -1,4 +1,4 @@
-"""Whether components fit each other and their files, before a library builds from them."""
+"""Checks that components fit each other and their files, before a library builds from them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -125,7 +125,7 @@ def _embedding(weights: CheckpointWeights) -> tuple[int, ...]:
 
 @contextmanager
 def blame_files(place: Path) -> Iterator[None]:
-    """What a library raises while it builds from these files becomes CheckpointCorrupt."""
+    """Raise CheckpointCorrupt for whatever a library raises while it builds from these files."""
     try:
         yield
     except (FilmletError, MemoryError):

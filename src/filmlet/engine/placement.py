@@ -1,4 +1,4 @@
-"""Where, by which library and in which dtype a model computes."""
+"""Placement: the device, library and dtype that a model computes with."""
 
 import ctypes
 import gc
@@ -21,7 +21,7 @@ BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one value
 
 
 class Optimization(StrEnum):
-    """What makes a model quicker, by the names of their settings: the first three torch's."""
+    """Optimizations of a model, by the names of their settings; the first three are torch's."""
 
     COMPILE = "compile"  # the transformer's blocks are compiled
     FP8 = "fp8"  # its products are in 8 bits
@@ -33,7 +33,7 @@ TORCH_OPTIMIZATIONS = (Optimization.COMPILE, Optimization.FP8, Optimization.CUDA
 
 
 class Backend(StrEnum):
-    """What computes."""
+    """The libraries that compute."""
 
     TORCH = "torch"
     OPENVINO = "openvino"
@@ -41,7 +41,7 @@ class Backend(StrEnum):
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is held; `reason` says why so. cache: folder of compiled graphs.
+    """Device, dtype and offload of a model; `reason` says why these. cache: of compiled graphs.
 
     optimizations: that are in use. is_plain: OpenVINO's graphs have none of their faster forms.
     """
@@ -62,7 +62,7 @@ class Placement:
 
     @property
     def value_bytes(self) -> int:
-        """Of one weight in memory: OpenVINO is given float32."""
+        """Bytes of one weight in memory: OpenVINO is given float32."""
         return BYTES_PER_VALUE["float32" if self.backend is Backend.OPENVINO else self.dtype]
 
 
@@ -116,7 +116,7 @@ def free_memory(device: str) -> int:
 
 
 def _cgroup_free_memory() -> int:
-    """What a container's limit leaves, which the system's own figures do not tell."""
+    """Return the bytes that a container's limit leaves; the system's own figures lack it."""
     limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
     try:
         return int(limit.read_text()) - int(used.read_text())

@@ -30,7 +30,7 @@ class DenoiseStep:
 
 @dataclass(frozen=True, eq=False)
 class ResumeState:
-    """Where denoising was left: the latents after `done` model calls, and what went beside them."""
+    """A state to resume from: the latents after `done` model calls, and the tokens beside them."""
 
     done: int
     latents: Latents
@@ -70,7 +70,7 @@ class ConditioningMask:
     sample_noise: Callable[[], Array]
 
     def token_sigmas(self, sigma: float) -> Array:
-        """How much noise each token has at this level of the others."""
+        """Return the noise level of each token at this level of the others."""
         return array_namespace(self.max_sigma).clip(self.max_sigma, max=sigma)
 
     def add_conditioning_noise(self, latents: Array, sigma: float) -> Array:

@@ -141,7 +141,7 @@ LAYER_COUNTS = (
 def select_config(
     given: Mapping[str, Any], schema: Schema, place: Path, tensors: int
 ) -> dict[str, Any]:
-    """What of a configuration is used. tensors: in the component's files, more than layers.
+    """Return the used keys of a configuration. tensors: in its files, more than layers.
 
     Raises CheckpointCorrupt that names the key.
     """

@@ -1,4 +1,4 @@
-"""What computes a clip: OpenVINO on a CPU where it can, torch everywhere else."""
+"""Choice of the engine of a clip: OpenVINO on a CPU where it can, torch everywhere else."""
 
 import shutil
 from collections.abc import Generator, Sequence

@@ -55,17 +55,17 @@ class CheckpointWeights:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By the names of diffusers' module; read off the files' headers."""
+        """Shapes by the names of diffusers' module; read off the files' headers."""
         return {ours: shape for ours, (shape, _) in self._headers.items()}
 
     @property
     def values(self) -> int:
-        """How many numbers they are."""
+        """Number of values of all tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @cached_property
     def bytes(self) -> int:
-        """Of all of them, as they are in the files."""
+        """Bytes of all tensors, as they are in the files."""
         return sum(math.prod(shape) * size for shape, size in self._headers.values())
 
     @cached_property
@@ -114,7 +114,7 @@ class CheckpointWeights:
 
     @property
     def has_8bit_weights(self) -> bool:
-        """Whether some of them are, which only torch widens."""
+        """Whether some weights are in 8 bits, which only torch widens."""
         return any(size == 1 for _, size in self._headers.values())
 
     @cached_property
@@ -175,7 +175,7 @@ def require_equal(weights: CheckpointWeights, what: str, found: object, wanted: 
 
 
 def load_latent_rgb_factors(files: ComponentFiles) -> NDArray[np.float32] | None:
-    """Of a preview, where a checkpoint has one: (channels + 1, 3)."""
+    """Return the matrix of previews, (channels + 1, 3), where a checkpoint has one."""
     if not files.preview:
         return None
     return dict(CheckpointWeights("preview", files.preview).arrays())["latent_to_rgb"]

@@ -59,7 +59,7 @@ def _push_through(
 
 
 def _even_chunks(count: int, take: ChunkSize, last: bool) -> Iterator[tuple[int, int]]:
-    """Where they begin and end, so that each gives about as many: no frame is left over."""
+    """Return begin and end of chunks that give about as many frames each: none is left over."""
     number, total = max(1, round(count / take.frames)), count + take.extra_at_end * last
     inner = (min(total * i // number, count - number + i) for i in range(1, number))
     return pairwise([0, *inner, count])

@@ -1,4 +1,4 @@
-"""What a stage has made, in a file: it is there whole or not at all."""
+"""Files of tensors, written as a whole or not at all."""
 
 import errno
 import re

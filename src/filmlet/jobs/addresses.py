@@ -1,4 +1,4 @@
-"""Which addresses a webhook may be sent to: http URLs in plain form, of public hosts."""
+"""Check of webhook addresses: http URLs in plain form, of public hosts."""
 
 import asyncio
 import re

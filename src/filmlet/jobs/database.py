@@ -106,7 +106,7 @@ def _create_tables(connection: Connection) -> None:
 
 
 def _add_server_tables(connection: Connection) -> None:
-    """What a server needs: shapes and sources of jobs, keys, use of them, counts for metrics."""
+    """Add a server's columns and tables: shapes and sources of jobs, keys, their use, metrics."""
     for statement in (
         "alter table filmlet_job add column shape text",
         "alter table filmlet_job add column source text",
@@ -147,7 +147,7 @@ def _add_server_tables(connection: Connection) -> None:
 
 
 def _add_worker_machine(connection: Connection) -> None:
-    """What a worker computes on, so that a plan can say how a model will be held there."""
+    """Add the device of a worker, so that a plan can say how a model will be offloaded there."""
     connection.execute(sa.text("alter table filmlet_worker add column machine text"))
 
 
@@ -162,7 +162,7 @@ def _add_paging_indexes(connection: Connection) -> None:
 
 
 def _add_identity_and_trimmed(connection: Connection) -> None:
-    """Which database a storage belongs to, and which jobs have only files left that are of use.
+    """Add the identity of the database, and whether a job's unneeded files are deleted.
 
     identity: random, written into the storage too: only its own database may delete there.
     """

@@ -127,7 +127,7 @@ class Job:
 
 @dataclass(frozen=True)
 class EventCount:
-    """How often something happened in all time, and the seconds it took."""
+    """A count of one kind of event in all time, and the seconds it took."""
 
     name: str
     label: str

@@ -62,7 +62,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class LimitRule:
-    """How one limit is checked.
+    """The check of one limit.
 
     limit: field of Limits, or max_queued. query: gives `used` and `wait_s`, the seconds until more
     may be free. message: of the error. if_zero: what the limit 0 stands for.

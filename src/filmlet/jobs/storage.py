@@ -1,4 +1,4 @@
-"""Where clips and stage results are stored: the home folder, or a place that fsspec knows."""
+"""Storage of clips and stage results: the home folder, or a place that fsspec knows."""
 
 import shutil
 import time

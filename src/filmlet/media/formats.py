@@ -1,4 +1,4 @@
-"""Which format a file from outside has, by its first bytes, and the limits it is read in."""
+"""Formats of files from outside, by their first bytes, and the limits they are read in."""
 
 from enum import Enum
 from typing import BinaryIO
@@ -50,7 +50,7 @@ class Format(Enum):
 
     @property
     def suffix(self) -> str:
-        """Of a file that is named by its content."""
+        """Suffix of a file that is named by its content."""
         return self.name.lower()
 
 

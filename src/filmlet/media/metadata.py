@@ -1,4 +1,4 @@
-"""What a clip's file says about itself."""
+"""Tags of a clip's file: its request and how it was made."""
 
 import json
 import uuid

@@ -1,4 +1,4 @@
-"""What of a given picture or video is not shown as its file holds it, as Changes."""
+"""Properties of a given picture or video that are not shown as its file has them, as Changes."""
 
 from collections.abc import Iterator
 from typing import Any

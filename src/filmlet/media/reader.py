@@ -62,7 +62,7 @@ _remembering = threading.Lock()
 
 
 def probe(path: Path) -> MediaInfo:
-    """What the picture or the video at `path` is. Raises InvalidMedia, Cancelled, TooManyJobs.
+    """Describe the picture or video at `path`. Raises InvalidMedia, Cancelled, TooManyJobs.
 
     The same content is decoded once: a page asks at each letter that is typed beside it.
     """
@@ -136,7 +136,7 @@ def iter_frames(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Genera
 
 
 def read_video(path: Path, first: int, count: int) -> Generator[Pixels]:
-    """So many frames of a video from `first` on, (height, width, 3). Raises InvalidMedia,
+    """Yield `count` frames of a video from `first` on, (height, width, 3). Raises InvalidMedia,
     Cancelled.
     """
     read = 0

@@ -71,7 +71,7 @@ def stop_decoders_on(event: threading.Event) -> Iterator[None]:
 
 
 def look_into(file: BinaryIO, form: Format) -> dict[str, Any]:
-    """What the decoder says about a file. Raises InvalidMedia, Cancelled, TooManyJobs."""
+    """Return what the decoder says about a file. Raises InvalidMedia, Cancelled, TooManyJobs."""
     answer: dict[str, Any] = {}
     with (
         _limit_concurrent_decoders(),

@@ -30,7 +30,7 @@ Stamp = tuple[int, int, int]
 
 
 def local_files(card: ModelCard) -> ComponentFiles | None:
-    """Where a card's components lie, all whole; None while some are at the Hub only.
+    """Return the paths of a card's components, all whole; None while some are at the Hub only.
 
     Raises CheckpointNotFound or CheckpointCorrupt for files that were here before.
     """

@@ -1,4 +1,4 @@
-"""What models take on this disk, and making room again."""
+"""Disk space of downloaded models, and its release."""
 
 from filmlet.core.model_card import ComponentSource, ModelCard
 from filmlet.models import hub_cache

@@ -197,7 +197,7 @@ def _hash(path: Path, hasher: "hashlib._Hash") -> str:
 
 
 def _to_filmlet_error(source: ComponentSource, error: Exception) -> FilmletError:
-    """What the Hub's client raised, as an error that says what to do."""
+    """Return an error of the Hub's client as one that says what to do."""
     match error:
         case FilmletError():
             return error

@@ -37,7 +37,7 @@ def snapshot(repo: str, revision: str) -> Path | None:
 
 
 def local_path(source: ComponentSource) -> Path | None:
-    """Where a component is, or would be; None while nothing of its repository is here."""
+    """Return the path of a component, there or not; None if its repository is not here."""
     root = source.root or snapshot(source.repo, source.revision)
     return root / source.path if root else None
 

@@ -210,14 +210,14 @@ def _build_layer(path: Path, layer: str, named: dict[str, str], header: Tensors)
 
 @dataclass(frozen=True)
 class Scaling:
-    """How PEFT scales its matrices: alpha over the rank; without alpha the two count as alike."""
+    """PEFT's scaling of its matrices: alpha over the rank; without alpha the two count as alike."""
 
     alpha: float | None
     own: dict[str, float]  # of single layers
     by_root: bool
 
     def from_files(self, layer: str, rank: int) -> float:
-        """Of one layer, by its name in diffusers."""
+        """Return the scale of one layer, by its name in diffusers."""
         alphas = (a for name, a in self.own.items() if f".{layer}".endswith(f".{name}"))
         alpha = next(alphas, self.alpha)
         if alpha is None:
@@ -234,7 +234,7 @@ def _peft_config(path: Path, about: Mapping[str, str]) -> Table:
 
 
 def _scaling(path: Path, table: Table) -> Scaling:
-    """What a configuration says of it. Raises LoraCorrupt, NotSupported."""
+    """Return the scaling of a configuration. Raises LoraCorrupt, NotSupported."""
     config = {name.removeprefix("transformer."): value for name, value in table.items()}
     if config.get("use_dora"):
         raise NotSupported(f"{path.name} is a DoRA, not a plain LoRA.", param="loras")

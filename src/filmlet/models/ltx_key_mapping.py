@@ -86,7 +86,7 @@ def replace_all(name: str, pairs: Renames) -> str:
 
 
 def infer_config(component: str, shapes: Shapes) -> dict[str, object]:
-    """What diffusers' module is built from, for weights of these shapes by diffusers' names."""
+    """Return the configuration of diffusers' module, by the shapes of its weights."""
     makers = {"transformer": _transformer, "vae": _vae, "upsampler": _upsampler}
     try:
         return makers[component](shapes)

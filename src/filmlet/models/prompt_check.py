@@ -1,4 +1,4 @@
-"""How a model will read a prompt, counted without torch: for a page that tells while typing."""
+"""Check of a prompt against a model's tokenizer, without torch: for a page, while one types."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ MAX_UNKNOWN_CHARS = 40  # of each; no longer word is near a known one
 
 @dataclass(frozen=True)
 class PromptCheck:
-    """How a model reads a prompt.
+    """Tokens and unknown words of a prompt.
 
     tokens: that it takes, of at most `max_tokens`; unknown: the first such words, each with the
     nearest known ones.

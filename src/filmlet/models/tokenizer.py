@@ -1,4 +1,4 @@
-"""From a prompt to token ids, and what of the prompt the model cannot read."""
+"""Tokenizers: token ids of a prompt, and what of the prompt the model cannot read."""
 
 import os
 from collections.abc import Iterator
@@ -117,7 +117,7 @@ def _parse_tokenizer(file: Path, content: bytes) -> Reader:
 
 
 def _convert_sentencepiece(folder: Path) -> Reader:
-    """Of sentencepiece's files, which transformers reads."""
+    """Return the tokenizer of sentencepiece's files, which transformers reads."""
     try:
         from transformers import AutoTokenizer  # noqa: PLC0415 - it may be missing
     except ImportError as error:

@@ -48,7 +48,7 @@ def result_file(stage: Stage, video_suffix: str = "mp4") -> str:
 
 @dataclass(frozen=True, eq=False)
 class EncodedInputs:
-    """What a clip's prompts and guides are to the transformer.
+    """A clip's encoded prompts and guides, the inputs of the transformer.
 
     prompts, negative: (1, tokens, channels) each, without padding. guides: (1, channels, frames,
     height, width) each, at the first stage's size. context_audio: the sound of the context of a

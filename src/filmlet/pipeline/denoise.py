@@ -66,7 +66,7 @@ class DenoisePass:
         return replace(latents, video=latents.video[:, self.token_count(shared) :])
 
     def token_count(self, frames: int) -> int:
-        """Of so many latent frames."""
+        """Return the tokens of so many latent frames."""
         _, height, width = self.engine.latent_shape(self.params.shape)
         return frames * height * width
 

@@ -1,4 +1,4 @@
-"""Which engine computes a clip, on which device, and how much of the model is in memory."""
+"""Choice of a clip's engine, device and offload mode."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from filmlet.settings import Settings
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What computes a clip. changes: what of the settings is not done, and why."""
+    """The chosen engine of a clip. changes: what of the settings is not done, and why."""
 
     placement: Placement
     changes: tuple[Change, ...] = ()

@@ -260,7 +260,7 @@ def largest_valid_frames(frames: int, card: ModelCard) -> int:
 def _guide_changes(
     name: str, guide: Guide, media_input: MediaInput, shape: VideoShape
 ) -> Iterator[Change]:
-    """What of a guide is not done as asked."""
+    """Yield what of a guide is not done as asked."""
     footage, frame = media_input.info, media_input.as_guide(shape).frame
     requested = guide.frame if guide.frame >= 0 else shape.frames + guide.frame
     if frame != requested:
@@ -287,7 +287,7 @@ def _guide_changes(
 
 
 def _media_changes(field: str, name: str, footage: MediaInfo) -> Iterator[Change]:
-    """What of a file is not shown as it is."""
+    """Yield what of a file is not shown as it is."""
     for note in footage.notes:
         yield replace(note, field=f"{field}_{note.field}", reason=f"{name} {note.reason}")
 

@@ -1,4 +1,4 @@
-"""What a clip falls back to after a run of it has failed: float32, or more offload.
+"""The placement that a clip falls back to after a failed run: float32, or more offload.
 
 Within one attempt of a job; how often a job is attempted stands in `jobs/claimed_job.py`.
 """

@@ -1,4 +1,4 @@
-"""What can be decided about a clip without touching a tensor: quick, fit for a web process."""
+"""Plan: all that can be decided about a clip without a tensor; quick, fit for a web process."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +75,7 @@ class Plan:
 
     @property
     def parameters(self) -> Components[float]:
-        """How many values each component of the model has."""
+        """Number of values of each component of the model."""
         if self.card.parameters:
             return self.card.parameters
         assert self.files  # only a catalogue's model can be elsewhere

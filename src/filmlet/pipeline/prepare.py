@@ -62,7 +62,7 @@ class PreparedClip:
 
     @property
     def guide_inputs(self) -> tuple[MediaInput, ...]:
-        """What guides the model; the end of a clip that is extended is the first of it."""
+        """Guides of the model; the end of a clip that is extended is the first of them."""
         clip = self.plan.source_clip
         return (clip, *self.plan.guides) if clip else self.plan.guides
 
@@ -183,7 +183,7 @@ def _prompts_changes(plan: Plan, tokenized: TokenizedPrompts) -> Iterator[Change
 def _prompt_changes(
     field: str, prompt: TokenizedPrompt, text: str, card: ModelCard
 ) -> Iterator[Change]:
-    """What of a prompt does not reach the model."""
+    """Yield what of a prompt does not reach the model."""
     if prompt.truncated_text:
         reason = (
             f"{card.name} reads {card.max_prompt_tokens} tokens; "

@@ -1,4 +1,4 @@
-"""What changes while a clip is made."""
+"""RunContext: everything that changes while a clip is made."""
 
 import threading
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from filmlet.pipeline.engine_cache import EngineCache
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """What one run of a clip works with.
+    """Engines, artifacts, cancel flag and pixel format of one run of a clip.
 
     cancelled: set from another thread, it stops the run inside a model call. pixel_format: of the
     frames that are wanted; an engine that gains nothing by it gives RGB.

@@ -335,7 +335,7 @@ def _refine_stage(
 
 
 def _prompt_embeds(encoded: EncodedInputs) -> list[PromptEmbeds]:
-    """Of each prompt."""
+    """Return the embeddings of each prompt."""
     return [PromptEmbeds(prompt, encoded.negative) for prompt in encoded.prompts]
 
 

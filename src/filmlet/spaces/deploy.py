@@ -39,7 +39,7 @@ class SpaceSpec:
 
 @dataclass(frozen=True)
 class SpaceState:
-    """What the Hub knows of a Space. files: git or LFS hash by path."""
+    """State of a Space at the Hub. files: git or LFS hash by path."""
 
     exists: bool = False
     commit: str | None = None
@@ -81,7 +81,7 @@ def deploy(wish: SpaceSpec, *, only_look: bool = False) -> Iterator[str]:
 
 
 def space_url(space: str) -> str:
-    """Where people find it."""
+    """Return the URL of the Space's page."""
     return f"{HfApi().endpoint}/spaces/{space}"
 
 
@@ -106,7 +106,7 @@ def read_state(api: HfApi, space: str) -> SpaceState:
 
 
 def plan_steps(api: HfApi, wish: SpaceSpec, state: SpaceState) -> Iterator[DeployStep]:
-    """What is to be done, in order: the first start finds everything in its place."""
+    """Return the steps of a deployment in order: the first start finds everything in its place."""
     space, making = wish.space, state.config_for(wish)
     if not state.exists:
         create = partial(
@@ -166,7 +166,7 @@ def _commit_files(
 
 
 def hub_hashes(content: bytes) -> tuple[str, str]:
-    """What the Hub calls a file by: git's hash of it, and LFS' for a large one."""
+    """Return the hashes of a file at the Hub: git's, and LFS' for a large one."""
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return git.hexdigest(), hashlib.sha256(content).hexdigest()
 

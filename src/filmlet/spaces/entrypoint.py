@@ -1,4 +1,4 @@
-"""What a Space's app.py calls: the same page, on hardware of its own or on a GPU that is lent."""
+"""Entry point of a Space's app.py: the page, on own hardware or on a GPU of ZeroGPU."""
 
 import os
 from dataclasses import replace
@@ -34,7 +34,7 @@ def run(model: str = "pocket") -> None:
 
 
 def space_settings(settings: Settings, model: str, bucket: Path = BUCKET) -> Settings:
-    """What the environment says, and else what suits a Space.
+    """Return the settings of the environment, with a Space's defaults.
 
     Clips go into the bucket; the queue stays on the Space's own disk, for SQLite must.
     """

@@ -1,4 +1,4 @@
-"""Which weights the platform puts into a Space's cache before it starts."""
+"""Weights that the platform puts into a Space's cache before it starts."""
 
 from filmlet.core.model_card import ModelCard
 from filmlet.models.download_process import list_files
@@ -23,5 +23,5 @@ def preload(card: ModelCard) -> list[str]:
 
 
 def startup_timeout_minutes(card: ModelCard) -> int:
-    """How long the platform should wait for a start: at least half an hour."""
+    """Return how long the platform should wait for a start: at least half an hour."""
     return max(30, round(card.size_bytes / 1e9 / GIGABYTES_A_MINUTE) + 20)

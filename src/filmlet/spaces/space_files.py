@@ -36,7 +36,7 @@ ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """What a Space is made for.
+    """The options that a Space is made with.
 
     source: a pip requirement for filmlet; None takes the package itself along, as it runs here.
     """

@@ -44,7 +44,7 @@ _encoding = threading.Lock()  # one text encoder in memory, and no two clips fig
 
 @dataclass(frozen=True)
 class GpuTask:
-    """What the other process is told. seconds: that the GPU is asked for."""
+    """The order to the GPU process. seconds: requested GPU time."""
 
     request: ClipRequest
     folder: Path
@@ -130,7 +130,7 @@ def preload_model(settings: Settings) -> None:
 
 @contextmanager
 def _translate_zerogpu_errors(seconds: int) -> Iterator[None]:
-    """What ZeroGPU says, in sentences for who waits."""
+    """Raise ZeroGPU's errors as sentences for who waits."""
     try:
         yield
     except gr.Error as error:

@@ -1,4 +1,4 @@
-"""What ZeroGPU answers where it lends no GPU, said so that a visitor knows what to do."""
+"""ZeroGPU's refusals, in sentences that tell a visitor what to do."""
 
 import re
 

@@ -38,7 +38,7 @@ class CachedBlob:
 
 
 def fingerprint(files: Iterable[Path], *more: object) -> str:
-    """Of weights as they are now, and of what else a graph depends on."""
+    """Return a hash of weights as they are now, and of what else a graph depends on."""
     digest = hashlib.sha256(repr(more).encode())
     for file in files:
         status = file.stat()

@@ -1,4 +1,4 @@
-"""From weights to compiled graphs: read back from blobs, or built, compared and kept."""
+"""Compiled graphs of a component: read back from blobs, or built, compared and kept."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class ComponentGraphs(Protocol):
         """The graphs, in the order in which they run."""
 
     def find_fault(self, graphs: CompiledGraphs, exact: CompiledGraphs) -> str | None:
-        """How far graphs in low precision are from plain ones in float32, if they are too far."""
+        """Return how far low precision is from plain graphs in float32, if it is too far."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class TransformerGraphs:
         return [transformer_graphs.build_graph(weights, self.config, options.kernels)]
 
     def find_fault(self, graphs: CompiledGraphs, exact: CompiledGraphs) -> str | None:
-        """How far bfloat16 is from float32 in a small call."""
+        """Return how far bfloat16 is from float32 in a small call."""
         found = Transformer(graphs[0], self.config, self.kernels)._call_example()
         expected = Transformer(exact[0], self.config, PLAIN_KERNELS)._call_example()
         error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
@@ -213,7 +213,7 @@ class VaeDecoderGraphs:
         return decoder_graphs.build_graphs(decoder, self.config, options, ranges)
 
     def find_fault(self, graphs: CompiledGraphs, exact: CompiledGraphs) -> str | None:
-        """How far frames of noise are from those of the exact graphs."""
+        """Return how far frames of noise are from those of the exact graphs."""
         latents = self._draw_latents(seed=0)
         found = np.concat([*VaeDecoder(graphs, self)(latents)]).astype(float)
         expected = np.concat([*VaeDecoder(exact, self)(latents)])
@@ -224,7 +224,7 @@ class VaeDecoderGraphs:
         return f"only as near as {psnr_db:.0f} dB in the decoder"
 
     def _measure_ranges(self, decoder: ModuleWeights) -> dict[str, Range]:
-        """What goes into each convolution, and a little more."""
+        """Return the range of each convolution's inputs, and a little more."""
         models = decoder_graphs.build_graphs(
             decoder, self.config, GraphOptions(), is_calibration=True
         )

@@ -119,14 +119,14 @@ class OpenVINOEngine(Engine):
 
 
 def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> OpenVINOEngine:
-    """With nothing read yet."""
+    """Return the engine of a checkpoint, with nothing read yet."""
     return OpenVINOEngine(card, files, placement, load_latent_rgb_factors(files))
 
 
 def choose_placement(
     card: ModelCard, files: ComponentFiles, settings: Settings, dtype: str | None
 ) -> Placement | str:
-    """How OpenVINO computes a checkpoint here, or why it cannot. dtype: that it was begun in."""
+    """Return how OpenVINO computes a checkpoint here, or why it cannot. dtype: it was begun in."""
     text, transformer, vae = (
         CheckpointWeights(name, getattr(files, name))
         for name in ("text_encoder", "transformer", "vae")

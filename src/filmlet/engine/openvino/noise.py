@@ -15,7 +15,7 @@ FEW = 16  # fewer numbers than that are drawn one by one
 
 @dataclass(eq=False)
 class TorchNoise:
-    """As `torch.Generator().manual_seed(seed)`; what it draws is within 1e-6 of `torch.randn`."""
+    """Noise of `torch.Generator().manual_seed(seed)`, within 1e-6 of `torch.randn`."""
 
     seed: int
     bits: np.random.RandomState = field(init=False)

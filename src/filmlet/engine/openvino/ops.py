@@ -47,7 +47,7 @@ PLAIN_KERNELS = Kernels()
 
 
 def choose_kernels(is_plain: bool = False) -> Kernels:
-    """What is fastest on this CPU, or the plain forms."""
+    """Return the forms that are fastest on this CPU, or the plain ones."""
     if is_plain:
         return PLAIN_KERNELS
     return Kernels(
@@ -62,7 +62,7 @@ def choose_kernels(is_plain: bool = False) -> Kernels:
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What a graph is built for. is_int8: its convolutions are in 8 bits, the rest in the dtype."""
+    """Options of a graph. is_int8: its convolutions are in 8 bits, the rest in the dtype."""
 
     dtype: str = "float32"
     is_int8: bool = False
@@ -197,7 +197,7 @@ class RotaryEmbedding:
     kernels: Kernels
 
     def channel_order(self, heads: int, size: int) -> NDArray[np.int64]:
-        """Where channels of queries and keys come from; their products stay the same."""
+        """Return an order of the channels of queries and keys; their products stay the same."""
         order = np.arange(heads * size)
         if not self.kernels.rope_by_halves:
             return order

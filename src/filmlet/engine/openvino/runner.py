@@ -51,7 +51,7 @@ def lacks_vnni() -> bool:
 
 
 def best_dtype() -> str:
-    """That models are fastest in here."""
+    """Return the dtype that models are fastest in here."""
     return "bfloat16" if has_bfloat16() else "float32"
 
 
@@ -63,7 +63,7 @@ def cpu_threads() -> int:
 
 
 def cache_key_of_cpu() -> tuple[str, ...]:
-    """What a compiled graph depends on beside its weights."""
+    """Return a key of what a compiled graph depends on beside its weights."""
     abilities = get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     name = get_core().get_property("CPU", "FULL_DEVICE_NAME")  # "AMD EPYC" of quite different ones
     has = (flag for flag in cpu.cpu_flags() if flag.startswith(("avx", "amx")))
@@ -81,7 +81,7 @@ def compile_options(dtype: str) -> dict[str, object]:
 
 
 class GraphRequest:
-    """What one call of a graph reads and writes; the next call through it writes there again."""
+    """Buffers that one call of a graph reads and writes; the next call uses them again."""
 
     def __init__(self, model: ov.CompiledModel) -> None:
         self.given: list[ov.Tensor] = []  # theirs is the memory that a call reads
@@ -142,7 +142,7 @@ class CompiledGraph:
 
     @classmethod
     def from_model(cls, model: ov.CompiledModel) -> Self:
-        """Of a graph that is not kept: none of its calls is given up."""
+        """Return the graph of a model that is not cached; no call of it can be cancelled."""
         return cls(lambda: model)
 
     def __post_init__(self) -> None:
@@ -163,7 +163,7 @@ class CompiledGraph:
 
     @property
     def request(self) -> GraphRequest:
-        """Of calls through no double buffer."""
+        """Buffers of calls that go through no double buffer."""
         if self._request is None:
             self._request = GraphRequest(self.model)
         return self._request
@@ -227,7 +227,7 @@ class CompiledGraph:
 
 @dataclass
 class DoubleBuffer:
-    """What `CompiledGraph.create_double_buffer` gives: what a call gives may be given to the next.
+    """Two sets of buffers in turns: the output of one call may be an input of the next.
 
     It is there until the next call but one, where it lies: nothing is copied.
     """

@@ -31,7 +31,7 @@ ACTIVATIONS = {
 
 
 def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
-    """From float32 weights, which it refers to.
+    """Return the graph of float32 weights, which it refers to.
 
     Inputs: ids (1, tokens), bias (1, heads, tokens, tokens) by `relative_position_bias`. Output:
     states (1, tokens, channels). Nothing is masked: the model was trained with the padding in
@@ -82,7 +82,7 @@ def _feed_forward(layer: ModuleWeights, config: Mapping[str, Any], x: Node) -> N
 
 
 def relative_position_bias(table: Floats, config: Mapping[str, Any], tokens: int) -> Floats:
-    """What a token's distance adds to its likeness: (1, heads, tokens, tokens).
+    """Return the bias that a token's distance adds to its attention: (1, heads, tokens, tokens).
 
     table: (buckets, heads). Near distances have a bucket each, far ones share them by their
     logarithm. Source: Raffel et al., 2020, arXiv 1910.10683, section 2.1, and T5's own code.

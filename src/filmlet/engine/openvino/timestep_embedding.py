@@ -1,4 +1,4 @@
-"""How noisy latents are, told to a model: sines of the level, as diffusers' `Timesteps`."""
+"""Embedding of a noise level: its sines, as diffusers' `Timesteps`."""
 
 import math
 

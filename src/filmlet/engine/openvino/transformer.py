@@ -39,7 +39,7 @@ THETA = 10000.0
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Of a transformer, as its configuration has them."""
+    """Sizes of a transformer, from its configuration."""
 
     channels: int
     captions: int
@@ -59,7 +59,7 @@ class TransformerConfig:
 
 
 def build_graph(weights: ModuleWeights, config: TransformerConfig, kernels: Kernels) -> ov.Model:
-    """From float32 weights, which it refers to.
+    """Return the graph of float32 weights, which it refers to.
 
     Inputs: latents (1, tokens, channels), text (1, words, channels), mask (1, 1, 1, words), time
     (1, 1 or tokens, 256) by `sinusoidal_embedding`, cos and sin (1, heads, tokens, head). Output:

@@ -52,7 +52,7 @@ END = 2**31 - 1  # of a slice to the end: the plugin counts in 32 bits
 
 
 class ModuleKind(Enum):
-    """What a module of the decoder does."""
+    """Kinds of the decoder's modules."""
 
     CONVOLUTION = auto()
     RESNET = auto()
@@ -97,7 +97,7 @@ def resolution_levels(decoder: ModuleWeights) -> Iterator[list[DecoderModule]]:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """How a decoder is run. timestep: that it is told, if any; side: of its patches.
+    """Configuration of a decoder. timestep: its input, if any; side: of its patches.
 
     residual: which of the upsamplings have one, from the latents outwards.
     """
@@ -126,7 +126,7 @@ def build_graphs(
     *,
     is_calibration: bool = False,
 ) -> Iterator[ov.Model]:
-    """Of each level, from float32 weights of `decoder`.
+    """Return a graph for each level, from float32 weights of `decoder`.
 
     Inputs: frames, first (1 for the first frames, else 0), last (END for the last frames, else -1),
     and the state of each convolution and residual, without frames at first. Outputs: frames.next,
@@ -226,7 +226,7 @@ class _LevelGraphBuilder:
         return self.ranges[conv.name] if self.ranges else None
 
     def _pad_and_convolve(self, conv: ModuleWeights, x: Node) -> Node:
-        """With the first frame repeated before the first, and the last after the last."""
+        """Convolve with the first frame repeated before the first, and the last after the last."""
         head = slice_frames(x, int_constant([0]), self.first)
         tail = slice_frames(x, int_constant([-1]), self.last)
         before = KERNEL - 1 if self.config.is_causal else KERNEL // 2
@@ -252,7 +252,7 @@ class _LevelGraphBuilder:
         return add_residual(y, residual, self.kernels)
 
     def _delay_residual(self, name: str, x: Node, y: Node) -> Node:
-        """As many frames of a residual as its convolutions have given; the others wait."""
+        """Return as many frames of a residual as its convolutions have given; the others wait."""
         name += RESIDUAL
         x = ops.concat([self._state_input(name, x), x], FRAME_AXIS)
         ready = ops.gather(ops.shape_of(y), int_constant([FRAME_AXIS]), int_constant(0))

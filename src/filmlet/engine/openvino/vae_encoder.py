@@ -29,7 +29,7 @@ MOST = 2**13, 2**11, 2**11  # frames, rows, columns: unbounded sizes overflow in
 
 
 def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
-    """From float32 weights, which it refers to. weights: of `encoder`.
+    """Return the graph of float32 weights, which it refers to. weights: of `encoder`.
 
     Input: patches by `patchify`. Output: latents (1, channels, ...), the mean of them.
     """

@@ -82,7 +82,7 @@ def flatten_if_narrow(x: Node, kernels: Kernels) -> Node:
 
 
 def unflatten_if_narrow(like: Node, x: Node, kernels: Kernels) -> Node:
-    """What was made of the `flatten_if_narrow` of another."""
+    """Undo `flatten_if_narrow` in an output that was computed from its result."""
     return ops.reshape(x, ops.shape_of(like), False) if is_narrow(x, kernels) else x
 
 
@@ -117,7 +117,7 @@ def add_residual(y: Node, residual: Node, kernels: Kernels) -> Node:
 
 
 def shortcut(resnet: ModuleWeights, x: Node) -> Node:
-    """What goes past a residual's convolutions, in as many channels as they give."""
+    """Return the input of a residual in as many channels as its convolutions give."""
     if "norm3.weight" in resnet:
         norm = resnet.submodule("norm3")
         x = ops.transpose(x, int_constant([0, 2, 3, 4, 1]))

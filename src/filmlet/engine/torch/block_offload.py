@@ -68,7 +68,7 @@ class BlockOffloader:
         self.kept.clear()
 
     def _take_prefetched(self, number: int, block: nn.Module) -> OnloadedBlock:
-        """What was fetched ahead; anew if another block came first, or its weights are others."""
+        """Return the prefetched weights; fetch them if another block came or they changed."""
         coming, self.coming = self.coming, None
         loan = coming.result() if coming else self._onload(number)
         if loan.number != number or not _are_same(loan.source_weights, _block_weights(block)):
@@ -111,5 +111,5 @@ def _weight_scales(block: nn.Module) -> list[float]:
 
 
 def _are_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether they are the same memory, which none of them has been changed in."""
+    """Return whether they are the same memory, unchanged since."""
     return [tensor.data_ptr() for tensor in some] == [tensor.data_ptr() for tensor in others]

@@ -1,4 +1,4 @@
-"""In which dtype torch computes on a device, chosen by what is there."""
+"""The dtype that torch computes in on a device."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _default_placement(device: str) -> Placement:
 
 
 def torch_dtype(placement: Placement) -> torch.dtype:
-    """As torch has it."""
+    """Return the placement's dtype as torch's."""
     dtype: torch.dtype = getattr(torch, placement.dtype)
     return dtype
 

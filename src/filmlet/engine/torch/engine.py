@@ -42,7 +42,7 @@ class TorchEngine(Engine):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That it computes in."""
+        """Dtype that it computes in."""
         return torch_dtype(self.placement)
 
     @property
@@ -63,7 +63,7 @@ class TorchEngine(Engine):
 
     @property
     def loras(self) -> FusedLoras:
-        """What the transformer wears."""
+        """LoRAs that are fused into the transformer."""
         self.components.get("transformer")
         assert self.components.fused_loras
         return self.components.fused_loras
@@ -196,7 +196,7 @@ def raise_when_cancelled(
 
 
 def create_engine(card: ModelCard, files: ComponentFiles, placement: Placement) -> TorchEngine:
-    """With nothing read yet."""
+    """Return the engine of a checkpoint, with nothing read yet."""
     components, factors = ModelComponents(files, placement), load_latent_rgb_factors(files)
     return TorchEngine(card, files, placement, factors, components=components)
 

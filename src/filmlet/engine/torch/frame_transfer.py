@@ -27,7 +27,7 @@ class FrameTransfer:
         self.event = torch.cuda.current_stream(frames.device).record_event() if is_cuda else None
 
     def result(self) -> Pixels | YuvPlanes:
-        """As they were laid out. Raises NonFiniteValues."""
+        """Return the frames in their layout. Raises NonFiniteValues."""
         if self.event:
             self.event.synchronize()
         if not self.is_finite:

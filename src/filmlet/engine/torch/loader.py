@@ -1,4 +1,4 @@
-"""From files to modules: built without memory, filled from .safetensors, checked by name."""
+"""Loading of modules: built without memory, filled from .safetensors, checked by name."""
 
 import re
 from collections.abc import Container, Iterator, Sequence

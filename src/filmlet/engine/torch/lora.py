@@ -19,7 +19,7 @@ LayerChange = tuple[LoraAdapter, LoraLayer]
 
 @dataclass(eq=False)
 class FusedLoras:
-    """What a transformer's weights hold beside its own.
+    """The LoRAs that are fused into a transformer's weights.
 
     dtype: that it computes in; weights that are kept in eight bits are merged into this one.
     active: keys of the LoRAs that the weights hold; None while they are changed. original_weights:

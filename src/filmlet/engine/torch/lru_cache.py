@@ -1,4 +1,4 @@
-"""What was computed lately."""
+"""A cache of the latest values."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 @dataclass(eq=False)
 class LRUCache(Generic[Value]):
-    """What was computed lately, the latest last."""
+    """A cache of the latest values, the latest last."""
 
     max_size: int
     kept: OrderedDict[Hashable, Value] = field(default_factory=OrderedDict)

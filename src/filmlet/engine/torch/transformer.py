@@ -63,7 +63,7 @@ class CachedAttnProcessor(LTXVideoAttnProcessor):
 def project_key_value(
     attn: LTXAttention, source: Tensor, rotation: Tensor | None = None
 ) -> KeyValue:
-    """What attention asks of `source`, (1, tokens, channels)."""
+    """Return keys and values of `source`, (1, tokens, channels)."""
     key = attn.norm_k(attn.to_k(source))
     if rotation is not None:
         key = apply_rotary_emb(key, rotation)

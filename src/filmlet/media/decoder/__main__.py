@@ -15,7 +15,7 @@ HEIF_THREADS = 2
 
 
 def import_tasks(is_video: bool) -> dict[str, Any]:
-    """What can be done, with every library that it needs: nothing can be opened later."""
+    """Import every library of the tasks and return these: nothing can be opened later."""
     import PIL.Image
     import PIL.ImageCms
 

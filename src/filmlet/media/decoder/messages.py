@@ -1,4 +1,4 @@
-"""What the decoder answers: lines of JSON, some of them with pixels behind them."""
+"""Answers of the decoder: lines of JSON, some of them with pixels behind them."""
 
 from typing import Any
 

@@ -132,7 +132,7 @@ class Picture:
         return colors.make_profile(primaries, 1 / gamma)
 
     def facts(self) -> dict[str, Any]:
-        """What is not done as the file says, or not shown."""
+        """Properties of the file that are not shown as it says, or not at all."""
         return {
             "has_alpha": self._is_transparent(),
             "pictures": self.pictures,

@@ -249,7 +249,7 @@ def _check_length(times: Sequence[float | None], order: dict[str, Any]) -> None:
 
 
 def find_turn(frame: Any) -> tuple[Image.Transpose | None, bool]:
-    """How a frame is turned or mirrored to be shown; whether it is by an angle that is not done."""
+    """Return how a frame is turned or mirrored to be shown, and whether its angle is ignored."""
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     if matrix is None:
         return None, False
