@@ -76,7 +76,7 @@ class Clip:
         )
 
     def _repr_html_(self) -> str:
-        """A player, for notebooks."""
+        """Return a player, for notebooks."""
         with TemporaryDirectory() as folder:
             data = base64.b64encode(self.save(Path(folder) / "clip.mp4").read_bytes()).decode()
         shape = self.effective.shape

@@ -402,7 +402,7 @@ class ApiKeyRequired(FilmletError):
 
 
 def abbreviate(value: object) -> str:
-    """A value as a message can show it, whatever its length."""
+    """Return a value as a message can show it, whatever its length."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits

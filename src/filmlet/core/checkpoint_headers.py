@@ -44,7 +44,7 @@ class Header:
 
 
 def read_bounded(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
-    """A whole regular file of at most so many bytes. Raises CheckpointCorrupt."""
+    """Return a whole regular file of at most so many bytes. Raises CheckpointCorrupt."""
     try:
         with open_regular_file(path) as file:
             content = file.read(most + 1)
@@ -58,7 +58,7 @@ def read_bounded(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object. Raises CheckpointCorrupt."""
+    """Return one JSON object. Raises CheckpointCorrupt."""
     content = read_bounded(path)
     try:
         return parse_object(content)
@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_object(content: bytes | str) -> dict[str, Any]:
-    """A JSON object without NaN, without a key twice, and not too deep. Raises ValueError."""
+    """Parse a JSON object without NaN, a key twice, or much depth. Raises ValueError."""
     text = content.decode() if isinstance(content, bytes) else content
     try:
         table = json.loads(
@@ -92,7 +92,7 @@ def _refuse_constant(text: str) -> object:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a .safetensors file, whose tensors fill the rest of it.
+    """Return the header of a .safetensors file, whose tensors fill the rest of it.
 
     Raises CheckpointCorrupt, for a file that is cut off as well.
     """
@@ -155,7 +155,7 @@ def _parse_entry(name: str, given: object, start: int) -> TensorEntry:
 
 
 def _are_sizes(given: object) -> bool:
-    """Whether it is a list of whole numbers that a file's sizes can be."""
+    """Return whether it is a list of whole numbers that a file's sizes can be."""
     return isinstance(given, list) and all(type(n) is int and 0 <= n < 2**63 for n in given)
 
 

@@ -16,5 +16,5 @@ def cpu_flags() -> frozenset[str]:
 
 
 def is_avx2_only() -> bool:
-    """Whether vectors are of eight numbers here and not sixteen, as AVX-512's are."""
+    """Return whether vectors are of eight numbers here and not sixteen, as AVX-512's are."""
     return "avx2" in cpu_flags() and "avx512f" not in cpu_flags()

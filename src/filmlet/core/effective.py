@@ -67,5 +67,5 @@ class EffectiveSettings:
 
     @classmethod
     def random_seed(cls) -> int:
-        """A seed for a request that names none."""
+        """Return a seed for a request that names none."""
         return secrets.randbelow(MAX_SEED + 1)

@@ -100,7 +100,7 @@ Event = Progress | StageFinished | Preview | Audio | Frames | SettingsChanged
 def with_timing(
     stage: Stage, events: Generator[Event, None, Value]
 ) -> Generator[Event, None, Value]:
-    """A stage's events, and at the end how long it took."""
+    """Yield a stage's events, and at the end how long it took."""
     started = time.perf_counter()
     value = yield from events
     yield StageFinished(stage, time.perf_counter() - started)

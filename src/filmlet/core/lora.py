@@ -110,7 +110,7 @@ class LoraAdapter:
         return self.name if "/" in self.name else self.path.name
 
     def to_applied(self) -> AppliedLora:
-        """The same for the report; of a strength of 0 nothing is used."""
+        """Return the same for the report; of a strength of 0 nothing is used."""
         layers = len(self.layers) if self.strength else 0
         rank = max(pair.rank for pair in self.layers)
         return AppliedLora(self.name, self.sha256[:16], self.strength, rank, layers)

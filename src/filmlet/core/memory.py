@@ -146,6 +146,6 @@ def _estimate_ltx2(
 def choose_offload_mode(
     estimates: tuple[MemoryEstimate, ...], memory: int
 ) -> MemoryEstimate | None:
-    """The quickest way that there is memory for; None where even the leanest takes more."""
+    """Return the quickest way that there is memory for; None where even the leanest takes more."""
     room = memory * (1 - RESERVED_FRACTION)
     return next((need for need in estimates if need.bytes <= room), None)

@@ -66,7 +66,7 @@ class Components(Generic[Location]):
         return ModelFamily.LTX_VIDEO if self.connectors is None else ModelFamily.LTX2
 
     def present(self) -> Iterator[tuple[str, Location]]:
-        """Names and places of those that the checkpoint has."""
+        """Yield names and places of those that the checkpoint has."""
         for component in fields(self):
             location = getattr(self, component.name)
             if location is not None:

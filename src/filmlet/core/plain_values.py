@@ -9,7 +9,7 @@ TRUTHS = ("bool", "torch.bool")  # dtypes
 
 
 def to_int(value: object) -> int | None:
-    """A whole number; None for anything else. True and 9.0 are none."""
+    """Return a whole number; None for anything else. True and 9.0 are none."""
     if is_bool(value) or not is_scalar(value):
         return None
     try:
@@ -19,7 +19,7 @@ def to_int(value: object) -> int | None:
 
 
 def to_float(value: object) -> int | float | None:
-    """A number, a whole one as int; None for anything else, text too."""
+    """Return a number, a whole one as int; None for anything else, text too."""
     if (whole := to_int(value)) is not None:
         return whole
     is_number = isinstance(value, Real | Decimal) or (
@@ -34,24 +34,24 @@ def to_float(value: object) -> int | float | None:
 
 
 def to_bool(value: object) -> bool | None:
-    """A truth value, 0 and 1 too; None for anything else."""
+    """Return a truth value, 0 and 1 too; None for anything else."""
     whole = int(bool(value)) if is_bool(value) else to_int(value)
     return bool(whole) if whole in (0, 1) else None
 
 
 def to_path(value: object) -> str | None:
-    """A path as text; None for anything that names no file."""
+    """Return a path as text; None for anything that names no file."""
     if not isinstance(value, str | bytes | os.PathLike):
         return None
     return str.__str__(os.fsdecode(value)) or None
 
 
 def is_bool(value: object) -> bool:
-    """Whether it is a truth value, numpy's too."""
+    """Return whether it is a truth value, numpy's too."""
     dtype = str(getattr(value, "dtype", ""))
     return isinstance(value, bool) or (dtype in TRUTHS and is_scalar(value))
 
 
 def is_scalar(value: object) -> bool:
-    """Whether it is one value and no array."""
+    """Return whether it is one value and no array."""
     return tuple(getattr(value, "shape", ())) == ()

@@ -94,7 +94,7 @@ class ClipRequest:
         object.__setattr__(self, name, value)
 
     def explicit_settings(self) -> dict[str, object]:
-        """The settings that were given as plain values, defaults left out."""
+        """Return the settings that were given as plain values, defaults left out."""
         table = asdict(self)
         return {f.name: table[f.name] for f in fields(self) if getattr(self, f.name) != f.default}
 
@@ -128,7 +128,7 @@ def validate_text(param: str, text: object) -> str:
 
 
 def parse_file(param: str, value: object) -> str:
-    """A path as text. Raises InvalidRequest."""
+    """Return a path as text. Raises InvalidRequest."""
     path = to_path(value)
     if path is None:
         raise InvalidRequest(
@@ -149,7 +149,7 @@ def _check_bool(param: str, value: object) -> bool:
 
 
 def parse_extra_prompts(value: object) -> tuple[str, ...]:
-    """The prompts after the first. Raises InvalidRequest."""
+    """Return the prompts after the first. Raises InvalidRequest."""
     if not isinstance(value, (tuple, list)) or len(value) >= MAX_PROMPTS:
         raise InvalidRequest(
             f"extra_prompts is a list of at most {MAX_PROMPTS - 1} prompts.", param="extra_prompts"
@@ -210,7 +210,7 @@ def _parse_size_text(text: str) -> tuple[int, int]:
 
 
 def parse_float(text: str, param: str) -> float:
-    """A number from the command line, or InvalidRequest that names its setting."""
+    """Return a number from the command line, or InvalidRequest that names its setting."""
     try:
         return float(text)
     except ValueError:
@@ -220,7 +220,7 @@ def parse_float(text: str, param: str) -> float:
 
 
 def parse_int(text: str, param: str) -> int:
-    """A whole number from the command line, or InvalidRequest that names its setting."""
+    """Return a whole number from the command line, or InvalidRequest that names its setting."""
     try:
         return int(text)
     except ValueError:
@@ -265,7 +265,7 @@ class ClipOptions(TypedDict, total=False):
 
 
 def build_request(prompt: str, **settings: Unpack[ClipOptions]) -> ClipRequest:
-    """A request in the command line's words; a setting that is None counts as not given."""
+    """Return a request in the command line's words; a setting that is None counts as not given."""
     unknown = settings.keys() - ClipOptions.__annotations__.keys()
     if unknown:
         name = min(unknown)

@@ -15,7 +15,7 @@ class FixedSigmas:
         return len(self.sigmas)
 
     def sigmas_for(self, steps: int) -> tuple[float, ...]:
-        """The levels for another number of calls, read off the line through the fixed ones."""
+        """Return the levels of other numbers of calls, read off the line through the fixed ones."""
         if steps == self.steps:
             return self.sigmas
         spans = list(pairwise((*self.sigmas, 0.0)))
@@ -38,7 +38,7 @@ class ShiftedSigmas:
     shift: float = 1.0
 
     def sigmas_for(self, steps: int) -> tuple[float, ...]:
-        """The levels before each of `steps` calls."""
+        """Return the levels before each of `steps` calls."""
         even = ((steps - i) / steps for i in range(steps))
         return tuple(self.shift * s / (1 + (self.shift - 1) * s) for s in even)
 
@@ -56,7 +56,7 @@ class LinearQuadraticSigmas:
     threshold_noise: float = 0.025
 
     def sigmas_for(self, steps: int) -> tuple[float, ...]:
-        """The levels before each of `steps` calls."""
+        """Return the levels before each of `steps` calls."""
         total_steps = steps + self.skip
         line = total_steps // 2
         if not line:

@@ -36,7 +36,7 @@ class ShapeConstraints:
     max_seconds: float = 60.0
 
     def round_up_side(self, pixels: int) -> int:
-        """The smallest legal side that covers `pixels`."""
+        """Return the smallest legal side that covers `pixels`."""
         return math.ceil(pixels / self.side_multiple) * self.side_multiple
 
     @property
@@ -55,7 +55,7 @@ class ShapeConstraints:
         return wide, high
 
     def round_up_frames(self, frames: int) -> int:
-        """The smallest legal number of frames that covers `frames`."""
+        """Return the smallest legal number of frames that covers `frames`."""
         return math.ceil((frames - 1) / self.temporal_compression) * self.temporal_compression + 1
 
     def latent_frames(self, frames: int) -> int:
@@ -101,7 +101,7 @@ class VideoShape:
     extend_backward: bool = False
 
     def half_size(self) -> "VideoShape":
-        """The shape of the first of two stages."""
+        """Return the shape of the first of two stages."""
         return VideoShape(
             width=round_up_even(self.width / 2),
             height=round_up_even(self.height / 2),
@@ -146,14 +146,14 @@ class VideoShape:
 
 
 def round_up_even(pixels: float) -> int:
-    """The nearest even number from above: video in 4:2:0 needs even sides."""
+    """Return the nearest even number from above: video in 4:2:0 needs even sides."""
     return math.ceil(pixels / 2) * 2
 
 
 def resolve_shape(
     request: ClipRequest, grid: ShapeConstraints, context: int = 0
 ) -> tuple[VideoShape, list[Change]]:
-    """The shape that meets the request on this grid; InvalidRequest where none does.
+    """Return the shape that meets the request on this grid; InvalidRequest where none does.
 
     context: frames that are known and come before those that are asked for.
     """

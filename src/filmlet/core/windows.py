@@ -30,7 +30,7 @@ class Window:
 def split_into_windows(
     shape: VideoShape, grid: ShapeConstraints, prompts: int = 1
 ) -> tuple[Window, ...]:
-    """The windows of a clip: one where the model makes it at once, else nearly equal ones.
+    """Return the windows of a clip: one where the model makes it at once, else nearly equal ones.
 
     Prompts share the new frames equally, and no window has two. Raises InvalidRequest where they
     are too short to share.
@@ -65,7 +65,7 @@ def split_into_windows(
 
 
 def window_of_frame(windows: Sequence[Window], frame: int) -> Window:
-    """The window in which a frame is new."""
+    """Return the window in which a frame is new."""
     return next(window for window in windows if frame < window.end_frame)
 
 

@@ -10,7 +10,7 @@ Tensors = dict[str, Array]
 
 
 def array_namespace(array: Array) -> Any:
-    """The module whose functions take it; used are those of one name and meaning in both."""
+    """Return the module whose functions take it; used are those of one name and meaning in both."""
     if isinstance(array, np.ndarray | np.generic):
         return np
     import torch
@@ -46,6 +46,6 @@ def pack_latents(latents: Array) -> Array:
 
 
 def unpack_latents(tokens: Array, frames: int, height: int, width: int) -> Array:
-    """The inverse of `pack_latents`."""
+    """Return the inverse of `pack_latents`."""
     batch, _, channels = tokens.shape
     return tokens.swapaxes(1, 2).reshape(batch, channels, frames, height, width)

@@ -69,7 +69,7 @@ class DenoiseParams:
     audio: bool = False
 
     def first_stage(self) -> "DenoiseParams":
-        """The first of two stages, whose second is this one's shape."""
+        """Return the first of two stages, whose second is this one's shape."""
         return replace(self, shape=self.shape.half_size())
 
 
@@ -94,7 +94,7 @@ class LatentStats:
         return (video - self.mean) * self.scaling / self.deviation
 
     def denormalize(self, video: Array) -> Array:
-        """The inverse."""
+        """Return the inverse."""
         return video * self.deviation / self.scaling + self.mean
 
 
@@ -136,7 +136,7 @@ class Engine(ABC):
 
     @abstractmethod
     def bytes_to_load(self, *names: str) -> int:
-        """Bytes that `load_components` would read."""
+        """Return bytes that `load_components` would read."""
 
     @abstractmethod
     def load_components(self, *names: str) -> Iterator[int]:
@@ -219,7 +219,7 @@ class Engine(ABC):
         return bool(vae.config.get("timestep_conditioning"))
 
     def has_cached(self, reading: TokenizedPrompt) -> bool:
-        """Whether a prompt was encoded lately: the text encoder is not needed for it."""
+        """Return whether a prompt was encoded lately: the text encoder is not needed for it."""
         return _prompt_key(reading) in self.prompt_cache
 
     def encode_prompt(self, reading: TokenizedPrompt) -> Array:
@@ -362,7 +362,7 @@ class Engine(ABC):
         start: ResumeState | None = None,
         guides: Sequence[GuideLatents] = (),
     ) -> Iterator[DenoiseStep]:
-        """The second stage: `latents` are noised to its first level and denoised from there."""
+        """Run the second stage: noise `latents` to its first level and denoise from there."""
         draw = self.noise_source(params.seed + 1)  # the first stage has its own
         noisy = latents.map(lambda x: lerp(x, draw(*x.shape), params.sigmas[0]))
         return self.denoise(embeddings, params, start or ResumeState(0, noisy), guides)
@@ -379,7 +379,7 @@ class Engine(ABC):
         return video
 
     def preview(self, clean: Array, shape: VideoShape) -> NDArray[np.uint8] | None:
-        """A rough picture of the clip's middle from clean latents: (height / 8, width / 8, 3)."""
+        """Return a rough picture of the clip's middle: (height / 8, width / 8, 3)."""
         if self.latent_rgb_factors is None:
             return None
         frames, height, width = self.latent_shape(shape)

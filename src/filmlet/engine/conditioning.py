@@ -77,7 +77,7 @@ class ConditionedLatents:
         return tokens, start.done
 
     def split_step(self, step: DenoiseStep) -> DenoiseStep:
-        """The clip's tokens without those that stand beside it."""
+        """Return the clip's tokens without those that stand beside it."""
         if not self.keyframe_tokens:
             return step
         tokens = step.latents.video
@@ -94,7 +94,7 @@ class ConditionedLatents:
 def condition_latents(
     video: Array, guides: Sequence[GuideLatents], places: VideoCoords, draw: NoiseFn
 ) -> ConditionedLatents:
-    """The clip's noisy latents (1, channels, frames, height, width) with the guides laid in.
+    """Return the clip's noisy latents (1, channels, frames, height, width) with the guides laid in.
 
     draw: noise of a shape, for guides that are not exact. As LTXConditionPipeline of diffusers.
     """

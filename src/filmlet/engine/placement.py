@@ -67,12 +67,12 @@ class Placement:
 
 
 def has_torch() -> bool:
-    """Whether it is installed."""
+    """Return whether it is installed."""
     return find_spec("torch") is not None
 
 
 def best_device(requested: str | None = None) -> str:
-    """The one that is asked for, if it is there, or the best there is. Raises InvalidRequest."""
+    """Return the device that is asked for, or the best there is. Raises InvalidRequest."""
     available = {"cpu": True, "cuda": False, "mps": False}
     if (requested or "cuda") != "cpu" and has_torch() and _may_have_gpu():
         import torch
@@ -106,7 +106,7 @@ def device_name(device: str) -> str:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a model may take on the device."""
+    """Return bytes that a model may take on the device."""
     if device.startswith("cuda"):
         import torch
 
@@ -125,7 +125,7 @@ def _cgroup_free_memory() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says so: on the CPU no library has an error of its own for it."""
+    """Return whether it says so: on the CPU no library has an error of its own for it."""
     if isinstance(error, MemoryError):
         return True
     return any(message in str(error) for message in OUT_OF_MEMORY)

@@ -74,7 +74,7 @@ class ConditioningMask:
         return array_namespace(self.max_sigma).clip(self.max_sigma, max=sigma)
 
     def add_conditioning_noise(self, latents: Array, sigma: float) -> Array:
-        """The exact ones under a little noise, less towards the end: clips move more freely.
+        """Return the exact ones under a little noise, less towards the end: clips move more freely.
 
         As `image_cond_noise_scale` of diffusers' LTXConditionPipeline does.
         """
@@ -162,6 +162,6 @@ def apply_guidance(
 
 
 def _std(velocity: Array) -> Array:
-    """The deviation of each clip's values, (batch, 1, 1)."""
+    """Return the deviation of each clip's values, (batch, 1, 1)."""
     centred = velocity - velocity.mean(axis=(1, 2), keepdims=True)
     return (centred**2).mean(axis=(1, 2), keepdims=True) ** 0.5

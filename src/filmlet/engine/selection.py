@@ -135,7 +135,7 @@ def with_more_offload(placement: Placement) -> Placement | None:
 def load_engine(
     card: ModelCard, files: ComponentFiles, placement: Placement
 ) -> Generator[Progress, None, Engine]:
-    """A checkpoint, ready; Progress counts kilobytes. Raises CheckpointCorrupt, NonFiniteValues.
+    """Load an engine; Progress counts kilobytes. Raises CheckpointCorrupt, NonFiniteValues.
 
     Where all of it has no room at once, its components are read when they are needed.
     """
@@ -209,7 +209,7 @@ def device_info(device: str | None = None, is_torchs: bool = False) -> DeviceInf
 
 
 def in_float32(machine: DeviceInfo) -> DeviceInfo:
-    """The same for a model that torch computes on a CPU, whose dtype nobody has measured yet."""
+    """Return the machine for a model of torch's on a CPU, whose dtype nobody has measured."""
     if machine.device != "cpu":
         return machine
     return replace(machine, dtype="float32", bytes_per_value=BYTES_PER_VALUE["float32"])

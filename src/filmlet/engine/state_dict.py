@@ -94,7 +94,7 @@ class CheckpointWeights:
     def arrays(
         self, names: Container[str] | None = None
     ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Every tensor, or those wanted, with its name, in float32. Raises CheckpointCorrupt."""
+        """Yield tensors, all or those named, with names, in float32. Raises CheckpointCorrupt."""
         for file in self.files:
             tensors = read_header(file).tensors
             try:
@@ -109,7 +109,7 @@ class CheckpointWeights:
                 raise CheckpointCorrupt(f"{file} cannot be read: {error}.") from error
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """One of them. Raises KeyError, CheckpointCorrupt."""
+        """Return one of them. Raises KeyError, CheckpointCorrupt."""
         return next(array for array_name, array in self.arrays({name}))
 
     @property

@@ -30,7 +30,7 @@ class StreamingModule(Protocol):
 def run_streaming(
     streams: Sequence[StreamingModule], chunks: Iterable[Array], takes: Sequence[ChunkSize] = ()
 ) -> Iterator[Array]:
-    """Frames through the streams, one after the other.
+    """Yield frames through the streams, one after the other.
 
     takes: of each stream but the first, which takes chunks.
     """

@@ -32,7 +32,7 @@ def save(path: Path, tensors: Tensors, confirm: Callable[[], None] = lambda: Non
 
 
 def load(path: Path, placement: Placement) -> Tensors | None:
-    """The table at `path`, for its engine; None where there is none, or none that can be read."""
+    """Load the table at `path` for its engine; None where there is none that can be read."""
     is_torch = placement.backend is Backend.TORCH
     where = {"device": placement.device} if is_torch else {}
     try:

@@ -30,7 +30,7 @@ ISATAP = (0x00005EFE, 0x02005EFE)  # before an IPv4 address in the lower half
 
 
 def parse_webhook_url(text: str) -> httpx2.URL:
-    """A URL that a webhook can be sent to. Raises ValueError with a sentence."""
+    """Return a URL that a webhook can be sent to. Raises ValueError with a sentence."""
     if len(text) > MAX_URL_LENGTH:
         raise ValueError(f"a webhook has at most {MAX_URL_LENGTH} characters, not {len(text)}.")
     if not text.isprintable() or " " in text or "\\" in text:
@@ -52,7 +52,7 @@ def parse_webhook_url(text: str) -> httpx2.URL:
 
 
 async def resolve_public_address(url: httpx2.URL, *, allow_private: bool) -> str:
-    """An address of the URL's host, none of whose addresses may be private unless allowed.
+    """Return an address of the URL's host, none of whose addresses may be private unless allowed.
 
     Raises OSError where the name has none, ValueError.
     """

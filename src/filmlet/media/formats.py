@@ -62,7 +62,7 @@ ANY_PICTURE_BRANDS = {b"mif1", b"mif2", b"msf1", b"miaf"}
 
 
 def detect_format(file: BinaryIO) -> Format:
-    """The format that the bytes of a file begin with. Raises InvalidMedia where there is none."""
+    """Return the format that a file begins with. Raises InvalidMedia where there is none."""
     file.seek(0)
     head = file.read(HEAD_BYTES)
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -19,7 +19,7 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def poster(pixels: Pixels) -> NDArray[np.uint8]:
-    """The frame that stands for the clip, its middle one: (height, width, 3)."""
+    """Return the frame that stands for the clip, its middle one: (height, width, 3)."""
     return pixels[len(pixels) // 2]
 
 
@@ -40,7 +40,7 @@ def save_image(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def is_picture(value: object) -> bool:
-    """Whether it is a picture in memory: Pillow's, or an array."""
+    """Return whether it is a picture in memory: Pillow's, or an array."""
     return isinstance(value, Image.Image | np.ndarray)
 
 
@@ -63,7 +63,7 @@ def save_picture(path: Path, picture: object) -> None:
 
 
 def thumbnail(clip: BinaryIO) -> bytes:
-    """The middle frame of a finished clip of ours, as WebP."""
+    """Return the middle frame of a finished clip of ours, as WebP."""
     count = _count_packets(clip)
     (middle,) = _read_frames_at(clip, [count // 2])
     return _encode_image(middle, "WEBP")

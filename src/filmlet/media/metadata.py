@@ -49,11 +49,11 @@ def xmp_packet(description: str) -> str:
 
 
 def xmp_mp4_box(packet: str) -> bytes:
-    """A box for the end of an MP4."""
+    """Return a box for the end of an MP4."""
     body = XMP_BOX + packet.encode()
     return (8 + len(body)).to_bytes(4) + b"uuid" + body
 
 
 def xmp_gif_block(packet: str) -> bytes:
-    """An extension for a GIF, in front of its trailer."""
+    """Return an extension for a GIF, in front of its trailer."""
     return GIF_XMP + packet.encode() + GIF_XMP_END

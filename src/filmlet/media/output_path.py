@@ -23,7 +23,7 @@ ATTEMPTS = 100  # to open a lock that others delete meanwhile
 
 
 def check_output_path(path: Path, force: bool) -> str:
-    """The format a path asks for, once it is certain that a file can be put there.
+    """Return the format a path asks for, once it is certain that a file can be put there.
 
     Raises InvalidRequest, OutputExists, OutputUnwritable; leaves nothing behind.
     """
@@ -50,7 +50,7 @@ def check_output_path(path: Path, force: bool) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """A name for a file while it grows; each call gives another: no two writers share one."""
+    """Return a new name for a file while it grows: no two writers share one."""
     name = path.name
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = os.fsencode(name)[:MAX_NAME_BYTES].decode(errors="ignore")
@@ -97,7 +97,7 @@ def _hold_lock(path: Path) -> Iterator[bool]:
 if sys.platform == "win32":
 
     def _open_lock(file: Path) -> int | None:
-        """A descriptor that holds the lock; None where another process does."""
+        """Return a descriptor that holds the lock; None where another process does."""
         try:  # the system deletes it with its last descriptor
             return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_TEMPORARY)
         except (FileExistsError, PermissionError):
@@ -106,7 +106,7 @@ if sys.platform == "win32":
 else:
 
     def _open_lock(file: Path) -> int | None:
-        """A descriptor that holds the lock; None where another process does."""
+        """Return a descriptor that holds the lock; None where another process does."""
         for _ in range(ATTEMPTS):
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def as_output_error(path: Path, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def to_output_error(error: Exception, path: Path) -> FilmletError:
-    """The operating system's refusal to write `path`, as an error that says what to do."""
+    """Return the operating system's refusal to write `path`, as an error that says what to do."""
     path = path.with_name(PART.sub("", path.name))
     number = getattr(error, "errno", None)
     if number in NO_ROOM:

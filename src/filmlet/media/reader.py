@@ -88,7 +88,7 @@ def _remember(digest: str, footage: MediaInfo) -> None:
 
 
 def _open(path: Path) -> tuple[BinaryIO, Format]:
-    """A file that is small enough, and its format. Raises InvalidMedia."""
+    """Return a file that is small enough, and its format. Raises InvalidMedia."""
     try:
         file = open_regular_file(path)
         try:
@@ -105,7 +105,7 @@ def _open(path: Path) -> tuple[BinaryIO, Format]:
 
 
 def read_image(path: Path) -> Pixels:
-    """A picture as one frame, (1, height, width, 3): upright, opaque, in sRGB. Raises
+    """Return a picture as one frame, (1, height, width, 3): upright, opaque, in sRGB. Raises
     InvalidMedia.
     """
     file, form = _open(path)
@@ -119,7 +119,7 @@ def _to_frame(size: dict[str, int], pixels: bytearray) -> Pixels:
 
 
 def iter_frames(path: Path, first: int = 0, count: int = VIDEO_FRAMES) -> Generator[Pixels]:
-    """Frames of a video from `first` on, (height, width, 3), upright, in sRGB; at most `count`.
+    """Yield frames from `first` on, (height, width, 3), upright, in sRGB; at most `count`.
 
     Raises InvalidMedia, Cancelled, TooManyJobs.
     """
@@ -184,7 +184,7 @@ def _collect_audio(answers: Iterator[Message]) -> Audio | None:
 
 
 def resize_to_cover(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Frames resized to cover width x height, and their middle."""
+    """Return frames resized to cover width x height, and their middle."""
     tall, wide = pixels.shape[1:3]
     if (wide, tall) == (width, height):
         return pixels
@@ -202,7 +202,7 @@ def resize_to_cover(pixels: Pixels, width: int, height: int) -> Pixels:
 
 
 def pad_to(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Frames as they are in the middle of larger ones; their edges go on to the border."""
+    """Return frames as they are in the middle of larger ones; their edges go on to the border."""
     tall, wide = pixels.shape[1:3]
     top, left = (height - tall) // 2, (width - wide) // 2
     sides = ((0, 0), (top, height - tall - top), (left, width - wide - left), (0, 0))

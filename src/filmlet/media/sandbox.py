@@ -142,7 +142,7 @@ def _answers(process: subprocess.Popen[bytes], watch: "_Watch") -> Generator[Mes
 
 
 def _receive(stdout: Any) -> Message:
-    """One line and its pixels; nothing where the process died in between."""
+    """Return one line and its pixels; nothing where the process died in between."""
     try:
         answer = json.loads(stdout.readline(LINE_BYTES))
         pixels = bytearray(min(int(answer.pop("bytes")), PIXELS_BYTES))

@@ -145,5 +145,5 @@ def faststart(growing_path: Path, complete_path: Path, tags: dict[str, str]) -> 
 
 
 def plain_name(path: Path) -> str:
-    """A path as libav takes it: what stands before a colon is part of the name, no protocol."""
+    """Return a path as libav takes it: text before a colon is part of the name, no protocol."""
     return f"file:{path}"

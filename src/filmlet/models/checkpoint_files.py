@@ -133,7 +133,7 @@ def _count_values(family: ModelFamily, component: str, path: Path) -> float:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a component is here, whole."""
+    """Return whether a component is here, whole."""
     try:
         _check_file(path)
     except (CheckpointNotFound, CheckpointCorrupt):
@@ -204,6 +204,6 @@ def _check_length(path: Path, stamp: Stamp) -> None:
 
 @lru_cache
 def _read_header(path: Path, stamp: Stamp) -> Mapping[str, TensorEntry]:
-    """Each tensor's dtype, shape and place."""
+    """Return each tensor's dtype, shape and place."""
     del stamp
     return read_header(path).tensors

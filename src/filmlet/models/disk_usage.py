@@ -7,7 +7,7 @@ from filmlet.models.registry import REGISTRY
 
 
 def disk_usage(card: ModelCard) -> int:
-    """Bytes of a card's files that are on this machine, shared ones as well."""
+    """Return bytes of a card's files that are on this machine, shared ones as well."""
     places = {hub_cache.local_path(source) for _, source in card.sources.present()}
     files = {file for path in places if path and path.exists() for file in hub_cache.files(path)}
     return sum(file.stat().st_size for file in files)

@@ -113,7 +113,7 @@ def _translate_errors(source: ComponentSource, do: Callable[..., T], *args: obje
 
 
 def _list_files(source: ComponentSource) -> list[RemoteFile]:
-    """The files of a source. Raises what the Hub's client raises."""
+    """Return the files of a source. Raises what the Hub's client raises."""
     api = HfApi()
     if Path(source.path).suffix:
         entries = api.get_paths_info(source.repo, [source.path], revision=source.revision)

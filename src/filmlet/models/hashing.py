@@ -22,7 +22,7 @@ EXPONENTS = {
 
 
 def hash_finite(path: Path, header: Header) -> str:
-    """The SHA-256 of a file whose tensors hold finite numbers only.
+    """Return the SHA-256 of a file whose tensors hold finite numbers only.
 
     Raises CheckpointCorrupt that names the first tensor that holds another.
     """

@@ -16,17 +16,17 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_name(text: str) -> bool:
-    """Whether it could name a repository: OWNER/NAME."""
+    """Return whether it could name a repository: OWNER/NAME."""
     return bool(NAME.fullmatch(text))
 
 
 def cache() -> Path:
-    """The folder of the cache, where HF_HOME or HF_HUB_CACHE say."""
+    """Return the folder of the cache, where HF_HOME or HF_HUB_CACHE say."""
     return Path(constants.HF_HUB_CACHE)
 
 
 def snapshot(repo: str, revision: str) -> Path | None:
-    """The folder of a repository at a commit, or at what a branch was when it was last asked."""
+    """Return the folder of a repository at a commit, or at a branch as it was last asked."""
     folder = _repository(repo)
     ref = folder / "refs" / revision
     commit = read_bounded(ref, REF_BYTES).decode("ascii", "replace") if ref.is_file() else revision
@@ -43,12 +43,12 @@ def local_path(source: ComponentSource) -> Path | None:
 
 
 def nearest_existing_folder(folder: Path) -> Path:
-    """The folder, or the one in which it would be made."""
+    """Return the folder, or the one in which it would be made."""
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def files(path: Path) -> list[Path]:
-    """Every file of a component."""
+    """Return every file of a component."""
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 

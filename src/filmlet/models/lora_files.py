@@ -85,7 +85,7 @@ def inspect_lora(lora: Lora, folder: Path | None = None) -> LoraAdapter:
 
 
 def locate_lora(source: str, folder: Path | None = None) -> Path:
-    """The file of a LoRA: a path, or a Hub name's file in the Hub's cache on this machine.
+    """Return the file of a LoRA: a path, or a Hub name's file in the Hub's cache on this machine.
 
     Opens no connection. Raises InvalidRequest, LoraNotFound.
     """
@@ -135,7 +135,7 @@ def _next_step(source: str, repo: str, inside: list[str]) -> str:
 
 @lru_cache(maxsize=64)
 def _inspect_file(path: Path, stamp: Stamp) -> tuple[str, tuple[LoraLayer, ...]]:
-    """The SHA-256 of a file, and what it changes."""
+    """Return the SHA-256 of a file, and what it changes."""
     del stamp
     try:
         header = read_header(path)

@@ -33,7 +33,7 @@ class PromptCheck:
 
 
 def check_prompt(card: ModelCard, prompt: str) -> PromptCheck | None:
-    """Tokens and unknown words of a prompt; None while the model's tokenizer is not here.
+    """Return tokens and unknown words of a prompt; None while the model's tokenizer is not here.
 
     Takes some milliseconds at most, whatever is in the prompt: an event loop may call it.
     """
@@ -54,7 +54,7 @@ def check_prompt(card: ModelCard, prompt: str) -> PromptCheck | None:
 
 
 def list_vocabulary(card: ModelCard) -> list[str]:
-    """Every word that a model with a vocabulary of words knows, sorted; else nothing."""
+    """Return every word that a model with a vocabulary of words knows, sorted; else nothing."""
     folder = _tokenizer_folder(card)
     return list(_vocabulary(folder)) if folder else []
 

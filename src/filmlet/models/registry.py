@@ -49,7 +49,7 @@ LTX = ComponentSource(
 
 
 def _lightricks_sources(file: str, bytes: float, *, is_two_stage: bool = True) -> ComponentSources:
-    """One file for transformer and VAE, beside what all of them share."""
+    """Return one file for transformer and VAE, beside what all of them share."""
     both = replace(LTX, path=file, size_bytes=int(bytes))
     upsampler = replace(LTX, path="ltxv-spatial-upscaler-0.9.8.safetensors", size_bytes=505_000_000)
     return Components(
@@ -62,7 +62,7 @@ def _lightricks_sources(file: str, bytes: float, *, is_two_stage: bool = True) -
 
 
 def _folder_sources(folder: Path, revision: str) -> ComponentSources:
-    """A folder in diffusers' layout."""
+    """Return a folder in diffusers' layout."""
 
     def part(name: str) -> ComponentSource:
         return ComponentSource(name, revision=revision, root=folder)
@@ -190,7 +190,7 @@ LTX2_BY_VERSION = {
 
 
 def get_card(name: str) -> ModelCard:
-    """The card of a name in the catalogue, of a folder, of a file, or of a fetched repository.
+    """Return the card of a name in the registry, a folder, a file or a fetched repository.
 
     A folder or repository is in diffusers' layout; a file is one of Lightricks'. Raises
     UnknownModel with the nearest names, ModelNotFetched for a repository that is not here yet.
@@ -284,7 +284,7 @@ def _own_ltx2_card(file: Path, found: SingleFile, own: Mapping[str, ComponentSou
 
 
 def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
-    """A card for somebody's own checkpoint: run as a full model, shifted as it says."""
+    """Return a card for somebody's own checkpoint: run as a full model, shifted as it says."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     index = read_json(folder / "model_index.json")
     if str(index.get("_class_name")).startswith("LTX2"):

@@ -179,7 +179,7 @@ def _symbol_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _is_flag(text: str) -> bool:
-    """Whether it is two letters that stand for a flag."""
+    """Return whether it is two letters that stand for a flag."""
     return len(text) == 2 and all("\U0001f1e6" <= letter <= "\U0001f1ff" for letter in text)
 
 

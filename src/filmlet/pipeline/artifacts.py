@@ -61,7 +61,7 @@ class EncodedInputs:
     context_audio: Array | None = None
 
     def to_tensors(self) -> Tensors:
-        """The content of embeddings.safetensors."""
+        """Return the content of embeddings.safetensors."""
         first, *others = self.prompts
         tensors = {"prompt": first}
         if self.negative is not None:
@@ -73,7 +73,7 @@ class EncodedInputs:
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> "EncodedInputs":
-        """The inverse of `to_tensors`."""
+        """Return the inverse of `to_tensors`."""
         prompts = (tensors["prompt"], *_collect_numbered(tensors, "then_", 1))
         guides, audio = _guides_from_tensors(tensors), tensors.get("context_audio")
         return cls(prompts, tensors.get("negative"), guides, audio)
@@ -105,7 +105,7 @@ def _guides_from_tensors(tensors: Tensors) -> tuple[Array, ...]:
 
 
 def _collect_numbered(tensors: Tensors, prefix: str, first: int) -> tuple[Array, ...]:
-    """The tensors named prefix + first, first + 1, ... as far as they go."""
+    """Return the tensors named prefix + first, first + 1, ... as far as they go."""
     names = (f"{prefix}{number}" for number in count(first))
     return tuple(tensors[name] for name in takewhile(tensors.__contains__, names))
 

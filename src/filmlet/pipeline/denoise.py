@@ -71,7 +71,7 @@ class DenoisePass:
         return frames * height * width
 
     def window_params(self, index: int) -> DenoiseParams:
-        """One window's own: it begins at time 0 as a clip does, with noise of its own."""
+        """Return one window's own: it begins at time 0 as a clip does, with noise of its own."""
         time = self.engine.card.grid.temporal_compression
         frames = (len(self.windows[index].latents(time)) - 1) * time + 1
         seed = (self.params.seed + index * WINDOW_SEED_STRIDE) % 2**32
@@ -101,7 +101,7 @@ class DenoisePass:
             yield GuideLatents(unpack_latents(last, frames, *sides), 0, 1.0)
 
     def _window_guides(self, window: Window) -> Iterator[GuideLatents]:
-        """Those whose first frame is new in it, by its own time."""
+        """Yield those whose first frame is new in it, by its own time."""
         time = self.engine.card.grid.temporal_compression
         for guide in self.guides:
             if window_of_frame(self.windows, guide.frame) is window:

@@ -49,7 +49,7 @@ class MediaInput:
     is_extended_clip: bool = False
 
     def as_guide(self, shape: VideoShape) -> Guide:
-        """The same as a guide of the finished clip."""
+        """Return the same as a guide of the finished clip."""
         moved = (
             -shape.padding_frames
             if shape.extend_backward
@@ -87,7 +87,7 @@ class MediaInput:
             return read_audio(self.path, sample_rate)
 
     def source_frames(self, shape: VideoShape, first: int = 0) -> Iterator[Pixels]:
-        """Frames of the clip that is extended, from `first` on, a few at a time.
+        """Yield frames of the clip that is extended, from `first` on, a few at a time.
 
         Raises InvalidRequest.
         """
@@ -111,7 +111,7 @@ def _fit_clip(pixels: Pixels, shape: VideoShape) -> Pixels:
 def resolve_source_clip(
     request: ClipRequest, card: ModelCard, folder: Path | None
 ) -> MediaInput | None:
-    """The clip to go on from, and as many of its last frames as the model is given."""
+    """Return the clip to go on from, and as many of its last frames as the model is given."""
     if request.extend is None:
         return None
     path, footage = _probe(request.extend, folder, "extend")
@@ -160,7 +160,7 @@ def with_source_size(
 
 
 def _fit_size(clip: MediaInput, grid: ShapeConstraints) -> tuple[int, int]:
-    """The size of a clip that is extended, made smaller to what the model can make.
+    """Return the size of a clip that is extended, made smaller to what the model can make.
 
     Raises InvalidRequest.
     """
@@ -199,7 +199,7 @@ def resolve_guides(
     folder: Path | None,
     changes: list[Change],
 ) -> tuple[MediaInput, ...]:
-    """The guides where the model can show them; a difference from what was asked is told."""
+    """Return the guides where the model can show them; a difference from what was asked is told."""
     placed: dict[int, MediaInput] = {}
     for number, guide in enumerate(request.guides, start=1):
         media_input = _resolve_guide(guide, card, shape, folder, len(request.prompts))
@@ -252,7 +252,7 @@ def _snap_to_latent_frame(guide: Guide, card: ModelCard, shape: VideoShape) -> i
 
 
 def largest_valid_frames(frames: int, card: ModelCard) -> int:
-    """The longest 8k+1 frames within so many."""
+    """Return the longest 8k+1 frames within so many."""
     time = card.grid.temporal_compression
     return (frames - 1) // time * time + 1
 

@@ -50,7 +50,7 @@ class SpaceState:
     buckets: tuple[str, ...] = ()
 
     def config_for(self, wish: SpaceSpec) -> SpaceConfig:
-        """The configuration after the update."""
+        """Return the configuration after the update."""
         return SpaceConfig(
             model=wish.model or self.variables.get(MODEL, SpaceConfig.model),
             hardware=wish.hardware or self.hardware or SpaceConfig.hardware,
@@ -86,7 +86,7 @@ def space_url(space: str) -> str:
 
 
 def read_state(api: HfApi, space: str) -> SpaceState:
-    """The Space as it is."""
+    """Return the Space as it is."""
     try:
         info = api.space_info(space)
     except RepositoryNotFoundError:
@@ -145,7 +145,7 @@ def _attach_bucket(api: HfApi, wish: SpaceSpec) -> None:
 def _commit_files(
     api: HfApi, space: str, contents: dict[str, bytes], state: SpaceState
 ) -> Iterator[DeployStep]:
-    """One commit of the files that differ, if any does."""
+    """Commit the files that differ, if any does, at once."""
     changed = [
         p for p, content in contents.items() if state.files.get(p) not in hub_hashes(content)
     ]

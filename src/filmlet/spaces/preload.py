@@ -7,7 +7,7 @@ GIGABYTES_A_MINUTE = 3.0  # that the platform fetches, a careful guess
 
 
 def preload(card: ModelCard) -> list[str]:
-    """The card's files as `preload_from_hub` takes them: `repo file,file commit`.
+    """Return the card's files as `preload_from_hub` takes them: `repo file,file commit`.
 
     A bundled model's come with the package. Raises HubUnreachable, HubAccessDenied,
     CheckpointNotFound.

@@ -60,7 +60,7 @@ class SpaceConfig:
 
 
 def build_files(making: SpaceConfig) -> dict[str, bytes]:
-    """Every file by its path in the Space's repository."""
+    """Return every file by its path in the Space's repository."""
     texts = {
         "app.py": APP.format(model=making.model),
         "requirements.txt": requirements(making),
@@ -85,7 +85,7 @@ def write_files(making: SpaceConfig, folder: Path) -> list[Path]:
 
 
 def requirements(making: SpaceConfig) -> str:
-    """The pinned set. The platform installs it with Gradio of `sdk_version` and `spaces`."""
+    """Return the pinned set. The platform installs it with Gradio of `sdk_version` and `spaces`."""
     torch = [f"torch=={TORCH}"]
     if making.hardware == ZEROGPU_HARDWARE:
         torch = [f"torch=={TORCH_ON_ZERO}"]
@@ -96,7 +96,7 @@ def requirements(making: SpaceConfig) -> str:
 
 
 def readme(making: SpaceConfig) -> str:
-    """The front matter, in YAML's JSON notation, and a few words."""
+    """Return the front matter, in YAML's JSON notation, and a few words."""
     card = making.card
     matter: dict[str, object] = {
         "title": making.title,
@@ -132,7 +132,7 @@ def _pinned_version(name: str) -> str:
 
 
 def _package_files(making: SpaceConfig) -> dict[str, bytes]:
-    """The package beside app.py, where Python finds it.
+    """Return the package beside app.py, where Python finds it.
 
     No wheel: while it installs, the platform shows pip requirements.txt and no other file.
     """

@@ -70,7 +70,7 @@ def _gpu_seconds(order: GpuTask) -> int:
 
 @spaces.GPU(duration=_gpu_seconds)  # type: ignore[untyped-decorator]
 def generate_on_gpu(order: GpuTask) -> Iterator[RemoteEvent]:
-    """The stages from denoising to frames. Runs in the other process."""
+    """Yield the stages from denoising to frames. Runs in the other process."""
     settings = Settings(device=order.device)
     try:
         plan = make_plan(order.request, order.folder)
@@ -90,7 +90,7 @@ def remote_frame_generator(cost: Callable[[Plan], float]) -> FrameGenerator:
 
 
 def generate_remotely(clip: PreparedClip, context: RunContext, seconds: float) -> Generator[Event]:
-    """Every event of a clip. Closing it gives the GPU back after the step that it is in."""
+    """Yield every event of a clip; closing it gives the GPU back after the current step."""
     folder = context.artifacts.folder
     assert folder
     yield from _encode_locally(clip, context)

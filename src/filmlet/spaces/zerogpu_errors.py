@@ -8,7 +8,7 @@ from filmlet.errors import FilmletError, GpuBusy, GpuLost, GpuQuotaUsed, GpuTooL
 
 
 def to_filmlet_error(error: Exception, seconds: int) -> FilmletError:
-    """The refusal of a call that asked for so many seconds."""
+    """Return the refusal of a call that asked for so many seconds."""
     title = getattr(error, "title", "") if isinstance(error, gr.Error) else ""
     said = str(error.message) if isinstance(error, gr.Error) else str(error)
     match title.removeprefix("ZeroGPU "):

@@ -35,7 +35,7 @@ class ComponentGraphs(Protocol):
     def count(self) -> int: ...
 
     def build(self, weights: ModuleWeights, options: GraphOptions) -> Iterable[ov.Model]:
-        """The graphs, in the order in which they run."""
+        """Return the graphs, in the order in which they run."""
 
     def find_fault(self, graphs: CompiledGraphs, exact: CompiledGraphs) -> str | None:
         """Return how far low precision is from plain graphs in float32, if it is too far."""
@@ -119,7 +119,7 @@ class ComponentBuild:
         raise NonFiniteValues(verdict)
 
     def _load_cached(self, count: int) -> CompiledGraphs:
-        """All its graphs, or none."""
+        """Return all its graphs, or none."""
         blobs = [self.store.load(f"{self.cache_key}-{i}") for i in range(count)]
         present = [blob for blob in blobs if blob]
         try:

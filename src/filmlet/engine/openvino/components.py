@@ -141,7 +141,7 @@ class Transformer:
             self.run.cancel_checks = tuple(others)
 
     def _call_example(self) -> Floats:
-        """A small call."""
+        """Return a small call."""
         noise, axis = TorchNoise(0), np.arange(4, dtype=np.float32)
         places = np.stack(np.meshgrid(axis * 0.3, axis * 32, axis * 32, indexing="ij"))
         latents = noise.randn(1, 64, self.config.channels)

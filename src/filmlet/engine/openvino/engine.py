@@ -103,7 +103,7 @@ class OpenVINOEngine(Engine):
         )
 
     def _get(self, name: str) -> Any:
-        """A component, read now if another clip has had it put away meanwhile."""
+        """Return a component, read now if another clip has had it put away meanwhile."""
         if name not in self.components:
             for _ in self.load_components(name):
                 pass

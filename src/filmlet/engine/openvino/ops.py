@@ -106,18 +106,18 @@ class ModuleWeights:
         return self.table[self.name + name]
 
     def get(self, name: str) -> Floats | None:
-        """A weight that may be missing."""
+        """Return a weight that may be missing."""
         return self.table.get(self.name + name)
 
     def __contains__(self, name: str) -> bool:
         return self.name + name in self.table
 
     def submodule(self, name: str) -> "ModuleWeights":
-        """A module inside of it."""
+        """Return a module inside of it."""
         return ModuleWeights(self.table, f"{self.name}{name}.")
 
     def has_submodule(self, name: str) -> bool:
-        """Whether there is such a module."""
+        """Return whether there is such a module."""
         return any(key.startswith(f"{self.name}{name}.") for key in self.table)
 
     def modulelist(self, name: str) -> Iterator["ModuleWeights"]:
@@ -127,7 +127,7 @@ class ModuleWeights:
 
 
 def constant(weight: Floats) -> Node:
-    """The memory is shared."""
+    """Return a node of a weight, whose memory it shares."""
     return ops.constant(np.ascontiguousarray(weight), shared_memory=True)
 
 

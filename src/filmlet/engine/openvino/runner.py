@@ -35,18 +35,18 @@ def get_core() -> ov.Core:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for it; emulated, it is slower than float32."""
+    """Return whether this CPU has instructions for it; emulated, it is slower than float32."""
     return "BF16" in get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def prefers_int8(dtype: str) -> bool:
-    """Whether this CPU multiplies bytes sooner than a dtype; bfloat16 by AMX is as fast."""
+    """Return whether this CPU multiplies bytes sooner than a dtype; bfloat16 by AMX is as fast."""
     has = cpu.cpu_flags()
     return "avx2" in has and (dtype != "bfloat16" or "amx_bf16" not in has)
 
 
 def lacks_vnni() -> bool:
-    """Whether two products of bytes are added up in so few here: without VNNI."""
+    """Return whether two products of bytes are added up in so few here: without VNNI."""
     return cpu.cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})
 
 
@@ -169,7 +169,7 @@ class CompiledGraph:
         return self._request
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray]:
-        """The graph's outputs, in memory of their own. Raises as `infer` does."""
+        """Return the graph's outputs, in memory of their own. Raises as `infer` does."""
         with self.lock:
             self._recover_after_cancel()
             outputs = self.infer(self.request, inputs)
@@ -191,7 +191,7 @@ class CompiledGraph:
             self.spare_requests = pair
 
     def infer(self, request: GraphRequest, inputs: Arrays) -> dict[str, NDArray]:
-        """The graph's outputs by name, in the request's memory.
+        """Return the graph's outputs by name, in the request's memory.
 
         Raises what `cancel_checks` raise; that call then ends by itself.
         """
@@ -256,7 +256,7 @@ def _to_numpy(tensor: ov.Tensor) -> NDArray:
 
 
 def is_finite(array: NDArray) -> bool:
-    """Whether all of it are numbers, of float32 or of the bits of bfloat16."""
+    """Return whether all of it are numbers, of float32 or of the bits of bfloat16."""
     if array.dtype == np.uint16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return bool(np.isfinite(array).all())

@@ -18,7 +18,7 @@ def sinusoidal_embedding(levels: Floats) -> Floats:
 
 
 def embed_timestep(embedder: ModuleWeights, level: float) -> Floats:
-    """One level as a decoder's block is told it: (channels,)."""
+    """Return one level as a decoder's block is told it: (channels,)."""
     first, second = (embedder.submodule(f"timestep_embedder.linear_{i}") for i in (1, 2))
     x = sinusoidal_embedding(np.array([level], np.float32))[0] @ first["weight"].T + first["bias"]
     return (x / (1 + np.exp(-x))) @ second["weight"].T + second["bias"]

@@ -114,7 +114,7 @@ class DecoderConfig:
         return cls(timestep, side, causal, tuple(residual))
 
     def lookahead_frames(self, modules: Sequence[DecoderModule]) -> int:
-        """Frames that a level needs beyond those it gives."""
+        """Return frames that a level needs beyond those it gives."""
         return 0 if self.is_causal else sum(module.convolutions for module in modules)
 
 
@@ -200,12 +200,12 @@ class _LevelGraphBuilder:
         return [(rows[i], rows[i + 1]) for i in range(0, count, 2)]
 
     def _add_frames(self, name: str, channels: int, kind: ov.Type) -> Node:
-        """An input of frames, in float32."""
+        """Return an input of frames, in float32."""
         frames = self.graph.add_input(name, (1, channels, -1, -1, -1), kind)
         return ops.convert(frames, ov.Type.f32)
 
     def _state_input(self, name: str, x: Node) -> Node:
-        """Frames from before."""
+        """Return frames from before."""
         return self._add_frames(name, channels_of(x), self.kind)
 
     def _state_output(self, name: str, x: Node, start: Node) -> None:

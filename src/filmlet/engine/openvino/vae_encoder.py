@@ -105,7 +105,7 @@ def _downsample(
 
 
 def _space_to_depth(x: Node, stride: tuple[int, int, int]) -> Node:
-    """The inverse of what an upsampling unfolds."""
+    """Return the inverse of what an upsampling unfolds."""
     if stride == (2, 2, 2):
         return ops.space_to_depth(x, "depth_first", 2)
     channels, sizes = channels_of(x), ops.shape_of(x)

@@ -66,7 +66,7 @@ def rank(x: Node) -> int:
 
 
 def is_narrow(x: Node, kernels: Kernels) -> bool:
-    """Whether its channels fill too few vectors for the plugin's loops over them."""
+    """Return whether its channels fill too few vectors for the plugin's loops over them."""
     return channels_of(x) < kernels.narrow_channels
 
 

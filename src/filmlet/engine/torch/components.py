@@ -62,7 +62,7 @@ class ModelComponents:
                 yield from self._load_component(name)
 
     def get(self, name: str) -> Any:
-        """A component, read now if another clip has had it put away meanwhile."""
+        """Return a component, read now if another clip has had it put away meanwhile."""
         if name not in self.modules:
             for _ in self.load(name):
                 pass

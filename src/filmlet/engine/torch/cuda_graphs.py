@@ -14,7 +14,7 @@ MAX_GRAPHS = 2  # with a negative prompt two take turns
 
 
 def capture_cuda_graph(function: Function, buffers: tuple[Tensor, ...]) -> Function:
-    """The function as a graph, which reads the buffers and writes one result again and again."""
+    """Capture a function as a graph that reads the buffers and writes the same result."""
     return cast(Function, torch.cuda.make_graphed_callables(function, buffers))
 
 
@@ -34,7 +34,7 @@ class GraphedCallable:
         self.graphs: LRUCache[Function] = LRUCache(MAX_GRAPHS)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The result, in memory of its own."""
+        """Return the result, in memory of its own."""
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         addresses = tuple(weight.data_ptr() for weight in self.weights())
         graph = self.graphs.get((shapes, addresses), lambda: self._capture(inputs))

@@ -17,7 +17,7 @@ Probe = Callable[[torch.dtype], Callable[[], Tensor]]
 
 
 def choose_dtype(device: str, dtype: str | None = None) -> Placement:
-    """The best dtype on a device that is there, or the one that is asked for."""
+    """Return the best dtype on a device that is there, or the one that is asked for."""
     best = _default_placement(device)
     if dtype is None or dtype == best.dtype:
         return best
@@ -70,7 +70,7 @@ def _probe_cpu_bfloat16() -> Placement:
 
 
 def _measure_seconds(layer: Callable[[], Tensor], budget_s: float) -> tuple[Tensor, float]:
-    """The layer's result and its shortest time in seconds, within about `budget_s`."""
+    """Return the layer's result and its shortest time in seconds, within about `budget_s`."""
     result = layer()  # the first call prepares kernels
     best, end = float("inf"), time.perf_counter() + budget_s
     while True:

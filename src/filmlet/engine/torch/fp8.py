@@ -36,7 +36,7 @@ class FP8Linear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
-        """The same layer, its weights rounded."""
+        """Return the same layer, its weights rounded."""
         weight, scale = quantize_rows(linear.weight.detach())
         return cls(weight, scale, None if linear.bias is None else linear.bias.detach())
 

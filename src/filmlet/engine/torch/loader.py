@@ -146,6 +146,6 @@ def _shorten(names: list[str]) -> str:
 
 
 def build_on_meta(build: type[nn.Module], config: dict[str, object]) -> nn.Module:
-    """A diffusers module from its config, without memory for its weights."""
+    """Return a diffusers module from its config, without memory for its weights."""
     with torch.device("meta"):
         return build.from_config(config)  # type: ignore[attr-defined]

@@ -75,7 +75,7 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def apply_rotary_emb(x: Tensor, rotation: Tensor) -> Tensor:
-    """Each two neighbouring channels as one complex number, turned; computed in float32.
+    """Return each two neighbouring channels as one complex number, turned; computed in float32.
 
     x: (1, tokens, channels); rotation: (1, tokens, channels / 2), complex.
     """
@@ -122,7 +122,7 @@ class CachedTransformer:
                 block.forward = torch.compile(block.forward)
 
     def predict_velocity(self, call: TransformerInputs) -> Tensor:
-        """The velocity, (1, tokens, channels), in the transformer's dtype.
+        """Return the velocity, (1, tokens, channels), in the transformer's dtype.
 
         Equals the transformer's `forward` on unmasked text.
         """
@@ -149,7 +149,7 @@ class CachedTransformer:
         modulation: Tensor,
         rotation: Rotation,
     ) -> Tensor:
-        """All blocks; as one graph where the clip is short."""
+        """Return all blocks; as one graph where the clip is short."""
         if self.graphed and x.shape[1] <= CUDA_GRAPH_MAX_TOKENS:
             keys = chain.from_iterable(text_keys)
             return self.graphed(x, modulation, cast(Tensor, rotation), *keys)
@@ -160,7 +160,7 @@ class CachedTransformer:
     def _run_blocks_flat(
         self, x: Tensor, modulation: Tensor, rotation: Tensor, *keys: Tensor
     ) -> Tensor:
-        """All blocks, told by the keys and values of each."""
+        """Return all blocks, told by the keys and values of each."""
         blocks = self.transformer.transformer_blocks
         for block, text in zip(blocks, zip(keys[::2], keys[1::2], strict=True), strict=True):
             x = block(x, text, modulation, rotation, None)

@@ -195,7 +195,7 @@ def decode(
 def streaming_modules(
     decoder: Decoder, timestep: Tensor | None, generator: torch.Generator | None
 ) -> Iterator[StreamingModule]:
-    """The decoder's modules in the order its forward() runs them."""
+    """Yield the decoder's modules in the order its forward() runs them."""
     if decoder.timestep_scale_multiplier is not None and timestep is not None:
         timestep = timestep * decoder.timestep_scale_multiplier
     yield StreamingConv(decoder.conv_in)
@@ -233,7 +233,7 @@ def _embed(embedder: torch.nn.Module, timestep: Tensor) -> Tensor:
 
 
 def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """The convolution by oneDNN where there is one: left to itself, torch goes slower on pieces."""
+    """Convolve by oneDNN where it is there: left to itself, torch goes slower on pieces."""
     plain = x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if not plain or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         result: Tensor = conv(x)

@@ -35,7 +35,7 @@ BLACK_POINT = ImageCms.Flags.BLACKPOINTCOMPENSATION
 
 
 def invert_matrix(m: Matrix) -> list[list[float]]:
-    """The inverse of a 3x3 matrix. Raises ZeroDivisionError."""
+    """Return the inverse of a 3x3 matrix. Raises ZeroDivisionError."""
     (a, b, c), (d, e, f), (g, h, i) = m
     cofactors = (
         (e * i - f * h, c * h - b * i, b * f - c * e),
@@ -91,7 +91,7 @@ def hlg_to_linear(signal: float) -> float:
 
 
 def transfer_curve(transfer: int) -> bytes | float:
-    """A table of 16-bit values, or a gamma, for a curve of CICP."""
+    """Return a table of 16-bit values, or a gamma, for a curve of CICP."""
     if transfer in GAMMAS:
         return GAMMAS[transfer]
     curves: dict[int, Callable[[float], float]] = {PQ: pq_to_linear, HLG: hlg_to_linear}
@@ -101,7 +101,7 @@ def transfer_curve(transfer: int) -> bytes | float:
 
 
 def make_profile(primaries: Sequence[Point], curve: bytes | float) -> bytes:
-    """An ICC profile (version 2, matrix and curves). Raises ZeroDivisionError, struct.error."""
+    """Make an ICC profile (version 2, matrix, curves). Raises ZeroDivisionError, struct.error."""
     *colors, white = map(to_xyz, primaries)
     columns = list(zip(*colors, strict=True))
     scales = multiply(invert_matrix(columns), white)
@@ -134,7 +134,7 @@ def _xyz_tag(xyz: Sequence[float]) -> bytes:
 
 
 def cicp_profile(primaries: int, transfer: int) -> bytes | None:
-    """A profile of what CICP's numbers say; None where that is sRGB or close to it."""
+    """Return a profile of what CICP's numbers say; None where that is sRGB or close to it."""
     is_plain = transfer not in (PQ, HLG, *GAMMAS)
     if primaries not in CICP_PRIMARIES and is_plain:
         return None
@@ -176,7 +176,7 @@ class ToSrgb:
         return cls(space, transform)
 
     def convert(self, image: Image.Image) -> Image.Image:
-        """The picture, which has no alpha, as RGB."""
+        """Return the picture, which has no alpha, as RGB."""
         if self.transform is None:
             return image.convert("RGB")
         return ImageCms.applyTransform(image.convert(self.mode), self.transform) or image

@@ -33,7 +33,7 @@ HIGH_BYTES = [value >> 8 for value in range(2**16)]
 
 
 def count_scans(data: bytes) -> int:
-    """The scans of a JPEG's first picture."""
+    """Return the scans of a JPEG's first picture."""
     scans, place = 0, 2
     while found := MARKER.search(data, place):
         kind, place = data[found.start() + 1], found.end()
@@ -45,7 +45,7 @@ def count_scans(data: bytes) -> int:
 
 
 def open_picture(file: BinaryIO, order: dict[str, Any]) -> Image.Image:
-    """The picture, as it is stored, not decoded yet. A huge JPEG is opened at half its size."""
+    """Open a picture as stored, not decoded yet; a huge JPEG is opened at half its size."""
     kind, pixels = order["format"], order["pixels"]
     if kind == "JPEG" and count_scans(file.read()) > order["scans"]:
         raise Unfit(f"it is made of too many scans; at most {order['scans']}.")
@@ -98,7 +98,7 @@ class Picture:
         return colors.ToSrgb(plain, is_ignored=True)
 
     def _profile(self) -> bytes | None:
-        """An embedded profile, or one of what the file says in other words; None is sRGB."""
+        """Return an embedded profile, or one of what the file says in other words; None is sRGB."""
         if cicp := self._cicp():
             self.transfer = cicp[1]
         if cicp and (self.kind == "PNG" or colors.is_hdr(self.transfer)):
@@ -144,7 +144,7 @@ class Picture:
         }
 
     def _is_transparent(self) -> bool:
-        """Whether one can see through any of it."""
+        """Return whether one can see through any of it."""
         return self.has_alpha and self._alpha(self.image).getextrema()[0] < OPAQUE
 
     def _bits(self) -> int:
@@ -163,7 +163,7 @@ class Picture:
         return float(y / x) if x > 0 and y > 0 else 1.0
 
     def rgb(self, strip: Image.Image) -> Image.Image:
-        """A part of it: opaque, in sRGB."""
+        """Return a part of it: opaque, in sRGB."""
         alpha = self._alpha(strip) if self.has_alpha else None
         if self.is_deep:
             strip = strip.convert("I").point(HIGH_BYTES, "L")

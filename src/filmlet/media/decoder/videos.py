@@ -122,7 +122,7 @@ def check_complete(stream: Any, file: BinaryIO) -> None:
 
 
 def choose_stream(container: Any) -> Any:
-    """The moving pictures: no cover of a song, no still thumbnails."""
+    """Return the moving pictures: no cover of a song, no still thumbnails."""
     still = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
     streams = [stream for stream in container.streams.video if not stream.disposition & still]
     if not streams:
@@ -156,7 +156,7 @@ class Timing:
     source_fps: float = 0.0
 
     def count(self, times: Sequence[float | None], length: float) -> int:
-        """Frames that are read. length: seconds that the last of the file's is shown."""
+        """Return frames that are read. length: seconds that the last of the file's is shown."""
         if not self.is_resampled:
             return -(-len(times) // self.every)
         start, last = times[0] or 0.0, times[-1] or 0.0
@@ -183,7 +183,7 @@ def measure_timing(times: Sequence[float | None], rate: float, max_fps: float) -
 
 
 def _reduce_fps(fps: float, max_fps: float) -> Timing:
-    """A rate that clips can have: a whole part of a higher one."""
+    """Return a rate that clips can have: a whole part of a higher one."""
     if fps < MIN_FPS:
         return Timing(MIN_FPS, is_resampled=True, source_fps=fps)
     every = max(1, math.ceil(fps / max_fps - 1e-6))
@@ -191,13 +191,13 @@ def _reduce_fps(fps: float, max_fps: float) -> Timing:
 
 
 def snap_fps(fps: float) -> float:
-    """The usual rate that is meant, if one is near."""
+    """Return the usual rate that is meant, if one is near."""
     nearest = min(USUAL_FPS, key=lambda usual: abs(usual / fps - 1))
     return nearest if abs(nearest / fps - 1) < NEAR_FPS else round(fps, 3)
 
 
 def slot_of(time: float, start: float, fps: float) -> int:
-    """The frame of an even rate at which something is shown first."""
+    """Return the frame of an even rate at which something is shown first."""
     return math.ceil((time - start) * fps - 0.5)
 
 
@@ -288,7 +288,7 @@ def read_video(file: BinaryIO, order: dict[str, Any]) -> Iterator[Message]:
 def spread_frames(
     frames: Iterator[tuple[float | None, Any]], order: dict[str, Any]
 ) -> Iterator[tuple[range, Any]]:
-    """Each frame of a video with the frames of an even rate that it is."""
+    """Yield each frame of a video with the frames of an even rate that it is."""
     if not order["is_resampled"]:
         for number, (_, frame) in enumerate(frames):
             if number % order["every"] == 0:
@@ -309,7 +309,7 @@ def spread_frames(
 
 
 def deinterlace(footage: Footage) -> Iterator[tuple[float | None, Any]]:
-    """Frames whole: of two interlaced fields one picture is made."""
+    """Yield frames whole: of two interlaced fields one picture is made."""
     waiting: list[float | None] = []
     graph = None
     for time, frame in footage.frames():
