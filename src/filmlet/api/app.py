@@ -18,6 +18,7 @@ from filmlet.api.fast_path import FastPathMiddleware
 from filmlet.api.job_watcher import JobWatcher
 from filmlet.api.methods import MethodMiddleware
 from filmlet.api.middleware import BodyLimit, Identity, SameOriginMiddleware
+from filmlet.api.openapi import make_description
 from filmlet.jobs import ApiKeyStore, Queue
 from filmlet.settings import Settings
 
@@ -65,6 +66,7 @@ def create_app(
         is_local=is_local,
     )
     _include_routers(app)
+    app.openapi = make_description(app, app.state.filmlet)  # type: ignore[method-assign]
     register_error_handlers(app)
     _add_middlewares(app, app.state.filmlet, hosts)
     return app

@@ -60,7 +60,7 @@ class Identity:
         self.app, self.shared = app, shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _needs_identity(scope["path"]):
+        if scope["type"] == "http" and needs_identity(scope["path"]):
             try:
                 if self.shared.visitors:
                     check_token(scope)
@@ -71,7 +71,8 @@ class Identity:
         await self.app(scope, receive, send)
 
 
-def _needs_identity(path: str) -> bool:
+def needs_identity(path: str) -> bool:
+    """Return whether nobody unknown gets an answer at a path."""
     return path == "/v1" or path.startswith("/v1/")
 
 

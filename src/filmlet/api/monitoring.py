@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from filmlet import __version__
 from filmlet.api.dependencies import AdminDep, AppStateDep, CallerDep, get_caller, require_admin
+from filmlet.api.openapi import refusals
 from filmlet.api.schemas import Model, ModelList, Video
 from filmlet.api.submissions import check_model
 from filmlet.errors import FilmletError
@@ -40,13 +41,13 @@ class Ready(BaseModel):
     running: int
 
 
-@router.get("/health", tags=["operations"])
+@router.get("/health", tags=["operations"], responses=refusals(413, 500))
 async def get_health() -> Health:
     """Liveness: needs no database, no worker and no thread."""
     return Health(status="ok", version=__version__)
 
 
-@router.get("/ready", tags=["operations"], responses={503: {"model": Ready}})
+@router.get("/ready", tags=["operations"], responses={**refusals(413, 500), 503: {"model": Ready}})
 def get_readiness(shared: AppStateDep, response: Response) -> Ready:
     """Readiness: 200 if a worker is alive, else 503."""
     now = shared.queue.stats()
@@ -85,7 +86,7 @@ class QueueStatus(BaseModel):
     jobs: list[QueueJob]
 
 
-@router.get("/v1/queue", tags=["operations"])
+@router.get("/v1/queue", tags=["operations"], responses=refusals(401, 403, 413, 500, 503))
 def get_queue(shared: AppStateDep, who: AdminDep) -> QueueStatus:
     """List all unfinished jobs and the workers; admins only."""
     del who
@@ -110,7 +111,14 @@ async def allow_metrics(request: Request, shared: AppStateDep) -> None:
 
 
 @router.get(
-    "/metrics", tags=["operations"], response_class=Response, dependencies=[Depends(allow_metrics)]
+    "/metrics",
+    tags=["operations"],
+    response_class=Response,
+    dependencies=[Depends(allow_metrics)],
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **refusals(401, 403, 404, 413, 500, 503),
+    },
 )
 def get_metrics(shared: AppStateDep) -> Response:
     """Prometheus metrics, counted in the database: the same from every web process."""
@@ -167,14 +175,14 @@ class QueueCollector:
                 yield taken
 
 
-@router.get("/v1/models", tags=["models"])
+@router.get("/v1/models", tags=["models"], responses=refusals(401, 413, 500, 503))
 def list_models(who: CallerDep) -> ModelList:
     """List all models of the registry."""
     del who
     return ModelList(data=[_model_info(name) for name in REGISTRY])
 
 
-@router.get("/v1/models/{id}", tags=["models"])
+@router.get("/v1/models/{id}", tags=["models"], responses=refusals(400, 401, 413, 500, 503))
 def get_model(id: str, who: CallerDep) -> Model:
     """Get a model."""
     del who

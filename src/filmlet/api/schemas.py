@@ -30,16 +30,48 @@ STATUSES: dict[Status, VideoStatus] = {
 LONGEST_PROMPT = 32_000  # characters, as OpenAI takes; of all prompts together
 MAX_FURTHER, MAX_LORAS = 31, 8
 Name = Annotated[str, Field(max_length=300)]  # of a model, or of a LoRA
+Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT)]
+
+
+def _refuse_bool(sent: object) -> object:
+    """Numbers are sent as such or as text; pydantic would take true for 1."""
+    if isinstance(sent, bool):
+        raise ValueError("a number is expected")
+    return sent
+
+
+def _refuse_number(sent: object) -> object:
+    """Yes or no is sent as such or as text; pydantic would take 1 for true."""
+    if not isinstance(sent, bool | str):
+        raise ValueError("true or false is expected")
+    return sent
+
+
+def _list_one(sent: object) -> object:
+    """A form has one or several fields of a name."""
+    return [sent] if isinstance(sent, str) else sent
+
+
+Float = Annotated[float, BeforeValidator(_refuse_bool, json_schema_input_type=float | str)]
+Number = Annotated[
+    float | None, BeforeValidator(_refuse_bool, json_schema_input_type=float | str | None)
+]
+WholeNumber = Annotated[
+    int | None, BeforeValidator(_refuse_bool, json_schema_input_type=int | str | None)
+]
+Flag = Annotated[bool, BeforeValidator(_refuse_number, json_schema_input_type=bool | str)]
 ExtraPrompts = Annotated[
-    list[Annotated[str, Field(max_length=LONGEST_PROMPT)]],
-    BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
+    list[Prompt],
+    Field(max_length=MAX_FURTHER),
+    BeforeValidator(
+        _list_one,
+        json_schema_input_type=Annotated[list[Prompt], Field(max_length=MAX_FURTHER)] | Prompt,
+    ),
     Field(
-        max_length=MAX_FURTHER,
         description="Prompts after the first; each has an equal share of the clip. All together "
-        f"have at most {LONGEST_PROMPT} characters.",
+        f"have at most {LONGEST_PROMPT} characters."
     ),
 ]
-Number = float | None
 
 
 class RequestModel(BaseModel):
@@ -65,14 +97,17 @@ class VideoLora(RequestModel):
     """A LoRA on the Hub, owner/name or owner/name/file.safetensors, and its strength."""
 
     source: Name
-    strength: float = 1.0
+    strength: Float = 1.0
 
 
-# A form has one or several fields of this name.
 LoraList = Annotated[
     list[VideoLora | Name],
-    BeforeValidator(lambda sent: [sent] if isinstance(sent, str) else sent),
     Field(max_length=MAX_LORAS),
+    BeforeValidator(
+        _list_one,
+        json_schema_input_type=Annotated[list[VideoLora | Name], Field(max_length=MAX_LORAS)]
+        | Name,
+    ),
 ]
 
 
@@ -86,23 +121,23 @@ class VideoCreate(RequestModel):
         },
     )
 
-    prompt: str = Field(max_length=LONGEST_PROMPT)
+    prompt: str = Field(max_length=LONGEST_PROMPT, json_schema_extra={"minLength": 1})
     model: Name = "pocket"
     seconds: Number = Field(None, description="Length of the clip; text or a number.")
     size: str | None = Field(
         None, max_length=40, description="WIDTHxHEIGHT in pixels.", examples=["256x256"]
     )
-    seed: int | None = None
-    frames: int | None = Field(None, description="Length in frames, instead of seconds.")
+    seed: WholeNumber = None
+    frames: WholeNumber = Field(None, description="Length in frames, instead of seconds.")
     fps: Number = None
-    steps: int | None = None
+    steps: WholeNumber = None
     negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
     guidance: Number = None
     priority: Priority = Priority.NORMAL
-    draft: bool = Field(False, description="First of two stages only; `refine` runs the second.")
+    draft: Flag = Field(False, description="First of two stages only; `refine` runs the second.")
     loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
     extra_prompts: ExtraPrompts = []
-    audio: bool = Field(True, description="Sound, of a model that makes it.")
+    audio: Flag = Field(True, description="Sound, of a model that makes it.")
 
     def to_clip_request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
         """Return the body as a ClipRequest. Raises InvalidRequest."""
@@ -114,21 +149,21 @@ class VideoCreate(RequestModel):
 class VideoExtend(RequestModel):
     """A video to extend; its size and frame rate stay, and its model if it was made here."""
 
-    prompt: str = Field(max_length=LONGEST_PROMPT)
+    prompt: str = Field(max_length=LONGEST_PROMPT, json_schema_extra={"minLength": 1})
     model: Name | None = None
     seconds: Number = Field(None, description="Length of the added part; text or a number.")
-    seed: int | None = None
-    frames: int | None = Field(
+    seed: WholeNumber = None
+    frames: WholeNumber = Field(
         None, description="Length of the added part in frames, instead of seconds."
     )
-    steps: int | None = None
+    steps: WholeNumber = None
     negative_prompt: str = Field("", max_length=LONGEST_PROMPT)
     guidance: Number = None
     priority: Priority = Priority.NORMAL
     loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
     extra_prompts: ExtraPrompts = []
-    extend_backward: bool = Field(False, description="The added part comes before the video.")
-    audio: bool = Field(True, description="Sound, of a model that makes it.")
+    extend_backward: Flag = Field(False, description="The added part comes before the video.")
+    audio: Flag = Field(True, description="Sound, of a model that makes it.")
 
     def to_clip_request(self, model: str, clip: str | None = None) -> ClipRequest:
         """Return the body as a ClipRequest. Raises InvalidRequest."""
@@ -162,7 +197,7 @@ def _require_hub_loras(request: ClipRequest) -> ClipRequest:
 class VideoRemix(RequestModel):
     """The same settings with another prompt."""
 
-    prompt: str = Field(max_length=LONGEST_PROMPT)
+    prompt: str = Field(max_length=LONGEST_PROMPT, json_schema_extra={"minLength": 1})
 
 
 class VideoPriority(RequestModel):

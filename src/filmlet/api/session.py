@@ -4,10 +4,11 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from filmlet.api.dependencies import COOKIE, AppStateDep, Caller, get_caller
+from filmlet.api.openapi import refusals
 from filmlet.api.schemas import RequestModel
 from filmlet.errors import UnknownKey
 
-router = APIRouter(prefix="/session", tags=["session"])
+router = APIRouter(prefix="/session", tags=["session"], responses=refusals(403, 413, 500, 503))
 A_YEAR_S = 365 * 86400
 
 
@@ -46,7 +47,7 @@ async def read_session(request: Request, shared: AppStateDep) -> Session:
     )
 
 
-@router.post("")
+@router.post("", responses=refusals(400, 401))
 async def log_in(
     sent: SessionKey, request: Request, response: Response, shared: AppStateDep
 ) -> Session:

@@ -3,7 +3,7 @@
 FastAPI does not parse them: OpenAI's clients send the same fields as a form with files or as JSON,
 with fields of their own for files inside (`video[id]`, `input_reference[image_url]`), while FastAPI
 takes one kind of body a route. Sizes and counts must be limited before pydantic sees the values,
-too. So the routes take the request, and the bodies are described for OpenAPI here.
+too. So the routes take the request; `openapi.py` describes the bodies.
 """
 
 import re
@@ -198,26 +198,3 @@ def _explain_unknown(schema: type[RequestModel], name: str) -> str:
     if schema is VideoExtend and own in ("size", "fps"):
         return "Size and frame rate are those of the video."
     return explain_foreign_name(name, schema.model_fields)
-
-
-def _describe_body(schema: type[RequestModel], form: Fields, table: Fields) -> Fields:
-    """Return a body for OpenAPI. form, table: properties that forms and JSON have for files."""
-
-    def with_properties(more: Fields) -> Fields:
-        plain = schema.model_json_schema()
-        return {"schema": plain | {"properties": plain["properties"] | more}}
-
-    content = {
-        "multipart/form-data": with_properties(form),
-        "application/json": with_properties(table),
-    }
-    return {"requestBody": {"required": True, "content": content}}
-
-
-_FILE = {"type": "string", "format": "binary"}
-_IMAGE = {"type": "object", "properties": {"image_url": {"type": "string", "format": "data-url"}}}
-_VIDEO_ID = {"type": "object", "properties": {"id": {"type": "string"}}}
-CREATE_BODY = _describe_body(
-    VideoCreate, dict.fromkeys(uploads.FRAMES, _FILE), dict.fromkeys(uploads.FRAMES, _IMAGE)
-)
-EXTEND_BODY = _describe_body(VideoExtend, {"video": _FILE}, {"video": _VIDEO_ID})

@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from filmlet.api import video_responses
 from filmlet.api.dependencies import AdminDep, AppState, AppStateDep, Caller, CallerDep, Entered
 from filmlet.api.job_watcher import revision_tag, while_allowed
+from filmlet.api.openapi import BYTES, describe_body, refusals
 from filmlet.api.schemas import (
-    ErrorResponse,
     Video,
     VideoDeleted,
     VideoList,
@@ -37,8 +37,6 @@ from filmlet.api.submissions import (
 )
 from filmlet.api.uploads import check_upload
 from filmlet.api.video_requests import (
-    CREATE_BODY,
-    EXTEND_BODY,
     read_body,
     read_extend_request,
     read_video_request,
@@ -50,12 +48,9 @@ from filmlet.media import extract_audio, spritesheet, thumbnail
 
 DELETE_TIMEOUT_S = 10.0  # how long a delete waits for the worker
 PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
-CONTENT_TYPES: dict[str, Any] = {
-    "video/mp4": {}, "image/webp": {}, "image/jpeg": {}, "audio/mp4": {},
-}  # fmt: skip
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorResponse} for code in (400, 401, 403, 404, 413, 429, 500, 503)
-}
+REFUSALS = refusals(400, 401, 403, 404, 413, 429, 500, 503)
+CREATE_BODY = describe_body("VideoCreateForm", "VideoCreate")
+EXTEND_BODY = describe_body("VideoExtendForm", "VideoExtend")
 IdempotencyKey = Annotated[
     str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)
 ]
@@ -135,8 +130,8 @@ async def plan(request: Request, shared: AppStateDep, who: CallerDep) -> VideoPl
         return await shared.run_expensive(who, plan_uploads, shared, body, images)
 
 
-@router.post("/characters", response_model=Video)
-@router.post("/edits", response_model=Video)
+@router.post("/characters", response_model=Video, openapi_extra=describe_body("CharacterForm"))
+@router.post("/edits", response_model=Video, openapi_extra=describe_body("VideoEditForm"))
 async def edit(request: Request, shared: AppStateDep, who: CallerDep) -> Video:
     """Not supported: the upload is checked, then `not_offered`."""
     name = "name" if request.url.path.endswith("/characters") else "prompt"
@@ -216,7 +211,21 @@ async def delete(job: JobDep, shared: AppStateDep) -> VideoDeleted:
 @router.get(
     "/{id}/content",
     response_class=Response,
-    responses={200: {"content": CONTENT_TYPES}, 206: {"content": CONTENT_TYPES}},
+    responses={
+        200: {
+            "content": {
+                "video/mp4": BYTES,
+                "image/webp": BYTES,
+                "image/jpeg": BYTES,
+                "audio/mp4": BYTES,
+            }
+        },
+        206: {
+            "content": {"video/mp4": BYTES, "audio/mp4": BYTES},
+            "description": "The range that was asked for.",
+        },
+        416: {"description": "The clip does not have this range."},
+    },
 )
 async def download(
     job: JobDep,
@@ -267,7 +276,7 @@ def _picture(shared: AppState, job: Job, draw: Callable[[BinaryIO], bytes], kind
 @router.get(
     "/{id}/preview",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}},
+    responses={200: {"content": {"image/png": BYTES}}},
 )
 async def preview(job: JobDep, shared: AppStateDep) -> Response:
     """Get the latest preview image."""
