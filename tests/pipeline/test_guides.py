@@ -27,7 +27,7 @@ from filmlet.core.events import Pixels, Progress, Stage
 from filmlet.core.guide import Guide, parse_keyframe
 from filmlet.core.model_card import GuideSupport, ModelCard
 from filmlet.core.request import ClipOptions, ClipRequest, build_request
-from filmlet.core.shape import resolve_shape
+from filmlet.core.shape import VideoShape, resolve_shape
 from filmlet.engine.arrays import pack_latents, unpack_latents
 from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
@@ -35,7 +35,7 @@ from filmlet.engine.latents import Modalities
 from filmlet.engine.sampler import ResumeState
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import InvalidRequest
-from filmlet.media import metadata_tags, pad_to, probe, read_image, resize_to_cover
+from filmlet.media import metadata_tags, pad_to, probe, read_image, resize_to_cover, write_video
 from filmlet.models import REGISTRY, get_card
 from filmlet.models.registry import POCKET
 from filmlet.models.tokenizer import load_tokenizer, tokenize
@@ -252,7 +252,7 @@ def test_what_of_a_guide_is_not_done_as_asked_is_told(tiny_guided: Path, tmp_pat
     assert (told["guide_1_size"].requested, told["guide_1_size"].effective) == ("60x90", "96x64")
     assert "56%" in told["guide_1_size"].reason
     assert told["guide_1_background"].effective == "white"
-    assert (told["guide_2_frames"].requested, told["guide_2_frames"].effective) == (20, 9)
+    assert (told["guide_2_frames"].requested, told["guide_2_frames"].effective) == (40, 9)
     assert set(told) == {
         "guide_1_frame", "guide_1_size", "guide_1_background", "guide_2_frames", "guide_2_fps",
     }  # fmt: skip
@@ -267,14 +267,45 @@ def test_what_of_a_guide_is_not_done_as_asked_is_told(tiny_guided: Path, tmp_pat
 def test_of_a_video_only_as_much_is_shown_as_was_asked_for_and_as_the_model_takes(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
-    video = keep(tmp_path / "a.mp4", footage(25))
+    video = keep(tmp_path / "a.mp4", footage(13))  # 26 frames where 12 a second become 24
     for model, most, shown in (
         (tiny_guided, None, 25), (tiny_guided, 17, 17), (tiny_guided, 12, 9), ("pocket", None, 1),
     ):  # fmt: skip
         work = work_for(model, guides=[Guide(video, frames=most)])
         assert work.plan.guides[0].frames == shown
-        told = changes(work).get("guide_1_frames")
-        assert (told is None) == (shown == 25)
+        told = changes(work)["guide_1_frames"]  # of 26 frames at most 25 can be shown
+        assert (told.requested, told.effective) == (26, shown)
+
+
+@pytest.mark.parametrize(
+    ("fps", "source", "numbers"),
+    [
+        (24, 12, [i // 2 for i in range(25)]),
+        (24, 48, [2 * i for i in range(25)]),
+        (24, 30, [i * 5 // 4 for i in range(25)]),
+        (24, 24, [*range(25)]),
+        (24, 24000 / 1001, [*range(25)]),
+    ],
+)
+def test_a_video_of_another_rate_is_shown_as_fast_as_it_was_and_told(
+    tiny_guided: Path, tmp_path: Path, fps: int, source: float, numbers: list[int]
+) -> None:
+    shades = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.uint8(4)
+    shape = VideoShape(96, 64, 60, source, 96, 64, 60)
+    with write_video(tmp_path / "a.mp4", shape, {}) as movie:
+        movie.add(np.ascontiguousarray(np.broadcast_to(shades, (60, 64, 96, 3))))
+    work = work_for(tiny_guided, fps=fps, guides=[Guide(str(tmp_path / "a.mp4"))])
+    (guide,) = work.plan.guides
+    shown = guide.pixels(work.plan.shape, (96, 64))
+    found = np.round(shown.mean((1, 2, 3)) / 4).astype(int)
+    assert found.tolist() == numbers
+    told = changes(work).get("guide_1_fps")
+    if abs(source / fps - 1) < 0.005:
+        assert told is None
+    else:
+        assert told
+        assert (told.requested, told.effective) == (round(source, 3), fps)
+        assert "as long as it lasts" in told.reason
 
 
 def test_what_a_model_or_a_clip_cannot_show_is_refused_in_a_sentence(

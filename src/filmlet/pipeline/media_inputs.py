@@ -1,5 +1,6 @@
 """The files that a request names, looked at: what they are, and where a model can show them."""
 
+import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from filmlet.media import (
 
 CROP_WARNING_RATIO = 0.03  # of a picture, from which on it is told
 SAME_FPS = 0.005  # frame rates that differ by less than this part are one
+ROUNDING = 1e-6  # of a frame
 FRAMES_PER_CHUNK = 8  # frames of a clip that are in memory at once
 
 
@@ -37,7 +39,8 @@ class MediaInput:
     """A file, the frames of it that are used (`first` and on), and where in the made clip.
 
     frame: of what the model makes; frames: 8k+1. is_extended_clip: it is extended; not resized,
-    therefore.
+    therefore. shown_fps: of the clip, where the file has another rate: its frames are chosen by
+    their time then.
     """
 
     path: Path
@@ -47,6 +50,14 @@ class MediaInput:
     first: int = 0
     frames: int = 1
     is_extended_clip: bool = False
+    shown_fps: float | None = None
+
+    def source_numbers(self) -> list[int]:
+        """The frame of the file that each frame of the clip shows: what a player shows then."""
+        step = self.info.fps / self.shown_fps if self.info.fps and self.shown_fps else 1.0
+        last = self.info.frames - 1
+        shown = range(self.first, self.first + self.frames)
+        return [min(last, math.floor(number * step + ROUNDING)) for number in shown]
 
     def as_guide(self, shape: VideoShape) -> Guide:
         """Return the same as a guide of the finished clip."""
@@ -72,13 +83,18 @@ class MediaInput:
                     return resize_to_cover(picture, *size)
                 return conditioning_image(picture, image_crf, *size)
             shown = np.empty((self.frames, size[1], size[0], 3), np.uint8)
-            with closing(read_video(self.path, self.first, self.frames)) as frames:
-                for i, frame in enumerate(frames):
+            numbers = np.array(self.source_numbers())
+            first, count = int(numbers[0]), int(numbers[-1] - numbers[0] + 1)
+            with closing(read_video(self.path, first, count)) as frames:
+                for number, frame in enumerate(frames, start=first):
+                    places = numbers == number
+                    if not places.any():
+                        continue
                     one = frame[None]
                     if self.is_extended_clip:
                         one = _fit_clip(one, shape)
                         one = pad_to(one, shape.generated_width, shape.generated_height)
-                    shown[i] = resize_to_cover(one, *size)[0]
+                    shown[places] = resize_to_cover(one, *size)
             return shown
 
     def audio(self, sample_rate: int) -> Audio | None:
@@ -223,8 +239,22 @@ def _resolve_guide(
                 f"{card.name} takes a picture as the first frame only.", param="guides"
             )
         max_frames = 1  # of a video it sees the first picture
-    frames = largest_valid_frames(min(footage.frames, max_frames, guide.frames or max_frames), card)
-    return MediaInput(path, footage, frame, guide.strength, 0, frames)
+    shown_fps = None if _has_rate(footage, shape.fps) else shape.fps
+    most = min(_frames_at(footage, shape.fps), max_frames, guide.frames or max_frames)
+    frames = largest_valid_frames(most, card)
+    return MediaInput(path, footage, frame, guide.strength, 0, frames, shown_fps=shown_fps)
+
+
+def _has_rate(footage: MediaInfo, fps: float) -> bool:
+    """Return whether a video has this rate; a picture has any."""
+    return footage.fps is None or abs(footage.fps / fps - 1) <= SAME_FPS
+
+
+def _frames_at(footage: MediaInfo, fps: float) -> int:
+    """Return how many frames a file is at this rate, as long as it lasts."""
+    if footage.fps is None or _has_rate(footage, fps):
+        return footage.frames
+    return max(1, round(footage.frames * fps / footage.fps))
 
 
 def _snap_to_latent_frame(guide: Guide, card: ModelCard, shape: VideoShape) -> int:
@@ -268,21 +298,22 @@ def _guide_changes(
             f"a guide must begin at the first frame of a latent; {name} stands at frame {frame}"
         )
         yield Change(f"{name}_frame", guide.frame, frame, reason)
-    if footage.fps is not None and media_input.frames != footage.frames:
+    frames = _frames_at(footage, shape.fps)
+    if footage.fps is not None and media_input.frames != frames:
         reason = f"of {name} the clip shows {media_input.frames} frames"
-        yield Change(f"{name}_frames", footage.frames, media_input.frames, reason)
+        yield Change(f"{name}_frames", frames, media_input.frames, reason)
     ratio = footage.width * shape.height / (footage.height * shape.width)
     cropped = 1 - min(ratio, 1 / ratio)
     if cropped > CROP_WARNING_RATIO:
         sizes = (f"{footage.width}x{footage.height}", f"{shape.width}x{shape.height}")
         reason = f"{name} is resized to cover the clip; {cropped:.0%} of it is cropped"
         yield Change(f"{name}_size", *sizes, reason)
-    fps = footage.fps or shape.fps
-    if media_input.frames > 1 and abs(fps / shape.fps - 1) > SAME_FPS:
+    if media_input.frames > 1 and footage.fps and media_input.shown_fps:
         reason = (
-            f"of {name} each frame is one of the clip; it is shown at {shape.fps:g} frames a second"
+            f"{name} has {footage.fps:g} frames a second; shown at {shape.fps:g}, as long as it "
+            "lasts"
         )
-        yield Change(f"{name}_fps", round(fps, 3), shape.fps, reason)
+        yield Change(f"{name}_fps", round(footage.fps, 3), shape.fps, reason)
     yield from _media_changes(name, name, footage)
 
 

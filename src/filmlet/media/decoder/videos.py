@@ -18,6 +18,7 @@ from PIL import Image
 from filmlet.media.decoder import colors
 from filmlet.media.decoder.messages import Message, Unfit
 from filmlet.media.decoder.pictures import lay_on_background
+from filmlet.media.decoder.truncation import is_cut_off
 
 STREAMS = 32
 TOLERANCE_S = 0.5  # a minute of a phone lasts 60.03 s
@@ -54,7 +55,7 @@ class Footage:
         if context is None or context.codec.name not in order["decoders"]:
             raise Unfit("its pictures are encoded in a way that is not read here; H.264 is.")
         self._check_size(self.stream.codec_context)
-        check_complete(self.stream, file)
+        check_complete(self.stream, file, order["format"])
         self.decoder = self._decoder()
 
     def _check_size(self, size: Any) -> None:
@@ -112,12 +113,13 @@ def open_container(file: BinaryIO, order: dict[str, Any]) -> Any:
     return av.open(file, "r", order["format"], container_options=options)
 
 
-def check_complete(stream: Any, file: BinaryIO) -> None:
-    """Refuse a file that ends before the frames that its index names."""
+def check_complete(stream: Any, file: BinaryIO, form: str) -> None:
+    """Refuse a file that ends before the frames that its index or its parts announce."""
     place = file.tell()
     size = file.seek(0, 2)
     file.seek(place)
-    if any(entry.pos + entry.size > size for entry in stream.index_entries):
+    is_indexed_beyond = any(entry.pos + entry.size > size for entry in stream.index_entries)
+    if is_indexed_beyond or is_cut_off(file, form):
         raise Unfit("this video is cut off: its file ends before its last frame.")
 
 
