@@ -21,9 +21,11 @@ from tests.jobs.test_claimed_job import Paused, decoding, in_thread
 
 
 @pytest.fixture
-def settings(tmp_path: Path, remote: str) -> Settings:
-    """Of the worker's machine."""
+def settings(tmp_path: Path, remote: str, request: pytest.FixtureRequest) -> Settings:
+    """Of the worker's machine: a shared folder with SQLite, S3 with PostgreSQL."""
     database = f"sqlite:///{tmp_path}/queue.sqlite"
+    if remote.startswith("s3:"):
+        database = request.getfixturevalue("postgres")()
     return Settings(home=tmp_path / "a", database_url=database, storage_url=remote, worker="one")
 
 
