@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from filmlet.api.schemas import VideoCreate, VideoExtend
 from filmlet.cli.main import build_parser
+from filmlet.cli.options import build_clip_request
 from filmlet.core.request import ClipOptions, ClipRequest
 from filmlet.ui.form import Form, FormSettings
 
@@ -49,3 +50,10 @@ def test_form_has_what_a_new_video_takes() -> None:
     settings = FormSettings.model_fields.keys()
     assert taken | SIZE | {"frames"} <= settings
     assert settings <= FIELDS | {"extend_id"}
+
+
+def test_command_line_asks_for_no_sound() -> None:
+    for command in ("generate", "submit", "plan"):
+        for words, audio in (([], True), (["--no-audio"], False)):
+            options = build_parser().parse_args([command, "a ball", *words])
+            assert build_clip_request(options).audio is audio

@@ -34,11 +34,11 @@ from tests.helpers.servers import Running, make_servers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients' own
 NAMES = ("text_to_video", "image_to_video", "video_to_video")
-# In the Space's own order, as programs without keywords send them.
+# In the Space's own order, as programs without keywords send them; then what it has not.
 PARAMETERS = (
     "prompt", "negative_prompt", "input_image_filepath", "input_video_filepath", "height_ui",
     "width_ui", "mode", "duration_ui", "ui_frames_to_use", "seed_ui", "randomize_seed",
-    "ui_guidance_scale", "improve_texture_flag",
+    "ui_guidance_scale", "improve_texture_flag", "audio",
 )  # fmt: skip
 SMALL: dict[str, Any] = {
     "prompt": "a red ball moving left on white", "height_ui": 64, "width_ui": 96,
@@ -89,6 +89,23 @@ def test_a_program_for_the_space_gets_its_clip_and_seed(server: Running, tmp_pat
     assert size(path) == (96, 64, 7)
     _, other = client.predict(**SMALL | {"randomize_seed": True}, api_name="/text_to_video")
     assert other != 5
+
+
+def test_a_program_that_sends_the_spaces_parameters_alone_is_served(server: Running) -> None:
+    """As curl sends them: without names, and without what the Space does not have."""
+    data = ["a red ball", "", None, None, 64, 96, "text-to-video", 0.3, 9, 5, False, 1.0, True]
+    call = "/gradio_api/call/text_to_video"
+    event = server.client.post(call, json={"data": data}).json()["event_id"]
+    told = server.client.get(f"{call}/{event}").text
+    assert "event: complete" in told, told
+    assert told.rstrip().endswith(", 5]")
+
+
+def test_sound_that_is_not_wanted_is_not_asked_for(server: Running, tmp_path: Path) -> None:
+    client = connect(server, tmp_path)
+    client.predict(**SMALL | {"audio": False}, api_name="/text_to_video")
+    newest = server.client.get("/v1/videos", params={"limit": 1}).json()["data"][0]
+    assert newest["requested"]["audio"] is False
 
 
 def test_the_spaces_own_default_size_is_fitted_to_the_model(

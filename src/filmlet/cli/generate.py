@@ -45,14 +45,14 @@ def generate(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     request = build_clip_request(options)
     suffix = _output_suffix(options)
-    planned = _fit_to_format(make_plan(request), suffix.removeprefix("."))
+    planned = fit_to_format(make_plan(request), suffix.removeprefix("."))
     with _cleanup_new_folders(options.output or CLIPS / "clip"):
         report = replace(_generate(options, planned, suffix, started), request=request)
     print(report.as_json() if options.json else report.as_text())
     return 0
 
 
-def _fit_to_format(planned: "Plan", form: str) -> "Plan":
+def fit_to_format(planned: "Plan", form: str) -> "Plan":
     """Return the plan without the sound that the file would not hold."""
     from filmlet.core.effective import format_changes
 
