@@ -8,6 +8,7 @@ const STAGE_LABELS = {
   denoise: (v) => `Denoising, step ${v.step} of ${v.steps}`,
   upsample: () => "Upsampling",
   refine: (v) => `Refining, step ${v.step} of ${v.steps}`,
+  decode_audio: () => "Decoding the sound",
   decode: (v) => `Decoding frames, ${v.step} of ${v.steps}`,
   mux: () => "Writing the file",
 };
@@ -28,6 +29,7 @@ const ERROR_HINTS = {
 };
 const SAMPLE_PROMPTS = ["a red star bouncing at sunset", "a panda spinning on green grass", "a rocket rising in a starry night"];
 const hasEnded = (v) => v.status === "completed" || v.status === "failed";
+const hasSound = (v) => Boolean(v.effective?.audio);
 const contentUrl = (v, query = "") => `/v1/videos/${v.id}/content${query}`;
 
 // Prompts are text of other people: escaped before they become HTML.
@@ -35,6 +37,34 @@ const escapeHtml = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.char
 const formatSeconds = (s) => (s < 90 ? `${Math.max(1, Math.round(s))} s` : `${Math.round(s / 60)} min`);
 const formatGigabytes = (kilobytes) => (kilobytes / 1e6).toFixed(1);
 const formatEta = (eta) => `about ${formatSeconds(eta.seconds)} (${formatSeconds(eta.low)} to ${formatSeconds(eta.high)})`;
+
+// The listener's choice, for every clip and the next visit; a browser without storage forgets it.
+const SOUND_KEY = "film:sound";
+const SPEAKER = `<path d="M4 9v6h4l5 4V5L8 9z" fill="currentColor"/>`;
+const soundIcon = (isMuted) => `<svg viewBox="0 0 24 24" aria-hidden="true" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round">${SPEAKER}
+  <path d="${isMuted ? "M17 9.5l5 5m0-5l-5 5" : "M16.5 9a4.5 4.5 0 0 1 0 6M19 6.5a8 8 0 0 1 0 11"}"/></svg>`;
+
+function loadSoundChoice() {
+  try {
+    return { muted: true, volume: 1, ...JSON.parse(localStorage.getItem(SOUND_KEY)) };
+  } catch { return { muted: true, volume: 1 }; }
+}
+
+function saveSoundChoice({ muted, volume }) {
+  try { localStorage.setItem(SOUND_KEY, JSON.stringify({ muted, volume })); } catch { /* no storage */ }
+}
+
+// Browsers start sound only after a gesture on the page: without one the clip starts muted.
+async function startPlayer(player) {
+  try {
+    await player.play();
+  } catch (error) {
+    if (player.muted || error.name !== "NotAllowedError") return;
+    player.isMutedByBrowser = true;
+    player.muted = true;
+    player.play().catch(() => {});
+  }
+}
 
 class ApiError extends Error {
   constructor(error, status) { super(error.message); Object.assign(this, { code: error.code, status }); }
@@ -83,9 +113,12 @@ const fillForm = (settings) => document.dispatchEvent(new CustomEvent("film:fill
 
 class ClipViewer extends HTMLElement {
   connectedCallback() {
-    this.innerHTML = `<section aria-label="Clip"><div class="screen"></div>
+    this.innerHTML = `<section aria-label="Clip"><div class="frame"><div class="screen"></div>
+      <button class="film-button sound" hidden></button></div>
       <div class="info" aria-live="polite"></div></section>`;
     this.screen = this.querySelector(".screen");
+    this.soundButton = this.querySelector(".sound");
+    this.soundButton.addEventListener("click", () => this.toggleSound());
     this.info = this.querySelector(".info");
     this.onOpen = (event) => this.follow(event.detail);
     document.addEventListener("film:open", this.onOpen);
@@ -140,6 +173,7 @@ class ClipViewer extends HTMLElement {
   }
 
   showPlaceholder() {
+    this.soundButton.hidden = true;
     this.screen.innerHTML = `<div class="message"><h2>No clip yet</h2>
       <p>Enter a prompt and press Make clip, or start from one of these.</p>
       <div class="film-row" style="justify-content:center">${SAMPLE_PROMPTS.map((s) => `<button class="film-button" data-action="sample" data-text="${escapeHtml(s)}">${escapeHtml(s)}</button>`).join("")}</div></div>`;
@@ -147,6 +181,7 @@ class ClipViewer extends HTMLElement {
   }
 
   showNotFound(error) {
+    this.soundButton.hidden = true;
     this.screen.innerHTML = `<div class="message"><h2>Clip not found</h2>
       <p>${error.status === 401 ? "Sign in with the API key that it belongs to." : "It was deleted, or it belongs to another user."}</p>
       <button class="film-button" data-action="close">Make a new clip</button></div>`;
@@ -186,12 +221,14 @@ class ClipViewer extends HTMLElement {
 
   showMessage(text) {
     this.mode = "message";
+    this.soundButton.hidden = true;
     this.screen.innerHTML = `<div class="message"><h2>${text}</h2></div>`;
   }
 
   // One at a time: a preview that is loading is not replaced by the next one.
   showPreview(url) {
     if (this.mode === "growing") return;
+    this.soundButton.hidden = true;
     if (this.mode !== "preview") this.screen.innerHTML = `<img class="is-preview" alt="Preview of the clip">`;
     this.mode = "preview";
     const picture = this.screen.querySelector("img");
@@ -206,7 +243,9 @@ class ClipViewer extends HTMLElement {
     if (this.mode === mode) return;
     const before = this.screen.querySelector("video");
     const player = document.createElement("video");
-    Object.assign(player, { src: url, muted: true, autoplay: true, playsInline: true, loop: mode === "complete", controls: mode === "complete" });
+    const { muted, volume } = hasSound(this.video) ? loadSoundChoice() : { muted: true, volume: 1 };
+    Object.assign(player, { src: url, muted, volume, autoplay: true, playsInline: true, loop: mode === "complete", controls: mode === "complete" });
+    if (hasSound(this.video)) player.addEventListener("volumechange", () => this.onVolumeChange(player));
     player.setAttribute("aria-label", this.video.prompt);
     if (mode === "growing") player.addEventListener("error", () => player.remove(), { once: true });
     if (before && this.mode === "growing") player.currentTime = before.currentTime;
@@ -214,12 +253,34 @@ class ClipViewer extends HTMLElement {
     player.className = "is-loading";
     player.addEventListener("loadeddata", () => {
       player.className = "";
-      player.play().catch(() => {}); // browsers start only visible videos by themselves
+      startPlayer(player); // browsers start only visible videos by themselves
       // Only older ones: the growing clip may load after the complete one was added.
       while (player.previousElementSibling) player.previousElementSibling.remove();
     }, { once: true });
     this.screen.append(player);
     this.mode = mode;
+    this.showSoundButton(player);
+  }
+
+  onVolumeChange(player) {
+    if (player !== this.screen.lastElementChild) return;
+    if (!player.isMutedByBrowser) saveSoundChoice(player);
+    player.isMutedByBrowser = false;
+    this.showSoundButton(player);
+  }
+
+  showSoundButton(player) {
+    const isMuted = player.muted || player.volume === 0;
+    this.soundButton.hidden = !hasSound(this.video);
+    this.soundButton.innerHTML = `${soundIcon(isMuted)} ${isMuted ? "Unmute" : "Mute"}`;
+  }
+
+  toggleSound() {
+    const player = this.screen.querySelector("video:last-of-type");
+    if (!player) return;
+    const isMuted = player.muted || player.volume === 0;
+    if (player.volume === 0) player.volume = 1;
+    player.muted = !isMuted;
   }
 
   runningHtml(video) {
@@ -250,7 +311,7 @@ class ClipViewer extends HTMLElement {
     const effective = video.effective;
     const frames = effective ? `${effective.frames} frames at ${effective.fps} a second` : `${video.seconds} s`;
     const steps = effective ? `, ${effective.steps + (effective.refine_sigmas?.length ?? 0)} steps` : "";
-    return `${escapeHtml(video.model)}, ${escapeHtml(video.size)}, ${frames}${steps}, seed ${video.seed}${video.draft ? ", draft" : ""}`;
+    return `${escapeHtml(video.model)}, ${escapeHtml(video.size)}, ${frames}${steps}, seed ${video.seed}${video.draft ? ", draft" : ""}${hasSound(video) ? ", with sound" : ""}`;
   }
 
   finishedHtml(video) {
@@ -412,7 +473,8 @@ class Gallery extends HTMLElement {
     const label = video.status === "completed" ? "poster" : video.error?.code === "cancelled" ? "Stopped" : video.status === "failed" ? "Failed" : state;
     if (card.label !== label) {
       card.label = label;
-      card.querySelector(".poster").innerHTML = label === "poster" ? `<img loading="lazy" alt="" src="${contentUrl(video, "?variant=thumbnail")}">` : escapeHtml(label);
+      const mark = hasSound(video) ? `<span class="sound-mark" role="img" aria-label="With sound">${soundIcon(false)}</span>` : "";
+      card.querySelector(".poster").innerHTML = label === "poster" ? `<img loading="lazy" alt="" src="${contentUrl(video, "?variant=thumbnail")}">${mark}` : escapeHtml(label);
     }
     card.querySelector(".small").textContent = `${video.size}, ${video.seconds} s, seed ${video.seed}${video.draft ? ", draft" : ""}`;
   }
