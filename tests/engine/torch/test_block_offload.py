@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from filmlet.engine.placement import Placement
-from filmlet.engine.torch.block_offload import BlockOffloader, offload_blocks
+from filmlet.engine.torch.block_offload import RESIDENT_SHARE, BlockOffloader, offload_blocks
 
 IN_FLOAT32 = Placement("cpu", "float32", "a test")
 COUNT = 4
@@ -108,3 +108,45 @@ def test_weights_that_changed_after_they_were_fetched_are_fetched_anew(blocks: B
     layer.weight = nn.Parameter(layer.weight + 1, requires_grad=False)
     assert torch.equal(run(blocks), held(blocks))
     assert not torch.allclose(first, held(blocks), atol=1e-2)
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_blocks_that_there_is_room_for_are_fetched_once(
+    blocks: Blocks, fetched: list[int], monkeypatch: pytest.MonkeyPatch, is_ahead: bool
+) -> None:
+    size = (8 * 8 + 8) * 4
+    monkeypatch.setattr(
+        "filmlet.engine.torch.block_offload.free_memory", lambda _: 2.5 * size / RESIDENT_SHARE
+    )
+    offload_blocks(blocks.row, IN_FLOAT32, is_ahead=is_ahead, keeps_some=True)
+    expected = held(blocks)
+    for _ in range(3):
+        assert torch.equal(run(blocks), expected)
+    for kept in (0, 1):
+        assert fetched.count(kept) == 1
+    for streamed in (2, 3):
+        assert fetched.count(streamed) == 3
+
+
+def test_a_resident_block_whose_weights_were_replaced_is_fetched_anew(
+    blocks: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("filmlet.engine.torch.block_offload.free_memory", lambda _: 10**9)
+    offload_blocks(blocks.row, IN_FLOAT32, is_ahead=False, keeps_some=True)
+    run(blocks)
+    with torch.no_grad():
+        blocks.row[1].weight.data = torch.ones(8, 8, dtype=torch.bfloat16)
+    expected = held(blocks)
+    for _ in range(2):
+        assert torch.equal(run(blocks), expected)
+
+
+def test_what_is_kept_does_not_stay_a_page_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("filmlet.engine.torch.block_offload.free_memory", lambda _: 10**9)
+    blocks = Blocks()
+    lender = BlockOffloader(list(blocks.row), Placement("cpu", "bfloat16", "a test"), False, True)
+    lender.pre_forward(0, blocks.row[0], None)
+    sources = [weight.data_ptr() for weight in lender.resident[0].source_weights]
+    owned = [weight.data_ptr() for weight in lender.resident[0].device_weights]
+    lender.post_forward()
+    assert not set(sources) & set(owned)

@@ -2,24 +2,30 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from filmlet.engine.placement import Placement
+from filmlet.engine.placement import Placement, free_memory
 from filmlet.engine.torch.dtype import torch_dtype
 
+RESIDENT_SHARE = 0.5  # of the memory that is free when a model begins to run
 
-def offload_blocks(blocks: Iterable[nn.Module], placement: Placement, is_ahead: bool) -> None:
+
+def offload_blocks(
+    blocks: Iterable[nn.Module], placement: Placement, *, is_ahead: bool, keeps_some: bool = False
+) -> None:
     """Give each block its weights, on the device and in the dtype it computes in, while it runs.
 
     is_ahead: the next block's come meanwhile, so two are lent at once. Between its runs a block's
     are as they were: in the file's dtype, on the CPU they are pages of the file, which the system
     may drop and read again. Those in 8 bits are multiplied by their layer's `weight_scale`.
+    keeps_some: of a model that runs many times, as many blocks as half of the free memory holds
+    keep theirs; a cache of the latest would hit none, for they run in a row.
     """
-    lender = BlockOffloader(list(blocks), placement, is_ahead)
+    lender = BlockOffloader(list(blocks), placement, is_ahead, keeps_some)
     for number, block in enumerate(lender.blocks):
         block.register_forward_pre_hook(partial(lender.pre_forward, number))
         block.register_forward_hook(lender.post_forward)
@@ -37,12 +43,26 @@ class OnloadedBlock:
     device_weights: list[Tensor]
     ready: torch.cuda.Event | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Return what it takes where it computes."""
+        return sum(weight.nbytes for weight in self.device_weights)
+
 
 class BlockOffloader:
     """Blocks that run one after the other, over and over; it may be one ahead of them."""
 
-    def __init__(self, blocks: Sequence[nn.Module], placement: Placement, is_ahead: bool) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        placement: Placement,
+        is_ahead: bool,
+        keeps_some: bool = False,
+    ) -> None:
         self.blocks, self.placement, self.is_ahead = blocks, placement, is_ahead
+        self.keeps_some = keeps_some
+        self.resident: dict[int, OnloadedBlock] = {}
+        self.room: float | None = None  # bytes that further resident blocks may take
         self.thread = ThreadPoolExecutor(1, "lender")
         self.coming: Future[OnloadedBlock] | None = None
         self.kept: list[tuple[nn.Parameter, Tensor]] = []
@@ -57,8 +77,9 @@ class BlockOffloader:
             for weight, tensor in zip(block.parameters(), loan.device_weights, strict=True):
                 self.kept.append((weight, weight.data))
                 weight.data = tensor
-        if self.is_ahead:
-            self.coming = self.thread.submit(self._onload, (number + 1) % len(self.blocks))
+        following = (number + 1) % len(self.blocks)
+        if self.is_ahead and following not in self.resident:
+            self.coming = self.thread.submit(self._onload, following)
 
     def post_forward(self, *_: object) -> None:
         """Take everything back."""
@@ -70,15 +91,42 @@ class BlockOffloader:
     def _take_prefetched(self, number: int, block: nn.Module) -> OnloadedBlock:
         """Return the prefetched weights; fetch them if another block came or they changed."""
         coming, self.coming = self.coming, None
-        loan = coming.result() if coming else self._onload(number)
+        loan = self.resident.get(number) or (coming.result() if coming else self._onload(number))
         if loan.number != number or not _are_same(loan.source_weights, _block_weights(block)):
+            self._release(number)
             loan = self._onload(number)
+        elif number not in self.resident:
+            loan = self._keep(loan)
         if loan.ready:
             stream = torch.cuda.current_stream(self.placement.device)
             stream.wait_event(loan.ready)
             for tensor in loan.device_weights:
                 tensor.record_stream(stream)
         return loan
+
+    def _keep(self, loan: OnloadedBlock) -> OnloadedBlock:
+        """Keep a block's weights for its next run, if there is room for them."""
+        if not self.keeps_some:
+            return loan
+        if self.room is None:
+            self.room = free_memory(self.placement.device) * RESIDENT_SHARE
+        if loan.bytes > self.room:
+            return loan
+        self.room -= loan.bytes
+        with torch.inference_mode(False):
+            # What is still a page of the file is copied: the system would drop it.
+            owned = [
+                weight.clone() if weight.data_ptr() == source.data_ptr() else weight
+                for weight, source in zip(loan.device_weights, loan.source_weights, strict=True)
+            ]
+        self.resident[loan.number] = replace(loan, device_weights=owned)
+        return self.resident[loan.number]
+
+    def _release(self, number: int) -> None:
+        """Forget a resident block whose weights are others by now."""
+        stale = self.resident.pop(number, None)
+        if stale and self.room is not None:
+            self.room += stale.bytes
 
     def _onload(self, number: int) -> OnloadedBlock:
         weights, dtype = _block_weights(self.blocks[number]), torch_dtype(self.placement)

@@ -47,7 +47,13 @@ def load_weights(
     module.requires_grad_(False).eval()
     if offloaded:
         # A CPU would cast ahead with the cores that it computes with, and has the less memory.
-        offload_blocks(offloaded, placement, is_ahead=placement.device != "cpu")
+        offload_blocks(
+            offloaded,
+            placement,
+            is_ahead=placement.device != "cpu",
+            keeps_some=weights.component == "transformer"
+            and placement.offload is OffloadMode.SEQUENTIAL,
+        )
 
 
 def _names_of(module: nn.Module, parts: Sequence[nn.Module]) -> set[str]:
