@@ -27,7 +27,6 @@ from recipe.teacher import (
     LatentDataset,
     TextToVideoModel,
     add_noise,
-    encode,
     mask_given_frames,
     sample_given_frames,
     shape_at,
@@ -166,7 +165,7 @@ def distil(
         vae.load(checkpoint / "vae").eval(),
         TextToVideoModel.from_pretrained(checkpoint).eval(),
     )
-    data = encode(coder, clips, folder / "latents", is_normal=True)
+    data = LatentDataset(coder, clips, folder / "latents", is_normal=True)
     student = copy.deepcopy(teacher)
     student.text.requires_grad_(False)  # another model's is large, and knows its words
     run = TrainingRun(folder, way.method, torch.device("cpu"))

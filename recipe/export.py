@@ -40,7 +40,7 @@ def export(
     folder: Path, vae: AutoencoderKLLTXVideo, pair: TextToVideoModel, data: LatentDataset
 ) -> int:
     """Write the checkpoint to `folder`, replacing what is there; returns its size in bytes."""
-    projection = latent_to_rgb(vae, data, clips=min(64, len(data.clips_by_shape["clip"].corpus)))
+    projection = latent_to_rgb(vae, data, clips=min(64, data.count))
     vae.latents_mean.copy_(data.mean.flatten())
     vae.latents_std.copy_(data.std.flatten())
     pipe = LTXPipeline(

@@ -29,7 +29,7 @@ class Steps:
 
     vae_images: int = 2000
     vae_videos: int = 9000
-    clips: int = 8000  # of the default shape, encoded once for the transformer
+    clips: int = 4000  # of the default shape, encoded once for the transformer
     stills: int = 3000
     whole: int = 11000
     student: int = 1200
@@ -58,18 +58,17 @@ class Recipe:
     def vae(self) -> AutoencoderKLLTXVideo:
         """The trained VAE; trains what is missing."""
         torch.manual_seed(0)
-        if self.start:
-            model = vae.load(self.start / "vae").to(self.device)  # it has seen its images
-        else:
-            model = vae.build(vae.VaeSize()).to(self.device)
-            vae.train_images(self.run("vae-images"), model, self.steps.vae_images)
-            frames.repeat_frames(model)
+        if self.start:  # its latents are those that a transformer learns
+            return vae.load(self.start / "vae").to(self.device).eval()
+        model = vae.build(vae.VaeSize()).to(self.device)
+        vae.train_images(self.run("vae-images"), model, self.steps.vae_images)
+        frames.repeat_frames(model)
         vae.train_videos(self.run("vae"), model, self.steps.vae_videos)
         return model.eval()
 
     @cached_property
     def data(self) -> LatentDataset:
-        return teacher.encode(self.vae, self.steps.clips, self.folder / "latents")
+        return LatentDataset(self.vae, self.steps.clips, self.folder / "latents")
 
     @cached_property
     def teacher(self) -> TextToVideoModel:
@@ -77,7 +76,7 @@ class Recipe:
         torch.manual_seed(0)
         pair = TextToVideoModel.untrained(vae.VaeSize().latent_channels).to(self.device)
         is_new = not (self.start and (self.start / "transformer").exists())
-        if self.start and not is_new:
+        if self.start:
             pair.start_from(self.start)
         run, steps = self.run("teacher"), self.steps
         teacher.train(run, pair, self.data, steps.stills, steps.whole, is_new=is_new)

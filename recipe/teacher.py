@@ -6,7 +6,7 @@ Single latent frames first, whole clips after; then it needs many steps and guid
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -65,7 +65,7 @@ class Shape:
 
 # First pictures alone are cheap: a step sees four times the subjects.
 SHAPES = {
-    "still": Shape(1, 256, 256, 0.25, 3.0),
+    "still": Shape(1, 256, 256, 0.25, 6.0),
     "clip": Shape(25, 256, 256, 0.45, 1.0),
     "wide": Shape(25, 256, 384, 0.08, 0.15),
     "tall": Shape(25, 384, 256, 0.06, 0.15),
@@ -123,12 +123,14 @@ class TextToVideoModel(nn.Module):
         )
 
     def start_from(self, checkpoint: Path) -> None:
-        """Take over the weights of a checkpoint; words that it does not know start anew."""
+        """Take over what a checkpoint has of both; words that it does not know start anew."""
         for module, name in ((self.text, "text_encoder"), (self.transformer, "transformer")):
-            (file,) = (checkpoint / name).glob("*.safetensors")
-            own, theirs = module.state_dict(), load_file(file)
-            kept = {n: t for n, t in theirs.items() if n in own and own[n].shape == t.shape}
-            module.load_state_dict(kept, strict=False)
+            for file in (checkpoint / name).glob("*.safetensors"):
+                own, theirs = module.state_dict(), load_file(file)
+                kept = {n: t for n, t in theirs.items() if n in own and own[n].shape == t.shape}
+                module.load_state_dict(kept, strict=False)
+        if not (checkpoint / "text_encoder").exists():
+            return
         known = AutoTokenizer.from_pretrained(checkpoint / "tokenizer").get_vocab()
         rows = {i: known[word] for word, i in self.tokenizer.get_vocab().items() if word in known}
         with torch.no_grad():
@@ -184,31 +186,52 @@ class EncodedClips:
 
 @dataclass(frozen=True, eq=False)
 class LatentDataset:
-    """The training data: encoded clips of every shape, and what normalises them."""
+    """The training data: encoded clips of every shape, and what normalises them.
 
-    clips_by_shape: dict[str, EncodedClips]
-    normal: tuple[Tensor, Tensor] | None = None  # mean and spread, where they are not measured
+    A shape is encoded when it is first asked for: single frames can be trained on at once.
+    """
+
+    vae: AutoencoderKLLTXVideo
+    count: int  # clips of the default shape; of the others their share
+    folder: Path  # what lies there is not encoded again
+    is_normal: bool = False  # the VAE knows its own mean and spread
+    encoded: dict[str, EncodedClips] = field(default_factory=dict)
+
+    def clips_of(self, shape: str) -> EncodedClips:
+        """The clips of a shape of SHAPES; encodes what is missing."""
+        if shape not in self.encoded:
+            self.encoded[shape] = _encode_shape(self, shape)
+        return self.encoded[shape]
 
     @cached_property
+    def normal(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread of each channel of the default shape: (1, channels, 1, 1, 1) each."""
+        if self.is_normal:
+            return tuple(
+                value.cpu().view(1, -1, 1, 1, 1)
+                for value in (self.vae.latents_mean, self.vae.latents_std)
+            )
+        corpus = _draw_corpus(self, "clip")[:SHARD]
+        clips = _shards(
+            self.vae, SHAPES["clip"], [e.scenario for e in corpus], self.folder / "clip"
+        ).float()
+        axes = (0, 2, 3, 4)
+        return clips.mean(axes, keepdim=True), clips.std(axes, keepdim=True).clamp_min(1e-4)
+
+    @property
     def mean(self) -> Tensor:
-        """Of each channel of the default shape: (1, channels, 1, 1, 1)."""
-        if self.normal:
-            return self.normal[0].view(1, -1, 1, 1, 1)
-        return self.clips_by_shape["clip"].clips.float().mean((0, 2, 3, 4), keepdim=True)
+        return self.normal[0]
 
-    @cached_property
+    @property
     def std(self) -> Tensor:
-        if self.normal:
-            return self.normal[1].view(1, -1, 1, 1, 1)
-        clips = self.clips_by_shape["clip"].clips.float()
-        return clips.std((0, 2, 3, 4), keepdim=True).clamp_min(1e-4)
+        return self.normal[1]
 
     def sample_batch(self, shape: str, choice: random.Random) -> tuple[Tensor, Tensor, list[str]]:
         """A batch: normalised clips, the weight of each token, and a fresh wording for each clip.
 
         Some prompts are empty.
         """
-        shelf = self.clips_by_shape[shape]
+        shelf = self.clips_of(shape)
         rows = choice.choices(range(len(shelf.corpus)), k=SHAPES[shape].batch)
         scenarios = [shelf.corpus[r].scenario for r in rows]
         prompts = [
@@ -221,32 +244,28 @@ class LatentDataset:
         return (clips - self.mean) / self.std, SCENERY + (1 - SCENERY) * share, prompts
 
 
+def _draw_corpus(data: LatentDataset, name: str) -> list[Example]:
+    stream = examples(seed=10 + list(SHAPES).index(name))
+    return [next(stream) for _ in range(max(2, round(data.count * SHAPES[name].clips)))]
+
+
 @torch.inference_mode()
-def encode(
-    vae: AutoencoderKLLTXVideo, count: int, folder: Path, is_normal: bool = False
-) -> LatentDataset:
-    """Draw `count` training clips of the default shape, and of the others their share; encode them.
-
-    What is in the folder already is not encoded again; is_normal: the VAE knows its own mean and
-    spread.
-    """
-    folder.mkdir(exist_ok=True)
-    shelves = {}
-    for number, (name, shape) in enumerate(SHAPES.items()):
-        stream = examples(seed=10 + number)
-        corpus = [next(stream) for _ in range(max(2, round(count * shape.clips)))]
-        scenes = sorted({e.scenario.scene for e in corpus})
-        empty = _shards(vae, shape, [Scenario((), s) for s in scenes], folder / f"{name}-scenes")
-        clips = _shards(vae, shape, [e.scenario for e in corpus], folder / name)
-        shelves[name] = EncodedClips(clips, corpus, dict(zip(scenes, empty, strict=True)))
-    normal = (vae.latents_mean.cpu(), vae.latents_std.cpu()) if is_normal else None
-    return LatentDataset(shelves, normal)
+def _encode_shape(data: LatentDataset, name: str) -> EncodedClips:
+    shape, corpus = SHAPES[name], _draw_corpus(data, name)
+    scenes = sorted({e.scenario.scene for e in corpus})
+    empty = _shards(
+        data.vae, shape, [Scenario((), s) for s in scenes], data.folder / f"{name}-scenes"
+    )
+    clips = _shards(data.vae, shape, [e.scenario for e in corpus], data.folder / name)
+    return EncodedClips(clips, corpus, dict(zip(scenes, empty, strict=True)))
 
 
+@torch.inference_mode()
 def _shards(
     vae: AutoencoderKLLTXVideo, shape: Shape, scenarios: Sequence[Scenario], path: Path
 ) -> Tensor:
     """Latents of the scenarios, SHARD to a file."""
+    path.parent.mkdir(exist_ok=True)
     starts = range(0, len(scenarios), SHARD)
     files = [path.with_name(f"{path.name}-{start}.safetensors") for start in starts]
     for number, (start, file) in enumerate(zip(starts, files, strict=True)):
