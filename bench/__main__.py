@@ -47,7 +47,7 @@ def stop(worker: subprocess.Popen[str]) -> None:
     worker.communicate()
 
 
-def cold(folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES) -> Figures:
+def measure_cold(folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES) -> Figures:
     """Seconds from the start of a process to its finished MP4."""
     figures: Figures = {side: [] for side in sides}
     for _ in range(runs):
@@ -60,7 +60,9 @@ def cold(folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES) -> 
     return figures
 
 
-def warm(folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES) -> dict[str, Figures]:
+def measure_warm(
+    folder: Path, frames: int, runs: int, sides: Sequence[str] = SIDES
+) -> dict[str, Figures]:
     """All processes loaded, clips made in turns; one clip each is not counted."""
     rows = ("clip", "playable", "first frame", "peak MB")
     figures: dict[str, Figures] = {row: {side: [] for side in sides} for row in rows}
@@ -106,8 +108,11 @@ def processor() -> str:
 def report(runs: int, frames: int) -> str:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        cold(folder, frames, 1, ("filmlet",))  # compiles
-        cold_figures, warm_figures = cold(folder, frames, runs), warm(folder, frames, runs)
+        measure_cold(folder, frames, 1, ("filmlet",))  # compiles
+        cold_figures, warm_figures = (
+            measure_cold(folder, frames, runs),
+            measure_warm(folder, frames, runs),
+        )
     flat = {n: decode_memory(n) for n in (25, 121, 257)}
     names = ("openvino", "torch", "diffusers", "transformers", "av")
     stock = " | ".join(f"stock, {dtype}" for dtype in STOCK)

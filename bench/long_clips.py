@@ -62,13 +62,13 @@ def bench_request(prompt: str, seconds: int) -> ClipRequest:
     return build_request(prompt, seed=1, seconds=seconds, size=f"{SIDE}x{SIDE}")
 
 
-def ready(request: ClipRequest, grid: ShapeConstraints = POCKET.grid) -> PreparedClip:
+def prepare_clip(request: ClipRequest, grid: ShapeConstraints = POCKET.grid) -> PreparedClip:
     """A clip of pocket, ready to be made, in windows of its own or other ones."""
     plan = make_plan(request, card=replace(POCKET, grid=grid))
     return drain(prepare(plan, Settings.from_environment(), engines=ENGINES))
 
 
-def frames_of(clip: PreparedClip) -> Pixels:
+def generate_pixels(clip: PreparedClip) -> Pixels:
     events = stages.generate_frames(clip, RunContext(ENGINES))
     return np.concatenate([e.pixels for e in events if isinstance(e, Frames)])
 
@@ -83,17 +83,20 @@ def judge_clip(grid: ShapeConstraints) -> list[str]:
 
     def make(example: Example) -> Tensor:
         request = build_request(example.prompt, seed=1, frames=JUDGED, size=f"{SIDE}x{SIDE}")
-        return torch.tensor(frames_of(ready(request, grid))).permute(3, 0, 1, 2) / 127.5 - 1
+        return (
+            torch.tensor(generate_pixels(prepare_clip(request, grid))).permute(3, 0, 1, 2) / 127.5
+            - 1
+        )
 
     right = evaluate(make, HELD_OUT, pairs=0.0)
     return [f"{right[row]:.0f}" for row in SEEN]
 
 
 def score_windows(prompt: str, grid: ShapeConstraints) -> Scores:
-    clip = ready(bench_request(prompt, SECONDS), grid)
+    clip = prepare_clip(bench_request(prompt, SECONDS), grid)
     borders = {w.start_frame + w.overlap_frames for w in clip.effective.windows[1:]}
     return scores(
-        frames_of(clip), borders, grid.temporal_compression, round(clip.effective.shape.fps)
+        generate_pixels(clip), borders, grid.temporal_compression, round(clip.effective.shape.fps)
     )
 
 
@@ -121,10 +124,10 @@ def gradient(frames: Pixels) -> float:
     return float(np.mean([np.abs(np.diff(f.astype(np.int16), axis=1)).mean() for f in frames]))
 
 
-def film(seconds: int) -> dict[str, float]:
+def measure_clip(seconds: int) -> dict[str, float]:
     """One long clip as the command line makes it: windows, seconds, MB at the peak so far."""
     began, peaks = time.perf_counter(), {}
-    clip = ready(bench_request(PROMPTS[0], seconds))
+    clip = prepare_clip(bench_request(PROMPTS[0], seconds))
     for event in stages.generate_clip(clip, RunContext(ENGINES), Path("long.mp4"), force=True):
         if isinstance(event, StageFinished):
             peaks[event.stage.value] = memory_mb("VmHWM")
@@ -133,8 +136,8 @@ def film(seconds: int) -> dict[str, float]:
     return {"windows": len(clip.effective.windows), "seconds": took, **peaks}
 
 
-def film_clip(seconds: int) -> dict[str, float]:
-    """`film` in a process of its own."""
+def measure_in_process(seconds: int) -> dict[str, float]:
+    """`measure_clip` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.long_clips", "--film", str(seconds)],
         capture_output=True, text=True, check=True,
@@ -153,7 +156,7 @@ def report() -> str:
         cells = (f"{' '.join(f'{v:.2f}' for v in c)} | {median(c):.2f}" for c in columns)
         mark = "**" if grid == POCKET.grid else ""
         rows.append(f"| {mark}{name}{mark} | {' | '.join([*cells, *judge_clip(grid)])} |")
-    films = {seconds: film_clip(seconds) for seconds in LENGTHS}
+    films = {seconds: measure_in_process(seconds) for seconds in LENGTHS}
     lines = [
         f"| {seconds} s | {f['windows']} | {f['seconds']:.1f} | {f['denoise']:.0f} "
         f"| {f['decode']:.0f} |"
@@ -191,7 +194,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=Path(__file__).parent / "LONG.md")
     chosen = options.parse_args()
     if chosen.film:
-        print(json.dumps(film(chosen.film)))
+        print(json.dumps(measure_clip(chosen.film)))
         return
     text = report()
     chosen.output.write_text(text)

@@ -9,16 +9,25 @@ this module imports nothing of filmlet:
 """
 
 import argparse
-import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from bench.worker import FPS, PROMPT, SEED, SIDE, STEPS, Seconds, encode, memory_mb
+from bench.worker import (
+    FPS,
+    PROMPT,
+    SEED,
+    SIDE,
+    STEPS,
+    Seconds,
+    answer_paths,
+    diffusers_side,
+    time_clip,
+)
 
 SIDES = ("genai", "genai, float32", "optimum", "optimum, float32")
 WARMUPS = 2  # clips that are not counted
@@ -54,51 +63,31 @@ def genai_side(folder: Path, frames: int, config: dict[str, str]) -> Callable[[P
 
     pipe = openvino_genai.Text2VideoPipeline(str(folder), "CPU", **config)
 
-    def make(path: Path) -> Seconds:
-        start = time.perf_counter()
+    def generate() -> np.ndarray:
         video = pipe.generate(
             PROMPT, width=SIDE, height=SIDE, num_frames=frames, frame_rate=FPS,
             num_inference_steps=STEPS, guidance_scale=1.0,
             generator=openvino_genai.TorchGenerator(SEED),
         ).video  # fmt: skip
-        pixels = np.array(video.data)[0]
-        first = time.perf_counter() - start
-        encode(pixels, path)
-        return {"clip": time.perf_counter() - start, "first frame": first}
+        return np.array(video.data)[0]
 
-    return make
+    return partial(time_clip, generate)
 
 
 def optimum_side(folder: Path, frames: int, config: dict[str, str]) -> Callable[[Path], Seconds]:
-    import torch
     from optimum.intel import OVLTXPipeline
 
     pipe = OVLTXPipeline.from_pretrained(str(folder), ov_config=config)
     pipe.set_progress_bar_config(disable=True)
 
-    def make(path: Path) -> Seconds:
-        start = time.perf_counter()
-        video = pipe(
-            prompt=PROMPT, width=SIDE, height=SIDE, num_frames=frames, frame_rate=FPS,
-            num_inference_steps=STEPS, guidance_scale=1.0,
-            generator=torch.Generator().manual_seed(SEED), output_type="np",
-        ).frames[0]  # fmt: skip
-        pixels = (video * 255).round().astype("uint8")
-        first = time.perf_counter() - start
-        encode(pixels, path)
-        return {"clip": time.perf_counter() - start, "first frame": first}
-
-    return make
+    return diffusers_side(pipe, frames)
 
 
 def serve(side: str, folder: Path, frames: int) -> None:
-    """Answer each path on stdin with a line of JSON, once a clip is there."""
     library, _, dtype = side.partition(", ")
     config = {"INFERENCE_PRECISION_HINT": "f32"} if dtype else {}
     make = {"genai": genai_side, "optimum": optimum_side}[library](folder, frames, config)
-    for line in sys.stdin:
-        times = make(Path(line.strip()))
-        print(json.dumps(times | {"peak MB": memory_mb("VmHWM")}), flush=True)
+    answer_paths(make)
 
 
 def report(python: str, folder: Path, runs: int, frames: int) -> str:

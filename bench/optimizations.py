@@ -136,7 +136,7 @@ def seconds(side: Side, device: str) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(sides: Mapping[str, Side], runs: int, device: str) -> dict[str, list[float]]:
+def time_in_turns(sides: Mapping[str, Side], runs: int, device: str) -> dict[str, list[float]]:
     """Seconds of each, and of its first call before the others."""
     figures = {name: [seconds(side, device)] for name, side in sides.items()}
     for _ in range(runs):
@@ -149,7 +149,7 @@ def peak_flops(placement: Placement) -> float:
     """FLOP a second of matrix products."""
     side = 8192 if placement.device.startswith("cuda") else 1024
     a, b = (torch.randn(side, side).to(placement.device, torch_dtype(placement)) for _ in range(2))
-    times = in_turns({"product": lambda: a @ b}, 10, placement.device)["product"]
+    times = time_in_turns({"product": lambda: a @ b}, 10, placement.device)["product"]
     return 2.0 * side**3 / min(times[1:])
 
 
@@ -176,7 +176,7 @@ def rows(sides: Mapping[str, Side], runs: int, device: str) -> Rows:
     """The gain is taken run by run."""
     with FlopCounterMode(display=False) as counter:
         next(iter(sides.values()))()
-    figures = in_turns(sides, runs, device)
+    figures = time_in_turns(sides, runs, device)
     _, *first = next(iter(figures.values()))
     flop = float(counter.get_total_flops())
     return [
@@ -219,7 +219,7 @@ def variants(placement: Placement) -> list[tuple[str, Build]]:
         offload_blocks(model.transformer_blocks.cpu(), placement, is_ahead=is_cuda)
         return CachedTransformer(model, dtype, is_lent=True)
 
-    def in_eight_bits(model: LTXVideoTransformer3DModel) -> CachedTransformer:
+    def quantized_variant(model: LTXVideoTransformer3DModel) -> CachedTransformer:
         quantize_linears(model.transformer_blocks)
         return CachedTransformer(model, dtype)
 
@@ -230,7 +230,7 @@ def variants(placement: Placement) -> list[tuple[str, Build]]:
         ("what stays computed once", synchronous_variant()),
         ("and blocks compiled", synchronous_variant(Optimization.COMPILE)),
         ("layers lent", offloaded_variant),
-        ("products in 8 bits, lossy", in_eight_bits),
+        ("products in 8 bits, lossy", quantized_variant),
     ]
     return ways + [("as one graph", synchronous_variant(Optimization.CUDA_GRAPHS))] * is_cuda
 

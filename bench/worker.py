@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,20 +49,20 @@ def filmlet_side(frames: int, engine: str = "auto") -> Callable[[Path], Seconds]
             PROMPT, seed=SEED, steps=STEPS, frames=frames, size=f"{SIDE}x{SIDE}"
         )
         first = None
-        with watching(path, start) as seen:
+        with watch_growth(path, start) as seen:
             prepared = drain(prepare(make_plan(request), settings, engines=engines))
             for event in stages.generate_clip(prepared, RunContext(engines), path):
                 if first is None and isinstance(event, Frames):
                     first = time.perf_counter() - start
             clip = time.perf_counter() - start
-        playable = next((seconds for seconds, data in seen if can_be_played(data)), clip)
+        playable = next((seconds for seconds, data in seen if is_playable(data)), clip)
         return {"clip": clip, "first frame": first or 0.0, "playable": playable}
 
     return make
 
 
 @contextmanager
-def watching(path: Path, start: float) -> Iterator[Seen]:
+def watch_growth(path: Path, start: float) -> Iterator[Seen]:
     """What a file held while it grew, and when, in seconds since `start`.
 
     It is looked at every millisecond.
@@ -87,7 +88,7 @@ def watching(path: Path, start: float) -> Iterator[Seen]:
         watcher.join()
 
 
-def can_be_played(data: bytes) -> bool:
+def is_playable(data: bytes) -> bool:
     """Whether a file as it was then shows a frame."""
     import av
 
@@ -108,20 +109,32 @@ def stock_side(frames: int, dtype: str) -> Callable[[Path], Seconds]:
     pipe = LTXPipeline.from_pretrained(POCKET, torch_dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
 
-    def make(path: Path) -> Seconds:
-        start = time.perf_counter()
+    return diffusers_side(pipe, frames)
+
+
+def diffusers_side(pipe: Any, frames: int) -> Callable[[Path], Seconds]:
+    """A pipeline of diffusers, or one with the same arguments and results."""
+    import torch
+
+    def generate() -> "NDArray[np.uint8]":
         video = pipe(
             prompt=PROMPT, width=SIDE, height=SIDE, num_frames=frames, frame_rate=FPS,
             num_inference_steps=STEPS, guidance_scale=1.0,
             generator=torch.Generator().manual_seed(SEED), output_type="np",
         ).frames[0]  # fmt: skip
-        pixels = (video * 255).round().astype("uint8")
-        first = time.perf_counter() - start
-        encode(pixels, path)
-        clip = time.perf_counter() - start
-        return {"clip": clip, "first frame": first, "playable": clip}  # nothing is before
+        return (video * 255).round().astype("uint8")
 
-    return make
+    return partial(time_clip, generate)
+
+
+def time_clip(generate: "Callable[[], NDArray[np.uint8]]", path: Path) -> Seconds:
+    """Seconds of a library that gives all frames at once: nothing can be played before the end."""
+    start = time.perf_counter()
+    pixels = generate()
+    first = time.perf_counter() - start
+    encode(pixels, path)
+    clip = time.perf_counter() - start
+    return {"clip": clip, "first frame": first, "playable": clip}
 
 
 def encode(pixels: "NDArray[np.uint8]", path: Path) -> None:
@@ -178,15 +191,19 @@ SIDES: dict[str, Callable[[int], Callable[[Path], Seconds]]] = {
 }
 
 
+def answer_paths(make: Callable[[Path], Seconds]) -> None:
+    """Answer each path on stdin with a line of JSON, once a clip is there."""
+    for line in sys.stdin:
+        times = make(Path(line.strip()))
+        print(json.dumps(times | {"peak MB": memory_mb("VmHWM")}), flush=True)
+
+
 def main() -> None:
     side, frames = sys.argv[1], int(sys.argv[2])
     if side == "decode":
         print(json.dumps({"peak MB": decode_peak(frames)}), flush=True)
         return
-    make = SIDES[side](frames)
-    for line in sys.stdin:
-        times = make(Path(line.strip()))
-        print(json.dumps(times | {"peak MB": memory_mb("VmHWM")}), flush=True)
+    answer_paths(SIDES[side](frames))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ BYTES = 2_000_000  # the most that the gallery may weigh
 PAPER, INK, WRONG = "white", "black", "#b00020"
 
 
-def held_out(count: int) -> list[Example]:
+def list_held_out_examples(count: int) -> list[Example]:
     """The first examples of the seed that no training saw."""
     return list(islice(examples(SEED, held_out=True), count))
 
@@ -37,7 +37,7 @@ def held_out(count: int) -> list[Example]:
 def write_sheets(maker: Sampler, count: int, folder: Path) -> Iterator[Path]:
     """A row a prompt, ROWS to a sheet; what the judge sees otherwise is said in red."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = held_out(count)
+    told = list_held_out_examples(count)
     for first in range(0, count, ROWS):
         some = told[first : first + ROWS]
         size = (CELL * len(FRAMES), (CELL + CAPTION) * len(some))
@@ -48,7 +48,7 @@ def write_sheets(maker: Sampler, count: int, folder: Path) -> Iterator[Path]:
             for column, frame in enumerate(FRAMES):
                 sheet.paste(_picture(clip, frame, CELL), (column * CELL, top))
             _caption(sheet, (4, top + CELL), CELL * len(FRAMES), example.prompt)
-            if wrong := _wrong(example, clip):
+            if wrong := _describe_errors(example, clip):
                 ImageDraw.Draw(sheet).text((4, top + CELL + 14), wrong, WRONG, font=_font())
         path = folder / f"{first:03}.png"
         sheet.save(path)
@@ -57,7 +57,7 @@ def write_sheets(maker: Sampler, count: int, folder: Path) -> Iterator[Path]:
 
 def write_gallery(maker: Sampler, path: Path) -> None:
     """Eight clips side by side over their prompts, as one animated WebP of at most BYTES."""
-    told = held_out(GALLERY)
+    told = list_held_out_examples(GALLERY)
     clips = [maker.make(example.prompt) for example in told]
     height = (GALLERY_CELL + CAPTION) * (GALLERY // COLUMNS)
     pages = []
@@ -100,7 +100,7 @@ def _caption(page: Image.Image, place: tuple[int, int], width: int, text: str) -
     pen.multiline_text(place, "\n".join(lines[:2]), INK, font=_font(), spacing=1)
 
 
-def _wrong(example: Example, clip: Tensor) -> str:
+def _describe_errors(example: Example, clip: Tensor) -> str:
     """What the judge sees otherwise than it was asked, empty where all is right."""
     asked = example.scenario
     verdict = classify_clip(clip, len(asked.actors))
@@ -122,7 +122,7 @@ def main() -> None:
     options.add_argument("--folder", type=Path, default=Path("build/sheets"))
     options.add_argument("--gallery", type=Path, help="write this WebP instead of sheets")
     chosen = options.parse_args()
-    maker = Sampler.of(chosen.checkpoint, chosen.steps, chosen.guidance)
+    maker = Sampler.from_checkpoint(chosen.checkpoint, chosen.steps, chosen.guidance)
     if chosen.gallery:
         write_gallery(maker, chosen.gallery)
         print(f"{chosen.gallery}: {chosen.gallery.stat().st_size / 1e6:.2f} MB")

@@ -82,13 +82,13 @@ def classify_clip(clip: Tensor, count: int = 1) -> ClipLabels:
     loop = scenery(scene, height, width)
     back = loop[:, torch.arange(frames) % loop.shape[1]]
     differs = (clip - back).abs().amax(0)  # (frames, height, width)
-    masks = _open(differs > MASK)
+    masks = _remove_specks(differs > MASK)
     sides = [width * k // count for k in range(count + 1)]
     parts = [slice(a, b) for a, b in pairwise(sides)]
     return ClipLabels(
         scene,
         tuple(
-            _look(
+            _classify_actor(
                 ActorCrop(
                     clip[..., p],
                     back[..., p],
@@ -117,7 +117,7 @@ class ActorCrop:
         return PAIR_SCALE if self.count > 1 else 1.0
 
 
-def _look(part: ActorCrop) -> DetectedActor:
+def _classify_actor(part: ActorCrop) -> DetectedActor:
     boxes = [_box(mask) for mask in part.masks]
     # A quick subject may begin half outside; then it is seen best as it crosses the centre.
     edge = part.masks[0].clone()
@@ -143,7 +143,7 @@ def _square(side: int) -> NDArray[np.bool_]:
     return np.ones((1, side, side), bool)
 
 
-def _open(masks: Tensor, speck: int = SPECK) -> Tensor:
+def _remove_specks(masks: Tensor, speck: int = SPECK) -> Tensor:
     """(count, height, width) without what is thinner than `speck` pixels."""
     opened = ndimage.binary_erosion(masks.numpy(), _square(speck), border_value=1)
     return torch.from_numpy(ndimage.binary_dilation(opened, _square(speck)))
@@ -214,7 +214,7 @@ def _templates(colour: Tensor) -> tuple[Tensor, Tensor]:
     sprites = _small_atlas()
     over = sprites[:, :3] + colour.view(3, 1, 1) * (1 - sprites[:, 3:])
     differs = (over - colour.view(3, 1, 1)).abs().amax(1) > MASK
-    boxes = [_box(mask) for mask in _open(differs, speck=3)]
+    boxes = [_box(mask) for mask in _remove_specks(differs, speck=3)]
     cut = [_patch(sprite, box) for sprite, box in zip(sprites, boxes, strict=True)]
     return torch.stack(cut), torch.tensor([2 * box[2] / sprites.shape[-1] for box in boxes])
 
@@ -363,7 +363,7 @@ def main() -> None:
     options.add_argument("--guidance", type=float, default=1.0, help="1 is none")
     options.add_argument("--prompts", type=int, default=300)
     chosen = options.parse_args()
-    maker = Sampler.of(chosen.checkpoint, chosen.steps, chosen.guidance)
+    maker = Sampler.from_checkpoint(chosen.checkpoint, chosen.steps, chosen.guidance)
     print(json.dumps(evaluate(lambda example: maker.make(example.prompt), chosen.prompts)))
 
 

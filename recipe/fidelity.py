@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from recipe.prompts import examples
-from recipe.renderer import FPS, SQUARE, Scenario, actor_trajectory, places, render
+from recipe.renderer import FPS, SQUARE, Scenario, actor_trajectory, place_actors, render
 from recipe.trainer import autocast
 from recipe.vae import reconstruct
 
@@ -55,7 +55,7 @@ def window_psnr(scenario: Scenario, truth: Tensor, reconstruction: Tensor) -> fl
 
 def locate_window(scenario: Scenario, frame: int) -> tuple[int, int]:
     """Top and left of the WINDOW around the only subject, within the default canvas."""
-    ((x, y, actor, _),) = places(scenario, SQUARE)
+    ((x, y, actor, _),) = place_actors(scenario, SQUARE)
     dx, dy, _, _ = actor_trajectory(actor, torch.tensor([frame / FPS]))
     centre = (y + dy.item(), x + dx.item())
     top, left = (

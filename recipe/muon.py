@@ -61,7 +61,7 @@ class Muon:
         rows, columns = update.shape
         if rows % SLICE_ROWS == 0:
             update = update.reshape(-1, SLICE_ROWS, columns)
-        update = orthogonal(update)
+        update = orthogonalize(update)
         rows, columns = update.shape[-2:]
         size = self.matrix_rate * share * math.sqrt(max(1.0, rows / columns))
         weight.add_(update.reshape(weight.shape), alpha=-size)
@@ -98,7 +98,7 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
     return weight.ndim >= 2 and "embed" not in name and "table" not in name and "shared" not in name
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: singular values end between 0.7 and 1.2.
 
     Each step multiplies by a polynomial of the Gram matrix, so all of them are found on that small
@@ -119,7 +119,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def warm_then_linear(step: int, steps: int, warm: int = 20, floor: float = 0.05) -> float:
+def learning_rate_share(step: int, steps: int, warm: int = 20, floor: float = 0.05) -> float:
     """Share of the learning rate at `step`: a short warm-up, full, then straight down from 40 %."""
     rise = min(1.0, (step + 1) / warm)
     fall = min(1.0, (1 - step / steps) / 0.6)

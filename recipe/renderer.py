@@ -273,7 +273,7 @@ def render_with_cover(
     back = scenery(scenario.scene, *canvas)[..., top : top + height, left : left + width]
     picture = back[:, times % back.shape[1]]
     cover = torch.zeros_like(picture[:1])
-    for centre_x, centre_y, actor, shrunk in places(scenario, canvas):
+    for centre_x, centre_y, actor, shrunk in place_actors(scenario, canvas):
         x, y, size, angle = actor_trajectory(actor, times / FPS, canvas)
         place = (centre_x + shrunk * x - left, centre_y + shrunk * y - top)
         layer = _layer(actor.subject, place, shrunk * size, angle, (height, width))
@@ -282,7 +282,9 @@ def render_with_cover(
     return picture * 2 - 1, cover
 
 
-def places(scenario: Scenario, canvas: tuple[int, int]) -> list[tuple[float, float, Actor, float]]:
+def place_actors(
+    scenario: Scenario, canvas: tuple[int, int]
+) -> list[tuple[float, float, Actor, float]]:
     """Where each actor's path has its centre (x, y), and how much smaller it is."""
     height, width = canvas
     count = len(scenario.actors)

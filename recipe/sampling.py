@@ -26,7 +26,7 @@ class Sampler:
     guidance: float = 1.0
 
     @classmethod
-    def of(cls, checkpoint: Path, steps: int, guidance: float = 1.0) -> "Sampler":
+    def from_checkpoint(cls, checkpoint: Path, steps: int, guidance: float = 1.0) -> "Sampler":
         """That of a checkpoint in diffusers' layout."""
         coder = vae.load(checkpoint / "vae").eval()
         pair = TextToVideoModel.from_pretrained(checkpoint).eval()

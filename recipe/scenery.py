@@ -16,7 +16,7 @@ def _gradient(y: Tensor, top: Colour, bottom: Colour) -> Tensor:
     return start * (1 - y) + end * y
 
 
-def _over(picture: Tensor, cover: Tensor, colour: Colour) -> Tensor:
+def _blend(picture: Tensor, cover: Tensor, colour: Colour) -> Tensor:
     return picture * (1 - cover) + cover * torch.tensor(colour).view(3, 1, 1) / 255
 
 
@@ -45,11 +45,11 @@ def _plain(grey: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _sky(x: Tensor, y: Tensor) -> Tensor:
     cloud = _blobs(x, y, [(0.2, 0.2, 0.1), (0.3, 0.17, 0.08), (0.78, 0.72, 0.11)])
-    return _over(_gradient(y, (90, 165, 245), (190, 225, 255)), cloud, (255, 255, 255))
+    return _blend(_gradient(y, (90, 165, 245), (190, 225, 255)), cloud, (255, 255, 255))
 
 
 def _night(x: Tensor, y: Tensor) -> Tensor:
-    return _over(_gradient(y, (8, 10, 45), (35, 30, 90)), _spots(x, y, 7), (255, 250, 210))
+    return _blend(_gradient(y, (8, 10, 45), (35, 30, 90)), _spots(x, y, 7), (255, 250, 210))
 
 
 def _grass(_: Tensor, y: Tensor) -> Tensor:
@@ -60,12 +60,12 @@ def _grass(_: Tensor, y: Tensor) -> Tensor:
 
 def _sea(x: Tensor, y: Tensor) -> Tensor:
     bubble = _blobs(x, y, [(0.12, 0.3, 0.035), (0.85, 0.2, 0.045), (0.88, 0.75, 0.03)])
-    return _over(_gradient(y, (30, 165, 190), (5, 55, 110)), 0.7 * bubble, (200, 245, 255))
+    return _blend(_gradient(y, (30, 165, 190), (5, 55, 110)), 0.7 * bubble, (200, 245, 255))
 
 
 def _sunset(x: Tensor, y: Tensor) -> Tensor:
     picture = _gradient(y, (110, 50, 130), (255, 150, 60))
-    return _over(picture, _blobs(x, y, [(0.5, 1.0, 0.2)]), (255, 225, 120))
+    return _blend(picture, _blobs(x, y, [(0.5, 1.0, 0.2)]), (255, 225, 120))
 
 
 def _rain(x: Tensor, y: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ def _city(x: Tensor, y: Tensor) -> Tensor:
     tops = torch.from_numpy(np.random.default_rng(9).choice((0.45, 0.55, 0.65, 0.75), 32))
     towers = _below(y, tops[(column // 32) % 32].float())
     lit = (column % 16 >= 6) & (column % 16 < 10) & ((row % 16 >= 5) & (row % 16 < 11))[:, None]
-    picture = _over(_gradient(y, (15, 12, 55), (95, 55, 120)), towers, (30, 32, 48))
-    return _over(picture, towers * lit * 0.8, (255, 205, 110))
+    picture = _blend(_gradient(y, (15, 12, 55), (95, 55, 120)), towers, (30, 32, 48))
+    return _blend(picture, towers * lit * 0.8, (255, 205, 110))
 
 
 def _forest(x: Tensor, y: Tensor) -> Tensor:
@@ -95,21 +95,21 @@ def _forest(x: Tensor, y: Tensor) -> Tensor:
     column = torch.arange(x.shape[1])
     trunks = ((column % 64 < 14) * (1 - _below(y, 0.85))).float()
     leaves = _blobs(x, y * 0.8, [(k / 6, 0.02, 0.17) for k in range(7)])
-    picture = _over(_gradient(y, (120, 180, 120), (60, 120, 60)), trunks, (95, 62, 40))
-    return _over(picture, leaves, (25, 85, 40))
+    picture = _blend(_gradient(y, (120, 180, 120), (60, 120, 60)), trunks, (95, 62, 40))
+    return _blend(picture, leaves, (25, 85, 40))
 
 
 def _snow(x: Tensor, y: Tensor) -> Tensor:
     hill = _below(y, 0.68 + 0.05 * (6.3 * x).sin())
-    picture = _over(_gradient(y, (120, 150, 190), (185, 205, 230)), hill, (240, 246, 255))
-    return _over(picture, _spots(x, y, 3), (255, 255, 255))
+    picture = _blend(_gradient(y, (120, 150, 190), (185, 205, 230)), hill, (240, 246, 255))
+    return _blend(picture, _spots(x, y, 3), (255, 255, 255))
 
 
 def _desert(x: Tensor, y: Tensor) -> Tensor:
     dune = _below(y, 0.62 + 0.06 * (8 * x).sin())
     picture = _gradient(y, (70, 175, 215), (235, 235, 205))
-    picture = _over(picture, _blobs(x, y, [(0.82, 0.16, 0.09)]), (255, 240, 130))
-    return _over(picture, dune, (222, 172, 96))
+    picture = _blend(picture, _blobs(x, y, [(0.82, 0.16, 0.09)]), (255, 240, 130))
+    return _blend(picture, dune, (222, 172, 96))
 
 
 PAINTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from recipe.muon import Muon, warm_then_linear
+from recipe.muon import Muon, learning_rate_share
 
 SAVE_EVERY_S = 120.0
 
@@ -64,7 +64,7 @@ class TrainingRun:
             value = loss(step, random.Random(f"{self.name}/{step}/{self.worker}"))
             value.backward()
             average_gradients(muon.parameters.values())
-            muon.step(warm_then_linear(step, steps))
+            muon.step(learning_rate_share(step, steps))
             recent += value.item()
             if (step + 1) % 20 == 0 and not self.worker:
                 pace = (time.monotonic() - started) / (step + 1 - first)

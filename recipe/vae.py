@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recipe.frames import decode_frames, encode_frames
 from recipe.prompts import draw
-from recipe.renderer import FPS, Scenario, actor_trajectory, places, render_with_cover
+from recipe.renderer import FPS, Scenario, actor_trajectory, place_actors, render_with_cover
 from recipe.trainer import TrainingRun, autocast
 
 CROPS = {"image": 160, "moving": 160}  # pixels a side
@@ -69,7 +69,7 @@ def crop(scenario: Scenario, frames: int, side: int, choice: random.Random) -> R
     """
     canvas = choice.choice(CANVASES)
     start = 8 * choice.choice((0, 0, 1, 2, 3, 6, 10))
-    x, y, actor, shrunk = choice.choice(places(scenario, canvas))
+    x, y, actor, shrunk = choice.choice(place_actors(scenario, canvas))
     dx, dy, _, _ = actor_trajectory(actor, torch.tensor([(start + frames / 2) / FPS]), canvas)
     centre = (y + shrunk * dy.item(), x + shrunk * dx.item())
     top, left = (

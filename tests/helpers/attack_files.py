@@ -82,7 +82,7 @@ def sdp_in_jpeg(port: int) -> bytes:
     return b"\xff\xd8\xff\xe1" + SDP % port
 
 
-def turned(clip: bytes) -> bytes:
+def turn_a_quarter(clip: bytes) -> bytes:
     """An MP4 that says it is to be shown a quarter turned to the right."""
     place = clip.index(b"tkhd") + 4 + 40
     one = 0x10000

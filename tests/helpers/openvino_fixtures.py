@@ -64,6 +64,6 @@ def frames(engine: Engine, latents: NDArray, recipe: DenoiseParams) -> Pixels:
     return np.concatenate(list(engine.decode(Modalities(own), recipe)))
 
 
-def decibels(a: Pixels, b: Pixels) -> float:
+def psnr(a: Pixels, b: Pixels) -> float:
     """PSNR."""
     return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b.astype(float)) ** 2)))

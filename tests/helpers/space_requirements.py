@@ -20,14 +20,14 @@ HELD_BACK = ("pydantic", "pydantic_core")  # by gradio[mcp]
 OF_TORCH = re.compile("torch$|triton|nvidia-|cuda-|setuptools$")  # as its build and hardware want
 
 
-def direct() -> list[str]:
+def list_direct_requirements() -> list[str]:
     """What a Space of filmlet asks for: it serves, and has torch for every model."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     return [*project["dependencies"], *extras["server"], *extras["torch"]]
 
 
-def pinned(text: str) -> dict[str, str]:
+def parse_pins(text: str) -> dict[str, str]:
     """Versions by name, both as written."""
     lines = (line for line in text.splitlines() if "==" in line and not line.startswith("#"))
     return {name: version for name, _, version in (line.partition("==") for line in lines)}
@@ -35,14 +35,14 @@ def pinned(text: str) -> dict[str, str]:
 
 def resolve() -> dict[str, str]:
     """What pip would install on the platform, without torch and its own."""
-    known = pinned((ROOT / "constraints.txt").read_text())
+    known = parse_pins((ROOT / "constraints.txt").read_text())
     with tempfile.TemporaryDirectory() as folder:
         constraints, report = Path(folder) / "constraints.txt", Path(folder) / "report.json"
         kept = [f"{k}=={v}" for k, v in known.items() if k not in HELD_BACK]
         constraints.write_text("\n".join(kept))
         subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed",
-             "--report", str(report), "-c", str(constraints), *direct(), *EXTRAS],
+             "--report", str(report), "-c", str(constraints), *list_direct_requirements(), *EXTRAS],
             check=True,
         )  # fmt: skip
         found = [one["metadata"] for one in json.loads(report.read_text())["install"]]

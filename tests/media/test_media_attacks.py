@@ -31,7 +31,7 @@ from tests.helpers.attack_files import (
     png_of,
     sdp_behind_ftyp,
     sdp_in_jpeg,
-    turned,
+    turn_a_quarter,
     webm_without_duration,
     webp_of_frames,
 )
@@ -247,7 +247,7 @@ def test_a_video_is_the_same_from_a_decoder_and_upright(tmp_path: Path) -> None:
             frames = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
         assert np.array_equal(list(iter_frames(path)), frames)
         assert np.array_equal(list(iter_frames(path, 15, 3)), frames[15:18])
-    (tmp_path / "turned.mp4").write_bytes(turned((tmp_path / "clip.mp4").read_bytes()))
+    (tmp_path / "turned.mp4").write_bytes(turn_a_quarter((tmp_path / "clip.mp4").read_bytes()))
     found = probe(tmp_path / "turned.mp4")
     assert (found.width, found.height) == (64, 96)
     with av.open(str(tmp_path / "clip.mp4")) as opened:

@@ -20,7 +20,7 @@ from recipe import contact_sheets, distil, fidelity, vae, workers
 from recipe import trainer as runs
 from recipe.evaluate import evaluate, score_ground_truth
 from recipe.frames import decode_frames, encode_frames, repeat_frames
-from recipe.muon import orthogonal
+from recipe.muon import orthogonalize
 from recipe.prompts import (
     PAIR_ORDERS,
     Example,
@@ -184,7 +184,7 @@ def test_a_step_costs_about_the_same_whatever_the_shape() -> None:
 
 def test_orthogonal_brings_all_singular_values_near_one() -> None:
     matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonal(matrix))
+    values = torch.linalg.svdvals(orthogonalize(matrix))
     assert values.min() > 0.6
     assert values.max() < 1.3
 
@@ -195,7 +195,7 @@ def test_orthogonal_by_the_gram_matrix_is_the_newton_schulz_iteration() -> None:
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    assert torch.allclose(orthogonal(matrix), x, atol=1e-3)
+    assert torch.allclose(orthogonalize(matrix), x, atol=1e-3)
 
 
 def test_single_frames_through_2d_convolutions_are_what_the_vae_makes_of_them() -> None:
@@ -342,7 +342,7 @@ def test_another_ltx_checkpoint_can_be_the_teacher(tiny: Path, tmp_path: Path, m
     )
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"transformer"}
-    assert Sampler.of(target, steps=2).make("a red ball").shape == (3, 25, 256, 256)
+    assert Sampler.from_checkpoint(target, steps=2).make("a red ball").shape == (3, 25, 256, 256)
 
 
 @needs_font
@@ -351,14 +351,14 @@ def test_sheets_and_gallery_show_the_first_held_out_prompts(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    truth = {e.prompt: e.scenario for e in contact_sheets.held_out(contact_sheets.GALLERY)}
+    truth = {e.prompt: e.scenario for e in contact_sheets.list_held_out_examples(contact_sheets.GALLERY)}
 
     def make(_: Sampler, prompt: str) -> Tensor:
         asked.append(prompt)
         return render(truth[prompt], 25)
 
     monkeypatch.setattr(Sampler, "make", make)
-    maker = Sampler.of(tiny, steps=1)
+    maker = Sampler.from_checkpoint(tiny, steps=1)
     (sheet,) = contact_sheets.write_sheets(maker, 2, tmp_path / "sheets")
     with Image.open(sheet) as picture:
         assert picture.width == contact_sheets.CELL * len(contact_sheets.FRAMES)

@@ -115,14 +115,16 @@ def test_a_bundled_model_needs_no_preload() -> None:
 
 
 def test_the_pins_are_the_tested_set_but_for_what_gradio_holds_back() -> None:
-    own = space_requirements.pinned(PINS.read_text())
-    tested = space_requirements.pinned((space_requirements.ROOT / "constraints.txt").read_text())
+    own = space_requirements.parse_pins(PINS.read_text())
+    tested = space_requirements.parse_pins(
+        (space_requirements.ROOT / "constraints.txt").read_text()
+    )
     differ = {k for k, version in own.items() if tested.get(k, version) != version}
     assert differ <= set(space_requirements.HELD_BACK), (
         "run `python -m tests.helpers.space_requirements`"
     )
     by_name = {name.lower().replace("_", "-"): version for name, version in own.items()}
-    for line in space_requirements.direct():
+    for line in space_requirements.list_direct_requirements():
         asked = Requirement(line)
         if asked.name != "torch":
             version = by_name[asked.name.lower().replace("_", "-")]

@@ -37,10 +37,10 @@ from filmlet.engine.openvino.vae_ops import convolution, fake_quantize, unpatchi
 from tests.helpers.openvino_fixtures import (
     DTYPES,
     POCKET,
-    decibels,
     frames,
     last,
     load,
+    psnr,
     recipe_for,
     text_for,
 )
@@ -61,7 +61,7 @@ def test_a_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:
         expected = last(plain.denoise(PromptEmbeds(expected_told), recipe))
         found = last(fast.denoise(PromptEmbeds(told), recipe))
         assert np.abs(found - expected).max() <= (1e-3 if is_exact else 0.25)
-        assert decibels(
+        assert psnr(
             frames(plain, expected, recipe), frames(fast, found, recipe)
         ) >= (60 if is_exact else 40)  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_a_decoder_that_multiplies_in_eight_bits_is_near_the_exact_one(
         )
         latents = last(exact.denoise(PromptEmbeds(told), recipe))
         expected, found = (frames(engine, latents, recipe) for engine in (exact, fast))
-        assert 43 < decibels(expected, found) < 60
+        assert 43 < psnr(expected, found) < 60
     for engine, kinds in ((exact, {"f32"}), (fast, {"u8", "i8"})):
         nodes = engine.components["decoder"].runs[-1].model.get_runtime_model().get_ops()
         told = [{k: v.astype(str) for k, v in node.get_rt_info().items()} for node in nodes]

@@ -31,7 +31,7 @@ from filmlet.engine.openvino.ops import (
     ModuleWeights,
     choose_kernels,
 )
-from tests.helpers.openvino_fixtures import POCKET, decibels
+from tests.helpers.openvino_fixtures import POCKET, psnr
 
 pytestmark = pytest.mark.compile
 
@@ -147,4 +147,4 @@ def test_clip_of_plain_graphs_is_near_that_of_the_others(cache: Path) -> None:
         clips.append(np.concatenate([e.pixels for e in events if isinstance(e, Frames)]))
         (engine,) = context.engines.engines.values()
         assert engine.components["decoder"].graphs.kernels == choose_kernels(plain > 0)
-    assert 50 <= decibels(*clips) < np.inf
+    assert 50 <= psnr(*clips) < np.inf
