@@ -73,7 +73,7 @@ class TrajectoryBatch:
             flow = pair.guided_velocity(self.latents, self.sigma, self.prompts, guidance)
         else:
             flow = pair.velocity(self.latents, self.sigma, pair.encode_prompts(self.prompts))
-        moved = self.latents + _wide(to - self.now) * mask_given_frames(
+        moved = self.latents + _expand_levels(to - self.now) * mask_given_frames(
             flow.float(), self.given_frames
         )
         return replace(self, latents=moved, now=to)
@@ -83,7 +83,7 @@ class TrajectoryBatch:
         return self.euler_step(teacher, torch.maximum(self.now - self.part, self.end), guidance)
 
 
-def _wide(levels: Tensor) -> Tensor:
+def _expand_levels(levels: Tensor) -> Tensor:
     return levels.view(-1, 1, 1, 1, 1)
 
 
@@ -114,7 +114,7 @@ def train(
             flow = student.velocity(
                 draw.latents, draw.sigma, student.encode_prompts(prompts)
             ).float()
-        wanted = (landed.latents - draw.latents) / _wide(end - now)
+        wanted = (landed.latents - draw.latents) / _expand_levels(end - now)
         return weighted_square(mask_given_frames(flow - wanted, held), weight.to(run.device))
 
     run.fit(student, loss, steps=steps, matrix_rate=0.003, rate=3e-4, average=0.98)
@@ -130,7 +130,7 @@ def sample_levels(way: DistillConfig, count: int) -> tuple[Tensor, Tensor, Tenso
     return levels[start] - gone * part, end, part
 
 
-def progressive(
+def progressive_target(
     _: TextToVideoModel, teacher: TextToVideoModel, draw: TrajectoryBatch, way: DistillConfig
 ) -> TrajectoryBatch:
     """Where the teacher lands at the end of the step."""
@@ -139,7 +139,7 @@ def progressive(
     return draw
 
 
-def consistency(
+def consistency_target(
     student: TextToVideoModel, teacher: TextToVideoModel, draw: TrajectoryBatch, way: DistillConfig
 ) -> TrajectoryBatch:
     """Where the student lands after the teacher has gone one part of the step."""
@@ -150,8 +150,8 @@ METHODS: dict[
     str,
     Callable[[TextToVideoModel, TextToVideoModel, TrajectoryBatch, DistillConfig], TrajectoryBatch],
 ] = {
-    "progressive": progressive,
-    "consistency": consistency,
+    "progressive": progressive_target,
+    "consistency": consistency_target,
 }
 BEST = "progressive"
 

@@ -16,7 +16,7 @@ from recipe.vae import reconstruct
 WINDOW = 128  # pixels a side
 
 
-def decibels(reconstruction: Tensor, truth: Tensor) -> float:
+def psnr(reconstruction: Tensor, truth: Tensor) -> float:
     """Peak signal to noise of pixels in [-1, 1], dB."""
     error = (reconstruction.clamp(-1, 1) - truth).square().mean().item()
     return 10 * math.log10(4 / max(error, 1e-10))
@@ -50,7 +50,7 @@ def window_psnr(scenario: Scenario, truth: Tensor, reconstruction: Tensor) -> fl
         top, left = locate_window(scenario, frame)
         cut = (slice(None), frame, slice(top, top + WINDOW), slice(left, left + WINDOW))
         pairs.append((reconstruction[cut], truth[cut]))
-    return decibels(*(torch.stack(side) for side in zip(*pairs, strict=True)))
+    return psnr(*(torch.stack(side) for side in zip(*pairs, strict=True)))
 
 
 def locate_window(scenario: Scenario, frame: int) -> tuple[int, int]:

@@ -34,13 +34,13 @@ class Steps:
     whole: int = 11000
     student: int = 1200
 
-    def scaled(self, compute: float) -> "Steps":
+    def scale(self, compute: float) -> "Steps":
         """Every length times `compute`, at least 1."""
         return Steps(**{name: max(1, round(n * compute)) for name, n in vars(self).items()})
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingPipeline:
     """Where the stages keep their work, and how long they train."""
 
     folder: Path
@@ -98,40 +98,40 @@ class Recipe:
 
     def evaluate(self) -> None:
         """The judge on truth, the VAE, the teacher and the student; written to results.json."""
-        student = self._maker(self.student, distil.STEPS, 1.0)
+        student = self._make_sampler(self.student, distil.STEPS, 1.0)
         table = {
             "ground truth": evaluate.score_ground_truth(self.prompts),
             "vae, dB around the subject": fidelity.measure_psnr(
                 self.vae, max(1, self.prompts // 4)
             ),
-            f"teacher, 30 steps, guidance {GUIDANCE:g}": self._scores(
-                self._maker(self.teacher, 30, GUIDANCE)
+            f"teacher, 30 steps, guidance {GUIDANCE:g}": self._score(
+                self._make_sampler(self.teacher, 30, GUIDANCE)
             ),
-            f"student, {distil.STEPS} steps": self._scores(student),
-            "student, from a first picture": self._pictured(student),
+            f"student, {distil.STEPS} steps": self._score(student),
+            "student, from a first picture": self._score_with_picture(student),
         }
         for name, shape in SHAPES.items():
             if shape.frames >= evaluate.SECOND and name != "clip":
-                table[f"student, {shape}"] = self._scores(student, shape)
+                table[f"student, {shape}"] = self._score(student, shape)
         print(json.dumps(table, indent=2))
         export.write_scores(self.folder / "results.json", table)
 
-    def _maker(self, pair: TextToVideoModel, steps: int, guidance: float) -> Sampler:
+    def _make_sampler(self, pair: TextToVideoModel, steps: int, guidance: float) -> Sampler:
         return Sampler(pair, self.vae, self.data.mean, self.data.std, steps, guidance)
 
-    def _scores(self, maker: Sampler, shape: Shape | None = None) -> Scores:
+    def _score(self, maker: Sampler, shape: Shape | None = None) -> Scores:
         count = max(1, self.prompts // 4) if shape else self.prompts
         latent = (shape or SHAPES["clip"]).latent
         return evaluate.evaluate(lambda example: maker.make(example.prompt, latent), count)
 
-    def _pictured(self, maker: Sampler) -> Scores:
+    def _score_with_picture(self, maker: Sampler) -> Scores:
         """The student given the first picture; psnr: of that picture in the clip, dB."""
         kept: list[float] = []
 
         def make(example: Example) -> Tensor:
             picture = render(example.scenario, 1)
             clip = maker.make(example.prompt, picture=picture)
-            kept.append(fidelity.decibels(clip[:, :1], picture))
+            kept.append(fidelity.psnr(clip[:, :1], picture))
             return clip
 
         scores = evaluate.evaluate(make, max(1, self.prompts // 2))
@@ -141,10 +141,10 @@ class Recipe:
 def run_stages(chosen: argparse.Namespace) -> None:
     """All stages, or the chosen one; only the first worker writes a checkpoint and judges it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = Recipe(
+    recipe = TrainingPipeline(
         chosen.folder,
         chosen.target,
-        Steps().scaled(chosen.compute),
+        Steps().scale(chosen.compute),
         device,
         chosen.prompts,
         chosen.start,

@@ -237,7 +237,7 @@ def test_fidelity_is_measured_in_a_window_around_the_subject(motion: str) -> Non
         outside[top : top + 128, left : left + 128] = False
         far[:, frame, outside] = 0
     assert fidelity.window_psnr(scenario, truth, far) > 60
-    assert fidelity.decibels(far, truth) < 20
+    assert fidelity.psnr(far, truth) < 20
 
 
 def add_up(chosen: argparse.Namespace) -> None:
@@ -351,7 +351,9 @@ def test_sheets_and_gallery_show_the_first_held_out_prompts(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    truth = {e.prompt: e.scenario for e in contact_sheets.list_held_out_examples(contact_sheets.GALLERY)}
+    truth = {
+        e.prompt: e.scenario for e in contact_sheets.list_held_out_examples(contact_sheets.GALLERY)
+    }
 
     def make(_: Sampler, prompt: str) -> Tensor:
         asked.append(prompt)
