@@ -149,6 +149,12 @@ def test_objects_of_a_form_that_cannot_be_told_apart_are_refused(client: TestCli
     assert refusal(answer)["param"] == "loras"
 
 
+def test_a_model_that_is_not_there_is_404_by_its_path(client: TestClient) -> None:
+    answer = client.get("/v1/models/pockt")
+    assert (answer.status_code, refusal(answer)["code"]) == (404, "unknown_model")
+    assert client.post("/v1/videos", json=SMALL | {"model": "pockt"}).status_code == 400
+
+
 def test_no_page_is_a_page_of_nothing(client: TestClient) -> None:
     empty = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
     assert client.get("/v1/videos?limit=0").json() == empty

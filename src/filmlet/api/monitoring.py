@@ -13,10 +13,11 @@ from pydantic import BaseModel
 
 from filmlet import __version__
 from filmlet.api.dependencies import AdminDep, AppStateDep, CallerDep, get_caller, require_admin
+from filmlet.api.error_handlers import error_response
 from filmlet.api.openapi import refusals
-from filmlet.api.schemas import Model, ModelList, Video
+from filmlet.api.schemas import ErrorBody, Model, ModelList, Video
 from filmlet.api.submissions import check_model
-from filmlet.errors import FilmletError
+from filmlet.errors import FilmletError, UnknownModel
 from filmlet.jobs import JobReader, QueueStats
 from filmlet.models import REGISTRY, local_files
 
@@ -182,11 +183,22 @@ def list_models(who: CallerDep) -> ModelList:
     return ModelList(data=[_model_info(name) for name in REGISTRY])
 
 
-@router.get("/v1/models/{id}", tags=["models"], responses=refusals(400, 401, 413, 500, 503))
-def get_model(id: str, who: CallerDep) -> Model:
+@router.get(
+    "/v1/models/{id}",
+    tags=["models"],
+    response_model=Model,
+    responses=refusals(401, 404, 413, 500, 503),
+)
+def get_model(id: str, who: CallerDep) -> Model | Response:
     """Get a model."""
     del who
-    return _model_info(check_model(id))
+    try:
+        return _model_info(check_model(id))
+    except UnknownModel as error:
+        body = ErrorBody(
+            message=str(error), type="invalid_request_error", param="model", code=error.code
+        )
+        return error_response(404, body)
 
 
 def _model_info(name: str) -> Model:

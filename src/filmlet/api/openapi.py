@@ -140,12 +140,18 @@ def _correct(found: Table, shared: AppState) -> Table:
         is_metrics = path == "/metrics" and shared.settings.metrics == "key"
         for operation in operations.values():
             operation["responses"].pop("422", None)
-            content = operation["responses"]["200"].get("content", {})
-            if EVENTS in content:  # FastAPI describes it in words of OpenAPI 3.2
-                content[EVENTS] = {"schema": {"type": "string"}}
+            for status, response in operation["responses"].items():
+                _correct_events(status, response.get("content", {}))
             if needs_identity(path) or is_metrics:
                 operation["security"] = security
     return found
+
+
+def _correct_events(status: str, content: Table) -> None:
+    """Describe a stream of events without words of OpenAPI 3.2, and its errors as JSON."""
+    found = content.pop(EVENTS, None)
+    if found is not None:
+        content |= {EVENTS: {}} if status == "200" else {"application/json": found}
 
 
 def _security_schemes(shared: AppState) -> Table:
