@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -59,7 +60,13 @@ def serve_repositories(repositories: dict[str, Path]) -> Iterator[Hub]:
         thread.join()
 
 
+def commit_of(revision: str) -> str:
+    """Every commit that is asked for is there; branches are at one."""
+    return revision if re.fullmatch("[0-9a-f]{40}", revision) else COMMIT
+
+
 class Handler(BaseHTTPRequestHandler):
+    commit = COMMIT
     protocol_version = "HTTP/1.1"
 
     @property
@@ -83,8 +90,10 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(f"{self.command} {path}")
         _, first, *rest = path.split("/")
         if first == "api" and len(rest) > 3:
+            self.commit = commit_of(rest[4] if len(rest) > 4 else "")
             self.about("/".join(rest[1:3]), rest[3], [p for p in rest[5:] if p], body)
         elif len(rest) > 2 and rest[1] == "resolve":
+            self.commit = commit_of(rest[2])
             self.file(f"{first}/{rest[0]}", "/".join(rest[3:]))
         else:
             self.refuse(404, "RepoNotFound")
@@ -104,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         if root is None:
             return None
         if kind == "revision":
-            self.tell({"id": repo, "sha": COMMIT, "siblings": []})
+            self.tell({"id": repo, "sha": self.commit, "siblings": []})
         elif kind == "tree":
             folder = root.joinpath(*path)
             if not folder.is_dir():
@@ -130,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
             data = bytes(len(data))
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
         self.send_response(206 if start else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.commit)
         self.send_header("ETag", f'"{told["oid"]}"')
         if "lfs" in told:
             self.send_header("X-Linked-Etag", f'"{told["lfs"]["oid"]}"')

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from filmlet.core.model_card import ComponentFiles, Components
+from filmlet.models.ltx2_cards import LTX2_CARDS
 from tests.helpers.tiny_ltx_files import of_vae
 
 Table = dict[str, Tensor]
@@ -59,6 +61,29 @@ def write_layout(folder: Path, out: Path, version: str, layout: str) -> Componen
         text_encoder=gemma, tokenizer=tokenizer,
         upsampler=out / "upscaler.safetensors",
     )  # fmt: skip
+
+
+def write_repositories(folders: dict[str, Path], root: Path) -> dict[str, Path]:
+    """Every repository that the catalogue names of LTX-2, small, by its name at the Hub.
+
+    folders: twins in diffusers' layout by version; 2.0 and 2.3 share the text encoder of 2.3.
+    """
+    places: dict[str, Path] = {}
+    for card in LTX2_CARDS:
+        version = card.version
+        made = write_layout(
+            folders[version], root / f"made-{card.name}", version, LAYOUTS[version][-1]
+        )
+        if card.stored_bytes == 1:
+            made = replace(made, transformer=to_8_bits(made.transformer, root / card.name))
+        for name, source in card.sources.present():
+            place = root / source.repo / source.path
+            places[source.repo] = root / source.repo
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if getattr(made, name).is_dir() else shutil.copy
+                copy(getattr(made, name), place)
+    return places
 
 
 def write_split_files(folder: Path, out: Path, version: str) -> ComponentFiles:
@@ -268,7 +293,7 @@ def to_8_bits(file: Path, out: Path, *, is_scaled: bool = True) -> Path:
     table: Table = {}
     for name, tensor in load_file(file).items():
         is_linear = "diffusion_model.transformer_blocks" in name and tensor.ndim == 2
-        if not is_linear or not re.search(r"(to_\w+|to_out\.0|net\.\S+)\.weight$", name):
+        if not is_linear or not re.search(r"(to_[qkv]|to_out\.0|net\.\S+)\.weight$", name):
             table[name] = tensor
             continue
         scale = tensor.abs().max().float() / FULL if is_scaled else torch.tensor(1.0)

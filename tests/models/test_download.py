@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from filmlet.core.events import Progress, Stage
+from filmlet.engine.configs import check_components
 from filmlet.errors import (
     CheckpointCorrupt,
     CheckpointNotFound,
@@ -381,3 +383,67 @@ def test_a_file_that_is_no_checkpoint_is_refused_before_anything_is_fetched(
     with pytest.raises(CheckpointCorrupt, match="no checkpoint"):
         get_card(str(tmp_path / name))
     assert online.asked == []
+
+
+@pytest.fixture(scope="module")
+def ltx2_repositories(
+    ltx2_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    from tests.helpers.tiny_ltx2_files import write_repositories
+
+    places = write_repositories(ltx2_folders, tmp_path_factory.mktemp("repositories"))
+    for place in places.values():
+        (place / "README.md").write_text("not needed")
+        (place / "ltx-2-19b-dev.safetensors").write_bytes(b"another model")
+    return places
+
+
+@pytest.mark.parametrize("name", [n for n, card in REGISTRY.items() if card.version])
+def test_of_ltx2_only_the_files_of_its_row_come(
+    name: str, online: Hub, ltx2_repositories: dict[str, Path]
+) -> None:
+    card = REGISTRY[name]
+    online.repositories.update(ltx2_repositories)
+    list(download_model(card))
+    sources = {source for _, source in card.sources.present()}
+    expected = {source.path for source in sources if source.path != "tokenizer"}
+    if card.version != "2.5":
+        expected |= {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
+    assert sorted(online.given()) == sorted(expected)
+    files = local_files(card)
+    assert files is not None
+    check_components(files)
+
+
+def test_gated_files_are_refused_with_the_way_to_get_them(
+    online: Hub, ltx2_repositories: dict[str, Path]
+) -> None:
+    online.repositories.update(ltx2_repositories)
+    card = REGISTRY["ltx-2.5-22b-distilled"]
+    for status in (401, 403):
+        online.faults.status["Lightricks/LTX-2.5"] = status, "GatedRepo"
+        with pytest.raises(HubAccessDenied) as caught:
+            list(download_model(card))
+        said = str(caught.value)
+        assert "accept its licence at" in said
+        assert "/Lightricks/LTX-2.5" in said
+        assert "HF_TOKEN" in said
+
+
+@pytest.mark.parametrize("has_upsampler", [True, False])
+def test_a_repository_of_ltx2_comes_with_all_that_it_has_of_it(
+    has_upsampler: bool, online: Hub, ltx2_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(ltx2_folders["2.3"], tmp_path / "own"))
+    (folder / "prompt_enhancer").mkdir()
+    (folder / "prompt_enhancer" / "model.safetensors").write_bytes(b"not needed")
+    if not has_upsampler:
+        shutil.rmtree(folder / "latent_upsampler")
+    online.repositories["acme/ltx2"] = folder
+    list(download_repository("acme/ltx2"))
+    card = get_card("acme/ltx2")
+    assert (card.version, card.refine_schedule is not None) == ("2.3", has_upsampler)
+    files = local_files(card)
+    assert files is not None
+    check_components(files)
+    assert not any("enhancer" in path for path in online.given())

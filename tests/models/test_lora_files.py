@@ -164,3 +164,76 @@ def test_a_name_of_the_hub_is_found_in_its_cache_or_said_how_to_fetch(
         adapters("owner/name")
     with pytest.raises(InvalidRequest, match="no name on the Hub"):
         adapters("owner/a--b")
+
+
+LTX2_LAYERS = (
+    "patchify_proj", "audio_patchify_proj", "audio_proj_out", "adaln_single.linear",
+    "audio_adaln_single.emb.timestep_embedder.linear_1", "prompt_adaln_single.linear",
+    "av_ca_a2v_gate_adaln_single.linear", "av_ca_audio_scale_shift_adaln_single.linear",
+    *(f"transformer_blocks.1.{layer}" for layer in (
+        "attn1.to_gate_logits", "attn2.to_k", "audio_attn1.to_out.0", "audio_attn2.to_q",
+        "audio_to_video_attn.to_v", "video_to_audio_attn.to_gate_logits", "ff.net.0.proj",
+        "audio_ff.net.2",
+    )),
+)  # fmt: skip
+
+
+def test_lightricks_names_of_ltx2_are_diffusers_names(
+    ltx2_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from diffusers import LTX2VideoTransformer3DModel
+
+    model = LTX2VideoTransformer3DModel.from_pretrained(ltx2_folders["2.3"] / "transformer")
+    table: dict[str, Tensor] = {}
+    for name in LTX2_LAYERS:
+        for part, shape in (("A", (2, 8)), ("B", (8, 2))):
+            table[f"diffusion_model.{name}.lora_{part}.weight"] = torch.ones(shape)
+    (adapter,) = adapters(save(tmp_path / "a.safetensors", table))
+    assert len(adapter.layers) == len(LTX2_LAYERS)
+    for pair in adapter.layers:
+        assert model.get_submodule(pair.layer).weight.ndim == 2
+    again = {f"transformer.{p.layer}.lora_{part}.weight": torch.ones(shape)
+             for p in adapter.layers for part, shape in (("A", (2, 8)), ("B", (8, 2)))}  # fmt: skip
+    (other,) = adapters(save(tmp_path / "b.safetensors", again))
+    assert {p.layer for p in other.layers} == {p.layer for p in adapter.layers}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "text_embedding_projection.video_aggregate_embed",
+        "diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.attn1.to_q",
+        "diffusion_model.audio_embeddings_connector.transformer_1d_blocks.0.ff.net.2",
+        "connectors.video_connector.transformer_blocks.0.attn1.to_q",
+    ],
+)
+def test_a_lora_of_the_connectors_is_refused_with_the_reason(key: str, tmp_path: Path) -> None:
+    more = {f"{key}.lora_A.weight": torch.ones(2, 8), f"{key}.lora_B.weight": torch.ones(8, 2)}
+    said = refused(diffusers(matrices()) | more, tmp_path / "a.safetensors")
+    assert said.startswith("not_offered")
+    assert "connectors" in said
+
+
+def test_a_lora_that_needs_a_reference_video_is_refused(tmp_path: Path) -> None:
+    about = {"reference_downscale_factor": "2"}
+    said = refused(diffusers(matrices()), tmp_path / "a.safetensors", about)
+    assert said.startswith("not_offered")
+    assert "IC-LoRA" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "base"),
+    [
+        ("ltx-2.3-22b-lora-style", {}, "2.3"), ("LTX-2-19b-LoRA-Camera", {}, "2.0"),
+        ("ltx2.5_style", {}, "2.5"), ("ltxv-13b-0.9.8-style", {}, "LTX-Video"), ("style", {}, ""),
+        ("style", {"ss_base_model_version": "LTX-2.3"}, "2.3"),
+        ("ltx-2.3-style", {"modelspec.architecture": "ltx-2.5"}, "2.5"),
+    ],
+)  # fmt: skip
+def test_what_a_lora_was_made_for_is_read_off_its_metadata_and_name(
+    name: str, about: dict[str, str], base: str, tmp_path: Path
+) -> None:
+    (adapter,) = adapters(
+        save(tmp_path / f"{name}.safetensors", diffusers(matrices()), about or None)
+    )
+    assert adapter.base == base

@@ -91,13 +91,17 @@ class AppliedLora:
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """A LoRA whose file was looked at. name: a Hub name, or one made from the content."""
+    """A LoRA whose file was looked at. name: a Hub name, or one made from the content.
+
+    base: the model that it says to be for, "2.0", "2.3", "2.5" or "LTX-Video"; "" if it says none.
+    """
 
     path: Path
     name: str
     sha256: str
     strength: float
     layers: tuple[LoraLayer, ...]
+    base: str = ""
 
     @property
     def key(self) -> tuple[str, float]:

@@ -10,6 +10,7 @@ from filmlet.engine.ltx2_configs import check_ltx2_components
 from filmlet.engine.placement import is_out_of_memory
 from filmlet.engine.state_dict import CheckpointWeights, require_equal, require_shape
 from filmlet.errors import CheckpointCorrupt, FilmletError, InvalidRequest
+from filmlet.models.ltx2_key_mapping import detect_version
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a text encoder
 
@@ -53,7 +54,16 @@ def _check_ltx_video_components(files: ComponentFiles) -> None:
 def check_loras(files: ComponentFiles, adapters: Iterable[LoraAdapter]) -> None:
     """That LoRAs change layers that the transformer has. Raises InvalidRequest."""
     shapes = CheckpointWeights.from_files(files, "transformer").shapes
+    is_ltx2 = files.family is ModelFamily.LTX2
+    base = detect_version(shapes) if is_ltx2 else ModelFamily.LTX_VIDEO.value
     for adapter in adapters:
+        # Layers of the same shape are no sign: those of 2.3 and 2.5 have the same, and mean others.
+        if adapter.base and adapter.base.lower() != base:
+            raise InvalidRequest(
+                f"loras: {adapter.label} was made for {_name_base(adapter.base)}, and this model "
+                f"is {_name_base(base)}.",
+                param="loras",
+            )
         for pair in adapter.layers:
             here = shapes.get(f"{pair.layer}.weight")
             if here != pair.shape:
@@ -63,6 +73,10 @@ def check_loras(files: ComponentFiles, adapters: Iterable[LoraAdapter]) -> None:
                     f"and {_format_shape(pair.shape)} there.",
                     param="loras",
                 )
+
+
+def _name_base(base: str) -> str:
+    return f"LTX-{base}" if base[0].isdigit() else "LTX-Video"
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:

@@ -28,8 +28,8 @@ def check_ltx2_components(files: ComponentFiles) -> None:
     _check_text(all_weights["text_encoder"], all_weights["connectors"], transformer)
     if files.upsampler:
         upsampler = CheckpointWeights.from_files(files, "upsampler")
-        channels = require_shape(upsampler, "initial_conv.weight")[1]
-        require_equal(upsampler, "in_channels", channels, transformer.config["in_channels"])
+        found = upsampler.config["in_channels"], require_shape(upsampler, "initial_conv.weight")[1]
+        require_equal(upsampler, "in_channels", found, (transformer.config["in_channels"],) * 2)
 
 
 def _check_transformer(weights: CheckpointWeights) -> None:

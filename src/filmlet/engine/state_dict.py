@@ -72,24 +72,23 @@ class CheckpointWeights:
     def config(self) -> dict[str, Any]:
         """What the module is built from. Raises CheckpointCorrupt."""
         is_ltx2 = self.family is ModelFamily.LTX2
-        if self.path.is_file():
-            table = self._inferred_config
-        else:
-            table = read_json(self.path / "config.json")
-            if is_ltx2 and self.component == "text_encoder":
+        table = None if self.path.is_file() else read_json(self.path / "config.json")
+        try:
+            if table is None:
+                table = self._infer_config()
+            elif is_ltx2 and self.component == "text_encoder":
                 table = text_config(table)
+        except CheckpointCorrupt as error:
+            raise CheckpointCorrupt(f"{self.path}: {error}") from error
         schema = (ltx2_schemas if is_ltx2 else schemas).SCHEMAS[self.component]
         return schemas.select_config(table, schema, self.path, len(self.shapes))
 
-    @property
-    def _inferred_config(self) -> dict[str, Any]:
-        try:
-            if self.family is not ModelFamily.LTX2:
-                return ltx_key_mapping.infer_config(self.component, self.shapes)
-            table = read_file_config(self.component, read_header(self.path).metadata)
-            return infer_config(self.component, self.shapes, table)
-        except CheckpointCorrupt as error:
-            raise CheckpointCorrupt(f"{self.path}: {error}") from error
+    def _infer_config(self) -> dict[str, Any]:
+        """What the module is built from, of a file that has none of diffusers' configurations."""
+        if self.family is not ModelFamily.LTX2:
+            return ltx_key_mapping.infer_config(self.component, self.shapes)
+        table = read_file_config(self.component, read_header(self.path).metadata)
+        return infer_config(self.component, self.shapes, table)
 
     def arrays(
         self, names: Container[str] | None = None

@@ -1,4 +1,4 @@
-"""LoRA files: where they lie, and which layers of an LTX-Video transformer they change."""
+"""LoRA files: where they lie, and which layers of a transformer of LTX they change."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from filmlet.errors import (
 from filmlet.models.checkpoint_files import Stamp, file_stamp
 from filmlet.models.hashing import EXPONENTS as FLOATS
 from filmlet.models.hashing import hash_finite
-from filmlet.models.ltx_key_mapping import rename_transformer_key
+from filmlet.models.ltx2_key_mapping import rename_transformer_key
 
 Table = dict[str, Any]
 Tensors = Mapping[str, TensorEntry]
@@ -31,14 +31,39 @@ LARGEST_ALPHA = 1e6  # usual ones are between 1 and 256
 PREFIXES = (
     "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "lora_unet_",
 )  # fmt: skip
+# Both families' words; whether a model has a layer is asked when it is known (`check_loras`).
+TIME_EMBEDDINGS = (
+    "time_embed",
+    "audio_time_embed",
+    "prompt_adaln",
+    "audio_prompt_adaln",
+    "av_cross_attn_video_scale_shift",
+    "av_cross_attn_audio_scale_shift",
+    "av_cross_attn_video_a2v_gate",
+    "av_cross_attn_audio_v2a_gate",
+)
 TOP_LEVEL_LAYERS = (
-    "proj_in", "proj_out", "time_embed.linear",
-    *(f"time_embed.emb.timestep_embedder.linear_{i}" for i in (1, 2)),
-    *(f"caption_projection.linear_{i}" for i in (1, 2)),
-)  # fmt: skip
+    "proj_in",
+    "proj_out",
+    "audio_proj_in",
+    "audio_proj_out",
+    *(f"{name}.linear" for name in TIME_EMBEDDINGS),
+    *(f"{n}.emb.timestep_embedder.linear_{i}" for n in TIME_EMBEDDINGS for i in (1, 2)),
+    *(f"{n}caption_projection.linear_{i}" for n in ("", "audio_") for i in (1, 2)),
+)
+ATTENTIONS = (
+    "attn1",
+    "attn2",
+    "audio_attn1",
+    "audio_attn2",
+    "audio_to_video_attn",
+    "video_to_audio_attn",
+)
 IN_A_BLOCK = (
-    *(f"{a}.{of}" for a in ("attn1", "attn2") for of in ("to_q", "to_k", "to_v", "to_out.0")),
-    "ff.net.0.proj", "ff.net.2",
+    *(f"{a}.{of}" for a in ATTENTIONS for of in (
+        "to_q", "to_k", "to_v", "to_out.0", "to_gate_logits",
+    )),
+    *(f"{prefix}ff.net.{of}" for prefix in ("", "audio_") for of in ("0.proj", "2")),
 )  # fmt: skip
 LAYERS = {
     name.replace(".", "_"): name for name in (*TOP_LEVEL_LAYERS, *IN_A_BLOCK)
@@ -46,6 +71,20 @@ LAYERS = {
 BLOCK = re.compile(r"transformer_blocks_(\d+)_(.+)")
 MATRIX = re.compile(r"(.+)\.lora[_.](A|B|down|up)(?:\.[^.]+)?\.weight")
 MATRIX_NAMES = {"A": "down", "B": "up", "down": "down", "up": "up"}
+CONNECTORS = re.compile(
+    r"(\w+\.)*(text_embedding_projection|(video|audio)_embeddings_connector|connectors)\."
+)
+# What a LoRA was made for, in its metadata and its name: no shape tells versions 2.3 and 2.5 apart.
+BASE_METADATA = (
+    "ss_base_model_version",
+    "ss_sd_model_name",
+    "modelspec.architecture",
+    "base_model",
+)
+LTX2_BASE = re.compile(r"ltx[-_. ]?(?:video[-_. ]?)?v?[-_. ]?(2[._-][035])(?![0-9])", re.IGNORECASE)
+LTX2_FIRST = re.compile(r"ltx[-_. ]?2[-_. ]19b", re.IGNORECASE)
+LTX_VIDEO_BASE = re.compile(r"ltxv|ltx.?video.?(2b|13b|0[._]9)|ltx.?0[._]9", re.IGNORECASE)
+REFERENCE = "reference_downscale_factor"  # in the metadata of IC-LoRAs
 TEXT = re.compile(r"(base_model\.model\.)?(text_encoder|lora_te|te\d?[._]|t5)")
 UNSUPPORTED_ADAPTERS = {  # what else can change a model, by the names of its tensors
     r"dora_scale|lora_magnitude_vector": "DoRA", r"\.hada_": "LoHa", r"\.lokr_": "LoKr",
@@ -75,13 +114,14 @@ def _inspect_if_cached(lora: Lora, folder: Path | None) -> LoraAdapter | None:
 def inspect_lora(lora: Lora, folder: Path | None = None) -> LoraAdapter:
     """Raises InvalidRequest, NotSupported, LoraNotFound, LoraCorrupt."""
     path = locate_lora(lora.source, folder)
-    sha256, pairs = _inspect_file(path, file_stamp(path))
+    sha256, pairs, base = _inspect_file(path, file_stamp(path))
     _check_beside(path, pairs)
+    base = base or _declared_base(lora.source if lora.is_on_hub else path.name)
     name = f"lora-{sha256[:16]}{SUFFIX}"
     if lora.is_on_hub:
         is_file = lora.source.lower().endswith(SUFFIX)
         name = lora.source if is_file else f"{lora.source}/{path.name}"
-    return LoraAdapter(path, name, sha256, lora.strength, pairs)
+    return LoraAdapter(path, name, sha256, lora.strength, pairs, base)
 
 
 def locate_lora(source: str, folder: Path | None = None) -> Path:
@@ -134,11 +174,17 @@ def _next_step(source: str, repo: str, inside: list[str]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _inspect_file(path: Path, stamp: Stamp) -> tuple[str, tuple[LoraLayer, ...]]:
-    """Return the SHA-256 of a file, and what it changes."""
+def _inspect_file(path: Path, stamp: Stamp) -> tuple[str, tuple[LoraLayer, ...], str]:
+    """Return the SHA-256 of a file, what it changes, and of which model it says so."""
     del stamp
     try:
         header = read_header(path)
+        if REFERENCE in header.metadata:
+            raise NotSupported(
+                f"{path.name} is an IC-LoRA, which needs a reference video that is not offered.",
+                param="loras",
+            )
+        base = _declared_base(" ".join(header.metadata.get(key, "") for key in BASE_METADATA))
         scaling = _scaling(path, _peft_config(path, header.metadata))
         named = _by_layer(path, header.tensors)
         pairs = [_build_layer(path, layer, named[layer], header.tensors) for layer in sorted(named)]
@@ -147,7 +193,17 @@ def _inspect_file(path: Path, stamp: Stamp) -> tuple[str, tuple[LoraLayer, ...]]
         raise
     except CheckpointCorrupt as error:
         raise LoraCorrupt(str(error), param="loras") from error
-    return sha256, tuple(replace(p, scale=scaling.from_files(p.layer, p.rank)) for p in pairs)
+    scaled = tuple(replace(p, scale=scaling.from_files(p.layer, p.rank)) for p in pairs)
+    return sha256, scaled, base
+
+
+def _declared_base(text: str) -> str:
+    """The model that a LoRA says to be for: "2.0", "2.3", "2.5", "LTX-Video", or "" for none."""
+    if match := LTX2_BASE.search(text):
+        return match[1].replace("_", ".").replace("-", ".")
+    if LTX2_FIRST.search(text):
+        return "2.0"
+    return "LTX-Video" if LTX_VIDEO_BASE.search(text) else ""
 
 
 def _by_layer(path: Path, header: Tensors) -> dict[str, dict[str, str]]:
@@ -161,6 +217,12 @@ def _by_layer(path: Path, header: Tensors) -> dict[str, dict[str, str]]:
         if TEXT.match(key):
             raise NotSupported(
                 f"{path.name} changes a text encoder, which is not offered: {key}.", param="loras"
+            )
+        if CONNECTORS.match(key):
+            raise NotSupported(
+                f"{path.name} changes the connectors between text encoder and transformer, which "
+                f"is not offered: {key}.",
+                param="loras",
             )
     named: dict[str, dict[str, str]] = {}
     for key in header:
@@ -184,7 +246,7 @@ def _parse_key(path: Path, key: str) -> tuple[str, str]:
     is_known = layer is not None and (layer in IN_A_BLOCK) == bool(block)
     if not is_known or (part == "alpha" and not key.endswith(".alpha")):
         raise InvalidRequest(
-            f"loras: {path.name} is no LoRA for LTX-Video; it holds {key!r}.", param="loras"
+            f"loras: {path.name} is no LoRA for LTX; it holds {key!r}.", param="loras"
         )
     return (f"transformer_blocks.{block[1]}.{layer}" if block else str(layer)), part
 

@@ -332,7 +332,7 @@ def read_file_config(component: str, metadata: Mapping[str, str]) -> Table | Non
 def _part(table: Table | None, name: str) -> Table:
     part = (table or {}).get(name, {})
     if not isinstance(part, Mapping):
-        raise TypeError(f"{name} is {str(part)[:40]!r}")
+        raise CheckpointCorrupt(f"its configuration cannot have {str(part)[:40]!r} as {name}.")
     return part
 
 
