@@ -184,7 +184,7 @@ def test_a_clip_whose_file_is_gone_is_404(
     path = f"/v1/videos/{job}/content"
     assert web.get(path).content == queue.storage.read(job, "clip.mp4")
     queue.storage.delete(job)
-    for variant in ("video", "thumbnail", "spritesheet"):
+    for variant in ("video", "thumbnail", "spritesheet", "audio"):
         gone = web.get(path, params={"variant": variant})
         assert (gone.status_code, gone.json()["error"]["code"]) == (404, "file_missing"), variant
     queue.close()

@@ -259,7 +259,7 @@ async def download(
 def _audio(shared: AppState, job: Job) -> video_responses.Content:
     """Raises UnknownJob where the clip has no sound."""
     assert job.clip
-    with shared.queue.storage.open(job.id, job.clip) as file:
+    with shared.queue.storage.open(job.id, job.clip) as file, as_storage_error():
         sound = extract_audio(file)
     if sound is None:
         raise UnknownJob(f"{job.id} has no sound.")
