@@ -1,9 +1,12 @@
 """Engines of the tiny LTX-2 twins, and stock diffusers beside them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from diffusers import LTX2ConditionPipeline, LTX2VideoTransformer3DModel
@@ -106,3 +109,22 @@ def unpack_audio(twin: Twin, tokens: Tensor) -> Tensor:
     vae = twin.stock.audio_vae
     plain = tokens * vae.latents_std + vae.latents_mean
     return plain.unflatten(2, (vae.config.latent_channels, -1)).transpose(1, 2)
+
+
+@contextmanager
+def first_frame_marked(twin: Twin) -> Iterator[None]:
+    """Stock is told which tokens stand for one frame, which its pipelines leave out (2.5)."""
+    plain, transformer = twin.transformer.forward, twin.transformer
+
+    def forward(*args: object, height: int, width: int, **named: Any) -> object:
+        mask = torch.zeros(1, named["hidden_states"].shape[1], 1)
+        mask[:, : height * width] = 1
+        return plain(
+            *args, height=height, width=width, **named, video_keyframes_mask=mask
+        )  # fmt: skip
+
+    transformer.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        transformer.forward = plain  # type: ignore[method-assign]

@@ -78,6 +78,31 @@ ComponentFiles: TypeAlias = Components[Path]
 
 
 @dataclass(frozen=True)
+class GuidanceScales:
+    """How far the clean estimate of one modality is moved away from weaker ones.
+
+    prompt: from that of the negative prompt (CFG), 1 is not at all. perturbation: from that of a
+    model whose self-attention passes its values on in some blocks (STG), 0 is not at all. modality:
+    from that of this modality alone, 1 is not at all. rescale: how much of the estimate's own
+    deviation it gets back, 0 to 1.
+    """
+
+    prompt: float = 1.0
+    perturbation: float = 0.0
+    modality: float = 1.0
+    rescale: float = 0.0
+
+
+@dataclass(frozen=True)
+class MultimodalGuidance:
+    """The guidance of a full model of picture and sound. perturbed_blocks: of its transformer."""
+
+    video: GuidanceScales
+    audio: GuidanceScales
+    perturbed_blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """One model as data: its files, its schedule, and the values it is run with.
 
@@ -97,6 +122,8 @@ class ModelCard:
     is_condition_pipeline: made for LTXConditionPipeline (0.9.5 on), which counts a latent's time
     from the first of its frames and hides the padding from the text encoder; LTXPipeline does
     neither.
+    multimodal_guidance: of a full model of picture and sound; a request's guidance takes the place
+    of its picture's CFG.
     ancestral_sampling: each step of the first stage goes below its next level and comes back to it
     by new noise.
     image_crf: pictures that are given are compressed as one frame of H.264 by this factor before
@@ -130,6 +157,7 @@ class ModelCard:
     context_frames: int = 1
     is_condition_pipeline: bool = False
     family: ModelFamily = ModelFamily.LTX_VIDEO
+    multimodal_guidance: MultimodalGuidance | None = None
     ancestral_sampling: bool = False
     image_crf: int | None = None
     version: str = ""

@@ -1,5 +1,6 @@
 """Schedules: the noise levels before each model call."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -72,4 +73,30 @@ class LinearQuadraticSigmas:
         return self.sigmas_for(self.steps)
 
 
-Schedule = FixedSigmas | ShiftedSigmas | LinearQuadraticSigmas
+@dataclass(frozen=True)
+class StretchedSigmas:
+    """Evenly spaced levels, shifted towards noise and stretched so that the last is `terminal`.
+
+    shift: as of ShiftedSigmas. Source: LTX2Scheduler of Lightricks' ltx-core, whose pipelines run
+    it at its largest shift, exp(2.05), whatever the clip's size.
+    """
+
+    steps: int
+    shift: float = math.exp(2.05)
+    terminal: float = 0.1
+
+    def sigmas_for(self, steps: int) -> tuple[float, ...]:
+        """Return the levels before each of `steps` calls."""
+        levels = ShiftedSigmas(steps, self.shift).sigmas_for(steps)
+        if steps == 1:  # there is nothing to stretch
+            return levels
+        scale = (1 - self.terminal) / (1 - levels[-1])
+        return tuple(1 - (1 - level) * scale for level in levels)
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The levels for the model's own number of calls."""
+        return self.sigmas_for(self.steps)
+
+
+Schedule = FixedSigmas | ShiftedSigmas | LinearQuadraticSigmas | StretchedSigmas

@@ -74,7 +74,7 @@ class WorkloadSize:
         area = (shape.generated_width // grid.spatial_compression) * (
             shape.generated_height // grid.spatial_compression
         )
-        times = (2 if plan.guidance > 1 else 1) * len(plan.windows)
+        times = plan.predictions_per_step * len(plan.windows)
         calls, refine_calls = times * len(plan.sigmas), times * len(plan.refine_sigmas)
         pixels = shape.generated_width * shape.generated_height * shape.generated_frames
         tokens = plan.max_latent_frames_per_call * area

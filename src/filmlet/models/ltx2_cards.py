@@ -6,11 +6,13 @@ from filmlet.core.model_card import (
     Components,
     ComponentSource,
     ComponentSources,
+    GuidanceScales,
     GuideSupport,
     ModelCard,
     ModelFamily,
+    MultimodalGuidance,
 )
-from filmlet.core.schedules import FixedSigmas
+from filmlet.core.schedules import FixedSigmas, StretchedSigmas
 from filmlet.core.shape import ShapeConstraints
 
 LTX_2 = ComponentSource(
@@ -144,6 +146,51 @@ LTX_2_5_DISTILLED = replace(
     image_crf=18,
     version="2.5",
 )
+# The full models: `LTX_2_3_PARAMS` and `LTX_2_PARAMS` of ltx_pipelines/utils/constants.py.
+LTX_2_3_DEV = replace(
+    LTX_2_3_DISTILLED,
+    name="ltx-2.3-22b-dev",
+    summary="22 billion parameters, picture and sound, not distilled: 30 steps of 4 calls",
+    sources=replace(
+        _one_file(
+            LTX_2_3, "ltx-2.3-22b-dev.safetensors", 46_149_344_974,
+            "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        ),
+        upsampler=None,
+    ),
+    schedule=StretchedSigmas(30),
+    refine_schedule=None,
+    grid=replace(GRID, upscale_factor=1),
+    distilled=False,
+    guidance_scale=3.0,
+    multimodal_guidance=MultimodalGuidance(
+        video=GuidanceScales(prompt=3.0, perturbation=1.0, modality=3.0, rescale=0.7),
+        audio=GuidanceScales(prompt=7.0, perturbation=1.0, modality=3.0, rescale=0.7),
+        perturbed_blocks=(28,),
+    ),
+)  # fmt: skip
+LTX_2_DEV = replace(
+    LTX_2_3_DEV,
+    name="ltx-2-19b-dev",
+    summary="19 billion parameters, picture and sound, not distilled: 40 steps of 4 calls",
+    sources=replace(
+        _one_file(
+            LTX_2, "ltx-2-19b-dev.safetensors", 43_300_000_000,
+            "ltx-2-spatial-upscaler-x2-1.0.safetensors",
+        ),
+        upsampler=None,
+    ),
+    parameters=LTX_2_DISTILLED.parameters,
+    schedule=StretchedSigmas(40),
+    multimodal_guidance=MultimodalGuidance(
+        video=GuidanceScales(prompt=3.0, perturbation=1.0, modality=3.0, rescale=0.7),
+        audio=GuidanceScales(prompt=7.0, perturbation=1.0, modality=3.0, rescale=0.7),
+        perturbed_blocks=(29,),
+    ),
+    version="2.0",
+)  # fmt: skip
+# The recipe of 2.5's full model, for files of one's own: 2.3's, but for pictures.
+LTX_2_5_DEV = replace(LTX_2_3_DEV, name="ltx-2.5-22b-dev", image_crf=18, version="2.5")
 LTX2_CARDS = (
     LTX_2_3_DISTILLED,
     replace(
@@ -168,4 +215,6 @@ LTX2_CARDS = (
         ),
         stored_bytes=1,
     ),
+    LTX_2_3_DEV,
+    LTX_2_DEV,
 )  # fmt: skip

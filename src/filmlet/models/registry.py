@@ -23,8 +23,11 @@ from filmlet.models import hub_cache
 from filmlet.models.checkpoint_files import SingleFile, inspect_single_file
 from filmlet.models.ltx2_cards import (
     LTX2_CARDS,
+    LTX_2_3_DEV,
     LTX_2_3_DISTILLED,
+    LTX_2_5_DEV,
     LTX_2_5_DISTILLED,
+    LTX_2_DEV,
     LTX_2_DISTILLED,
 )
 from filmlet.models.ltx2_key_mapping import version_of_config
@@ -184,9 +187,10 @@ REGISTRY = {
         *LTX2_CARDS,
     )
 }
-LTX2_BY_VERSION = {
+LTX2_DISTILLED_BY_VERSION = {
     card.version: card for card in (LTX_2_3_DISTILLED, LTX_2_DISTILLED, LTX_2_5_DISTILLED)
 }
+LTX2_DEV_BY_VERSION = {card.version: card for card in (LTX_2_3_DEV, LTX_2_DEV, LTX_2_5_DEV)}
 
 
 def get_card(name: str) -> ModelCard:
@@ -267,17 +271,13 @@ def _read_file(file: Path) -> ModelCard:
 
 
 def _own_ltx2_card(file: Path, found: SingleFile, own: Mapping[str, ComponentSource]) -> ModelCard:
-    """Run as distilled: full and distilled models of LTX-2 differ in their values alone."""
-    if NAMES_OF_FULL_MODELS.search(file.stem):
-        raise UnknownModel(
-            f"{_quote_shortened(file.name)} is a full model of LTX-2 by its name, which takes "
-            "guidance that is not computed here; take the distilled one."
-        )
-    card = LTX2_BY_VERSION[found.version]
+    """Full and distilled models of LTX-2 differ in their values alone: the name decides."""
+    is_full = bool(NAMES_OF_FULL_MODELS.search(file.stem))
+    card = (LTX2_DEV_BY_VERSION if is_full else LTX2_DISTILLED_BY_VERSION)[found.version]
     return replace(
         card,
         name=file.stem,
-        summary="a file of your own, run as a distilled model",
+        summary=f"a file of your own, run as a {'full' if is_full else 'distilled'} model",
         sources=replace(card.sources, **own),
         stored_bytes=1 if found.has_8bit_weights else 2,
     )
@@ -329,15 +329,16 @@ def _read_folder(folder: Path, name: str, revision: str) -> ModelCard:
 def _read_ltx2_folder(
     folder: Path, name: str, revision: str, scheduler: Mapping[str, object]
 ) -> ModelCard:
-    """A card for somebody's own checkpoint of LTX-2, run as the distilled ones are."""
-    if scheduler.get("use_dynamic_shifting"):
-        raise CheckpointCorrupt(
-            f"{folder} shifts its schedule by the clip's size, as full models of LTX-2 do, which "
-            "take guidance that is not computed here; take a distilled one."
-        )
+    """Return a card for somebody's own checkpoint of LTX-2.
+
+    One that shifts its schedule by the clip's size is a full model, the others are distilled.
+    """
     sources = _ltx2_folder_sources(folder, revision)
     version = version_of_config(read_json(folder / "transformer" / "config.json"))
-    card = LTX2_BY_VERSION[version]
+    if scheduler.get("use_dynamic_shifting"):
+        sources, card = replace(sources, upsampler=None), LTX2_DEV_BY_VERSION[version]
+    else:
+        card = LTX2_DISTILLED_BY_VERSION[version]
     return replace(
         card,
         name=name,

@@ -58,6 +58,15 @@ class Plan:
         return self.makes_audio or self.keeps_audio
 
     @property
+    def predictions_per_step(self) -> int:
+        """How often the transformer runs in a step."""
+        count, extra = (2 if self.guidance > 1 else 1), self.card.multimodal_guidance
+        if extra:
+            count += bool(extra.video.perturbation or extra.audio.perturbation)
+            count += self.makes_audio and (extra.video.modality != 1 or extra.audio.modality != 1)
+        return count
+
+    @property
     def media_inputs(self) -> tuple[MediaInput, ...]:
         """Every file that is needed."""
         return (*self.guides, self.source_clip) if self.source_clip else self.guides

@@ -1,7 +1,5 @@
 """LTX-2 against stock diffusers, stage by stage, on tiny random twins of each version."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
@@ -26,6 +24,7 @@ from tests.helpers.ltx2_engines import (
     SIGMAS,
     UNGUIDED,
     Twin,
+    first_frame_marked,
     get_twin,
     make_engine,
     unpack_audio,
@@ -38,25 +37,6 @@ EXACT = 1e-5
 @pytest.fixture(params=VERSIONS)
 def twin(request: pytest.FixtureRequest) -> Twin:
     return get_twin(request.param)
-
-
-@contextmanager
-def first_frame_marked(twin: Twin) -> Iterator[None]:
-    """Stock is told which tokens stand for one frame, which its pipelines leave out (2.5)."""
-    plain, transformer = twin.transformer.forward, twin.transformer
-
-    def forward(*args: object, height: int, width: int, **named: Any) -> object:
-        mask = torch.zeros(1, named["hidden_states"].shape[1], 1)
-        mask[:, : height * width] = 1
-        return plain(
-            *args, height=height, width=width, **named, video_keyframes_mask=mask
-        )  # fmt: skip
-
-    transformer.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        transformer.forward = plain  # type: ignore[method-assign]
 
 
 def run_stock(

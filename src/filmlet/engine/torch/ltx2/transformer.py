@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
+from diffusers.models.transformers.transformer_ltx2 import LTX2PerturbedAttnProcessor
 from torch import Tensor, nn
 
 from filmlet.core.lora import LoraAdapter
@@ -27,7 +28,9 @@ class TransformerCall:
     """What the transformer is asked.
 
     sigma: noise level of the step. sigmas: (1, tokens or 1) of each modality's tokens.
-    prompt_embeds: (1, words, channels of the picture's text + of the sound's).
+    prompt_embeds: (1, words, channels of the picture's text + of the sound's). is_isolated: picture
+    and sound do not attend to each other. perturbed_blocks: whose self-attention passes its values
+    on as they are.
     """
 
     scene: Scene
@@ -36,6 +39,8 @@ class TransformerCall:
     sigmas: Modalities[Tensor]
     prompt_embeds: Tensor
     loras: tuple[LoraAdapter, ...] = ()
+    is_isolated: bool = False
+    perturbed_blocks: tuple[int, ...] = ()
 
 
 class Ltx2Transformer:
@@ -45,6 +50,11 @@ class Ltx2Transformer:
         self.model, self.dtype = model, dtype
         self.rotations: LRUCache[tuple[Scene, list[Rotation]]] = LRUCache(1)
         self.texts: LRUCache[tuple[Tensor, Text]] = LRUCache(2)  # and the negative one
+        for block in model.transformer_blocks:
+            # 2.0's are built without it; the computation of other calls is the same.
+            block.perturbed_attn = True
+            for attention in (block.attn1, block.audio_attn1):
+                attention.set_processor(LTX2PerturbedAttnProcessor())
 
     def predict_velocity(self, call: TransformerCall) -> Latents:
         """The velocities of both modalities, in float32."""
@@ -69,15 +79,16 @@ class Ltx2Transformer:
             "audio_rotary_emb": audio_rotation,
             "ca_video_rotary_emb": cross,
             "ca_audio_rotary_emb": audio_cross,
-            "use_a2v_cross_attention": has_audio,
-            "use_v2a_cross_attention": has_audio,
+            "use_a2v_cross_attention": has_audio and not call.is_isolated,
+            "use_v2a_cross_attention": has_audio and not call.is_isolated,
         }
-        for block in model.transformer_blocks:
+        for number, block in enumerate(model.transformer_blocks):
             x, y = block(
                 hidden_states=x,
                 audio_hidden_states=y,
                 encoder_hidden_states=video_text,
                 audio_encoder_hidden_states=audio_text,
+                all_perturbed=number in call.perturbed_blocks,
                 **common,
             )
         video = _project_out(
