@@ -1,6 +1,8 @@
 """The queue as its users see it: order, limits, keys, refusals, retention, storage, estimates."""
 
 import json
+import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +27,7 @@ from filmlet.jobs import ApiKeyStore, Limits, Priority, Queue, Status, SubmitOpt
 from filmlet.jobs.cost_model import CostModel, Sample, WorkloadSize
 from filmlet.jobs.database import Database
 from filmlet.jobs.object_storage import open_storage
+from filmlet.jobs.storage import JobFolders
 from filmlet.settings import Settings
 from tests.helpers.forked_processes import run_filmlet
 from tests.helpers.queues import ask, environment
@@ -241,6 +244,24 @@ def test_the_command_line_tells_bad_input_in_one_sentence(tiny: Path, tmp_path: 
         assert refused.returncode == 2, refused.stderr
         assert refused.stderr.strip().endswith(f"[{code}]")
         assert refused.stderr.count("\n") == 1, refused.stderr
+
+
+def test_a_growing_file_is_read_while_its_copy_is_deleted(tmp_path: Path) -> None:
+    copies, stopped = JobFolders(tmp_path), threading.Event()
+
+    def make_and_delete() -> None:
+        while not stopped.is_set():
+            (copies.folder("job") / "decoded.mp4.01234567.part").write_bytes(b"12345")
+            shutil.rmtree(tmp_path / "job", ignore_errors=True)
+
+    churn = threading.Thread(target=make_and_delete)
+    churn.start()
+    try:
+        found = {copies.read_grown("job", 0, 10) for _ in range(80_000)}
+    finally:
+        stopped.set()
+        churn.join()
+    assert found <= {b"", b"12345"}
 
 
 def test_a_growing_file_is_read_on_another_machine(tmp_path: Path, remote: str) -> None:

@@ -218,6 +218,8 @@ def test_who_is_not_known_to_the_hub_is_told_how_to_be(hub: Hub) -> None:
     away = create(hub, HF_ENDPOINT="http://127.0.0.1:9")
     assert "The Hub cannot be reached" in away.stderr
     assert "There is no variable NOPE" in create(hub, "--secret", "NOPE").stderr
+    odd = create(hub, "--variable", "FILMLET_MAX_ACTIVE=many")
+    assert "FILMLET_MAX_ACTIVE must be a whole number" in odd.stderr
 
 
 # What runs there

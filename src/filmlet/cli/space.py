@@ -64,12 +64,15 @@ def write_space_files(options: argparse.Namespace) -> int:
 
 def create_space(options: argparse.Namespace) -> int:
     """Create a Space, or update it to the options."""
-    from filmlet.settings import read_variable
+    from filmlet.settings import Settings, read_variable
     from filmlet.spaces import deploy
 
     owner, _, name = options.space.partition("/")
     if not owner or not name or "/" in name:
         raise InvalidRequest(f"A Space is called OWNER/NAME, not {options.space!r}.", param="space")
+    secrets = {name: read_variable(name) for name in options.secret}
+    variables = dict(_parse_pair(text) for text in options.variable)
+    Settings.from_environment(secrets | variables)  # else the Space would not start with them
     spec = deploy.SpaceSpec(
         options.space,
         model=options.model,
@@ -77,8 +80,8 @@ def create_space(options: argparse.Namespace) -> int:
         source=options.source,
         private=options.private,
         bucket=options.bucket,
-        secrets={name: read_variable(name) for name in options.secret},
-        variables=dict(_parse_pair(text) for text in options.variable),
+        secrets=secrets,
+        variables=variables,
     )
     done = []
     for text in deploy.deploy(spec, only_look=options.dry_run):

@@ -153,7 +153,9 @@ class JobFolders:
     def read_grown(self, job: str, sent: int, max_bytes: int) -> bytes:
         """Return bytes of the complete clip in the local folder, or of the longest unfinished."""
         folder = self.local / job
-        parts = [file for file in folder.glob(f"{GROWING}.*") if PART.search(file.name)]
+        parts: list[Path] = []
+        with suppress(FileNotFoundError):  # a copy that is deleted now: the storage has all
+            parts = [file for file in folder.glob(f"{GROWING}.*") if PART.search(file.name)]
         for file in (folder / GROWING, *sorted(parts, key=_file_size, reverse=True)):
             with suppress(FileNotFoundError), file.open("rb") as opened:
                 opened.seek(sent)
