@@ -21,6 +21,7 @@ LTX2_BLOCKS_SHARE = 2 * 386.7 / 18_990
 LTX2_TEXT_SHARE = (1_007 + 2 * 224) / 11_770
 LTX2_CONNECTORS_SHARE = 1_156 / 3_172
 LTX2_REST_SHARE = 1 - 48 * 386.7 / 18_990  # of the transformer, beside its blocks
+LTX2_TOKEN_VALUES = 64  # as TOKEN_VALUES: what diffusers' transformer takes, each token's own times
 LTX2_PROMPT_VALUES = (
     5 * 1024 * 49 * 3840
 )  # copies of what the text encoder's layers say of a prompt
@@ -88,7 +89,8 @@ def estimate_memory(
     )
     tokens *= (shape.generated_frames - 1) // grid.temporal_compression + 1
     width = TRANSFORMER_WIDTH[parameters.transformer > 6e9] if parameters.transformer > 1e9 else 256
-    thinking = tokens * width * TOKEN_VALUES * value_bytes
+    token_values = TOKEN_VALUES if parameters.connectors is None else LTX2_TOKEN_VALUES
+    thinking = tokens * width * token_values * value_bytes
     pixels = shape.generated_width * shape.generated_height
     decoding = int(pixels * PIXEL_VALUES * value_bytes * min(1.0, weights["vae"] / 1e9 + 0.1))
     busy = max(thinking, decoding)
