@@ -55,13 +55,16 @@ def test_sound_is_as_long_as_the_picture(
     assert not len(silent) or np.abs(silent).max() < 1e-2
 
 
-def test_index_of_a_finished_mp4_ends_sound_and_picture_together(tmp_path: Path) -> None:
-    clip = FlashClip(frames=33)
+@pytest.mark.parametrize("frames", [1, 33, 35])
+def test_index_of_a_finished_mp4_ends_sound_and_picture_together(
+    tmp_path: Path, frames: int
+) -> None:
+    clip = FlashClip(frames=frames, flash=0)
     path = clip.write(tmp_path / "clip.mp4")
     with av.open(str(path)) as file:
         for stream in file.streams:
             length = float(stream.duration * stream.time_base)
-            assert length == pytest.approx(33 / 24, abs=SAMPLE)
+            assert length == pytest.approx(frames / 24, abs=SAMPLE)
     data = path.read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat")
 

@@ -6,11 +6,8 @@ from typing import BinaryIO
 
 import av
 
-from filmlet.media.audio_encoder import SAMPLE_RATE
 from filmlet.media.metadata import xmp_mp4_box, xmp_packet
-from filmlet.media.video_writer import FINISHED, plain_name
-
-OPTIONS = FINISHED | {"movie_timescale": str(SAMPLE_RATE)}  # in milliseconds its end would be cut
+from filmlet.media.video_writer import FINISHED_WITH_AUDIO, plain_name
 
 
 def extract_audio(clip: BinaryIO) -> bytes | None:
@@ -22,7 +19,7 @@ def extract_audio(clip: BinaryIO) -> bytes | None:
         if not source.streams.audio:
             return None
         path = Path(folder) / "sound.m4a"  # a file: the index cannot be put in front in memory
-        with av.open(plain_name(path), "w", "ipod", options=OPTIONS) as target:
+        with av.open(plain_name(path), "w", "ipod", options=FINISHED_WITH_AUDIO) as target:
             target.metadata.update(source.metadata)
             copied = target.add_stream_from_template(source.streams.audio[0])
             for packet in source.demux(source.streams.audio[0]):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from filmlet.core import cpu
 from filmlet.core.events import Audio, Pixels, YuvPlanes
 from filmlet.core.shape import VideoShape
-from filmlet.media.audio_encoder import AudioEncoder
+from filmlet.media.audio_encoder import SAMPLE_RATE, AudioEncoder
 from filmlet.media.metadata import xmp_mp4_box, xmp_packet
 
 THREADS = 2  # fixed: the encoder's bytes depend on it
@@ -39,6 +39,8 @@ FRAGMENTED_WITH_AUDIO = FRAGMENTED | {
     "frag_duration": "40000",  # microseconds
 }
 FINISHED = {"movflags": "faststart+use_metadata_tags", "fflags": "+bitexact"}
+# Edit lists count in it; in milliseconds they would end sound before the picture.
+FINISHED_WITH_AUDIO = FINISHED | {"movie_timescale": str(SAMPLE_RATE)}
 WEBM_OPTIONS = {"fflags": "+bitexact", "flush_packets": "1"}
 
 
@@ -126,20 +128,17 @@ def faststart(growing_path: Path, complete_path: Path, tags: dict[str, str]) -> 
 
     XMP comes at its end.
     """
-    with (
-        av.open(plain_name(growing_path), "r", "mov") as source,
-        av.open(plain_name(complete_path), "w", "mp4", options=FINISHED) as target,
-    ):
-        target.metadata.update(tags)
-        copies = {
-            stream.index: target.add_stream_from_template(stream)
-            for stream in (*source.streams.video, *source.streams.audio)
-        }
-        for packet in source.demux():
-            if packet.dts is None:
-                continue
-            packet.stream = copies[packet.stream.index]
-            target.mux(packet)
+    with av.open(plain_name(growing_path), "r", "mov") as source:
+        streams = (*source.streams.video, *source.streams.audio)
+        options = FINISHED_WITH_AUDIO if source.streams.audio else FINISHED
+        with av.open(plain_name(complete_path), "w", "mp4", options=options) as target:
+            target.metadata.update(tags)
+            copies = {s.index: target.add_stream_from_template(s) for s in streams}
+            for packet in source.demux():
+                if packet.dts is None:
+                    continue
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
     with complete_path.open("ab") as file:
         file.write(xmp_mp4_box(xmp_packet(tags.get("comment", ""))))
 
