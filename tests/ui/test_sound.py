@@ -97,6 +97,16 @@ def test_choice_is_remembered_by_the_browser(window: Window, clip: str) -> None:
     assert stored == {"muted": False, "volume": 0.25}
 
 
+@pytest.mark.parametrize("stored", ["null", "loud", '{"muted": false, "volume": "loud"}', "[]"])
+def test_choice_that_cannot_be_read_counts_as_none(window: Window, clip: str, stored: str) -> None:
+    window.open()
+    window.page.evaluate("text => localStorage.setItem('film:sound', text)", stored)
+    window.open(f"/?clip={clip}")
+    wait_playing(window)
+    assert is_muted(window)
+    assert window.page.evaluate(f"{PLAYER}.volume") == 1
+
+
 def test_growing_clip_has_the_button_and_its_sound(window: Window) -> None:
     window.open()
     window.write(PROMPT, seconds="4")

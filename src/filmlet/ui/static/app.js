@@ -46,8 +46,10 @@ const soundIcon = (isMuted) => `<svg viewBox="0 0 24 24" aria-hidden="true" fill
 
 function loadSoundChoice() {
   try {
-    return { muted: true, volume: 1, ...JSON.parse(localStorage.getItem(SOUND_KEY)) };
-  } catch { return { muted: true, volume: 1 }; }
+    const { muted, volume } = JSON.parse(localStorage.getItem(SOUND_KEY));
+    if (volume >= 0 && volume <= 1) return { muted: Boolean(muted), volume: Number(volume) };
+  } catch { /* none, or not ours */ }
+  return { muted: true, volume: 1 };
 }
 
 function saveSoundChoice({ muted, volume }) {
