@@ -257,11 +257,12 @@ def test_a_video_of_ones_own_is_planned_as_it_is_made(
     expect(plan).to_contain_text("Choose a clip to extend")
     page.locator("#form input[type=file]").last.set_input_files(footage)
     expect(plan).to_contain_text("256x192, 72 frames at 24 a second")
-    expect(plan).to_contain_text("the clip has sound, which is dropped")
+    expect(plan).to_contain_text("the clip keeps its own, new frames are silent")
     job = window.make()
     window.wait_done()
     assert server.video(job)["size"] == "256x192"
     assert server.video(job)["seconds"] == "3"
+    assert server.video(job)["effective"]["audio"] is True
     window.act("extend")
     expect(page.get_by_label("Clip to extend")).to_have_value(job)
     expect(plan).to_contain_text("256x192, 96 frames at 24 a second")
