@@ -4,6 +4,7 @@ import base64
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
@@ -177,6 +178,28 @@ def test_base64_is_decoded_in_a_thread(client: TestClient, monkeypatch: pytest.M
     assert client.post("/v1/videos", data=TEXT | {"input_reference": url}).status_code == 200
     assert len(names) == 2
     assert all(name.startswith("AnyIO worker thread") for name in names)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 64, 2**18])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 200])
+def test_base64_in_pieces_is_what_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch, piece: int, size: int
+) -> None:
+    monkeypatch.setattr(uploads, "PIECE_CHARS", piece)
+    data = bytes(range(255, 255 - size, -1))
+    plain = base64.b64encode(data).decode()
+    for text in (
+        plain,
+        plain.rstrip("="),
+        base64.urlsafe_b64encode(data).decode(),
+        base64.encodebytes(data).decode(),
+        quote(plain, safe=""),
+        "\r\n ".join(plain) + "\n",
+    ):
+        assert uploads._decode_base64(text) == data, text
+    for text in ("%", "A%", "AA==AAAAAAAA", "AAA*", "A", plain + "é"):
+        with pytest.raises(ValueError, match=r"."):
+            uploads._decode_base64(text)
 
 
 def test_base64_of_too_much_is_not_decoded(

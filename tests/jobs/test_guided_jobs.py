@@ -269,8 +269,8 @@ def test_what_pocket_cannot_be_guided_by_is_named_as_it_was_sent(client: TestCli
         answer = client.post("/v1/videos", json={"prompt": "a", field: "/etc/passwd"})
         assert refusal(answer) == ("unknown_parameter", field)
     assert client.get("/v1/models/pocket").json()["guides"] == "first_frame"
-    described = client.get("/openapi.json").json()["paths"]["/v1/videos"]["post"]["requestBody"]
-    form = described["content"]["multipart/form-data"]["schema"]["properties"]
+    described = client.get("/openapi.json").json()["components"]["schemas"]
+    form = described["VideoCreateForm"]["properties"]
     assert {"prompt", "input_reference", "last_reference"} <= set(form)
 
 

@@ -19,6 +19,7 @@ from filmlet.media import InvalidMedia, probe
 IMAGE_BYTES = 20 * 1024 * 1024
 VIDEO_BYTES = 100 * 1024 * 1024
 TEXT_BYTES = IMAGE_BYTES * 3 // 2  # of one field of a form: a picture in base64, in lines
+PIECE_CHARS = 2**18  # of base64, decoded at once
 URL_SAFE = str.maketrans("-_", "+/")
 FRAMES = {"input_reference": 0, "last_reference": -1}  # which frame an image is, by its field
 
@@ -70,9 +71,26 @@ def _decode_data_url(sent: object, param: str) -> UploadFile:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Decode base64 as programs write it: in lines, for URLs, unpadded. Raises ValueError."""
-    plain = "".join(unquote(text).split()).translate(URL_SAFE).rstrip("=")
-    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    """Decode base64 as programs write it: in lines, for URLs, unpadded. Raises ValueError.
+
+    In pieces: a single call would keep all other threads waiting, and many escapes take a hundred
+    times the memory of their text.
+    """
+    parts, digits, escape = [], "", ""
+    for start in range(0, len(text), PIECE_CHARS):
+        piece = escape + text[start : start + PIECE_CHARS]
+        cut = piece.find("%", max(0, len(piece) - 2))  # of an escape that is not whole yet
+        piece, escape = (piece, "") if cut < 0 else (piece[:cut], piece[cut:])
+        digits += "".join(unquote(piece).split()).translate(URL_SAFE)
+
+        end = max(0, len(digits) - 4) // 4 * 4  # the last may be padded
+        if "=" in digits[:end]:
+            raise ValueError("padding within base64")
+        parts.append(base64.b64decode(digits[:end], validate=True))
+        digits = digits[end:]
+    last = (digits + escape).rstrip("=")
+    parts.append(base64.b64decode(last + "=" * (-len(last) % 4), validate=True))
+    return b"".join(parts)
 
 
 @contextmanager
