@@ -150,6 +150,24 @@ def test_objects_of_a_form_that_cannot_be_told_apart_are_refused(client: TestCli
     assert refusal(answer)["param"] == "loras"
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("seconds", True, "0.5"),
+        ("seed", False, "7"),
+        ("steps", True, "2"),
+        ("draft", 1, "false"),
+        ("draft", 0.0, False),
+    ],
+)
+def test_true_is_no_number_and_a_number_not_true(
+    client: TestClient, name: str, wrong: object, right: object
+) -> None:
+    answer = client.post("/v1/videos", json={"prompt": "a", name: wrong})
+    assert (answer.status_code, refusal(answer)["param"]) == (400, name)
+    assert client.post("/v1/videos", json={"prompt": "a", name: right}).status_code == 200
+
+
 def test_a_model_that_is_not_there_is_404_by_its_path(client: TestClient) -> None:
     answer = client.get("/v1/models/pockt")
     assert (answer.status_code, refusal(answer)["code"]) == (404, "unknown_model")
