@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from filmlet.core.model_card import ComponentFiles, ModelFamily
-from filmlet.core.schedules import FixedSigmas
+from filmlet.core.model_card import ComponentFiles, GuidanceScales, ModelFamily
+from filmlet.core.schedules import FixedSigmas, StretchedSigmas
 from filmlet.engine.configs import check_components
 from filmlet.engine.state_dict import CheckpointWeights
-from filmlet.errors import CheckpointCorrupt, UnknownModel
+from filmlet.errors import CheckpointCorrupt
 from filmlet.models import REGISTRY, count_parameters, get_card, local_files
 from filmlet.models.tokenizer import load_tokenizer, tokenize
 from tests.helpers.tiny_checkpoint import edit_json
@@ -42,19 +42,31 @@ def copy(ltx2_folders: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("card", ROWS, ids=lambda card: card.name)
-def test_ltx2_runs_eight_calls_then_three_at_the_published_levels(card: Any) -> None:
-    published = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
-    assert card.schedule == FixedSigmas(published)
-    assert card.refine_schedule == FixedSigmas((0.909375, 0.725, 0.421875))
-    assert (card.distilled, card.guidance_scale, card.max_tokens) == (True, 1.0, 1024)
+def test_each_row_is_the_published_recipe(card: Any) -> None:
+    if card.distilled:
+        published = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
+        assert card.schedule == FixedSigmas(published)
+        assert card.refine_schedule == FixedSigmas((0.909375, 0.725, 0.421875))
+        assert (card.guidance_scale, card.multimodal_guidance) == (1.0, None)
+        assert card.ancestral_sampling == (card.version == "2.5")
+    else:
+        guidance = card.multimodal_guidance
+        assert card.schedule == StretchedSigmas({"2.0": 40}.get(card.version, 30))
+        assert guidance.video == GuidanceScales(3.0, 1.0, 3.0, 0.7)
+        assert guidance.audio == GuidanceScales(7.0, 1.0, 3.0, 0.7)
+        assert guidance.perturbed_blocks == ({"2.0": 29}.get(card.version, 28),)
+        assert (card.guidance_scale, card.refine_schedule) == (3.0, None)
+    assert card.image_crf == {"2.5": 18}.get(card.version, 33)
+    assert card.max_prompt_tokens == 1024
     grid = card.grid
-    assert (grid.side_multiple, grid.width, grid.height, grid.frames) == (64, 768, 512, 121)
+    assert grid.side_multiple == (64 if card.distilled else 32)
+    assert (grid.width, grid.height, grid.frames) == (768, 512, 121)
     assert (grid.fps, grid.max_total_frames(24), grid.max_total_frames(12)) == (24, 481, 241)
     assert card.makes_audio
     assert card.licence_terms
-    assert {"connectors", "audio_vae", "vocoder", "upsampler"} <= dict(
-        card.sources.present()
-    ).keys()
+    parts = dict(card.sources.present()).keys()
+    assert {"connectors", "audio_vae", "vocoder"} <= parts
+    assert ("upsampler" in parts) == card.distilled
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -82,19 +94,22 @@ def test_parameters_are_counted_alike_in_every_layout(
     assert count_parameters(files[version]) == folder
 
 
-def test_a_file_named_as_a_full_model_is_refused(
+def test_a_file_named_as_a_full_model_is_run_as_one(
     files: dict[str, ComponentFiles], tmp_path: Path
 ) -> None:
-    file = Path(shutil.copy(files["2.3"].transformer, tmp_path / "ltx-2.3-22b-dev.safetensors"))
-    with pytest.raises(UnknownModel, match="full model"):
-        get_card(str(file))
-    assert get_card(str(file.rename(tmp_path / "developed.safetensors"))).version == "2.3"
+    file = Path(shutil.copy(files["2.3"].transformer, tmp_path / "my-ltx-2.3-dev.safetensors"))
+    card = get_card(str(file))
+    assert (card.version, card.distilled, card.refine_schedule) == ("2.3", False, None)
+    assert card.multimodal_guidance
+    card = get_card(str(file.rename(tmp_path / "developed.safetensors")))
+    assert (card.version, card.distilled) == ("2.3", True)
 
 
-def test_a_folder_of_a_full_model_is_refused(copy: Path) -> None:
+def test_a_folder_that_shifts_by_size_is_run_as_a_full_model(copy: Path) -> None:
     edit_json(copy / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
-    with pytest.raises(CheckpointCorrupt, match="distilled"):
-        get_card(str(copy))
+    card = get_card(str(copy))
+    assert (card.distilled, card.sources.upsampler, card.refine_schedule) == (False, None, None)
+    assert card.multimodal_guidance
 
 
 def test_a_folder_without_an_upsampler_is_made_in_one_stage(copy: Path) -> None:

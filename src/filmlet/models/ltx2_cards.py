@@ -73,14 +73,14 @@ def _one_file(source: ComponentSource, file: str, size: int, upscaler: str) -> C
     )
 
 
-def _split_files() -> ComponentSources:
-    """A file for each component of LTX-2.5; the text encoder's has the tokenizer."""
+def _split_files(kind: str) -> ComponentSources:
+    """Return a file for each component of LTX-2.5. kind: "distilled" or "dev"."""
 
     def part(path: str, size: int) -> ComponentSource:
         return replace(LTX_2_5, path=path, size_bytes=size)
 
     diffusion = part(
-        "diffusion_models/ltx-2.5-22b-distilled-transformer-bf16.safetensors", 42_018_190_584
+        f"diffusion_models/ltx-2.5-22b-{kind}-transformer-bf16.safetensors", 42_018_190_584
     )
     text = part("text_encoders/gemma4-12b-with-proj-ltx-2.5-bf16.safetensors", 26_263_858_182)
     sound = part("vae/ltx-2.5-audio-vae-bf16.safetensors", 364_866_540)
@@ -141,7 +141,7 @@ LTX_2_5_DISTILLED = replace(
     name="ltx-2.5-22b-distilled",
     summary="22 billion parameters, picture and sound, 8 calls and 3; its files are gated",
     licence="LTX-2.x Community License of 11 August 2026",
-    sources=_split_files(),
+    sources=_split_files("distilled"),
     ancestral_sampling=True,
     image_crf=18,
     version="2.5",
@@ -189,8 +189,16 @@ LTX_2_DEV = replace(
     ),
     version="2.0",
 )  # fmt: skip
-# The recipe of 2.5's full model, for files of one's own: 2.3's, but for pictures.
-LTX_2_5_DEV = replace(LTX_2_3_DEV, name="ltx-2.5-22b-dev", image_crf=18, version="2.5")
+# 2.5's recipe is 2.3's, but for pictures.
+LTX_2_5_DEV = replace(
+    LTX_2_3_DEV,
+    name="ltx-2.5-22b-dev",
+    summary="22 billion parameters, picture and sound, not distilled: 30 steps of 4 calls; gated",
+    licence=LTX_2_5_DISTILLED.licence,
+    sources=replace(_split_files("dev"), upsampler=None),
+    image_crf=18,
+    version="2.5",
+)
 LTX2_CARDS = (
     LTX_2_3_DISTILLED,
     replace(
@@ -216,5 +224,6 @@ LTX2_CARDS = (
         stored_bytes=1,
     ),
     LTX_2_3_DEV,
+    LTX_2_5_DEV,
     LTX_2_DEV,
 )  # fmt: skip
