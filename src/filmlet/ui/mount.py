@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
@@ -30,11 +29,13 @@ from filmlet.ui.page import build_page
 from filmlet.ui.theme import build_theme
 
 STATIC = Path(__file__).parent / "static"
-VERSION = secrets.token_hex(4)  # a browser must not keep the scripts of an older server
+MODULES = ("app", "api", "viewer", "gallery", "queue")  # all at once, not one after the other
+PRELOADS = "".join(f'<link rel="modulepreload" href="/ui/{name}.js">' for name in MODULES)
 HEAD = f"""
 <link rel="icon" href="/ui/icon.svg">
-<link rel="stylesheet" href="/ui/app.css?{VERSION}">
-<script type="module" src="/ui/app.js?{VERSION}"></script>
+<link rel="stylesheet" href="/ui/app.css">
+{PRELOADS}
+<script type="module" src="/ui/app.js"></script>
 """
 # Whatever a component would like to fetch, the browser asks this server only.
 POLICY = (
@@ -101,6 +102,15 @@ def launch(
     return page
 
 
+class PageFiles(StaticFiles):
+    """The page's own files. A browser asks whether each is current: a server may be a newer one."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
 class PageBehindApp:
     """Routes requests to our app first, although Gradio's `launch` makes its own the outer one."""
 
@@ -126,7 +136,7 @@ def _prepare_app(app: FastAPI, shared: AppState) -> Callers:
     passing = (shared.settings.home / "passing" / str(os.getpid())).absolute()
     disable_gradio_telemetry(passing)
 
-    app.mount("/ui", StaticFiles(directory=STATIC))
+    app.mount("/ui", PageFiles(directory=STATIC))
     app.add_middleware(ContentPolicy, shared=shared)
     return Callers.in_folder(passing)
 

@@ -76,7 +76,7 @@ def _default_card(settings: Settings) -> ModelCard:
 
 
 def _add_web_component(name: str) -> None:
-    """Add one of the custom elements of static/app.js."""
+    """Add one of the custom elements of static/."""
     gr.HTML(f"<{name}></{name}>", apply_default_css=False)
 
 

@@ -1,0 +1,63 @@
+// What all parts of the page share: requests to the API, texts, the URL and the events between parts.
+
+export const hasEnded = (v) => v.status === "completed" || v.status === "failed";
+export const hasSound = (v) => Boolean(v.effective?.audio);
+export const contentUrl = (v, query = "") => `/v1/videos/${v.id}/content${query}`;
+
+// Prompts are text of other people: escaped before they become HTML.
+export const escapeHtml = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+export const formatSeconds = (s) => (s < 90 ? `${Math.max(1, Math.round(s))} s` : `${Math.round(s / 60)} min`);
+export const formatGigabytes = (kilobytes) => (kilobytes / 1e6).toFixed(1);
+export const formatEta = (eta) => `about ${formatSeconds(eta.seconds)} (${formatSeconds(eta.low)} to ${formatSeconds(eta.high)})`;
+
+export class ApiError extends Error {
+  constructor(error, status) { super(error.message); Object.assign(this, { code: error.code, status }); }
+}
+
+export async function fetchJson(path, options = {}) {
+  const body = options.json ? { body: JSON.stringify(options.json), headers: { "content-type": "application/json" } } : {};
+  let response;
+  try {
+    response = await fetch(path, { ...options, ...body });
+  } catch (error) {
+    showConnectionLost(true);
+    throw error;
+  }
+  showConnectionLost(false);
+  const result = await response.json().catch(() => null);
+  if (!response.ok) throw new ApiError(result?.error ?? { message: `The server answered ${response.status}.` }, response.status);
+  return result;
+}
+
+export function showConnectionLost(isLost) {
+  let note = document.getElementById("film-offline");
+  if (!note) {
+    if (!isLost) return;
+    note = document.createElement("div");
+    note.id = "film-offline";
+    note.setAttribute("role", "status");
+    note.textContent = "No connection to the server; trying again.";
+    document.body.append(note);
+  }
+  note.hidden = !isLost;
+}
+
+// The open clip is part of the URL: a reload or another device shows the same.
+export const getOpenClipId = () => new URLSearchParams(location.search).get("clip");
+export function openClip(id) {
+  const url = new URL(location.href);
+  if (id) url.searchParams.set("clip", id); else url.searchParams.delete("clip");
+  history.pushState(null, "", url);
+  document.dispatchEvent(new CustomEvent("film:open", { detail: id }));
+}
+window.addEventListener("popstate", () => document.dispatchEvent(new CustomEvent("film:open", { detail: getOpenClipId() })));
+export const notifyChanged = () => document.dispatchEvent(new CustomEvent("film:changed"));
+// Fills Gradio's form with all settings of a clip, or with some of them.
+export const fillForm = (settings) => document.dispatchEvent(new CustomEvent("film:fill", { detail: settings }));
+
+let sessionRequest = null;
+export const getSession = () => (sessionRequest ??= fetchJson("/session").catch((error) => { sessionRequest = null; throw error; }));
+
+const SPEAKER = `<path d="M4 9v6h4l5 4V5L8 9z" fill="currentColor"/>`;
+export const soundIcon = (isMuted) => `<svg viewBox="0 0 24 24" aria-hidden="true" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round">${SPEAKER}
+  <path d="${isMuted ? "M17 9.5l5 5m0-5l-5 5" : "M16.5 9a4.5 4.5 0 0 1 0 6M19 6.5a8 8 0 0 1 0 11"}"/></svg>`;

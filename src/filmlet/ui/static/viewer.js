@@ -1,0 +1,333 @@
+// The clip that is open: its states, its player and its buttons.
+
+import {
+  hasEnded, hasSound, contentUrl, escapeHtml, formatGigabytes, formatEta, ApiError, fetchJson,
+  showConnectionLost, getOpenClipId, openClip, notifyChanged, fillForm, soundIcon,
+} from "./api.js";
+
+const STAGE_LABELS = {
+  fetch: (v) => `Downloading the weights, ${formatGigabytes(v.step)} of ${formatGigabytes(v.steps)} GB`,
+  load: () => "Loading the model",
+  encode: () => "Encoding the prompt",
+  denoise: (v) => `Denoising, step ${v.step} of ${v.steps}`,
+  upsample: () => "Upsampling",
+  refine: (v) => `Refining, step ${v.step} of ${v.steps}`,
+  decode_audio: () => "Decoding the sound",
+  decode: (v) => `Decoding frames, ${v.step} of ${v.steps}`,
+  mux: () => "Writing the file",
+};
+const ERROR_HINTS = {
+  disk_full: "Free some space on the server's disk, then press Continue.",
+  hub_unreachable: "When the network is back, press Continue: complete files are kept.",
+  hub_refused: "Choose another model, or ask who runs this server.",
+  out_of_memory: "Try a smaller size or a shorter clip.",
+  checkpoint_missing: "Choose a model whose weights are on this machine, such as pocket.",
+  checkpoint_damaged: "Install the model again, or choose another.",
+  not_finite: "Try the model's own number of steps, or another size.",
+  worker_died: "It may have run out of memory: try a smaller size or a shorter clip.",
+  gpu_quota_used: "Sign in to the Space's site for more, try a shorter clip, or press Continue later.",
+  gpu_too_long: "Try a shorter clip or a smaller size.",
+  gpu_busy: "Press Continue to try once more.",
+  gpu_lost: "Press Continue: it starts from the last saved step.",
+  internal: "Press Continue to try once more; the server's log says more.",
+};
+const SAMPLE_PROMPTS = ["a red star bouncing at sunset", "a panda spinning on green grass", "a rocket rising in a starry night"];
+// The listener's choice, for every clip and the next visit; a browser without storage forgets it.
+const SOUND_KEY = "film:sound";
+
+function loadSoundChoice() {
+  try {
+    const { muted, volume } = JSON.parse(localStorage.getItem(SOUND_KEY));
+    if (volume >= 0 && volume <= 1) return { muted: Boolean(muted), volume: Number(volume) };
+  } catch { /* none, or not ours */ }
+  return { muted: true, volume: 1 };
+}
+
+function saveSoundChoice({ muted, volume }) {
+  try { localStorage.setItem(SOUND_KEY, JSON.stringify({ muted, volume })); } catch { /* no storage */ }
+}
+
+// Browsers start sound only after a gesture on the page: without one the clip starts muted.
+async function startPlayer(player) {
+  try {
+    await player.play();
+  } catch (error) {
+    if (player.muted || error.name !== "NotAllowedError") return;
+    player.isMutedByBrowser = true;
+    player.muted = true;
+    player.play().catch(() => {});
+  }
+}
+
+export class ClipViewer extends HTMLElement {
+  connectedCallback() {
+    this.innerHTML = `<section aria-label="Clip"><div class="frame"><div class="screen"></div>
+      <button class="film-button sound" hidden></button></div>
+      <div class="info" aria-live="polite"></div></section>`;
+    this.screen = this.querySelector(".screen");
+    this.soundButton = this.querySelector(".sound");
+    this.soundButton.addEventListener("click", () => this.toggleSound());
+    this.info = this.querySelector(".info");
+    this.onOpen = (event) => this.follow(event.detail);
+    document.addEventListener("film:open", this.onOpen);
+    this.addEventListener("click", (event) => this.runAction(event.target.closest("[data-action]")));
+    this.countdown = setInterval(() => this.updateCountdown(), 1000);
+    this.follow(getOpenClipId());
+  }
+
+  disconnectedCallback() {
+    document.removeEventListener("film:open", this.onOpen);
+    clearInterval(this.countdown);
+    this.unsubscribe();
+  }
+
+  unsubscribe() {
+    this.source?.close();
+    clearTimeout(this.retryTimer);
+    this.source = null;
+  }
+
+  follow(id) {
+    this.unsubscribe();
+    this.video = null;
+    this.mode = null;
+    this.isRunning = false;
+    this.id = id;
+    this.isAnnounced = false;
+    if (!id) return this.showPlaceholder();
+    this.showMessage("");
+    this.info.innerHTML = "";
+    const source = new EventSource(`/v1/videos/${id}/events`);
+    const update = (event) => { showConnectionLost(false); this.render(JSON.parse(event.data)); };
+    for (const kind of ["position", "progress", "preview"]) source.addEventListener(kind, update);
+    source.addEventListener("done", (event) => { source.close(); update(event); notifyChanged(); });
+    source.onerror = () => {
+      if (source.readyState === EventSource.CONNECTING) showConnectionLost(true);
+      if (source.readyState === EventSource.CLOSED) this.recover(id);
+    };
+    this.source = source;
+  }
+
+  // EventSource gives up after an HTTP error, which a server that is starting may have answered.
+  async recover(id) {
+    try {
+      const video = await fetchJson(`/v1/videos/${id}`);
+      this.render(video);
+      if (!hasEnded(video)) this.retryTimer = setTimeout(() => this.id === id && this.follow(id), 1000);
+    } catch (error) {
+      if (error instanceof ApiError && error.status < 500) return this.showNotFound(error);
+      this.retryTimer = setTimeout(() => this.id === id && this.follow(id), 1500);
+    }
+  }
+
+  showPlaceholder() {
+    this.soundButton.hidden = true;
+    this.screen.innerHTML = `<div class="message"><h2>No clip yet</h2>
+      <p>Enter a prompt and press Make clip, or start from one of these.</p>
+      <div class="film-row" style="justify-content:center">${SAMPLE_PROMPTS.map((s) => `<button class="film-button" data-action="sample" data-text="${escapeHtml(s)}">${escapeHtml(s)}</button>`).join("")}</div></div>`;
+    this.info.innerHTML = "";
+  }
+
+  showNotFound(error) {
+    this.soundButton.hidden = true;
+    this.screen.innerHTML = `<div class="message"><h2>Clip not found</h2>
+      <p>${error.status === 401 ? "Sign in with the API key that it belongs to." : "It was deleted, or it belongs to another user."}</p>
+      <button class="film-button" data-action="close">Make a new clip</button></div>`;
+    this.info.innerHTML = "";
+  }
+
+  render(video) {
+    if (video.id !== this.id) return;
+    this.video = video;
+    this.updatedAt = performance.now();
+    this.updateScreen(video);
+    if (hasEnded(video)) {
+      this.info.innerHTML = this.finishedHtml(video);
+      this.isRunning = false;
+      return;
+    }
+    // Created once and then updated: a button that is replaced during a click is not clicked.
+    if (!this.isRunning) this.info.innerHTML = this.runningHtml(video);
+    this.isRunning = true;
+    // On ZeroGPU a queued clip is started by an event of the visitor's page, whose GPU time it uses.
+    if (video.status === "queued" && !this.isAnnounced) document.dispatchEvent(new CustomEvent("film:waiting", { detail: video.id }));
+    this.isAnnounced = video.status === "queued";
+    this.querySelector(".stage-label").textContent = this.positionText(video);
+    this.querySelector(".eta").textContent = this.remainingText(video);
+    this.querySelector("progress").value = video.stage === "fetch" ? (100 * video.step) / video.steps : video.progress;
+    this.querySelector(".small").innerHTML = this.settingsHtml(video);
+  }
+
+  // Shows the clip, the growing clip, a preview, or a message.
+  updateScreen(video) {
+    if (video.status === "completed") return this.showVideo(contentUrl(video), "complete");
+    if (video.status === "failed") return this.showMessage(video.error.code === "cancelled" ? "Stopped" : "Failed");
+    if (video.stage === "decode" && video.step > 0) return this.showVideo(contentUrl(video, "?stream=true"), "growing");
+    if (video.preview_url) return this.showPreview(`${video.preview_url}?${video.stage}${video.step}`);
+    if (this.mode !== "growing") this.showMessage(video.status === "queued" ? "Waiting" : "Starting");
+  }
+
+  showMessage(text) {
+    this.mode = "message";
+    this.soundButton.hidden = true;
+    this.screen.innerHTML = `<div class="message"><h2>${text}</h2></div>`;
+  }
+
+  // One at a time: a preview that is loading is not replaced by the next one.
+  showPreview(url) {
+    if (this.mode === "growing") return;
+    this.soundButton.hidden = true;
+    if (this.mode !== "preview") this.screen.innerHTML = `<img class="is-preview" alt="Preview of the clip">`;
+    this.mode = "preview";
+    const picture = this.screen.querySelector("img");
+    picture.onload = picture.onerror = (event) => {
+      picture.style.opacity = event.type === "load" ? 1 : 0;
+      if (picture.getAttribute("src") !== url) picture.src = url;
+    };
+    if (picture.complete) picture.src = url;
+  }
+
+  showVideo(url, mode) {
+    if (this.mode === mode) return;
+    const before = this.screen.querySelector("video");
+    const player = document.createElement("video");
+    const { muted, volume } = hasSound(this.video) ? loadSoundChoice() : { muted: true, volume: 1 };
+    Object.assign(player, { src: url, muted, volume, autoplay: true, playsInline: true, loop: mode === "complete", controls: mode === "complete" });
+    if (hasSound(this.video)) player.addEventListener("volumechange", () => this.onVolumeChange(player));
+    player.setAttribute("aria-label", this.video.prompt);
+    if (mode === "growing") player.addEventListener("error", () => player.remove(), { once: true });
+    if (before && this.mode === "growing") player.currentTime = before.currentTime;
+    // The previous picture stays until the first frame is loaded.
+    player.className = "is-loading";
+    player.addEventListener("loadeddata", () => {
+      player.className = "";
+      startPlayer(player); // browsers start only visible videos by themselves
+      // Only older ones: the growing clip may load after the complete one was added.
+      while (player.previousElementSibling) player.previousElementSibling.remove();
+    }, { once: true });
+    this.screen.append(player);
+    this.mode = mode;
+    this.showSoundButton(player);
+  }
+
+  onVolumeChange(player) {
+    if (player !== this.screen.lastElementChild) return;
+    if (!player.isMutedByBrowser) saveSoundChoice(player);
+    player.isMutedByBrowser = false;
+    this.showSoundButton(player);
+  }
+
+  showSoundButton(player) {
+    const isMuted = player.muted || player.volume === 0;
+    this.soundButton.hidden = !hasSound(this.video);
+    this.soundButton.innerHTML = `${soundIcon(isMuted)} ${isMuted ? "Unmute" : "Mute"}`;
+  }
+
+  toggleSound() {
+    const player = this.screen.querySelector("video:last-of-type");
+    if (!player) return;
+    const isMuted = player.muted || player.volume === 0;
+    if (player.volume === 0) player.volume = 1;
+    player.muted = !isMuted;
+  }
+
+  runningHtml(video) {
+    return `<div class="status-line"><span class="stage-label"></span><span class="eta"></span>
+      <span class="film-row"><button class="film-button" data-action="stop">Stop</button></span></div>
+      <progress max="100" aria-label="Progress"></progress>
+      <p class="prompt">${escapeHtml(video.prompt)}</p><p class="small"></p>`;
+  }
+
+  positionText(video) {
+    if (video.status !== "queued") return (STAGE_LABELS[video.stage] ?? (() => "Starting"))(video);
+    return video.position > 1 ? `Position ${video.position} in the queue` : "Next in the queue";
+  }
+
+  remainingText(video) {
+    if (!video.eta) return "";
+    const elapsed = (performance.now() - this.updatedAt) / 1000;
+    const remaining = Object.fromEntries(Object.entries(video.eta).map(([k, s]) => [k, Math.max(0.5, s - elapsed)]));
+    return video.status === "queued" ? `done in ${formatEta(remaining)}` : `${formatEta(remaining)} left`;
+  }
+
+  updateCountdown() {
+    const eta = this.querySelector(".eta");
+    if (eta && this.video && !hasEnded(this.video)) eta.textContent = this.remainingText(this.video);
+  }
+
+  settingsHtml(video) {
+    const effective = video.effective;
+    const frames = effective ? `${effective.frames} frames at ${effective.fps} a second` : `${video.seconds} s`;
+    const steps = effective ? `, ${effective.steps + (effective.refine_sigmas?.length ?? 0)} steps` : "";
+    return `${escapeHtml(video.model)}, ${escapeHtml(video.size)}, ${frames}${steps}, seed ${video.seed}${video.draft ? ", draft" : ""}${hasSound(video) ? ", with sound" : ""}`;
+  }
+
+  finishedHtml(video) {
+    if (video.status === "failed") return this.failedHtml(video);
+    const computedSeconds = video.stages.filter((s) => !s.reused).reduce((sum, s) => sum + s.seconds, 0);
+    return `<div class="status-line"><div class="film-row" style="margin:0">
+        <a class="film-button is-strong" href="${contentUrl(video)}" download="${video.id}.mp4">Download</a>
+        <button class="film-button" data-action="link">Copy link</button>
+        <button class="film-button" data-action="reuse">Use settings</button>
+        ${video.draft ? `<button class="film-button" data-action="refine">Refine draft</button>` : ""}
+        <button class="film-button" data-action="extend">Extend</button>
+        <button class="film-button" data-action="delete">Delete</button></div></div>
+      <p class="prompt">${escapeHtml(video.prompt)}</p>
+      <p class="small">${this.settingsHtml(video)}, computed in ${computedSeconds.toFixed(1)} s</p>${this.changesHtml(video)}`;
+  }
+
+  failedHtml(video) {
+    const isCancelled = video.error.code === "cancelled";
+    const hint = ERROR_HINTS[video.error.code] ?? "Change the settings, or press Continue to try again.";
+    return `<div class="status-line"><span class="stage-label">${isCancelled ? "Stopped; finished stages are kept" : "Failed"}</span>
+        <span class="film-row"><button class="film-button is-strong" data-action="retry">Continue</button>
+        <button class="film-button" data-action="reuse">Use settings</button>
+        <button class="film-button" data-action="delete">Delete</button></span></div>
+      ${isCancelled ? "" : `<p class="error">${escapeHtml(video.error.message)} ${escapeHtml(hint)}</p>`}
+      <p class="prompt">${escapeHtml(video.prompt)}</p><p class="small">${this.settingsHtml(video)}</p>`;
+  }
+
+  changesHtml(video) {
+    const changes = video.effective?.changes ?? [];
+    if (!changes.length) return "";
+    return `<details><summary>Changes from your settings: ${changes.length}</summary><ul>${changes.map((c) => `<li>${escapeHtml(c.reason)}</li>`).join("")}</ul></details>`;
+  }
+
+  async runAction(button) {
+    if (!button) return;
+    const video = this.video;
+    const action = button.dataset.action;
+    if (action === "sample") return fillForm({ prompt: button.dataset.text });
+    if (action === "close") return openClip(null);
+    if (action === "reuse") return fillForm(settingsOf(video));
+    if (action === "extend") return fillForm({ ...settingsOf(video), extend_id: video.id });
+    if (action === "link") {
+      await navigator.clipboard.writeText(location.href).catch(() => {});
+      button.textContent = "Copied";
+      return;
+    }
+    button.disabled = true;
+    try {
+      if (action === "delete") {
+        await fetchJson(`/v1/videos/${video.id}`, { method: "DELETE" });
+        openClip(null);
+      } else if (action === "stop") {
+        await fetchJson(`/v1/videos/${video.id}/cancel`, { method: "POST" });
+        if (!this.source || this.source.readyState === EventSource.CLOSED) this.follow(video.id);
+      } else if (action === "retry") {
+        await fetchJson(`/v1/videos/${video.id}/retry`, { method: "POST" });
+        this.follow(video.id);
+      } else if (action === "refine") {
+        openClip((await fetchJson(`/v1/videos/${video.id}/refine`, { method: "POST" })).id);
+      }
+    } catch (error) {
+      button.disabled = false;
+      this.info.insertAdjacentHTML("beforeend", `<p class="error" role="alert">${escapeHtml(error.message)}</p>`);
+    }
+    notifyChanged();
+  }
+}
+
+function settingsOf(video) {
+  return { ...video.requested, prompt: video.prompt, model: video.model, seed: video.seed };
+}
