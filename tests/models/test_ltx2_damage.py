@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from filmlet.engine.configs import blame_files, check_components
 from filmlet.engine.state_dict import CheckpointWeights
-from filmlet.engine.torch.ltx2_modules import build_ltx2_module
+from filmlet.engine.torch.ltx2.modules import build_ltx2_module
 from filmlet.errors import FilmletError
 from filmlet.models import count_parameters, get_card, local_files
 from tests.helpers import damage
