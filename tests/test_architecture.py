@@ -17,7 +17,7 @@ FLOORS = (
     ("errors",),
     ("settings", "core"),
     ("models", "media"),
-    ("engine",),
+    ("engine", "enhancers"),
     ("pipeline",),
     ("jobs", "clip"),
     ("api",),
@@ -56,6 +56,7 @@ LIVES_IN = {
 ALSO = {
     ("models", "transformers"),  # reads tokenizers in sentencepiece's files
     ("server", "starlette"),  # wraps the app
+    ("enhancers", "httpx2"),  # asks a chat endpoint
     ("models", "httpx2"),  # the Hub's client raises its errors
     ("spaces", "huggingface_hub"),  # makes Spaces
     *(("ui", name) for name in ("fastapi", "pydantic", "starlette")),  # Gradio is built on them
@@ -135,10 +136,10 @@ def test_nothing_loads_pickles() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert sorted(filmlet.__all__) == [
-        "Audio", "Change", "Clip", "ClipRequest", "EffectiveSettings", "FilmletError",
-        "Frames", "Guide", "InvalidRequest", "Lora",
+        "Audio", "Change", "Clip", "ClipRequest", "EffectiveSettings", "EnhancedPrompt",
+        "FilmletError", "Frames", "Guide", "InvalidRequest", "Lora",
         "Preview", "Progress", "SettingsChanged", "Stage", "StageFinished", "__version__",
-        "generate", "stream",
+        "enhance_prompt", "generate", "stream",
     ]  # fmt: skip
     for name in filmlet.__all__:
         assert getattr(filmlet, name)

@@ -29,6 +29,12 @@ TEXTS = {  # odd values of the settings that are text
     "webhook_url": [
         "foo", "nan", "ftp://h/", "http://", "http://h:port/", "http://a b/", "http://[::1", LONG,
     ],
+    "enhance_url": [
+        "foo", "nan", "ftp://h/v1", "file:///etc/passwd", "http://", "http://h:port/v1",
+        "http://a b/v1", "http://[::1", LONG,
+    ],
+    "enhance_model": ["a\nb", "x" * 201, LONG],
+    "enhance_key": ["a b", "k\u00e9y", "a\nb", LONG],
     "webhook_secret": ["whsec_", "whsec_***", "no base64", LONG],
     "forwarded_allow_ips": ["nan", "localhost", "10.0.0.0/99", "10.0.0.1;10.0.0.2", ",", LONG],
     "home": [LONG, f"/{'x' * 300}/home"],
@@ -42,6 +48,8 @@ GOOD = {
     ],
     "storage_url": ["s3://bucket", "s3://bucket/a/b", "clips", "/srv/clips", "file:///srv/clips"],
     "worker": ["gpu-0", "Kölner Rechner"],
+    "enhance_model": ["llama3.2:3b", "Qwen/Qwen3-4B-Instruct"],
+    "enhance_key": ["sk-abc_DEF"],
     "forwarded_allow_ips": ["*", "127.0.0.1,::1", "10.0.0.0/8, 172.17.0.1"],
     "webhook_secret": ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
     "lease_s": ["1", "60.5"],
@@ -97,6 +105,8 @@ def test_no_message_shows_a_password() -> None:
         ("database_url", "mysql://ann:hunter2@db/filmlet"),
         ("webhook_url", "ftp://ann:hunter2@hooks/"),
         ("webhook_secret", "hunter2!"),
+        ("enhance_url", "ftp://ann:hunter2@llm/v1"),
+        ("enhance_key", "hunter2 3"),
     ]:
         with pytest.raises(InvalidSetting, match=variable_of(name)) as refused:
             Settings.from_environment({variable_of(name): value})
@@ -119,6 +129,8 @@ def test_settings_in_python_are_checked_the_same() -> None:
         Settings(database_url="foo")
     with pytest.raises(InvalidSetting, match="FILMLET_WEBHOOK_SECRET"):
         Settings(webhook_url="https://example.org/hook")
+    with pytest.raises(InvalidSetting, match="FILMLET_ENHANCE_MODEL"):
+        Settings(enhance_url="http://127.0.0.1:11434/v1")
 
 
 def test_the_proxies_name_is_the_one_that_was_set() -> None:
@@ -135,7 +147,8 @@ def test_an_odd_port_of_a_space_is_named(port: str) -> None:
 
 COMMANDS = {
     "generate": ["a ball"], "submit": ["a ball"], "plan": ["a ball"], "jobs": [], "models": [],
-    "worker": [], "serve": ["--port", "0"], "keys": [], "space": ["files", "space"],
+    "worker": [], "enhance": ["a ball"], "serve": ["--port", "0"], "keys": [],
+    "space": ["files", "space"],
 }  # fmt: skip
 
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filmlet.clip import Clip, generate, stream
     from filmlet.core.effective import EffectiveSettings
+    from filmlet.core.enhanced_prompt import EnhancedPrompt
     from filmlet.core.events import Audio, Frames, Preview, Progress, Stage, StageFinished
     from filmlet.core.guide import Guide
     from filmlet.core.lora import Lora
     from filmlet.core.request import ClipRequest
     from filmlet.core.shape import Change
+    from filmlet.enhancers import enhance_prompt
     from filmlet.errors import FilmletError, InvalidRequest
 
 __version__ = "0.1.0"
@@ -21,6 +23,8 @@ _LAZY_IMPORTS = {
     "stream": "filmlet.clip",
     "ClipRequest": "filmlet.core.request",
     "EffectiveSettings": "filmlet.core.effective",
+    "EnhancedPrompt": "filmlet.core.enhanced_prompt",
+    "enhance_prompt": "filmlet.enhancers",
     "Change": "filmlet.core.shape",
     "Progress": "filmlet.core.events",
     "Preview": "filmlet.core.events",
@@ -41,6 +45,7 @@ __all__ = [
     "Clip",
     "ClipRequest",
     "EffectiveSettings",
+    "EnhancedPrompt",
     "FilmletError",
     "Frames",
     "Guide",
@@ -52,6 +57,7 @@ __all__ = [
     "Stage",
     "StageFinished",
     "__version__",
+    "enhance_prompt",
     "generate",
     "stream",
 ]

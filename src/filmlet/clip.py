@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filmlet.core.effective import EffectiveSettings
+from filmlet.core.enhanced_prompt import EnhancedPrompt
 from filmlet.core.events import (
     Audio,
     Event,
@@ -86,7 +87,7 @@ class Clip:
         )
 
 
-def stream(prompt: str, **settings: Unpack[ClipOptions]) -> Generator[Event]:
+def stream(prompt: str | EnhancedPrompt, **settings: Unpack[ClipOptions]) -> Generator[Event]:
     """Yield the events of one clip; closing it stops within one denoising step.
 
     The settings are those of `generate`.
@@ -96,10 +97,11 @@ def stream(prompt: str, **settings: Unpack[ClipOptions]) -> Generator[Event]:
         yield from stages.generate_frames(clip, RunContext(ENGINES))
 
 
-def generate(prompt: str, **settings: Unpack[ClipOptions]) -> Clip:
+def generate(prompt: str | EnhancedPrompt, **settings: Unpack[ClipOptions]) -> Clip:
     """Make one clip.
 
-    The settings are the command line's: ClipOptions lists them, ClipRequest says what they mean.
+    The prompt is text, or what `enhance_prompt` returns. The settings are the command line's:
+    ClipOptions lists them, ClipRequest says what they mean.
     image and last_image may be pictures in memory. Raises InvalidRequest and the other
     FilmletErrors.
     """

@@ -254,6 +254,30 @@ class NotSupported(InvalidRequest):
     code = "not_offered"
 
 
+class EnhancementFailed(FilmletError):
+    """The endpoint that enhances prompts gave no answer that can be used.
+
+    `public_message` has no address of the endpoint; nor has the message, but for the command line.
+
+    What to do: Use the prompt as it is, or try again.
+    """
+
+    code = "enhancement_failed"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message} The prompt can be used as it is.")
+        self.public_message = str(self)
+
+
+class EnhancementUnavailable(EnhancementFailed):
+    """There is no endpoint that enhances prompts for this model, or it cannot be reached in time.
+
+    What to do: Set `FILMLET_ENHANCE_URL` and `FILMLET_ENHANCE_MODEL`; start the endpoint.
+    """
+
+    code = "enhancement_unavailable"
+
+
 class TooManyJobs(FilmletError):
     """A limit of the queue or of the key is reached.
 

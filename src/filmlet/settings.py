@@ -26,12 +26,15 @@ RANGES: dict[str, tuple[float, float]] = {  # of numbers: the least and the grea
     "allow_download": FLAG, "webhook_private": FLAG, "lease_s": (1, 86400), "max_queued": (1, MANY),
     "max_active": (1, MANY), "max_per_minute": (1, MANY), "seconds_per_day": (0, MANY),
     "keep_days": (0, 36500), "keep_gb": (0, MANY), "max_connections": (1, MANY),
-    "max_connections_per_address": (1, MANY),
+    "max_connections_per_address": (1, MANY), "enhance_timeout_s": (1, 600),
 }  # fmt: skip
 FOLDERS = ("cache", "home", "storage_url")
-SECRETS = ("database_url", "webhook_url", "webhook_secret")  # whose values no message shows
+SECRETS = (  # whose values no message shows
+    "database_url", "webhook_url", "webhook_secret", "enhance_url", "enhance_key",
+)  # fmt: skip
 MAX_CHARS = 4096
 MAX_WORKER_CHARS = 100  # it is part of a file's name
+MAX_MODEL_CHARS = 200  # of another server's model
 
 
 def _is_database_url(url: str) -> bool:
@@ -49,7 +52,7 @@ def _is_url(url: str, schemes: tuple[str, ...]) -> bool:
     return parts.scheme in schemes and url.isprintable() and " " not in url
 
 
-def _is_webhook_url(url: str) -> bool:
+def _is_http_url(url: str) -> bool:
     return _is_url(url, ("http", "https")) and bool(urlsplit(url).hostname)
 
 
@@ -70,6 +73,15 @@ def _is_worker_name(name: str) -> bool:
     return name.isprintable() and 0 < len(name) <= MAX_WORKER_CHARS
 
 
+def _is_model_name(name: str) -> bool:
+    return name.isprintable() and 0 < len(name) <= MAX_MODEL_CHARS
+
+
+def _is_bearer(text: str) -> bool:
+    """Return whether a header can carry it."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
 def _are_networks(text: str) -> bool:
     try:
         networks = [part.strip() for part in text.split(",") if part.strip() != "*"]
@@ -86,8 +98,11 @@ FORMS: dict[str, tuple[Callable[[str], bool], str]] = {  # of texts: a check, an
     "database_url": (_is_database_url, "postgresql://USER:PASSWORD@HOST/NAME or sqlite:///FILE"),
     "storage_url": (_is_storage, "a folder or s3://BUCKET/PREFIX"),
     "worker": (_is_worker_name, f"at most {MAX_WORKER_CHARS} printable characters"),
-    "webhook_url": (_is_webhook_url, "https://HOST/PATH or http://HOST/PATH"),
+    "webhook_url": (_is_http_url, "https://HOST/PATH or http://HOST/PATH"),
     "webhook_secret": (_is_secret, "whsec_ and base64"),
+    "enhance_url": (_is_http_url, "http://HOST/PATH or https://HOST/PATH"),
+    "enhance_model": (_is_model_name, f"at most {MAX_MODEL_CHARS} printable characters"),
+    "enhance_key": (_is_bearer, "printable ASCII characters without spaces"),
     "forwarded_allow_ips": (_are_networks, "addresses or networks with commas between them, or *"),
 }
 
@@ -129,6 +144,12 @@ class Settings:
     webhook_url: called when a job ends, unless its key has a webhook of its own.
     webhook_secret: signs these calls, `whsec_` and base64.
     webhook_private: 1 allows webhooks to private networks.
+    enhance_url: base URL of an OpenAI-compatible chat endpoint that enhances prompts (Ollama,
+    llama.cpp, vLLM, OpenAI), such as `http://127.0.0.1:11434/v1`; not set, only prompts of models
+    with a small vocabulary are enhanced.
+    enhance_model: name of the language model at that endpoint.
+    enhance_key: sent to that endpoint as a bearer.
+    enhance_timeout_s: seconds until that endpoint must have answered.
     keep_days: days after which finished jobs are deleted.
     keep_gb: GB of clips above which the oldest finished jobs are deleted.
     """
@@ -156,6 +177,10 @@ class Settings:
     webhook_url: str | None = None
     webhook_secret: str | None = None
     webhook_private: int = 0
+    enhance_url: str | None = None
+    enhance_model: str | None = None
+    enhance_key: str | None = None
+    enhance_timeout_s: float = 30.0
     keep_days: float = 30.0
     keep_gb: float = 20.0
     max_connections: int = 1000
@@ -171,6 +196,10 @@ class Settings:
         if self.webhook_url and not self.webhook_secret:
             raise InvalidSetting(
                 "FILMLET_WEBHOOK_URL needs FILMLET_WEBHOOK_SECRET, which signs the calls."
+            )
+        if self.enhance_url and not self.enhance_model:
+            raise InvalidSetting(
+                "FILMLET_ENHANCE_URL needs FILMLET_ENHANCE_MODEL, a model of that endpoint."
             )
 
     @classmethod

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
+from filmlet.core.enhanced_prompt import EnhancedPrompt, to_enhanced_prompt
 from filmlet.core.guide import Guide, parse_guides
 from filmlet.core.lora import Lora, parse_loras
 from filmlet.core.plain_values import to_bool, to_float, to_int, to_path
@@ -41,7 +42,8 @@ class ClipRequest:
     extend_backward: it comes last, and they lead to it.
     loras: what changes the model for this clip; several add up.
     extra_prompts: further prompts; they share the clip's length with the first, one after the
-    other. audio: sound, of a model that makes it. Raises InvalidRequest for anything that no model
+    other. audio: sound, of a model that makes it. enhanced_prompts: what the model reads instead of
+    the prompts, one for each, or none at all. Raises InvalidRequest for anything that no model
     could mean.
     """
 
@@ -64,6 +66,7 @@ class ClipRequest:
     loras: tuple[Lora, ...] = ()
     extra_prompts: tuple[str, ...] = ()
     audio: bool = True
+    enhanced_prompts: tuple[EnhancedPrompt, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.model, os.PathLike):
@@ -86,6 +89,8 @@ class ClipRequest:
         self._set("guides", parse_guides(self.guides))
         self._set("loras", parse_loras(self.loras))
         self._set("extra_prompts", parse_extra_prompts(self.extra_prompts))
+        asked = (self.prompt, *self.extra_prompts)
+        self._set("enhanced_prompts", parse_enhanced_prompts(self.enhanced_prompts, asked))
         if self.extend is not None:
             self._set("extend", parse_file("extend", self.extend))
 
@@ -100,7 +105,9 @@ class ClipRequest:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """All of them, in order."""
+        """All of them, in order, as the model is to read them."""
+        if self.enhanced_prompts:
+            return tuple(prompt.text for prompt in self.enhanced_prompts)
         return (self.prompt, *self.extra_prompts)
 
     @property
@@ -160,6 +167,27 @@ def parse_extra_prompts(value: object) -> tuple[str, ...]:
             "An extra prompt is empty; write it or leave it out.", param="extra_prompts"
         )
     return prompts
+
+
+def parse_enhanced_prompts(value: object, asked: tuple[str, ...]) -> tuple[EnhancedPrompt, ...]:
+    """Return them from objects or, as a row has them, from tables. Raises InvalidRequest.
+
+    asked: all prompts of the request.
+    """
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    try:
+        prompts = [EnhancedPrompt(**item) if isinstance(item, dict) else item for item in given]
+    except TypeError:
+        prompts = [None]
+    found = tuple(getattr(prompt, "requested", None) for prompt in prompts)
+    if prompts and found != asked:
+        raise InvalidRequest(
+            "enhanced_prompts must have one for each prompt, or none.", param="enhanced_prompts"
+        )
+    for prompt in prompts:
+        if not validate_text("enhanced_prompts", prompt.text).strip():
+            raise InvalidRequest("An enhanced prompt is empty.", param="enhanced_prompts")
+    return tuple(prompts)
 
 
 def _check_number(name: str, given: object, kind: type[int] | type[float]) -> int | float | None:
@@ -260,11 +288,11 @@ class ClipOptions(TypedDict, total=False):
     extend: str | os.PathLike[str]
     extend_backward: bool
     loras: Sequence[Lora | str | os.PathLike[str]]  # text as the command line takes it
-    extra_prompts: Sequence[str]  # further prompts, one after the other
+    extra_prompts: Sequence[str | EnhancedPrompt]  # further prompts, one after the other
     audio: bool  # sound, of a model that makes it
 
 
-def build_request(prompt: str, **settings: Unpack[ClipOptions]) -> ClipRequest:
+def build_request(prompt: str | EnhancedPrompt, **settings: Unpack[ClipOptions]) -> ClipRequest:
     """Return a request in the command line's words; a setting that is None counts as not given."""
     unknown = settings.keys() - ClipOptions.__annotations__.keys()
     if unknown:
@@ -279,4 +307,15 @@ def build_request(prompt: str, **settings: Unpack[ClipOptions]) -> ClipRequest:
     ends = {name: frame for name, frame in (("image", 0), ("last_image", -1)) if name in values}
     guides = [Guide(parse_file(name, values.pop(name)), frame) for name, frame in ends.items()]
     values["guides"] = (*guides, *parse_guides(values.get("guides", ())))
+    if isinstance(values.get("extra_prompts"), (tuple, list)):
+        prompt, *values["extra_prompts"] = _set_enhanced(values, prompt, *values["extra_prompts"])
+    else:
+        (prompt,) = _set_enhanced(values, prompt)
     return ClipRequest(prompt, **values)
+
+
+def _set_enhanced(values: dict[str, Any], *prompts: Any) -> tuple[str, ...]:
+    """Return the prompts as they were asked; set `enhanced_prompts` where one was enhanced."""
+    if any(isinstance(prompt, EnhancedPrompt) for prompt in prompts):
+        values["enhanced_prompts"] = tuple(map(to_enhanced_prompt, prompts))
+    return tuple(p.requested if isinstance(p, EnhancedPrompt) else p for p in prompts)

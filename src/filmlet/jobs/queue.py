@@ -9,6 +9,7 @@ from pathlib import Path
 from dbos import WorkflowSerializationFormat
 
 from filmlet.core.effective import EffectiveSettings
+from filmlet.core.enhanced_prompt import EnhancedPrompt, to_enhanced_prompt
 from filmlet.core.lora import Lora, LoraAdapter
 from filmlet.core.request import ClipRequest
 from filmlet.errors import DatabaseUnusable, FilmletError, IdempotencyKeyReused, JobConflict
@@ -186,6 +187,15 @@ class Queue(JobReader):
         with self.database.read() as t:
             return self.jobs_from_rows(t, [row])[0]
 
+    def record_prompts(self, options: SubmitOptions, count: int) -> None:
+        """Count prompts that are to be enhanced as that many submissions. Raises TooManyJobs."""
+        limits = options.limits or Limits.from_settings(self.settings)
+        with self.database.transaction() as t:
+            t.lock("submit")
+            limits.check_rate(t, options.owner, count)
+            for _ in range(count):
+                record_usage(t, options.owner, 0.0)
+
     def _check_limits(self, t: Transaction, options: SubmitOptions, seconds: float) -> int:
         """Return the job's rank in the queue. Raises TooManyJobs."""
         limits = options.limits or Limits.from_settings(self.settings)
@@ -207,14 +217,19 @@ class Queue(JobReader):
             job,
         )
 
-    def remix(self, job: str, prompt: str, options: SubmitOptions) -> Job:
+    def remix(self, job: str, prompt: str | EnhancedPrompt, options: SubmitOptions) -> Job:
         """Submit the settings and the seed of another job with a new prompt.
 
         Raises UnknownJob and what `submit` raises.
         """
         with self.database.read() as t:
             row = get_row(t, job, None if options.is_admin else options.owner)
-        request = replace(request_from_row(row), prompt=prompt)
+        request = request_from_row(row)
+        new, *others = map(to_enhanced_prompt, (prompt, *request.extra_prompts))
+        enhanced_prompts = (new, *(request.enhanced_prompts[1:] or others))
+        request = replace(request, prompt=new.requested, enhanced_prompts=enhanced_prompts)
+        if not any(prompt.source for prompt in enhanced_prompts):
+            request = replace(request, enhanced_prompts=())
         return self.submit(request, replace(options, source=job), source_job=job)
 
     def extend(self, job: str, request: ClipRequest, options: SubmitOptions) -> Job:
@@ -347,7 +362,12 @@ def _check_same(row: Row, request: ClipRequest, options: SubmitOptions) -> None:
     """Raise IdempotencyKeyReused if a row was made from another request."""
     # Requests, not their text: a newer filmlet may write a field more.
     before = ClipRequest(**load_json(row["request"]))
-    if (before, row["source"]) != (request, options.source):
+    if (_as_asked(before), row["source"]) != (_as_asked(request), options.source):
         raise IdempotencyKeyReused(
             f"This Idempotency-Key made {row['id']} from another request; send a new key."
         )
+
+
+def _as_asked(request: ClipRequest) -> tuple[ClipRequest, bool]:
+    """Return the request without what its prompts became: they are not enhanced alike twice."""
+    return replace(request, enhanced_prompts=()), bool(request.enhanced_prompts)

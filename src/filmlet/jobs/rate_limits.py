@@ -47,17 +47,14 @@ class Limits:
         limits = {"max_queued": max_queued, **vars(self)}
         used = {}
         for rule in RULES:
-            row = t.row(rule.query, owner=owner)
-            assert row
-            limit, used[rule.limit] = limits[rule.limit], row["used"]
             requested = seconds if rule.limit == "seconds_per_day" else 1
-            if used[rule.limit] + requested > (limit or rule.if_zero):
-                wait_s = max(1.0, row["wait_s"])
-                message = rule.message.format(
-                    used=row["used"], limit=limit, wait_s=wait_s, requested=requested
-                )
-                raise TooManyJobs(message, retry_after_s=wait_s)
+            used[rule.limit] = rule.check(t, owner, limits[rule.limit], requested)
         return int(used["max_active"])
+
+    def check_rate(self, t: Transaction, owner: str, requested: int) -> None:
+        """Check the limit of a minute for so many prompts. Raises TooManyJobs."""
+        rule = next(rule for rule in RULES if rule.limit == "max_per_minute")
+        rule.check(t, owner, self.max_per_minute, requested)
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,19 @@ class LimitRule:
     query: str
     message: str
     if_zero: float = 0.0
+
+    def check(self, t: Transaction, owner: str, limit: float, requested: float) -> float:
+        """Return what the owner has used. Raises TooManyJobs where `requested` more is too much."""
+        row = t.row(self.query, owner=owner)
+        assert row
+        used: float = row["used"]
+        if used + requested > (limit or self.if_zero):
+            wait_s = max(1.0, row["wait_s"])
+            message = self.message.format(
+                used=used, limit=limit, wait_s=wait_s, requested=requested
+            )
+            raise TooManyJobs(message, retry_after_s=wait_s)
+        return used
 
 
 RULES = (
@@ -90,7 +100,7 @@ RULES = (
         "max_per_minute",
         "select count(*) as used, coalesce(min(at) + 60 - {now}, 60) as wait_s"
         " from filmlet_use where owner = :owner and at > {now} - 60",
-        "You submitted {used} jobs within a minute, the limit is {limit}; "
+        "You sent {used} clips and prompts within a minute, the limit is {limit}; "
         "try again in {wait_s:.0f} s.",
     ),
     LimitRule(

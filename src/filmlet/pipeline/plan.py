@@ -121,7 +121,7 @@ def make_plan(
     CheckpointNotFound, CheckpointCorrupt.
     """
     original_request, card = request, card or get_card(request.model)
-    changes: list[Change] = []
+    changes = _enhancement_changes(request)
     clip = resolve_source_clip(request, card, folder)
     if request.extend_backward and not clip:
         raise InvalidRequest(
@@ -157,6 +157,15 @@ def make_plan(
         loras=inspect_loras(request.loras, folder),
         windows=windows,
     )
+
+
+def _enhancement_changes(request: ClipRequest) -> list[Change]:
+    fields = ("prompt", *(f"then_{i + 1}" for i in range(len(request.extra_prompts))))
+    return [
+        Change(field, prompt.requested, prompt.text, f"enhanced by {prompt.source}")
+        for field, prompt in zip(fields, request.enhanced_prompts, strict=False)
+        if prompt.text != prompt.requested
+    ]
 
 
 def _draft_shape(card: ModelCard, shape: VideoShape, changes: list[Change]) -> VideoShape:
