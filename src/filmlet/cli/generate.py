@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from filmlet.cli.enhance import enhance_clip_request
 from filmlet.cli.options import Commands, add_clip_options, build_clip_request
 from filmlet.cli.process import to_json
 from filmlet.core.request import FORMATS, ClipRequest
@@ -43,8 +44,8 @@ def generate(options: argparse.Namespace) -> int:
     from filmlet.pipeline.plan import make_plan
 
     started = time.perf_counter()
-    request = build_clip_request(options)
     suffix = _output_suffix(options)
+    request = enhance_clip_request(build_clip_request(options), options)
     planned = fit_to_format(make_plan(request), suffix.removeprefix("."))
     with _cleanup_new_folders(options.output or CLIPS / "clip"):
         report = replace(_generate(options, planned, suffix, started), request=request)

@@ -6,6 +6,7 @@ The errors themselves are read by clients of a server and by Python programs, to
 from filmlet.errors import (
     AddressUnusable,
     ApiKeyRequired,
+    EnhancementUnavailable,
     FilmletError,
     ModelNotFetched,
     OutputExists,
@@ -35,6 +36,8 @@ def _hint(error: FilmletError) -> str:
             return "`filmlet jobs` lists yours."
         case ApiKeyRequired():
             return "Make one with `filmlet keys add NAME`, or serve without keys by --open."
+        case EnhancementUnavailable():
+            return "FILMLET_ENHANCE_URL and FILMLET_ENHANCE_MODEL say what enhances prompts."
         case AddressUnusable():
             return "Try another --port."
     return ""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from filmlet.cli.enhance import enhance_clip_request
 from filmlet.cli.options import (
     Commands,
     add_clip_options,
@@ -54,7 +55,7 @@ def submit(options: argparse.Namespace) -> int:
     """Queue a clip and print its id."""
     from filmlet.jobs import Priority, SubmitOptions
 
-    request = build_clip_request(options)
+    request = enhance_clip_request(build_clip_request(options), options)
     with _open_queue() as queue:
         priority = Priority(options.priority)
         job = queue.submit(request, SubmitOptions(priority=priority, idempotency_key=options.key))

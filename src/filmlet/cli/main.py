@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from filmlet import __version__
-from filmlet.cli import generate, jobs, models, serve, space
+from filmlet.cli import enhance, generate, jobs, models, serve, space
 from filmlet.cli.hints import describe_error
 from filmlet.cli.options import IntermixedParser, ProgramParser
 from filmlet.cli.process import (
@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="command", required=True, metavar="COMMAND", parser_class=IntermixedParser
     )
     generate.add_commands(commands)
+    enhance.add_commands(commands)
     jobs.add_queue_commands(commands)
     models.add_commands(commands)
     jobs.add_worker_command(commands)

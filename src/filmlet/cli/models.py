@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filmlet.cli.enhance import enhance_clip_request
 from filmlet.cli.options import Commands, add_clip_options, build_clip_request
 from filmlet.cli.process import to_json
 from filmlet.errors import FilmletError, InvalidRequest, ModelNotFetched
@@ -51,7 +52,7 @@ def plan(options: argparse.Namespace) -> int:
     from filmlet.jobs import Queue
     from filmlet.settings import Settings
 
-    request = build_clip_request(options)
+    request = enhance_clip_request(build_clip_request(options), options)
     settings = Settings.from_environment()
     queue = Queue(settings)
     try:

@@ -82,6 +82,15 @@ def add_log_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--log", choices=("lines", "json"), default="lines", help="log format")
 
 
+def add_model_option(command: argparse.ArgumentParser) -> None:
+    """Add `--model`."""
+    command.add_argument(
+        "--model",
+        default="pocket",
+        help="name, folder, .safetensors file or OWNER/NAME (default: pocket)",
+    )
+
+
 def add_clip_options(command: argparse.ArgumentParser, *, is_made: bool = True) -> None:
     """Add the options of a clip; the prompt may be left out unless it is made."""
     prompt_help = 'what to show, such as "a cat moving left on white"'
@@ -93,10 +102,10 @@ def add_clip_options(command: argparse.ArgumentParser, *, is_made: bool = True) 
         help="a further prompt; all share the clip's length equally; repeatable",
     )  # fmt: skip
     command.add_argument(
-        "--model",
-        default="pocket",
-        help="name, folder, .safetensors file or OWNER/NAME (default: pocket)",
-    )
+        "--enhance", action="store_true",
+        help="write the prompts anew in words that the model understands best; both are printed",
+    )  # fmt: skip
+    add_model_option(command)
     command.add_argument("--seed", help="same seed and settings, same file (default: random)")
     command.add_argument("--seconds", help="length in seconds")
     command.add_argument("--frames", help="length in frames, instead of --seconds")
