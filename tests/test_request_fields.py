@@ -14,7 +14,8 @@ SIZE = {"width", "height"}
 
 def test_python_takes_every_field() -> None:
     options = set(ClipOptions.__annotations__) - {"size", "image", "last_image"}
-    assert options == FIELDS - SIZE - {"prompt"}
+    # A prompt may be what `enhance_prompt` returns.
+    assert options == FIELDS - SIZE - {"prompt", "enhanced_prompts"}
 
 
 def test_command_line_takes_every_field() -> None:
@@ -22,6 +23,7 @@ def test_command_line_takes_every_field() -> None:
     names = {
         "then": "extra_prompts", "backward": "extend_backward", "lora": "loras",
         "keyframe": "guides", "image": "guides", "last_image": "guides",
+        "enhance": "enhanced_prompts",
     }  # fmt: skip
     for command in ("generate", "submit", "plan"):
         options = vars(build_parser().parse_args([command, "a ball"]))
@@ -34,7 +36,9 @@ def test_api_takes_every_field() -> None:
     """Guides are uploads; a server takes no guidance that its models are not made for."""
     taken = VideoCreate.model_fields.keys() | VideoExtend.model_fields.keys()
     uploads = {"guides", "extend"}
-    assert taken - {"size", "priority"} == FIELDS - SIZE - uploads - {"force_guidance"}
+    names = {"enhance_prompt": "enhanced_prompts"}
+    taken_fields = {names.get(name, name) for name in taken - {"size", "priority"}}
+    assert taken_fields == FIELDS - SIZE - uploads - {"force_guidance"}
     # Size and frame rate are the video's that is extended, which has no draft.
     only_new = {"size", "fps", "draft"}
     assert VideoCreate.model_fields.keys() - only_new == VideoExtend.model_fields.keys() - {
@@ -46,6 +50,7 @@ def test_form_has_what_a_new_video_takes() -> None:
     """Steps and guidance are the model's on the page; length is in seconds."""
     components = {field.name for field in fields(Form)}
     taken = VideoCreate.model_fields.keys() - {"size", "priority", "steps", "guidance", "frames"}
+    taken -= {"enhance_prompt"}  # a button puts the text into the prompt
     assert taken | SIZE <= components
     settings = FormSettings.model_fields.keys()
     assert taken | SIZE | {"frames"} <= settings

@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 from prometheus_client.core import CounterMetricFamily
 
 from filmlet import errors
-from filmlet.api import monitoring, session, videos
+from filmlet.api import monitoring, prompts, session, videos
 from filmlet.api.error_handlers import STATUSES
 from filmlet.cli.main import build_parser
 from filmlet.jobs import Queue
@@ -127,7 +127,7 @@ def metrics_table() -> str:
 
 def routes_table() -> str:
     """Return method, path and meaning of every route of the API."""
-    routers = (videos.router, monitoring.router, session.router)
+    routers = (videos.router, prompts.router, monitoring.router, session.router)
     routes = [r for router in routers for r in router.routes if isinstance(r, APIRoute)]
     rows = [
         (", ".join(sorted(route.methods or ())), f"`{route.path}`", _first_line(route.endpoint))

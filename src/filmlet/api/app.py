@@ -10,7 +10,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Route
 
 from filmlet import __version__
-from filmlet.api import monitoring, session, videos
+from filmlet.api import monitoring, prompts, session, videos
 from filmlet.api.anonymous_users import VisitorCookieMiddleware, Visitors
 from filmlet.api.dependencies import AppState
 from filmlet.api.error_handlers import register_error_handlers
@@ -23,7 +23,7 @@ from filmlet.jobs import ApiKeyStore, Queue
 from filmlet.settings import Settings
 
 THREADS = 8  # at the database: more of them only wait for each other
-ROUTERS = (videos.router, monitoring.router, session.router)
+ROUTERS = (videos.router, prompts.router, monitoring.router, session.router)
 
 
 def create_app(

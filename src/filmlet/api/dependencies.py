@@ -24,6 +24,7 @@ CALLER = "filmlet.caller"  # key of the caller in a request's scope
 KEY_CACHE_S = 2.0  # a removed key is refused after this
 STORAGE_THREADS = 8  # of their own: slow storage must not delay what reads the database
 EXPENSIVE_THREADS = 2  # plans with files, checks of uploads, thumbnails
+ENHANCER_THREADS = 32  # which wait for the network; one caller can hold half of them
 MAX_EXPENSIVE_REQUESTS = 16  # of one caller, waiting ones included
 PROXY_HEADERS = (b"forwarded", b"via", b"x-real-ip")
 
@@ -52,6 +53,9 @@ class AppState:
     )
     expensive_threads: CapacityLimiter = field(
         default_factory=lambda: CapacityLimiter(EXPENSIVE_THREADS)
+    )
+    enhancer_threads: CapacityLimiter = field(
+        default_factory=lambda: CapacityLimiter(ENHANCER_THREADS)
     )
     expensive_requests: dict[str, int] = field(default_factory=dict)  # in hand, by owner
 
@@ -83,6 +87,11 @@ class AppState:
         """Run a function that computes for long, in a thread. Raises TooManyRequests."""
         async with self._count_expensive(who.owner):
             return await to_thread.run_sync(do, *given, limiter=self.expensive_threads)
+
+    async def run_enhancer(self, who: "Caller", do: Callable[..., T], *given: object) -> T:
+        """Run a function that waits for the prompt enhancer. Raises TooManyRequests."""
+        async with self._count_expensive(who.owner):
+            return await to_thread.run_sync(do, *given, limiter=self.enhancer_threads)
 
     @asynccontextmanager
     async def _count_expensive(self, owner: str) -> AsyncIterator[None]:

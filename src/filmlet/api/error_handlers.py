@@ -13,6 +13,8 @@ from filmlet.api.schemas import ErrorBody, ErrorResponse
 from filmlet.errors import (
     DatabaseUnusable,
     DiskFull,
+    EnhancementFailed,
+    EnhancementUnavailable,
     FilmletError,
     InvalidRequest,
     JobConflict,
@@ -41,6 +43,8 @@ STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (  # the first class
     (DatabaseUnusable, 503, "server_error"),
     (StorageUnusable, 503, "server_error"),
     (DiskFull, 503, "server_error"),
+    (EnhancementUnavailable, 503, "server_error"),
+    (EnhancementFailed, 502, "server_error"),
     (FilmletError, 500, "server_error"),
 )
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 503: "too_busy"}

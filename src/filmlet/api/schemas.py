@@ -8,10 +8,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
+from filmlet.api.field_types import (
+    LONGEST_PROMPT,
+    EnhanceFlag,
+    ExtraPrompts,
+    Flag,
+    Float,
+    Name,
+    Number,
+    WholeNumber,
+    list_one,
+)
+from filmlet.core.enhanced_prompt import EnhancedPrompt
 from filmlet.core.guide import Guide
 from filmlet.core.request import ClipRequest, build_request
 from filmlet.errors import InvalidRequest
@@ -27,51 +39,7 @@ STATUSES: dict[Status, VideoStatus] = {
     Status.FAILED: "failed",
     Status.CANCELLED: "failed",  # typed clients know four; `error.code` tells the two apart
 }
-LONGEST_PROMPT = 32_000  # characters, as OpenAI takes; of all prompts together
-MAX_FURTHER, MAX_LORAS = 31, 8
-Name = Annotated[str, Field(max_length=300)]  # of a model, or of a LoRA
-Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT)]
-
-
-def _refuse_bool(sent: object) -> object:
-    """Numbers are sent as such or as text; pydantic would take true for 1."""
-    if isinstance(sent, bool):
-        raise ValueError("a number is expected")
-    return sent
-
-
-def _refuse_number(sent: object) -> object:
-    """Yes or no is sent as such or as text; pydantic would take 1 for true."""
-    if not isinstance(sent, bool | str):
-        raise ValueError("true or false is expected")
-    return sent
-
-
-def _list_one(sent: object) -> object:
-    """A form has one or several fields of a name."""
-    return [sent] if isinstance(sent, str) else sent
-
-
-Float = Annotated[float, BeforeValidator(_refuse_bool, json_schema_input_type=float | str)]
-Number = Annotated[
-    float | None, BeforeValidator(_refuse_bool, json_schema_input_type=float | str | None)
-]
-WholeNumber = Annotated[
-    int | None, BeforeValidator(_refuse_bool, json_schema_input_type=int | str | None)
-]
-Flag = Annotated[bool, BeforeValidator(_refuse_number, json_schema_input_type=bool | str)]
-ExtraPrompts = Annotated[
-    list[Prompt],
-    Field(max_length=MAX_FURTHER),
-    BeforeValidator(
-        _list_one,
-        json_schema_input_type=Annotated[list[Prompt], Field(max_length=MAX_FURTHER)] | Prompt,
-    ),
-    Field(
-        description="Prompts after the first; each has an equal share of the clip. All together "
-        f"have at most {LONGEST_PROMPT} characters."
-    ),
-]
+MAX_LORAS = 8
 
 
 class RequestModel(BaseModel):
@@ -104,14 +72,46 @@ LoraList = Annotated[
     list[VideoLora | Name],
     Field(max_length=MAX_LORAS),
     BeforeValidator(
-        _list_one,
+        list_one,
         json_schema_input_type=Annotated[list[VideoLora | Name], Field(max_length=MAX_LORAS)]
         | Name,
     ),
 ]
 
 
-class VideoCreate(RequestModel):
+class ClipBody(RequestModel):
+    """A body with prompts, which may have been enhanced."""
+
+    prompt: str
+    extra_prompts: list[str]
+    _enhanced_prompts: tuple[EnhancedPrompt, ...] = PrivateAttr(())
+
+    @property
+    def prompts(self) -> list[str]:
+        """Return all prompts as they were sent."""
+        return [self.prompt, *self.extra_prompts]
+
+    def with_enhanced_prompts(self, prompts: tuple[EnhancedPrompt, ...]) -> Self:
+        """Return the body with what the model is to read instead of its prompts."""
+        body = self.model_copy()
+        body._enhanced_prompts = prompts
+        return body
+
+    def check_fields(self) -> None:
+        """Raise InvalidRequest for fields that no clip can have, whatever its files."""
+        self._build_request()
+
+    def _build_request(self, **given: Any) -> ClipRequest:
+        """Return the fields as a ClipRequest; `given` are more of them. Raises InvalidRequest."""
+        _check_length(*self.prompts)
+        body_only = {"prompt", "priority", "enhance_prompt", "extra_prompts", *given}
+        options = self.model_dump(exclude=body_only, exclude_none=True)
+        prompt, *extra_prompts = self._enhanced_prompts or self.prompts
+        request = build_request(prompt, extra_prompts=extra_prompts, **options, **given)
+        return _require_hub_loras(request)
+
+
+class VideoCreate(ClipBody):
     """A video to create. Only the prompt is required; other defaults are the model's."""
 
     model_config = ConfigDict(
@@ -138,15 +138,14 @@ class VideoCreate(RequestModel):
     loras: LoraList = Field([], description="LoRAs of the Hub; as text, NAME or NAME:STRENGTH.")
     extra_prompts: ExtraPrompts = []
     audio: Flag = Field(True, description="Sound, of a model that makes it.")
+    enhance_prompt: EnhanceFlag = False
 
     def to_clip_request(self, guides: Sequence[Guide] = ()) -> ClipRequest:
         """Return the body as a ClipRequest. Raises InvalidRequest."""
-        _check_length(self.prompt, *self.extra_prompts)
-        options = self.model_dump(exclude={"prompt", "priority"}, exclude_none=True)
-        return _require_hub_loras(build_request(self.prompt, guides=guides, **options))
+        return self._build_request(guides=guides)
 
 
-class VideoExtend(RequestModel):
+class VideoExtend(ClipBody):
     """A video to extend; its size and frame rate stay, and its model if it was made here."""
 
     prompt: str = Field(max_length=LONGEST_PROMPT, json_schema_extra={"minLength": 1})
@@ -164,13 +163,11 @@ class VideoExtend(RequestModel):
     extra_prompts: ExtraPrompts = []
     extend_backward: Flag = Field(False, description="The added part comes before the video.")
     audio: Flag = Field(True, description="Sound, of a model that makes it.")
+    enhance_prompt: EnhanceFlag = False
 
     def to_clip_request(self, model: str, clip: str | None = None) -> ClipRequest:
         """Return the body as a ClipRequest. Raises InvalidRequest."""
-        _check_length(self.prompt, *self.extra_prompts)
-        options = self.model_dump(exclude={"prompt", "priority", "model"}, exclude_none=True)
-        options |= {"model": model, "extend": clip}
-        return _require_hub_loras(build_request(self.prompt, **options))
+        return self._build_request(model=model, extend=clip)
 
 
 def _check_length(*prompts: str) -> None:
@@ -198,6 +195,7 @@ class VideoRemix(RequestModel):
     """The same settings with another prompt."""
 
     prompt: str = Field(max_length=LONGEST_PROMPT, json_schema_extra={"minLength": 1})
+    enhance_prompt: EnhanceFlag = False
 
 
 class VideoPriority(RequestModel):

@@ -17,6 +17,7 @@ from filmlet.api import video_responses
 from filmlet.api.dependencies import AdminDep, AppState, AppStateDep, Caller, CallerDep, Entered
 from filmlet.api.job_watcher import revision_tag, while_allowed
 from filmlet.api.openapi import BYTES, describe_body, refusals
+from filmlet.api.prompts import enhance_body, enhance_texts
 from filmlet.api.schemas import (
     Video,
     VideoDeleted,
@@ -49,6 +50,7 @@ from filmlet.media import extract_audio, spritesheet, thumbnail
 DELETE_TIMEOUT_S = 10.0  # how long a delete waits for the worker
 PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
 REFUSALS = refusals(400, 401, 403, 404, 413, 429, 500, 503)
+BAD_GATEWAY = refusals(502)  # of the prompt enhancer
 CREATE_BODY = describe_body("VideoCreateForm", "VideoCreate")
 EXTEND_BODY = describe_body("VideoExtendForm", "VideoExtend")
 IdempotencyKey = Annotated[
@@ -66,7 +68,7 @@ def get_job(id: str, shared: AppStateDep, who: CallerDep) -> Job:
 JobDep = Annotated[Job, Depends(get_job)]
 
 
-@router.post("", response_model=Video, openapi_extra=CREATE_BODY)
+@router.post("", response_model=Video, responses=BAD_GATEWAY, openapi_extra=CREATE_BODY)
 async def create(
     request: Request,
     response: Response,
@@ -80,6 +82,7 @@ async def create(
     """
     async with read_video_request(request, shared, who) as (body, images):
         options = submit_options(who, body, key)
+        body = await enhance_body(shared, who, body, body.model)
         if images:  # which are decoded
             job = await shared.run_expensive(who, submit_uploads, shared, body, options, images)
         else:
@@ -123,10 +126,11 @@ def video_page(shared: AppState, who: Caller, limit: int, **filters: Any) -> Vid
     return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)
 
 
-@router.post("/plan", response_model=VideoPlan, openapi_extra=CREATE_BODY)
+@router.post("/plan", response_model=VideoPlan, responses=BAD_GATEWAY, openapi_extra=CREATE_BODY)
 async def plan(request: Request, shared: AppStateDep, who: CallerDep) -> VideoPlan:
     """Plan a video without queueing it: shape, steps, time, changes."""
     async with read_video_request(request, shared, who) as (body, images):
+        body = await enhance_body(shared, who, body, body.model)
         return await shared.run_expensive(who, plan_uploads, shared, body, images)
 
 
@@ -144,7 +148,7 @@ async def edit(request: Request, shared: AppStateDep, who: CallerDep) -> Video:
     raise NotSupported("No model of this server can change a video yet.", param="video")
 
 
-@router.post("/extensions", response_model=Video, openapi_extra=EXTEND_BODY)
+@router.post("/extensions", response_model=Video, responses=BAD_GATEWAY, openapi_extra=EXTEND_BODY)
 async def extend(
     request: Request,
     response: Response,
@@ -159,11 +163,13 @@ async def extend(
     async with read_extend_request(request) as (body, video):
         options = submit_options(who, body, key)
         if video.upload:
+            body = await enhance_body(shared, who, body, body.model or "pocket")
             job = await shared.run_expensive(
                 who, extend_upload, shared, body, options, video.upload
             )
         else:
             source = await run_in_threadpool(find_job, str(video.id), shared, who)
+            body = await enhance_body(shared, who, body, body.model or source.model)
             job = await shared.run_expensive(who, extend_own, shared, body, options, source)
     return _video_response(shared, job, response)
 
@@ -286,14 +292,19 @@ async def preview(job: JobDep, shared: AppStateDep) -> Response:
     return Response(picture, media_type="image/png", headers={"cache-control": "no-store"})
 
 
-@router.post("/{id}/remix", response_model=Video)
-def remix(
+@router.post("/{id}/remix", response_model=Video, responses=BAD_GATEWAY)
+async def remix(
     job: JobDep, body: VideoRemix, shared: AppStateDep, who: CallerDep, response: Response,
     key: IdempotencyKey = None,
 ) -> Video:  # fmt: skip
     """Create a video with the same settings and seed and another prompt."""
-    options = who.submit_options(job.priority, key)
-    return _video_response(shared, shared.queue.remix(job.id, body.prompt, options), response)
+    options, prompt = who.submit_options(job.priority, key), body.prompt
+    if body.enhance_prompt:
+        (enhanced,) = await enhance_texts(shared, who, [prompt], job.model)
+        new = await run_in_threadpool(shared.queue.remix, job.id, enhanced, options)
+    else:
+        new = await run_in_threadpool(shared.queue.remix, job.id, prompt, options)
+    return _video_response(shared, new, response)
 
 
 @router.post("/{id}/refine", response_model=Video)

@@ -9,7 +9,8 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from filmlet.api.dependencies import AppState, Caller, get_caller
-from filmlet.api.schemas import LONGEST_PROMPT, VideoPlan
+from filmlet.api.field_types import LONGEST_PROMPT
+from filmlet.api.schemas import VideoPlan
 from filmlet.api.submissions import (
     check_model,
     extend_file,
