@@ -143,7 +143,7 @@ def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
         (["a ball", "--model", ""], "unknown_model", "model is empty; there are pocket, "),
         (["a ball", "--model", " "], "unknown_model", "model is empty; there are pocket, "),
         pytest.param(
-            ["a ball", "--model", "ltxv-2b-0.9.8-distilled"],
+            ["a ball", "--model", "ltxv-2b-0.9.8-distilled", "--yes"],
             "hub_unreachable",
             "HF_HUB_OFFLINE",
             marks=pytest.mark.server,

@@ -18,6 +18,8 @@ from filmlet.errors import (
     FilmletError,
     InvalidRequest,
     JobConflict,
+    MissingDependency,
+    OutOfMemory,
     PermissionDenied,
     StorageUnusable,
     StoredFileMissing,
@@ -39,6 +41,9 @@ STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (  # the first class
     (InvalidRequest, 400, "invalid_request_error"),
     # Not 409: OpenAI's clients would send the request again by themselves.
     (JobConflict, 400, "invalid_request_error"),
+    # Nor 5xx: another model or a smaller clip is what helps.
+    (MissingDependency, 400, "invalid_request_error"),
+    (OutOfMemory, 400, "invalid_request_error"),
     (StoredFileMissing, 404, "invalid_request_error"),
     (DatabaseUnusable, 503, "server_error"),
     (StorageUnusable, 503, "server_error"),

@@ -11,8 +11,14 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from filmlet.cli.downloads import confirm_download
 from filmlet.cli.enhance import enhance_clip_request
-from filmlet.cli.options import Commands, add_clip_options, build_clip_request
+from filmlet.cli.options import (
+    Commands,
+    add_clip_options,
+    add_download_option,
+    build_clip_request,
+)
 from filmlet.cli.process import to_json
 from filmlet.core.request import FORMATS, ClipRequest
 from filmlet.errors import InvalidRequest
@@ -31,6 +37,7 @@ def add_commands(commands: Commands) -> None:
     command = commands.add_parser("generate", help="make one clip", description="Make one clip.")
     command.set_defaults(run=generate)
     add_clip_options(command)
+    add_download_option(command)
     command.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
     command.add_argument("--force", action="store_true", help="overwrite the file")
     command.add_argument("--format", help=f"{', '.join(FORMATS)} (default: as --output ends)")
@@ -77,9 +84,11 @@ def _generate(
     from filmlet.pipeline.run_context import RunContext
     from filmlet.settings import Settings
 
+    settings = Settings.from_environment()
+    confirm_download(planned, settings, agreed=options.yes)
     timings: dict[str, float] = {}
     with _progress_bar(quiet=options.json) as bar:
-        clip = _drain_with_progress(prepare(planned, Settings.from_environment()), bar.update)
+        clip = _drain_with_progress(prepare(planned, settings), bar.update)
         effective = clip.effective
         paths = [options.output] if options.output else _default_paths(planned, effective, suffix)
         force = options.force and options.output is not None

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from filmlet.cli.downloads import confirm_download
 from filmlet.cli.enhance import enhance_clip_request
 from filmlet.cli.options import (
     Commands,
     add_clip_options,
+    add_download_option,
     add_log_option,
     build_clip_request,
     whole_number,
@@ -26,6 +28,7 @@ def add_queue_commands(commands: Commands) -> None:
     command = commands.add_parser("submit", help="put a clip into the queue, print its id")
     command.set_defaults(run=submit, needs_server=True)
     add_clip_options(command)
+    add_download_option(command)
     command.add_argument("--priority", choices=("high", "normal", "low"), default="normal")
     command.add_argument("--key", help="idempotency key: two submissions with one key make one job")
 
@@ -54,9 +57,12 @@ def add_worker_command(commands: Commands) -> None:
 def submit(options: argparse.Namespace) -> int:
     """Queue a clip and print its id."""
     from filmlet.jobs import Priority, SubmitOptions
+    from filmlet.pipeline.plan import make_plan
 
     request = enhance_clip_request(build_clip_request(options), options)
     with _open_queue() as queue:
+        if queue.is_local:  # else another machine fetches
+            confirm_download(make_plan(request), queue.settings, agreed=options.yes)
         priority = Priority(options.priority)
         job = queue.submit(request, SubmitOptions(priority=priority, idempotency_key=options.key))
     print(to_json(asdict(job)) if options.json else job.id)

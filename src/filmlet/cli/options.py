@@ -145,6 +145,13 @@ def add_clip_options(command: argparse.ArgumentParser, *, is_made: bool = True) 
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def add_download_option(command: argparse.ArgumentParser) -> None:
+    """Add `--yes`."""
+    command.add_argument(
+        "-y", "--yes", action="store_true", help="download a model of gigabytes without asking"
+    )
+
+
 def build_clip_request(options: argparse.Namespace) -> ClipRequest:
     """Return the request that the clip options make. Raises InvalidRequest."""
     return build_request(

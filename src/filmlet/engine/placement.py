@@ -115,6 +115,15 @@ def free_memory(device: str) -> int:
     return min(available, _cgroup_free_memory())
 
 
+def total_memory() -> int:
+    """Return bytes of this machine's memory, or of its container's."""
+    total: int = psutil.virtual_memory().total
+    try:
+        return min(total, int((CGROUP / "memory.max").read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return total
+
+
 def _cgroup_free_memory() -> int:
     """Return the bytes that a container's limit leaves; the system's own figures lack it."""
     limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))

@@ -67,16 +67,21 @@ def why_not_openvino_model(card: ModelCard, parameters: Components[float]) -> st
     return None
 
 
-def why_not_openvino_clip(
-    files: ComponentFiles, device: str, loras: Sequence[LoraAdapter], is_forced: bool
-) -> str | None:
-    """Why not OpenVINO for this clip, as far as can be told without it."""
+def why_not_openvino_device(device: str, *, has_loras: bool) -> str | None:
+    """Why not OpenVINO on a device, whether or not a model's files are here."""
     if device != "cpu":
         return "OpenVINO is for CPUs here"
     if not find_spec("openvino"):
         return "OpenVINO is not installed"
-    if loras:
-        return "LoRAs are merged into torch's weights"
+    return "LoRAs are merged into torch's weights" if has_loras else None
+
+
+def why_not_openvino_clip(
+    files: ComponentFiles, device: str, loras: Sequence[LoraAdapter], is_forced: bool
+) -> str | None:
+    """Why not OpenVINO for this clip, as far as can be told without it."""
+    if reason := why_not_openvino_device(device, has_loras=bool(loras)):
+        return reason
     is_small = CheckpointWeights.from_files(files, "transformer").bytes < TORCH_ONLY_BELOW_BYTES
     if is_small and has_torch() and not is_forced:
         return "compiling takes longer than computing for a model this small"

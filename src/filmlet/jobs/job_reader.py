@@ -12,8 +12,8 @@ from filmlet.jobs.database import Database, Reader, Row
 from filmlet.jobs.job import Estimate, EventCount, Forecast, Job, QueueStats, Status, WorkerInfo
 from filmlet.jobs.queue_eta import QueueEtaCache
 from filmlet.jobs.serialization import job_from_row
-from filmlet.models import disk_usage
 from filmlet.pipeline.plan import Plan, make_plan
+from filmlet.pipeline.requirements import missing_bytes
 from filmlet.settings import Settings
 
 FOLLOW_EVERY_S = 0.15
@@ -107,7 +107,7 @@ class JobReader:
         with self.database.read() as t:
             queue_eta = self.etas.compute(t)
             eta = queue_eta.eta_if_submitted(t, planned.card.name, workload_size(planned))
-        fetch = 0 if planned.files else max(0, planned.card.size_bytes - disk_usage(planned.card))
+        fetch = missing_bytes(planned)
         machine = queue_eta.machine
         if machine and why_not_openvino_model(planned.card, planned.parameters):
             machine = in_float32(machine)

@@ -23,6 +23,7 @@ from filmlet.jobs.retention import Retention
 from filmlet.jobs.serialization import file_names, request_from_row, with_file_names
 from filmlet.jobs.webhooks import enqueue_webhook
 from filmlet.pipeline.plan import Plan, make_plan
+from filmlet.pipeline.requirements import check_disk, check_requirements
 from filmlet.settings import Settings
 
 QUEUE, WORKFLOW = "filmlet_clips", "filmlet_clip"
@@ -65,7 +66,7 @@ class Queue(JobReader):
         """Queue a clip: row and workflow in one transaction.
 
         source_job: the job in whose folder the request's files lie; None where they are paths.
-        Raises what `make_plan` raises, and TooManyJobs.
+        Raises what `make_plan` and `check_requirements` raise, DiskFull, and TooManyJobs.
         """
         job = f"clip_{secrets.token_hex(12)}"
         if not request.files:
@@ -151,6 +152,9 @@ class Queue(JobReader):
 
         names: what the request's files were called where they came from.
         """
+        if self.is_local:  # else its worker may be another machine
+            check_requirements(planned, self.settings)
+            check_disk(planned)
         seed = EffectiveSettings.random_seed() if request.seed is None else request.seed
         with self.database.transaction() as t:
             t.lock("submit")

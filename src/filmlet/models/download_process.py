@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -43,7 +42,6 @@ from filmlet.models.checkpoint_files import is_complete
 
 T = TypeVar("T")
 WANTED = {".safetensors", ".json", ".model", ".txt"}  # no pickle, no pictures
-MIN_FREE_BYTES = 200_000_000  # bytes of disk that stay free
 BLOCK = 2**22
 
 
@@ -93,12 +91,7 @@ def download_files(sources: list[ComponentSource], max_bytes: int) -> None:
             f"{sources[0].repo} has {total / 1e9:.1f} GB, more than the {max_bytes / 1e9:.0f} GB "
             "that are fetched of it; name one file."
         )
-    free = shutil.disk_usage(hub_cache.nearest_existing_folder(hub_cache.cache())).free
-    if total + MIN_FREE_BYTES > free:
-        raise DiskFull(
-            f"{total / 1e9:.1f} GB are to be fetched, and the disk of {hub_cache.cache()} has "
-            f"{free / 1e9:.1f} GB left; make room, or set HF_HOME to a folder on a larger one."
-        )
+    hub_cache.check_free_disk(total)
     done = 0
     for file in missing:
         _translate_errors(file.source, _download_file, file, done, total)

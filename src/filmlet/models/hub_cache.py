@@ -1,6 +1,7 @@
 """The Hub's cache on this machine, shared with every other tool: what is there, what it takes."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,9 +10,11 @@ from huggingface_hub import constants
 
 from filmlet.core.checkpoint_headers import read_bounded
 from filmlet.core.model_card import ComponentSource
+from filmlet.errors import DiskFull
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REF_BYTES = 64
+MIN_FREE_BYTES = 200_000_000  # bytes of disk that stay free
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -45,6 +48,16 @@ def local_path(source: ComponentSource) -> Path | None:
 def nearest_existing_folder(folder: Path) -> Path:
     """Return the folder, or the one in which it would be made."""
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def check_free_disk(download_bytes: int) -> None:
+    """Check that the cache's disk has room for a download. Raises DiskFull."""
+    free = shutil.disk_usage(nearest_existing_folder(cache())).free
+    if download_bytes + MIN_FREE_BYTES > free:
+        raise DiskFull(
+            f"{download_bytes / 1e9:.1f} GB are to be fetched, and the disk of {cache()} has "
+            f"{free / 1e9:.1f} GB left; make room, or set HF_HOME to a folder on a larger one."
+        )
 
 
 def files(path: Path) -> list[Path]:

@@ -122,7 +122,7 @@ def _convert_sentencepiece(folder: Path) -> Reader:
         from transformers import AutoTokenizer  # noqa: PLC0415 - it may be missing
     except ImportError as error:
         raise MissingDependency(
-            f"The tokenizer in {folder} takes transformers: pip install 'filmlet[torch]'"
+            "This model's tokenizer takes transformers: pip install 'filmlet[torch]'"
         ) from error
     for file in folder.glob("*.*"):
         if not file.is_dir():

@@ -19,6 +19,7 @@ from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.engine_choice import EngineChoice, choose_engine
 from filmlet.pipeline.media_inputs import MediaInput
 from filmlet.pipeline.plan import Plan
+from filmlet.pipeline.requirements import check_requirements
 from filmlet.settings import Settings
 
 
@@ -109,6 +110,7 @@ def _fetch_missing(plan: Plan, settings: Settings) -> Generator[Event, None, Pla
             "none by itself.",
             model=plan.request.model,
         )
+    check_requirements(plan, settings)
     yield from with_timing(Stage.FETCH, _download(plan))
     files = local_files(plan.card)
     if files is None:
