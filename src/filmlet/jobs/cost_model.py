@@ -80,7 +80,7 @@ class WorkloadSize:
         tokens = plan.max_latent_frames_per_call * area
         first = tokens // grid.upscale_factor**2 if refine_calls else tokens
         refined = tokens if refine_calls else 0
-        audio_seconds = round(shape.frames / shape.fps, 4) if plan.makes_audio else 0.0
+        audio_seconds = round(shape.frames / shape.fps, 4) if plan.has_audio else 0.0
         return cls(first, calls, pixels, parameters, refined, refine_calls, audio_seconds)
 
     def units(self, stage: Stage) -> float:
@@ -139,7 +139,9 @@ class CostModel:
         self.speed = speed
         self.curves: dict[Stage, StageCurve] = {}
         for stage in Stage:
-            if stage_samples := [s for s in samples if s.stage == stage][-LATEST:]:
+            # Nothing can be fitted to a stage that was told to cost nothing.
+            known = [s for s in samples if s.stage == stage and s.units > 0]
+            if stage_samples := known[-LATEST:]:
                 units = np.array([s.units for s in stage_samples])
                 seconds = np.array([max(s.seconds, 1e-4) for s in stage_samples])
                 self.curves[stage] = _fit_curve(
