@@ -16,15 +16,11 @@ from filmlet.core.shape import ShapeConstraints
 from filmlet.errors import FilmletError
 from filmlet.models import REGISTRY, local_files
 from filmlet.ui.messages import model_html
+from filmlet.ui.prompt_buttons import PRIVATE_EVENT, PromptButtons, add_prompt_buttons
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
 CUSTOM = "custom"
 TEXT, IMAGE, VIDEO = STARTS = ("text", "image", "video")
-PRIVATE_EVENT: dict[str, Any] = {
-    "api_visibility": "private",
-    "queue": False,
-    "show_progress": "hidden",
-}
 EXTENSION_FIELDS = {
     "prompt", "model", "seconds", "seed", "negative_prompt", "extra_prompts", "loras", "audio",
 }  # fmt: skip
@@ -103,8 +99,9 @@ class Form:
 
 @dataclass(frozen=True)
 class FormOutputs:
-    """The parts of the form that show something, and its button."""
+    """The parts of the form that show something, and its buttons."""
 
+    prompt_buttons: PromptButtons
     token_count: gr.HTML
     model_note: gr.HTML
     plan: gr.HTML
@@ -113,6 +110,7 @@ class FormOutputs:
 
 def add_form(card: ModelCard) -> tuple[Form, FormOutputs]:
     inputs = _add_inputs(card)
+    prompt_buttons = add_prompt_buttons()
     token_count = gr.HTML(elem_id="token-count", apply_default_css=False)
     model = gr.Dropdown(_model_choices(), value=card.name, label="Model", filterable=False)
     model_note = gr.HTML(model_html(card), elem_id="model-note", apply_default_css=False)
@@ -130,7 +128,7 @@ def add_form(card: ModelCard) -> tuple[Form, FormOutputs]:
     changed = [form.aspect, form.width, form.height, form.seconds, form.fps, form.last_image]
     changed += [form.negative_prompt, form.draft, form.audio, model_note]
     model.change(fit_to_model, model, changed, **PRIVATE_EVENT)
-    return form, FormOutputs(token_count, model_note, plan, make)
+    return form, FormOutputs(prompt_buttons, token_count, model_note, plan, make)
 
 
 def _add_inputs(card: ModelCard) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from filmlet.settings import Settings
 from filmlet.ui.blocks import CheckedBlocks
 from filmlet.ui.callers import Callers
 from filmlet.ui.form import (
-    PRIVATE_EVENT,
     Form,
     FormOutputs,
     FormSettings,
@@ -39,6 +38,7 @@ from filmlet.ui.form import (
 )
 from filmlet.ui.gradio_internals import event_payload
 from filmlet.ui.messages import error_html, paragraph, plan_html, token_count_html
+from filmlet.ui.prompt_buttons import PRIVATE_EVENT, connect_prompt_buttons
 
 NO_CLIP = "Choose a clip to extend, or upload a video."
 # gr.HTML calls this with its `trigger`; the web components fill the form through it.
@@ -106,6 +106,7 @@ def _connect_form(page: gr.Blocks, shared: AppState, form: Form, outputs: FormOu
     submitted.success(
         None, created_id, None, js="(id) => window.filmlet.openClip(id)", **PRIVATE_EVENT
     )
+    connect_prompt_buttons(shared, outputs.prompt_buttons, (form.prompt, form.model, form.audio))
     fill_event.select(fill, None, form.components, **PRIVATE_EVENT)
 
 

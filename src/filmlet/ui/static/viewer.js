@@ -235,7 +235,13 @@ export class ClipViewer extends HTMLElement {
     return `<div class="status-line"><span class="stage-label"></span><span class="eta"></span>
       <span class="film-row"><button class="film-button" data-action="stop">Stop</button></span></div>
       <progress max="100" aria-label="Progress"></progress>
-      <p class="prompt">${escapeHtml(video.prompt)}</p><p class="small"></p>`;
+      ${this.promptHtml(video)}<p class="small"></p>`;
+  }
+
+  promptHtml(video) {
+    const [first] = video.requested.enhanced_prompts ?? [];
+    const used = first && first.text !== video.prompt ? `<p class="used-prompt">Used: ${escapeHtml(first.text)}</p>` : "";
+    return `<p class="prompt">${escapeHtml(video.prompt)}</p>${used}`;
   }
 
   positionText(video) {
@@ -272,7 +278,7 @@ export class ClipViewer extends HTMLElement {
         ${video.draft ? `<button class="film-button" data-action="refine">Refine draft</button>` : ""}
         <button class="film-button" data-action="extend">Extend</button>
         <button class="film-button" data-action="delete">Delete</button></div></div>
-      <p class="prompt">${escapeHtml(video.prompt)}</p>
+      ${this.promptHtml(video)}
       <p class="small">${this.settingsHtml(video)}, computed in ${computedSeconds.toFixed(1)} s</p>${this.changesHtml(video)}`;
   }
 
@@ -284,7 +290,7 @@ export class ClipViewer extends HTMLElement {
         <button class="film-button" data-action="reuse">Use settings</button>
         <button class="film-button" data-action="delete">Delete</button></span></div>
       ${isCancelled ? "" : `<p class="error">${escapeHtml(video.error.message)} ${escapeHtml(hint)}</p>`}
-      <p class="prompt">${escapeHtml(video.prompt)}</p><p class="small">${this.settingsHtml(video)}</p>`;
+      ${this.promptHtml(video)}<p class="small">${this.settingsHtml(video)}</p>`;
   }
 
   changesHtml(video) {
@@ -328,6 +334,9 @@ export class ClipViewer extends HTMLElement {
   }
 }
 
+// The prompts are those that the model has read: with the same seed they make the same clip.
 function settingsOf(video) {
-  return { ...video.requested, prompt: video.prompt, model: video.model, seed: video.seed };
+  const settings = { ...video.requested, prompt: video.prompt, model: video.model, seed: video.seed };
+  const [first, ...others] = (settings.enhanced_prompts ?? []).map((prompt) => prompt.text);
+  return first ? { ...settings, prompt: first, extra_prompts: others } : settings;
 }
