@@ -1,5 +1,6 @@
 """Whole clips of LTX-2's twins: picture and sound, left in any stage, guided, extended, silent."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from filmlet.core.events import Audio, Event, Progress, Stage, StageFinished
 from filmlet.errors import NotSupported
 from filmlet.media.reader import read_audio
+from filmlet.models import REGISTRY
 from tests.helpers.clips import ClipRun, film, footage, frames_in, keep
 from tests.helpers.clips import work_for as make_work
 from tests.helpers.ltx2_engines import get_twin
@@ -132,3 +134,14 @@ def test_streamed_layers_give_the_same_clip(
         monkeypatch.setattr("filmlet.engine.torch.block_offload.free_memory", lambda _, r=room: r)
         film(work_for(), tmp_path / "streamed.mp4")
         assert (tmp_path / "streamed.mp4").read_bytes() == (tmp_path / "held.mp4").read_bytes()
+
+
+def test_the_terms_of_a_model_go_with_its_clips(tmp_path: Path) -> None:
+    work = work_for(audio=False)
+    terms = REGISTRY["ltx-2.3-22b-distilled"].terms
+    assert "passes on its licence" in terms
+    work.clip = replace(work.clip, effective=replace(work.effective, model_terms=terms))
+    film(work, tmp_path / "clip.mp4")
+    with av.open(str(tmp_path / "clip.mp4")) as file:
+        assert file.metadata["license"] == terms
+    assert not REGISTRY["pocket"].terms

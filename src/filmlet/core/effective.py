@@ -45,6 +45,7 @@ class EffectiveSettings:
     engine: str = "torch"  # what computes transformer and decoder
     optimizations: tuple[str, ...] = ()  # that are used; fp8 and int8 are lossy
     audio: bool = False  # whether the clip has sound
+    model_terms: str = ""  # licence of the model and what it asks of whoever passes the clip on
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""
@@ -52,7 +53,7 @@ class EffectiveSettings:
         del table["shape"]
         if len(self.windows) < 2:  # nothing to tell: the file of a short clip stays as it was
             del table["extra_prompts"], table["windows"]
-        for name in ("optimizations", "audio"):
+        for name in ("optimizations", "audio", "model_terms"):
             if not table[name]:
                 del table[name]
         seconds = round(self.shape.frames / self.shape.fps, 4)

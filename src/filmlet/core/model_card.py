@@ -164,6 +164,11 @@ class ModelCard:
     licence_terms: str = ""
 
     @property
+    def terms(self) -> str:
+        """Licence and duties, of a model whose duties go with its clips; else empty."""
+        return f"{self.licence}. {self.licence_terms}" if self.licence_terms else ""
+
+    @property
     def makes_audio(self) -> bool:
         """Whether its clips have sound."""
         return self.family is ModelFamily.LTX2

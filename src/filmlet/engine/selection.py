@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from filmlet.core.events import Progress, Stage
 from filmlet.core.lora import LoraAdapter
@@ -88,7 +89,9 @@ def why_not_openvino_clip(
     return None
 
 
-def torch_placement(device: str, dtype: str | None = None, reason: str | None = None) -> Placement:
+def torch_placement(
+    device: str, dtype: str | None = None, reason: str | None = None, cache: Path | None = None
+) -> Placement:
     """torch's placement on a device that is there. dtype: of an earlier attempt.
 
     reason: why not OpenVINO. Raises MissingDependency.
@@ -98,7 +101,7 @@ def torch_placement(device: str, dtype: str | None = None, reason: str | None = 
         raise MissingDependency(f"This clip takes torch{why}: pip install 'filmlet[torch]'")
     from filmlet.engine.torch.dtype import choose_dtype
 
-    return choose_dtype(device, dtype)
+    return choose_dtype(device, dtype, cache)
 
 
 def why_not_optimization(
@@ -134,7 +137,9 @@ def with_more_offload(placement: Placement) -> Placement | None:
             placement.optimizations if hold in OPENVINO_OFFLOAD_MODES else frozenset[Optimization]()
         )
         return replace(placement, offload=hold, optimizations=optimizations)
-    return replace(torch_placement(placement.device), offload=hold) if has_torch() else None
+    if not has_torch():
+        return None
+    return replace(torch_placement(placement.device, cache=placement.cache), offload=hold)
 
 
 def load_engine(

@@ -31,7 +31,8 @@ def metadata_tags(effective: EffectiveSettings) -> dict[str, str]:
     del table["offload"]
     table["changes"] = [asdict(c) for c in effective.changes if c.field != "offload"]
     made_by = f"filmlet with {effective.model} (revision {effective.revision})"
-    return {
+    terms = {"license": effective.model_terms} if effective.model_terms else {}
+    return terms | {
         "title": effective.prompt,
         "comment": f"AI-generated video, made by {made_by}.",
         "provenance": "AI-generated",

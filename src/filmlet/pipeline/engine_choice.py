@@ -39,11 +39,12 @@ def choose_engine(
     device = best_device(settings.device)
     backend = engine or (Backend.TORCH if dtype else settings.engine)
     if backend == Backend.TORCH:
-        return _choose_torch(plan, settings, engines, selection.torch_placement(device, dtype))
+        placement = selection.torch_placement(device, dtype, cache=settings.cache)
+        return _choose_torch(plan, settings, engines, placement)
     found = _openvino_placement(plan, settings, engines, dtype, backend == Backend.OPENVINO)
     if isinstance(found, Placement):
         return EngineChoice(found, tuple(_lost_optimizations(settings, found, plan.found_loras)))
-    placement = selection.torch_placement(device, dtype, found)
+    placement = selection.torch_placement(device, dtype, found, settings.cache)
     choice = _choose_torch(plan, settings, engines, placement)
     if backend != Backend.OPENVINO:
         return choice

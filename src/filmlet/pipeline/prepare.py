@@ -7,7 +7,7 @@ from itertools import chain
 from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import Event, Progress, Stage, with_timing
 from filmlet.core.lora import LoraAdapter
-from filmlet.core.model_card import ComponentFiles, ModelCard
+from filmlet.core.model_card import ComponentFiles, ModelCard, ModelFamily
 from filmlet.core.shape import Change
 from filmlet.engine.base import KILOBYTE, DenoiseParams, to_kilobytes
 from filmlet.engine.configs import check_loras, check_vocabulary
@@ -130,11 +130,14 @@ def _download(plan: Plan) -> Generator[Event]:
 def _tokenize_prompts(plan: Plan) -> TokenizedPrompts:
     """Raises CheckpointCorrupt where the text encoder does not know a token."""
     assert plan.files
-    tokenizer, max_tokens = get_tokenizer(plan.files.tokenizer), plan.card.max_prompt_tokens
-    prompts = tuple(tokenize(tokenizer, prompt, max_tokens) for prompt in plan.request.prompts)
-    negative = None
-    if plan.guidance > 1:
-        negative = tokenize(tokenizer, plan.request.negative_prompt, max_tokens)
+    tokenizer, card = get_tokenizer(plan.files.tokenizer), plan.card
+
+    def read(prompt: str) -> TokenizedPrompt:
+        text = prompt.strip() if card.family is ModelFamily.LTX2 else prompt
+        return tokenize(tokenizer, text, card.max_prompt_tokens)
+
+    prompts = tuple(map(read, plan.request.prompts))
+    negative = read(plan.request.negative_prompt) if plan.guidance > 1 else None
     tokenized = TokenizedPrompts(prompts, negative)
     check_vocabulary(plan.files, max(int(prompt.ids.max()) for prompt in tokenized.all))
     return tokenized
@@ -170,6 +173,7 @@ def _effective_settings(
         engine=placement.backend.value,
         optimizations=tuple(sorted(placement.optimizations)),
         audio=plan.has_audio,
+        model_terms=plan.card.terms,
     )
 
 

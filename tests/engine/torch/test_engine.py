@@ -1,5 +1,6 @@
 """The engine against stock diffusers, and against itself in the plain way."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from filmlet.engine.base import DenoiseParams, PromptEmbeds
 from filmlet.engine.latents import Modalities
 from filmlet.engine.placement import Placement
 from filmlet.engine.sampler import EulerRule, denoise_steps
-from filmlet.engine.torch import vae_decoder
+from filmlet.engine.torch import dtype, dtype_record, vae_decoder
 from filmlet.engine.torch.dtype import choose_dtype
 from filmlet.engine.torch.engine import TorchEngine
 from filmlet.errors import CheckpointCorrupt, NonFiniteValues
@@ -252,7 +253,32 @@ def test_the_cpu_dtype_is_chosen_by_measurement_and_explained() -> None:
     placement = choose_dtype("cpu")
     assert placement.dtype in ("float32", "bfloat16")
     assert "here" in placement.reason
-    assert choose_dtype("cpu") is placement
+    assert choose_dtype("cpu") == placement
+
+
+def test_the_cpu_dtype_is_measured_once_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter(["bfloat16", "float32", "float32", "float32"])  # a busy machine
+    monkeypatch.setattr(
+        dtype, "_probe_cpu_bfloat16", lambda: Placement("cpu", next(found), "faster here")
+    )
+
+    def choose() -> str:
+        dtype._cpu_placement.cache_clear()  # as another process
+        return choose_dtype("cpu", cache=tmp_path / "new").dtype
+
+    assert [choose(), choose()] == ["bfloat16"] * 2
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["torch-dtype.json"]
+    record = tmp_path / "new" / "torch-dtype.json"
+    kept = json.loads(record.read_text())
+    assert dtype_record.save_record(record.parent, "float32", "late") == ("bfloat16", "faster here")
+    for damage in (b"", b"[]", b'{"dtype": "int8"}', json.dumps(kept | {"machine": []}).encode()):
+        record.write_bytes(damage)
+        assert dtype_record.load_record(record.parent) is None
+    assert choose() == "float32"
+    assert json.loads(record.read_text())["dtype"] == "float32"
+    dtype._cpu_placement.cache_clear()
 
 
 def test_unknown_and_cut_words_are_noticed(tiny: Path) -> None:

@@ -4,34 +4,39 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from filmlet.engine.placement import Placement
+from filmlet.engine.torch.dtype_record import load_record, save_record
 
 PROBE_BOUND = 2e-2  # relative error that bfloat16 may add to one layer
 PROBE_GAIN = 1.2  # bfloat16 must be this much faster to be worth its error
 Probe = Callable[[torch.dtype], Callable[[], Tensor]]
 
 
-def choose_dtype(device: str, dtype: str | None = None) -> Placement:
-    """Return the best dtype on a device that is there, or the one that is asked for."""
-    best = _default_placement(device)
+def choose_dtype(device: str, dtype: str | None = None, cache: Path | None = None) -> Placement:
+    """Return the best dtype on a device that is there, or the one that is asked for.
+
+    cache: folder in which what was measured is kept, so that one seed gives one clip.
+    """
+    best = replace(_default_placement(device, cache), cache=cache)
     if dtype is None or dtype == best.dtype:
         return best
     return replace(best, dtype=dtype, reason="as it was begun")
 
 
-def _default_placement(device: str) -> Placement:
+def _default_placement(device: str, folder: Path | None) -> Placement:
     match device.partition(":")[0]:
         case "cuda":
             return Placement(device, "bfloat16", "bfloat16 on CUDA")
         case "mps":
             return Placement(device, "float32", "float32 on Metal")
         case _:
-            return _probe_cpu_bfloat16()
+            return _cpu_placement(folder)
 
 
 def torch_dtype(placement: Placement) -> torch.dtype:
@@ -41,6 +46,16 @@ def torch_dtype(placement: Placement) -> torch.dtype:
 
 
 @cache
+def _cpu_placement(folder: Path | None) -> Placement:
+    if folder is None:
+        return _probe_cpu_bfloat16()
+    found = load_record(folder)
+    if found is None:
+        placement = _probe_cpu_bfloat16()
+        found = save_record(folder, placement.dtype, placement.reason)
+    return Placement("cpu", *found)
+
+
 def _probe_cpu_bfloat16() -> Placement:
     """bfloat16 where two small layers say it is faster and right; many CPUs are slow at it."""
     with torch.inference_mode():
