@@ -26,8 +26,9 @@ HOLD = settings(
     suppress_health_check=list(HealthCheck),
 )
 # What no schema says: the form of a size, which settings exclude each other, what a picture is,
-# which status a job must have, which keys were used.
+# which status a job must have, which keys were used, which words a model knows.
 BEYOND_SCHEMAS = {
+    "POST /v1/prompts/enhance",
     "POST /v1/videos",
     "POST /v1/videos/plan",
     "POST /v1/videos/extensions",
