@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filmlet.core.model_card import ModelCard
 from filmlet.models import hub_cache
-from filmlet.models.tokenizer import get_tokenizer, unknown_spans
+from filmlet.models.tokenizer import get_tokenizer, replace_emoji, unknown_spans
 
 WORDS_LISTED = 2000  # a vocabulary of words is small; one of word pieces knows every word
 MAX_CHARS = 32_000  # of a prompt that are read: far more than a model reads
@@ -42,6 +42,7 @@ def check_prompt(card: ModelCard, prompt: str) -> PromptCheck | None:
         return None
     tokenizer = get_tokenizer(folder)
     text = prompt[:MAX_CHARS].encode(errors="replace").decode()  # no half of a surrogate
+    text, _ = replace_emoji(tokenizer, text)
     encoding = tokenizer.reader.encode(text)
     unknown: dict[str, tuple[str, ...]] = {}
     for start, end in unknown_spans(tokenizer, encoding, text):

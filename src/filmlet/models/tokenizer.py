@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -23,10 +24,12 @@ from filmlet.core.checkpoint_headers import (
     read_tensor_bytes,
 )
 from filmlet.errors import CheckpointCorrupt, MissingDependency
+from filmlet.models.emoji import emoji_words
 
 ASSET = "hf_asset__"  # begins the names of further files that are tensors
 SYMBOLS = ("So", "Sm", "Sc")  # categories of Unicode: emoji, arrows, currencies
 JOINERS = ("Cf", "Me", "Mn", "Sk")  # what makes one sign of several: skin colours, variants
+MAX_EMOJI = 500  # of a prompt that are read as words: more than a model has tokens for
 ZERO_WIDTH_JOINER = "\u200d"
 
 
@@ -54,7 +57,8 @@ class TokenizedPrompt:
     """A prompt as the model reads it.
 
     ids: (1, max_tokens) padded; token_count: how many of them are text; truncated_text: the end of
-    the prompt that did not fit; unknown_words: words the tokenizer has no token for.
+    the prompt that did not fit; unknown_words: words the tokenizer has no token for; emoji: those
+    that are read as words, and these.
     """
 
     ids: NDArray[np.int64]
@@ -62,6 +66,7 @@ class TokenizedPrompt:
     text: str
     truncated_text: str
     unknown_words: tuple[str, ...]
+    emoji: dict[str, str] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=8)
@@ -183,8 +188,44 @@ def _is_flag(text: str) -> bool:
     return len(text) == 2 and all("\U0001f1e6" <= letter <= "\U0001f1ff" for letter in text)
 
 
+def replace_emoji(tokenizer: Tokenizer, text: str) -> tuple[str, dict[str, str]]:
+    """Return a text with words for the emoji that have no token, and which words these are.
+
+    An emoji whose words have no tokens either stays.
+    """
+    if not any(category(letter) == "So" for letter in text):
+        return text, {}
+    spans = unknown_spans(tokenizer, tokenizer.reader.encode(text), text)
+    signs = (sign for span in spans for sign in _symbol_spans(text, *span))
+    known: dict[str, str] = {}
+    readable, read = "", 0
+    for start, end in islice(signs, MAX_EMOJI):
+        sign = text[start:end]
+        if sign not in known:
+            known[sign] = _known_words(tokenizer, sign)
+        if start < read or not known[sign]:
+            continue
+        readable += text[read:start]
+        before = " " if readable and not readable[-1].isspace() else ""
+        after = " " if text[end : end + 1].isalnum() else ""
+        readable, read = f"{readable}{before}{known[sign]}{after}", end
+    return readable + text[read:], {sign: words for sign, words in known.items() if words}
+
+
+def _known_words(tokenizer: Tokenizer, sign: str) -> str:
+    """Return the first name of an emoji that the tokenizer has tokens for, or nothing."""
+    for words in emoji_words(sign):
+        if not any(unknown_spans(tokenizer, tokenizer.reader.encode(words), words)):
+            return words
+    return ""
+
+
 def tokenize(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> TokenizedPrompt:
-    """Tokenize, pad to `max_tokens`, and notice what is cut off or unknown."""
+    """Tokenize, pad to `max_tokens`, and notice what is cut off or unknown.
+
+    Emoji without a token are read as their words.
+    """
+    prompt, emoji = replace_emoji(tokenizer, prompt)
     encoding = tokenizer.reader.encode(prompt)
     start, cut = tokenizer.missing_start(encoding), ""
     ids = [*start, *encoding.ids]
@@ -202,4 +243,5 @@ def tokenize(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> TokenizedPro
         text=prompt.removesuffix(cut).rstrip() if cut else prompt,
         truncated_text=cut,
         unknown_words=tuple(dict.fromkeys(unknown)),
+        emoji=emoji,
     )

@@ -189,7 +189,10 @@ def _prompts_changes(plan: Plan, tokenized: TokenizedPrompts) -> Iterator[Change
 def _prompt_changes(
     field: str, prompt: TokenizedPrompt, text: str, card: ModelCard
 ) -> Iterator[Change]:
-    """Yield what of a prompt does not reach the model."""
+    """Yield what of a prompt reaches the model in other words, or does not reach it."""
+    if prompt.emoji:
+        pairs = ", ".join(f"{sign} as {words!r}" for sign, words in prompt.emoji.items())
+        yield Change(field, text, prompt.text, f"{card.name} reads emoji as words: {pairs}")
     if prompt.truncated_text:
         reason = (
             f"{card.name} reads {card.max_prompt_tokens} tokens; "
