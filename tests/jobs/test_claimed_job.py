@@ -17,7 +17,7 @@ from filmlet.pipeline.prepare import PreparedClip
 from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
 from tests.helpers.clips import prepare_run
-from tests.helpers.queues import ask, without_queue
+from tests.helpers.queues import add_worker, ask, without_queue
 
 
 class Paused:
@@ -115,6 +115,7 @@ def test_a_decoded_clip_has_its_name_before_the_stage_is_said_to_be_finished(
 def test_a_workflow_of_an_earlier_run_does_not_make_the_job(
     settings: Settings, queue: Queue, tiny: Path
 ) -> None:
+    add_worker(queue, "two")
     job = queue.submit(ask(tiny)).id
     queue.set_priority(job, Priority.HIGH)  # a worker may have taken the first workflow just before
     assert (
@@ -145,3 +146,25 @@ def test_an_attempt_of_before_a_retry_is_not_taken_for_the_one_after_it(
     assert not before.mark_cancelled(9)
     assert queue.get_job(job).status == Status.RUNNING
     assert after.complete(9)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_job_whose_worker_is_gone_or_silent_is_cancelled_at_once(
+    silent: bool, tiny: Path, settings: Settings, queue: Queue
+) -> None:
+    job = queue.submit(ask(tiny)).id
+    add_worker(queue, "one:cpu")
+    claimed = ClaimedJob.claim(queue.database, settings, job, "one:cpu")
+    assert claimed
+    assert queue.cancel(job).status == Status.RUNNING, "the worker lives and will hear of it"
+    with queue.database.transaction() as t:
+        t.rows(
+            "update filmlet_worker set beat = beat - :lease - 1"
+            if silent
+            else "delete from filmlet_worker where :lease > 0",
+            lease=settings.lease_s,
+        )
+    assert queue.cancel(job).status == Status.CANCELLED
+    assert not claimed.complete(0), "who comes back finds it lost"
+    queue.delete(job)
+    assert queue.list_jobs() == []

@@ -16,7 +16,7 @@ from filmlet.jobs import Queue, Status, SubmitOptions, retention
 from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.jobs.worker import Worker
 from filmlet.settings import Settings
-from tests.helpers.queues import ask
+from tests.helpers.queues import add_worker, ask
 
 KILOBYTES = 1e-6  # of a gigabyte
 
@@ -66,6 +66,7 @@ def photo(folder: Path, kilobytes: int) -> Guide:
 
 def test_failed_and_cancelled_jobs_count_as_much_as_they_keep(tiny: Path, queue: Queue) -> None:
     (failed,) = ended(queue, tiny, "a", 1, 5000)
+    add_worker(queue, "one")
     job = queue.submit(ask(tiny)).id
     claimed = ClaimedJob.claim(queue.database, queue.settings, job, "one")
     assert claimed

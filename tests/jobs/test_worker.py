@@ -145,9 +145,25 @@ def test_a_worker_told_to_stop_leaves_its_job_to_the_next(
     wait(queue, job, lambda j: j.stage == Stage.DENOISE and j.done > 0)
     worker.terminate()
     assert worker.wait(30) == 0
-    assert queue.get_job(job).attempt == 0
+    waiting = queue.get_job(job)
+    assert (waiting.status, waiting.attempt, waiting.position) == (Status.QUEUED, 0, 1)
+    assert Stage.ENCODE in [record.stage for record in waiting.stages]
     start(FILMLET_WORKER="two")
     assert wait(queue, job, is_over).status == Status.COMPLETED
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_a_cancelled_job_of_a_worker_told_to_stop_is_over_with_it(
+    tiny: Path, tmp_path: Path, queue: Queue, start: Start
+) -> None:
+    job = queue.submit(ask(tiny, **LONG)).id
+    worker = start(str(tmp_path / "marker"), module=SLOW)
+    wait(queue, job, lambda j: j.stage == Stage.DENOISE and j.done > 0)
+    queue.cancel(job)
+    worker.terminate()
+    assert worker.wait(30) == 0
+    assert queue.get_job(job).status == Status.CANCELLED
+    queue.delete(job)
 
 
 def test_a_worker_whose_database_fails_in_mid_job_gives_up_and_the_job_goes_on(

@@ -238,11 +238,15 @@ class ClaimedJob:
         return ended is not None
 
     def release(self, t: Transaction) -> None:
-        """Take back the attempt: the worker was told to stop."""
+        """Give the job back to the queue, and take back the attempt: the worker was told to stop.
+
+        One that is to be cancelled stays: `mark_cancelled` ends it.
+        """
         t.rows(
-            "update filmlet_job set attempt = attempt - 1"
+            "update filmlet_job set attempt = attempt - 1, status = 'queued', worker = null,"
+            " seq = seq + 1"
             " where id = :id and worker = :worker and attempt = :attempt and run = :run"
-            " and status = 'running'",
+            " and status = 'running' and cancel is null",
             **self._where_owned,
         )
 

@@ -29,6 +29,10 @@ from filmlet.settings import Settings
 QUEUE, WORKFLOW = "filmlet_clips", "filmlet_clip"
 APPLICATION_VERSION = "1"  # of the workflow's arguments; a job waits for a worker that knows it
 RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+NOT_RUNNING = (  # of an unfinished job: no worker that lives has it
+    "(status = 'queued' or not exists (select 1 from filmlet_worker as w"
+    " where w.id = filmlet_job.worker and w.dead = 0 and w.beat > {now} - :lease))"
+)
 CLASS_RANK = 100_000  # more than one user can have active
 
 
@@ -284,23 +288,25 @@ class Queue(JobReader):
     def cancel(self, job: str, owner: str | None = None) -> Job:
         """Cancel a job: a queued one never starts, a running one stops within a step.
 
-        A job that has ended stays as it is. Raises UnknownJob.
+        One whose worker is gone or silent is cancelled at once: the worker that comes back finds
+        it lost. A job that has ended stays as it is. Raises UnknownJob.
         """
         with self.database.transaction() as t:
             row = get_row(t, job, owner)
-            t.rows(
+            asked = t.row(
                 "update filmlet_job set cancel = coalesce(cancel, {now}), seq = seq + 1,"
-                " finished = case when status = 'queued' then {now} else finished end,"
-                " idle_s = case when status = 'queued' then 0 else idle_s end,"
-                " status = case when status = 'queued' then 'cancelled' else status end"
-                " where id = :id and status in ('queued', 'running')",
-                id=job,
-            )
-            if row["status"] == Status.QUEUED:
+                f" finished = case when {NOT_RUNNING} then {{now}} else finished end,"
+                f" idle_s = case when {NOT_RUNNING} then 0 else idle_s end,"
+                f" status = case when {NOT_RUNNING} then 'cancelled' else status end"
+                " where id = :id and status in ('queued', 'running') returning status",
+                id=job, lease=self.settings.lease_s,
+            )  # fmt: skip
+            is_over = asked is not None and asked["status"] == Status.CANCELLED
+            if is_over:
                 count_event(t, "jobs", Status.CANCELLED)
                 enqueue_webhook(t, self.database, self.settings, job)
         self.etas.invalidate()
-        if row["status"] == Status.QUEUED:
+        if is_over:
             self._forget_workflow(job, row["run"])
         return self.get_job(job, owner)
 

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeVar, cast
@@ -344,7 +344,7 @@ class Worker:
         self.stop.set()
 
     def unregister(self) -> None:
-        """Stop the current job at its next step, and release lease and job."""
+        """Stop the current job at its next step, and give lease and job back."""
         claimed_job = self.current
         if claimed_job:
             claimed_job.stop()
@@ -358,6 +358,17 @@ class Worker:
             self.lease.release(t)
             if claimed_job:
                 claimed_job.release(t)
+        if claimed_job:
+            claimed_job.mark_cancelled(self._size(claimed_job))
+            self._requeue_workflow(claimed_job)
+
+    def _requeue_workflow(self, claimed_job: ClaimedJob) -> None:
+        """Let another worker take the job at once; without this, its next heartbeat does."""
+        workflow = f"{claimed_job.id}.{claimed_job.row['run']}"
+        with suppress(DatabaseUnusable):
+            pending = self.queue.database.pending_workflows(self.lease.name)
+            if workflow in [status.workflow_id for status in pending]:
+                self.queue.database.resume_workflows([workflow], QUEUE)
 
 
 def parse_run_number(workflow: str | None) -> int | None:
