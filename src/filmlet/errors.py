@@ -257,16 +257,15 @@ class NotSupported(InvalidRequest):
 class EnhancementFailed(FilmletError):
     """The endpoint that enhances prompts gave no answer that can be used.
 
-    `public_message` has no address of the endpoint; nor has the message, but for the command line.
-
     What to do: Use the prompt as it is, or try again.
     """
 
     code = "enhancement_failed"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(f"{message} The prompt can be used as it is.")
-        self.public_message = str(self)
+    def __init__(self, message: str, detail: str = "") -> None:
+        """detail: for the log and the command line; clients do not read it."""
+        self.public_message = f"{message} The prompt can be used as it is."
+        super().__init__(self.public_message + (f" ({detail})" if detail else ""))
 
 
 class EnhancementUnavailable(EnhancementFailed):

@@ -110,6 +110,21 @@ def test_a_failure_is_told_before_anything_is_queued(
         assert secret not in answer.text
 
 
+def test_what_the_network_said_is_for_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(
+        home=tmp_path / "home", enhance_url="http://127.0.0.1:9/v1", enhance_model="scribe"
+    )
+    with serve_app(settings) as client:
+        answer = client.post("/v1/prompts/enhance", json=LARGE)
+    assert answer.status_code == 503
+    assert refusal(answer)["message"] == (
+        "The prompt enhancer cannot be reached. The prompt can be used as it is."
+    )
+    assert "ConnectError" in caplog.text
+
+
 def test_a_server_without_an_enhancer_says_so(client: TestClient) -> None:
     for path, body in (
         ("/v1/prompts/enhance", LARGE),

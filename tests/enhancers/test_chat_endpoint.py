@@ -205,6 +205,10 @@ def test_an_endpoint_that_is_not_there_is_told(host: str) -> None:
     settings = Settings(enhance_url=f"http://ann:hunter2@{host}/v1", enhance_model="scribe")
     with pytest.raises(EnhancementUnavailable, match="cannot be reached") as failed:
         enhance(settings)
+    assert "ConnectError" in str(failed.value)
+    assert failed.value.public_message == (
+        "The prompt enhancer cannot be reached. The prompt can be used as it is."
+    )
     assert host not in str(failed.value)
     assert "hunter2" not in str(failed.value)
 

@@ -17,6 +17,7 @@ from filmlet.errors import EnhancementFailed, EnhancementUnavailable
 from filmlet.settings import Settings
 
 MAX_ANSWER_BYTES = 256 * 1024  # of the HTTP body
+MAX_DETAIL_CHARS = 200  # of an error of the network
 MAX_TOKENS = 1000  # a paragraph takes 250; thinking comes before it
 TEMPERATURE = 0.2
 INSTRUCTIONS = """\
@@ -65,7 +66,9 @@ class ChatEnhancer:
                 f"The prompt enhancer did not answer within {timeout_s:g} s."
             ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise EnhancementUnavailable("The prompt enhancer cannot be reached.") from error
+            detail = f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]
+            message = "The prompt enhancer cannot be reached."
+            raise EnhancementUnavailable(message, detail) from error
 
     async def _post(self, body: dict[str, Any]) -> bytes:
         url = httpx2.URL(self.settings.enhance_url or "")
