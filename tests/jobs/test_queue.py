@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from filmlet.core.events import Stage
+from filmlet.engine.placement import core_count
 from filmlet.errors import (
     DatabaseUnusable,
     InvalidRequest,
@@ -23,7 +24,7 @@ from filmlet.errors import (
     TooManyJobs,
     UnknownJob,
 )
-from filmlet.jobs import ApiKeyStore, Limits, Priority, Queue, Status, SubmitOptions
+from filmlet.jobs import ApiKeyStore, Limits, Priority, Queue, Status, SubmitOptions, cost_model
 from filmlet.jobs.cost_model import CostModel, Sample, WorkloadSize
 from filmlet.jobs.database import Database
 from filmlet.jobs.object_storage import open_storage
@@ -380,3 +381,25 @@ def test_before_any_clip_there_is_a_guess_with_a_wide_band() -> None:
     guess = CostModel([], speed=1e11).estimate(WorkloadSize(256, 8, 1_600_000, 7e6))
     assert 0 < guess.low < guess.seconds / 1.5
     assert guess.high > guess.seconds * 1.5
+
+
+class BusyClock:
+    """A clock of a busy machine: nine of ten products take a hundred times as long."""
+
+    def __init__(self) -> None:
+        self.now, self.reads = 0.0, 0
+
+    def perf_counter(self) -> float:
+        self.reads += 1
+        self.now += 1e-5 if self.reads % 20 == 1 else 1e-3
+        return self.now
+
+
+def test_a_busy_machine_is_measured_by_its_quickest_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cost_model.measure_flops.cache_clear()
+    monkeypatch.setattr(cost_model, "time", BusyClock())
+    flops = cost_model.measure_flops()
+    cost_model.measure_flops.cache_clear()
+    assert flops == pytest.approx(core_count() * 2 * 64**3 / 1e-5)

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ class Placement:
 def has_torch() -> bool:
     """Return whether it is installed."""
     return find_spec("torch") is not None
+
+
+def core_count() -> int:
+    """Return the cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(psutil.cpu_count(logical=False) or 1, allowed or 1)
 
 
 def best_device(requested: str | None = None) -> str:

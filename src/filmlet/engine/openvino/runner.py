@@ -4,7 +4,6 @@ numpy has no bfloat16: such arrays are of its 16 bits, and only graphs look into
 """
 
 import atexit
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,10 +13,10 @@ from typing import Any, Self
 
 import numpy as np
 import openvino as ov
-import psutil
 from numpy.typing import NDArray
 
 from filmlet.core import cpu
+from filmlet.engine.placement import core_count
 
 # Kernels that each graph keeps for shapes it has met, the latest. OpenVINO's own 5000 are never
 # reached: a worker grew by 4 MB a shape for good. Clips of one shape take as long with these.
@@ -58,8 +57,7 @@ def best_dtype() -> str:
 @cache
 def cpu_threads() -> int:
     """Cores that this process may use: sums depend on how many share them."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(psutil.cpu_count(logical=False) or 1, allowed or 1)
+    return core_count()
 
 
 def cache_key_of_cpu() -> tuple[str, ...]:
