@@ -1,12 +1,14 @@
 """`filmlet submit`, `jobs` and `worker`: the queue."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from filmlet.cli.downloads import confirm_download
+from filmlet.cli.durations import format_duration
 from filmlet.cli.enhance import enhance_clip_request
 from filmlet.cli.options import (
     Commands,
@@ -16,11 +18,14 @@ from filmlet.cli.options import (
     build_clip_request,
     whole_number,
 )
-from filmlet.cli.process import to_json
+from filmlet.cli.process import print_out, to_json
 from filmlet.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from filmlet.jobs import Job, Queue
+
+
+NO_WORKER = "filmlet: no worker is running; `filmlet worker` starts one, `filmlet serve` as well."
 
 
 def add_queue_commands(commands: Commands) -> None:
@@ -65,6 +70,7 @@ def submit(options: argparse.Namespace) -> int:
             confirm_download(make_plan(request), queue.settings, agreed=options.yes)
         priority = Priority(options.priority)
         job = queue.submit(request, SubmitOptions(priority=priority, idempotency_key=options.key))
+        job = _without_promise(queue, [job])[0]
     print(to_json(asdict(job)) if options.json else job.id)
     return 0
 
@@ -91,7 +97,7 @@ def run_worker(options: argparse.Namespace) -> int:
 
 
 def _list_jobs(queue: "Queue", options: argparse.Namespace) -> None:
-    jobs = queue.list_jobs(limit=options.limit)
+    jobs = _without_promise(queue, queue.list_jobs(limit=options.limit))
     if options.json:
         print(to_json([asdict(job) for job in jobs]))
     for job in jobs if not options.json else ():
@@ -99,12 +105,18 @@ def _list_jobs(queue: "Queue", options: argparse.Namespace) -> None:
 
 
 def _show_job(queue: "Queue", options: argparse.Namespace) -> None:
-    job = queue.get_job(options.id)
+    (job,) = _without_promise(queue, [queue.get_job(options.id)])
     print(to_json(asdict(job)) if options.json else as_text(queue, job))
 
 
 def _watch_job(queue: "Queue", options: argparse.Namespace) -> None:
+    has_worker = True
     for job in queue.follow(options.id):
+        if not job.status.is_final:
+            had_worker, has_worker = has_worker, queue.has_worker()
+            job = job if has_worker else replace(job, eta=None)
+            if had_worker and not has_worker:
+                print_out(NO_WORKER, sys.stderr)
         print(
             to_json(asdict(job), indent=None) if options.json else format_line(job),
             flush=True,
@@ -123,6 +135,14 @@ def _refine_job(queue: "Queue", options: argparse.Namespace) -> None:
     from filmlet.jobs import SubmitOptions
 
     _print_job(queue.refine(options.id, SubmitOptions()), options)
+
+
+def _without_promise(queue: "Queue", jobs: list["Job"]) -> list["Job"]:
+    """Return the jobs as they are; without ETA, and with a word on stderr, where no worker runs."""
+    if all(job.status.is_final for job in jobs) or queue.has_worker():
+        return jobs
+    print_out(NO_WORKER, sys.stderr)
+    return [replace(job, eta=None) for job in jobs]
 
 
 def _print_job(job: "Job", options: argparse.Namespace) -> None:
@@ -162,7 +182,8 @@ def format_line(job: "Job") -> str:
         case _:
             columns.append("")
     if job.eta:
-        columns.append(f"done in {job.eta.seconds:.0f} s ({job.eta.low:.0f} to {job.eta.high:.0f})")
+        low, high = format_duration(job.eta.low), format_duration(job.eta.high)
+        columns.append(f"done in {format_duration(job.eta.seconds)} ({low} to {high})")
     columns.append(repr(job.requested["prompt"]))
     return "  ".join(part for part in columns if part)
 

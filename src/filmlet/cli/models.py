@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from filmlet.cli.durations import format_duration
 from filmlet.cli.enhance import enhance_clip_request
 from filmlet.cli.options import Commands, add_clip_options, build_clip_request
 from filmlet.cli.process import to_json
@@ -15,7 +16,9 @@ from filmlet.errors import FilmletError, InvalidRequest, ModelNotFetched
 
 if TYPE_CHECKING:
     from filmlet.core.model_card import ComponentSource, ModelCard
-    from filmlet.jobs import Forecast
+    from filmlet.jobs import Estimate, Forecast
+
+NO_ESTIMATE = "no estimate before a worker has made a clip on this GPU"
 
 
 def add_commands(commands: Commands) -> None:
@@ -63,8 +66,11 @@ def plan(options: argparse.Namespace) -> int:
     is_torchs = settings.engine == "torch" or bool(
         why_not_openvino_model(planned.card, planned.parameters)
     )
+    has_worker = forecast.machine is not None
     forecast = replace(forecast, machine=device_info(settings.device, is_torchs))
     table = _plan_dict(forecast)
+    if not has_worker and table["machine"]["device"] != "cpu":
+        table["eta"] = None  # only a worker measures a GPU
     print(to_json(table) if options.json else _as_text(forecast, table))
     return 0
 
@@ -215,7 +221,7 @@ def _wrap_words(words: list[str]) -> Iterator[str]:
     yield line
 
 
-def _plan_dict(forecast: "Forecast") -> dict[str, object]:
+def _plan_dict(forecast: "Forecast") -> dict[str, Any]:
     """Return what a clip takes, as plain values."""
     import shutil
 
@@ -241,9 +247,10 @@ def _plan_dict(forecast: "Forecast") -> dict[str, object]:
     }
 
 
-def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
-    planned, machine, need, eta = forecast.plan, forecast.machine, forecast.need, forecast.eta
+def _as_text(forecast: "Forecast", table: dict[str, Any]) -> str:
+    planned, machine, need = forecast.plan, forecast.machine, forecast.need
     assert machine
+    eta = forecast.eta if table["eta"] else None
     shape = planned.shape
     lines = [
         f"{planned.card.name}: {shape.width}x{shape.height}, {shape.frames} frames at "
@@ -253,8 +260,7 @@ def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
         f"{_format_gigabytes(table['disk_free'])} of disk free",
         f"  device   {machine.device} ({machine.name}), {machine.dtype}, "
         f"{_format_gigabytes(machine.memory)} of memory free",
-        f"  time     {_format_time(eta.seconds)} "
-        f"({_format_time(eta.low)} to {_format_time(eta.high)})"
+        f"  time     {_format_eta(eta) if eta else NO_ESTIMATE}"
         + (", and the download" if forecast.fetch else ""),
     ]
     least = min(planned.memory_estimates(machine.bytes_per_value), key=lambda n: n.bytes)
@@ -269,10 +275,9 @@ def _as_text(forecast: "Forecast", table: dict[str, object]) -> str:
     return "\n".join([*lines, *(f"  note: {change.reason}" for change in planned.changes)])
 
 
-def _format_time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _format_eta(eta: "Estimate") -> str:
+    low, high = format_duration(eta.low), format_duration(eta.high)
+    return f"{format_duration(eta.seconds)} ({low} to {high})"
 
 
 def _format_gigabytes(count: object) -> str:

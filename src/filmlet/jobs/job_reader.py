@@ -119,6 +119,15 @@ class JobReader:
             queue_eta = self.etas.compute(t)
             return queue_eta.of_stages(t, planned.card.name, workload_size(planned), stages)
 
+    def has_worker(self) -> bool:
+        """Return whether a worker is alive."""
+        with self.database.read() as t:
+            row = t.row(
+                "select id from filmlet_worker where dead = 0 and beat > {now} - :lease limit 1",
+                lease=self.settings.lease_s,
+            )
+        return row is not None
+
     def stats(self) -> QueueStats:
         """Return counts of jobs, workers and events."""
         with self.database.read() as t:

@@ -1,0 +1,72 @@
+"""`submit`, `jobs` and `watch` as a person reads them."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filmlet.cli import main as cli
+from filmlet.cli.durations import format_duration
+from filmlet.jobs import Queue
+from filmlet.settings import Settings
+from tests.helpers.queues import add_worker
+
+NO_WORKER = "no worker is running; `filmlet worker` starts one"
+
+
+@pytest.fixture
+def own_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    """The queue that the commands of this process see."""
+    monkeypatch.setenv("FILMLET_HOME", str(tmp_path))
+    queue = Queue(Settings(home=tmp_path))
+    yield queue
+    queue.close()
+
+
+def test_without_a_worker_nothing_is_promised(
+    own_queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["submit", "a red circle"]) == 0
+    said = capsys.readouterr()
+    assert NO_WORKER in said.err
+    job = said.out.strip()
+    for words in (["jobs"], ["jobs", "show", job]):
+        assert cli.main(words) == 0
+        said = capsys.readouterr()
+        assert "position 1" in said.out
+        assert "done in" not in said.out
+        assert said.err.count(NO_WORKER) == 1
+    add_worker(own_queue, "one")
+    assert cli.main(["jobs"]) == 0
+    said = capsys.readouterr()
+    assert "done in" in said.out
+    assert said.err == ""
+
+
+def test_watch_says_once_that_no_worker_is_running(
+    own_queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["submit", "a red circle"]) == 0
+    job = capsys.readouterr().out.strip()
+    cancel = threading.Timer(0.5, own_queue.cancel, [job])
+    cancel.start()
+    assert cli.main(["jobs", "watch", job]) == 0
+    cancel.join()
+    said = capsys.readouterr()
+    assert said.err.count(NO_WORKER) == 1
+    assert "done in" not in said.out
+    assert "cancelled" in said.out
+    assert cli.main(["jobs"]) == 0
+    assert capsys.readouterr().err == "", "nothing waits for a worker"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.42, "0.4 s"), (9.94, "9.9 s"), (42.4, "42 s"), (89.6, "90 s"), (754, "13 min"),
+        (24_000, "6 h 40 min"), (7200, "2 h"), (23_867 * 60, "17 days"),
+    ],
+)  # fmt: skip
+def test_durations_are_in_units_of_their_size(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
