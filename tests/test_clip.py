@@ -116,7 +116,7 @@ def test_a_negative_prompt_that_is_cut_or_unknown_is_told(tiny: Path) -> None:
 
 
 def test_forced_guidance_is_done_and_changes_the_clip(tiny: Path) -> None:
-    with pytest.raises(filmlet.InvalidRequest, match="force"):
+    with pytest.raises(filmlet.InvalidRequest, match="without guidance"):
         filmlet.generate("a red circle", guidance=2.0)
     forced = filmlet.generate("a red circle", guidance=2.0, force_guidance=True, **SMALL)
     plain = filmlet.generate("a red circle", **SMALL)

@@ -418,7 +418,7 @@ class RemoteError(FilmletError):
 class ApiKeyRequired(FilmletError):
     """A server on a public address needs API keys.
 
-    What to do: `filmlet keys add NAME`, or `--open`.
+    What to do: `filmlet keys add NAME`, or `--no-keys`.
     """
 
     code = "needs_key"

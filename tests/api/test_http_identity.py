@@ -160,7 +160,7 @@ def test_a_proxys_host_counts_as_this_servers_own(server: Running, root: Created
 def test_forwarded_headers_of_a_stranger_are_dropped(tmp_path) -> None:
     starts = make_servers()
     settings = Settings(home=tmp_path, forwarded_allow_ips="192.0.2.1", metrics="off")
-    server = next(starts)(settings, "--no-worker", "--open")
+    server = next(starts)(settings, "--no-worker", "--no-keys")
     sent = {"origin": "https://evil.example", "x-forwarded-host": "evil.example"}
     assert server.client.post("/v1/videos", json=SMALL, headers=sent).status_code == 403
     assert server.client.get("/metrics").status_code == 404

@@ -35,7 +35,7 @@ def _hint(error: FilmletError) -> str:
         case UnknownJob():
             return "`filmlet jobs` lists yours."
         case ApiKeyRequired():
-            return "Make one with `filmlet keys add NAME`, or serve without keys by --open."
+            return "Make one with `filmlet keys add NAME`, or serve without keys by --no-keys."
         case EnhancementUnavailable():
             return "FILMLET_ENHANCE_URL and FILMLET_ENHANCE_MODEL say what enhances prompts."
         case AddressUnusable():

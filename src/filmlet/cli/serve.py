@@ -23,7 +23,10 @@ def add_commands(commands: Commands) -> None:
     command.set_defaults(run=serve, needs_server=True)
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     command.add_argument("--port", type=whole_number, default=7860, help="port to listen on (7860)")
-    command.add_argument("--open", action="store_true", help="accept requests without a key")
+    command.add_argument("--no-keys", action="store_true", help="accept requests without a key")
+    command.add_argument(
+        "--open", action="store_true", help="open the page in the browser once it can be reached"
+    )
     command.add_argument(
         "--allowed-host", metavar="NAME", action="append", default=[],
         help="a host name that it answers to, such as a proxy's; repeatable",
@@ -63,7 +66,8 @@ def serve(options: argparse.Namespace) -> int:
         server.ServerConfig(
             host=options.host,
             port=options.port,
-            is_open=options.open,
+            is_open=options.no_keys,
+            opens_browser=options.open,
             has_worker=not options.no_worker,
             drain_on_stop=options.finish,
             log=options.log,

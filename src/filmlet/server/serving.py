@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import webbrowser
 from dataclasses import dataclass
 
 import uvicorn
@@ -22,6 +23,7 @@ from filmlet.errors import AddressUnusable, ApiKeyRequired
 from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.server.forwarded import ForwardedHeaders
+from filmlet.server.open_responses import OpenResponses
 from filmlet.server.protocol import Connections, make_protocol_class
 from filmlet.settings import Settings
 
@@ -29,7 +31,7 @@ log = logging.getLogger("filmlet.server")
 
 LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 KEEP_S = 75  # longer than a client waits between two polls
-CLOSE_S = 5  # for answers that are still under way when the server stops
+CLOSE_S = 1  # for answers that are still under way when the server stops
 REQUEUE_S = 15.0  # for a worker to put its job back
 RESET_BACKOFF_S = 60.0  # a worker that lived so long starts anew at once
 SPARE_FILES = 200  # descriptors for files and the database, beside connections
@@ -43,7 +45,8 @@ class ServerConfig:
     has_worker: this machine makes clips too. drain_on_stop: the job in hand is finished before the
     server stops, otherwise it goes back into the queue. log: `lines` or `json`. visitors: each
     browser is a user of its own. allowed_hosts: names beside its own that the server answers to;
-    on another address than loopback it answers to any where there are none.
+    on another address than loopback it answers to any where there are none. opens_browser: with
+    the page, once it can be reached.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +57,7 @@ class ServerConfig:
     log: str = "lines"
     visitors: Visitors | None = None
     allowed_hosts: tuple[str, ...] = ()
+    opens_browser: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -94,11 +98,29 @@ def serve(settings: Settings, serving: ServerConfig) -> None:
             os.nice(WEB_NICE)  # of this thread and those it starts: not of the one that watches
         gc.freeze()  # objects of the start stay: collecting them took a sixth of the time
         log.info("filmlet listens on http://%s:%s", host, port)
+        if serving.opens_browser:  # the socket listens: the page waits until it is answered
+            threading.Thread(target=_open_browser, args=(host, port), daemon=True).start()
         try:
-            uvicorn.Server(_configure(app, settings)).run(sockets=[listener])
+            WebServer(app, settings, worker).run(sockets=[listener])
         finally:
             if worker:
                 worker.stop()
+
+
+class WebServer(uvicorn.Server):
+    """uvicorn's server, which ends streams when it stops, and tells the worker at once."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, worker: "WorkerSupervisor | None") -> None:
+        self.responses = OpenResponses(app)
+        self.worker = worker
+        super().__init__(_configure(self.responses, settings))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop to listen, end what is streamed, and wait for other answers."""
+        if self.worker:
+            self.worker.request_stop()
+        self.responses.close()
+        await super().shutdown(sockets)
 
 
 def _configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -113,6 +135,14 @@ def _configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S, server_header=False,
         timeout_keep_alive=KEEP_S,
     )  # fmt: skip
+
+
+def _open_browser(host: str, port: int) -> None:
+    """Open the page in this machine's browser."""
+    name = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    if not webbrowser.open(url):
+        log.warning("no browser was found; the page is at %s", url)
 
 
 def _is_loopback(host: str) -> bool:
@@ -176,10 +206,15 @@ class WorkerSupervisor:
                 return
             self.process = self._start()
 
+    def request_stop(self) -> None:
+        """Tell the worker to stop, once: a second signal would end a clip that it finishes."""
+        if not self.stopping.is_set():
+            self.stopping.set()
+            self.process.terminate()
+
     def stop(self) -> None:
         """Tell the worker, and wait: for its clip, or until the job is back in the queue."""
-        self.stopping.set()
-        self.process.terminate()
+        self.request_stop()
         try:
             self.process.wait(None if self.finishes else REQUEUE_S)
         except subprocess.TimeoutExpired:
