@@ -6,7 +6,8 @@ from filmlet.api.schemas import VideoCreate, VideoExtend
 from filmlet.cli.main import build_parser
 from filmlet.cli.options import build_clip_request
 from filmlet.core.request import ClipOptions, ClipRequest
-from filmlet.ui.form import Form, FormSettings
+from filmlet.ui.form import Form
+from filmlet.ui.form_settings import FormSettings
 
 FIELDS = {field.name for field in fields(ClipRequest)}
 SIZE = {"width", "height"}
@@ -54,7 +55,7 @@ def test_form_has_what_a_new_video_takes() -> None:
     assert taken | SIZE <= components
     settings = FormSettings.model_fields.keys()
     assert taken | SIZE | {"frames"} <= settings
-    assert settings <= FIELDS | {"extend_id"}
+    assert settings <= FIELDS | {"extend_id", "start"}
 
 
 def test_command_line_asks_for_no_sound() -> None:

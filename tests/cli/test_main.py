@@ -50,7 +50,7 @@ def test_a_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Pat
     assert report["requested"]["frames"] == 10
     assert report["effective"]["unknown_words"] == ["castle"]
     assert {c["field"] for c in report["effective"]["changes"]} == {
-        "generated_frames", "generated_width", "prompt_words",
+        "generated_width", "prompt_words",
     }  # fmt: skip
     assert all(c["reason"] for c in report["effective"]["changes"])
     assert set(report["timings"]) == {"load", "encode", "denoise", "decode", "mux"}

@@ -39,7 +39,7 @@ def test_odd_shapes_are_made_larger_and_cut_to_exactly_what_was_asked() -> None:
     shape, changes = resolve_shape(build_request("a ball", size="250x130", frames=20), GRID)
     assert (shape.width, shape.height, shape.frames) == (250, 130, 20)
     assert (shape.generated_width, shape.generated_height, shape.generated_frames) == (256, 160, 25)
-    assert {c.field for c in changes} == {"generated_width", "generated_height", "generated_frames"}
+    assert {c.field for c in changes} == {"generated_width", "generated_height"}
 
 
 @pytest.mark.parametrize("frames", range(1, 60))
@@ -54,7 +54,12 @@ def test_seconds_become_whole_frames_and_the_rounding_is_told() -> None:
     assert shape.frames == 25
     assert math.isclose(shape.frames / shape.fps, 1.0417, abs_tol=1e-4)
     assert [c.field for c in changes] == ["seconds"]
-    assert resolve_shape(build_request("a ball", seconds=2), GRID)[1][0].field == "generated_frames"
+
+
+def test_frames_made_beyond_the_end_are_no_change() -> None:
+    shape, changes = resolve_shape(build_request("a ball", seconds=2), GRID)
+    assert (shape.frames, shape.generated_frames) == (48, 49)
+    assert changes == []
 
 
 def test_an_uneven_side_becomes_even_with_a_reason() -> None:

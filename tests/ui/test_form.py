@@ -7,7 +7,8 @@ import gradio as gr
 
 from filmlet.core.model_card import ModelCard, ModelFamily
 from filmlet.models import REGISTRY
-from filmlet.ui.form import Form, FormSettings, add_form, form_values
+from filmlet.ui.form import Form, add_form
+from filmlet.ui.form_settings import FormSettings, form_values
 
 
 async def make_form(card: ModelCard) -> Form:
@@ -26,5 +27,5 @@ def test_checkbox_is_shown_only_for_models_that_make_sound() -> None:
         values |= {form.prompt: "a ball", form.model: "pocket", form.audio: False}
         assert form.to_video_create(values).audio is False
         settings = FormSettings(audio=False, model="pocket")
-        assert form_values(form, settings)[form.audio] is False
-        assert form_values(form, FormSettings(model="pocket"))[form.audio] is True
+        assert form_values(form, settings)[form.audio].value is False
+        assert form_values(form, FormSettings(model="pocket"))[form.audio].value is True

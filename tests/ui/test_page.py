@@ -205,7 +205,14 @@ def test_the_gallery_keeps_finds_reuses_and_deletes(window: Window, server: Runn
     window.act("delete")
     expect(page.locator("film-gallery .no-results")).to_be_visible()
     expect(page.locator("film-gallery .no-results")).to_have_text("No prompt contains this text.")
-    assert server.client.get(f"/v1/videos/{job}").status_code == 404
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("film-gallery .card")).to_have_count(1)
+    expect(page.locator("film-viewer .prompt")).to_have_text("a green triangle rising at night")
+    window.act("delete")
+    expect(page.locator("film-gallery .card")).to_have_count(0)
+    assert server.client.get(f"/v1/videos/{job}").status_code == 200
+    window.open()  # whoever leaves the page does not undo it any more
+    wait_until(lambda: server.client.get(f"/v1/videos/{job}").status_code == 404)
 
 
 def test_it_is_told_before_the_button_what_the_model_cannot_read_or_make(window: Window) -> None:
@@ -391,11 +398,11 @@ def test_an_admin_sees_everybody_and_moves_and_stops_who_waits(
     window = Windows(browser, server.url).window().open()
     ahead = server.job(size="512x512", frames=961, steps=20)  # longer than all that follows
     waiting = [server.job(prompt=f"number {i} waits", priority="low") for i in range(2)]
-    row = window.page.locator("film-queue tr", has_text="number 1 waits")
+    row = window.page.locator("film-queue li", has_text="number 1 waits")
     row.locator("select").select_option("high")
     wait_until(lambda: server.video(waiting[1])["priority"] == "high")
     assert server.video(waiting[1])["position"] == 1
-    window.page.locator("film-queue tr", has_text="number 0 waits").get_by_role("button").click()
+    window.page.locator("film-queue li", has_text="number 0 waits").get_by_role("button").click()
     wait_until(lambda: server.video(waiting[0])["status"] == "failed")
     assert server.video(ahead)["status"] == "in_progress"
     server.client.post(f"/v1/videos/{ahead}/cancel")

@@ -218,15 +218,11 @@ def _resolve_size(width: int, height: int, grid: ShapeConstraints) -> tuple[int,
 
 
 def _crop_changes(shape: VideoShape, grid: ShapeConstraints) -> list[Change]:
-    """Say what is made larger than asked and then cut."""
+    """Say which sides are made larger than asked and then cropped.
+
+    Frames that are made beyond the end are no change: those before them stay as they are.
+    """
     cuts = []
-    requested_frames = shape.frames + shape.context_frames
-    if shape.generated_frames != requested_frames:
-        reason = (
-            f"the model makes {grid.temporal_compression}k+1 frames; "
-            f"the clip is trimmed to {requested_frames}"
-        )
-        cuts.append(Change("generated_frames", requested_frames, shape.generated_frames, reason))
     for name in ("width", "height"):
         requested, generated = getattr(shape, name), getattr(shape, f"generated_{name}")
         if requested != generated:

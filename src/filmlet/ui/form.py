@@ -1,25 +1,24 @@
-"""The form of the page: its components, requests made from them, settings put into them."""
+"""The form of the page: its components and the requests made from them."""
 
 import secrets
 from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
-from pydantic import BaseModel
 
 from filmlet.api.schemas import VideoCreate, VideoExtend
 from filmlet.core.guide import Guide
-from filmlet.core.lora import Lora
 from filmlet.core.model_card import GuideSupport, ModelCard
 from filmlet.core.request import MAX_SEED
 from filmlet.core.shape import ShapeConstraints
-from filmlet.errors import FilmletError
+from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.models import REGISTRY, local_files
 from filmlet.ui.messages import model_html
 from filmlet.ui.prompt_buttons import PRIVATE_EVENT, PromptButtons, add_prompt_buttons
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
 CUSTOM = "custom"
+NO_IMAGE = "Choose an image to start from, or start from text."
 TEXT, IMAGE, VIDEO = STARTS = ("text", "image", "video")
 EXTENSION_FIELDS = {
     "prompt", "model", "seconds", "seed", "negative_prompt", "extra_prompts", "loras", "audio",
@@ -42,7 +41,7 @@ class Form:
     aspect: gr.Radio
     width: gr.Number
     height: gr.Number
-    seconds: gr.Slider
+    seconds: gr.Number
     fps: gr.Number
     seed: gr.Textbox
     negative_prompt: gr.Textbox
@@ -62,7 +61,7 @@ class Form:
         """
         width, height = values[self.width], values[self.height]
         card = REGISTRY.get(values[self.model])
-        has_guidance = card is not None and _uses_guidance(card)
+        has_guidance = card is not None and uses_guidance(card)
         has_draft = card is not None and card.refine_schedule is not None
         fields: dict[str, Any] = {
             "prompt": values[self.prompt] or "",
@@ -80,14 +79,20 @@ class Form:
         return VideoCreate.model_validate(fields)
 
     def guides(self, values: Values) -> list[Guide]:
-        """Return the first and the last image, which Gradio has saved as files."""
+        """Return the first and the last image, which Gradio has saved as files.
+
+        Raises InvalidRequest where a clip is to start from an image and there is none.
+        """
         if values[self.start] != IMAGE:
             return []
         card = REGISTRY[values[self.model]]
         images = [(values[self.first_image], 0)]
         if card.guide_support == GuideSupport.ANY_FRAME:
             images.append((values[self.last_image], -1))
-        return [Guide(path, frame) for path, frame in images if path]
+        guides = [Guide(path, frame) for path, frame in images if path]
+        if not guides:
+            raise InvalidRequest(NO_IMAGE, param="image")
+        return guides
 
     def to_video_extend(self, values: Values) -> VideoExtend | None:
         """Return the request to extend a clip, None if none is extended. Raises ValidationError."""
@@ -106,41 +111,47 @@ class FormOutputs:
     model_note: gr.HTML
     plan: gr.HTML
     make: gr.Button
+    clear: gr.Button
 
 
 def add_form(card: ModelCard) -> tuple[Form, FormOutputs]:
+    """Add prompt, button and plan, and below them what has a default."""
     inputs = _add_inputs(card)
     prompt_buttons = add_prompt_buttons()
     token_count = gr.HTML(elem_id="token-count", apply_default_css=False)
-    model = gr.Dropdown(_model_choices(), value=card.name, label="Model", filterable=False)
+    make = gr.Button("Make clip", variant="primary", elem_id="make")
+    plan = gr.HTML(elem_id="plan", apply_default_css=False)
+    gr.HTML("<film-ideas></film-ideas>", apply_default_css=False)
+    model = gr.Dropdown(
+        _model_choices(), value=card.name, label="Model", filterable=False, elem_id="model"
+    )
     model_note = gr.HTML(model_html(card), elem_id="model-note", apply_default_css=False)
     shape = _add_shape(card, model)
     audio = gr.Checkbox(True, label="Sound", visible=card.makes_audio, elem_id="audio")
-    seed = _add_seed()
+    length = _add_length_and_seed(card)
     advanced = _add_advanced(card)
-    plan = gr.HTML(elem_id="plan", apply_default_css=False)
-    make = gr.Button("Make clip", variant="primary", elem_id="make")
-    form = Form(**inputs, **shape, **advanced, model=model, seed=seed, audio=audio)
+    clear = gr.Button("Clear the form", elem_id="clear-form", size="sm")
+    form = Form(**inputs, **shape, **length, **advanced, model=model, audio=audio)
 
     def fit_to_model(name: str) -> Values:
-        return _model_defaults(form, model_note, REGISTRY[name])
+        return model_defaults(form, REGISTRY[name]) | {model_note: model_html(REGISTRY[name])}
 
     changed = [form.aspect, form.width, form.height, form.seconds, form.fps, form.last_image]
     changed += [form.negative_prompt, form.draft, form.audio, model_note]
-    model.change(fit_to_model, model, changed, **PRIVATE_EVENT)
-    return form, FormOutputs(prompt_buttons, token_count, model_note, plan, make)
+    model.input(fit_to_model, model, changed, **PRIVATE_EVENT)
+    return form, FormOutputs(prompt_buttons, token_count, model_note, plan, make, clear)
 
 
 def _add_inputs(card: ModelCard) -> dict[str, Any]:
     """Add prompt, images and the clip to extend; return them by the fields of Form."""
     start = gr.Radio(STARTS, value=TEXT, label="Start from", elem_id="start")
-    with gr.Row(visible=False) as images:
+    with gr.Row(visible=False, elem_id="images") as images:
         first_image = gr.Image(type="filepath", label="First image", sources=["upload"], height=170)
         last_image = gr.Image(
             type="filepath", label="Last image (optional)", sources=["upload"], height=170,
             visible=card.guide_support == GuideSupport.ANY_FRAME,
         )  # fmt: skip
-    with gr.Column(visible=False) as videos:
+    with gr.Column(visible=False, elem_id="videos") as videos:
         clip_id = gr.Textbox(
             label="Clip to extend", max_lines=1,
             placeholder="press Extend below a clip, or upload a video",
@@ -151,7 +162,7 @@ def _add_inputs(card: ModelCard) -> dict[str, Any]:
         start, [images, videos], **PRIVATE_EVENT,
     )  # fmt: skip
     prompt = gr.Textbox(
-        label="Prompt", lines=3, max_lines=9, autofocus=True, elem_id="prompt",
+        label="Prompt", lines=3, max_lines=9, elem_id="prompt",
         placeholder="a red star bouncing at sunset",
     )  # fmt: skip
     return {
@@ -161,42 +172,58 @@ def _add_inputs(card: ModelCard) -> dict[str, Any]:
 
 
 def _add_shape(card: ModelCard, model: gr.Dropdown) -> dict[str, Any]:
-    """Add aspect, size and length; return them by the fields of Form."""
+    """Add aspect and size; return them by the fields of Form."""
     grid = card.grid
     nearest = _nearest_aspect(grid.width / grid.height)
     is_custom = nearest == CUSTOM
     aspect = gr.Radio([*ASPECTS, CUSTOM], value=nearest, label="Aspect ratio", elem_id="aspect")
-    with gr.Row():
+    with gr.Row(elem_id="size"):
         width = gr.Number(grid.width, label="Width", precision=0, visible=is_custom)
         height = gr.Number(grid.height, label="Height", precision=0, visible=is_custom)
-    default_s = _round_down_to_tenth(grid.frames / grid.fps)
-    seconds = gr.Slider(0.2, _max_seconds(grid), default_s, step=0.1, label="Seconds")
-    aspect.change(choose_aspect, [aspect, model], [width, height], **PRIVATE_EVENT)
-    return {"aspect": aspect, "width": width, "height": height, "seconds": seconds}
+    aspect.input(choose_aspect, [aspect, model], [width, height], **PRIVATE_EVENT)
+    return {"aspect": aspect, "width": width, "height": height}
 
 
-def _add_seed() -> gr.Textbox:
+def _add_length_and_seed(card: ModelCard) -> dict[str, Any]:
+    """Add them in one row; return them by the fields of Form."""
     with gr.Row(equal_height=True):
-        seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1, scale=5, min_width=160)
+        seconds = seconds_field(card.grid, default_seconds(card.grid))
+        seed = gr.Textbox(
+            label="Seed", placeholder="random", max_lines=1, scale=4, min_width=120, elem_id="seed"
+        )
         button = gr.Button("⚄", elem_id="random-seed", scale=0, min_width=44)
     button.click(lambda: str(secrets.randbelow(MAX_SEED + 1)), None, seed, **PRIVATE_EVENT)
-    return seed
+    return {"seconds": seconds, "seed": seed}
+
+
+def seconds_field(grid: ShapeConstraints, value: float) -> gr.Number:
+    """Return the field, or what makes it one of another model.
+
+    It has no limits of its own: the request is checked, and the refusal is a sentence.
+    """
+    longest = _round_down_to_tenth(grid.max_total_frames(grid.fps) / grid.fps)
+    label = f"Seconds, up to {longest:g}"
+    return gr.Number(value, label=label, step=0.1, scale=4, min_width=120, elem_id="seconds")
+
+
+def default_seconds(grid: ShapeConstraints) -> float:
+    return _round_down_to_tenth(grid.frames / grid.fps)
 
 
 def _add_advanced(card: ModelCard) -> dict[str, Any]:
     """Add what is folded away at first; return it by the fields of Form."""
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         extra_prompts = gr.Textbox(
-            label="Further prompts, one per line", lines=2, max_lines=6,
+            label="Further prompts, one per line", lines=2, max_lines=6, elem_id="extra_prompts",
             placeholder="a red star still at sunset",
         )  # fmt: skip
-        fps = gr.Number(card.grid.fps, label="Frames per second", minimum=1, maximum=60)
-        negative_prompt = gr.Textbox(label="Negative prompt", lines=2, visible=_uses_guidance(card))
+        fps = gr.Number(card.grid.fps, label="Frames per second", elem_id="fps")
+        negative_prompt = gr.Textbox(label="Negative prompt", lines=2, visible=uses_guidance(card))
         draft = gr.Checkbox(
             label="Draft, to refine later", visible=card.refine_schedule is not None
         )
         loras = gr.Textbox(
-            label="LoRAs from the Hub, one per line", lines=1, max_lines=4,
+            label="LoRAs from the Hub, one per line", lines=1, max_lines=4, elem_id="loras",
             placeholder="owner/name, or owner/name:0.8",
         )  # fmt: skip
     return {
@@ -220,7 +247,7 @@ def is_downloaded(card: ModelCard) -> bool:
         return False
 
 
-def _uses_guidance(card: ModelCard) -> bool:
+def uses_guidance(card: ModelCard) -> bool:
     return card.guidance_scale > 1
 
 
@@ -229,29 +256,23 @@ def _round_down_to_tenth(seconds: float) -> float:
     return int(seconds * 10) / 10
 
 
-def _max_seconds(grid: ShapeConstraints) -> float:
-    return _round_down_to_tenth(grid.max_total_frames(grid.fps) / grid.fps)
-
-
 def _split_lines(text: str | None) -> list[str]:
     return [line.strip() for line in (text or "").splitlines() if line.strip()]
 
 
-def _model_defaults(form: Form, model_note: gr.HTML, card: ModelCard) -> Values:
+def model_defaults(form: Form, card: ModelCard) -> Values:
     """Return the form's limits and defaults for another model."""
     grid = card.grid
-    default_s, longest_s = _round_down_to_tenth(grid.frames / grid.fps), _max_seconds(grid)
     return {
         form.aspect: _nearest_aspect(grid.width / grid.height),
         form.width: grid.width,
         form.height: grid.height,
-        form.seconds: gr.Slider(maximum=longest_s, value=default_s),
+        form.seconds: seconds_field(grid, default_seconds(grid)),
         form.fps: grid.fps,
         form.last_image: gr.Image(visible=card.guide_support == GuideSupport.ANY_FRAME),
-        form.negative_prompt: gr.Textbox(visible=_uses_guidance(card)),
+        form.negative_prompt: gr.Textbox(visible=uses_guidance(card)),
         form.draft: gr.Checkbox(visible=card.refine_schedule is not None),
         form.audio: gr.Checkbox(visible=card.makes_audio),
-        model_note: model_html(card),
     }
 
 
@@ -275,71 +296,3 @@ def size_for_aspect(card: ModelCard, ratio: float) -> tuple[int, int]:
     width = round((area * ratio) ** 0.5 / step) * step
     height = round(width / ratio / step) * step
     return min(width, grid.max_side), min(height, grid.max_side)
-
-
-class FormSettings(BaseModel):
-    """What the web components put into the form; a browser can send anything instead."""
-
-    prompt: str | None = None
-    model: str | None = None
-    width: int | None = None
-    height: int | None = None
-    seconds: float | None = None
-    frames: int | None = None
-    fps: float | None = None
-    seed: int | str | None = None
-    negative_prompt: str | None = None
-    draft: bool | None = None
-    extra_prompts: list[str] | None = None
-    loras: list[dict[str, Any]] = []
-    audio: bool | None = None
-    extend_id: str | None = None
-
-
-def form_values(form: Form, settings: FormSettings) -> Values:
-    """Return the components that change: all of a clip's settings, or some of them."""
-    plain = {
-        form.prompt: settings.prompt,
-        form.seconds: settings.seconds,
-        form.fps: settings.fps,
-        form.seed: None if settings.seed is None else str(settings.seed),
-        form.negative_prompt: settings.negative_prompt,
-        form.draft: settings.draft,
-        form.audio: settings.audio,
-        form.clip_id: settings.extend_id,
-    }
-    if settings.extra_prompts is not None:
-        plain[form.extra_prompts] = "\n".join(settings.extra_prompts)
-    values: Values = {component: v for component, v in plain.items() if v is not None}
-    card = REGISTRY.get(settings.model or "")
-    if card:
-        values = _clip_values(form, settings, card) | values
-    if settings.extend_id:
-        values[form.start] = VIDEO
-    return values
-
-
-def _clip_values(form: Form, settings: FormSettings, card: ModelCard) -> Values:
-    """Return what is set from all settings of a clip, its defaults included."""
-    values: Values = {
-        form.start: TEXT,
-        form.model: card.name,
-        form.audio: True,
-        form.extra_prompts: "",
-        form.loras: "\n".join(_hub_loras(settings)),
-    }
-    if settings.frames:
-        values[form.seconds] = settings.frames / (settings.fps or card.grid.fps)
-    if settings.width and settings.height:
-        size = settings.width, settings.height
-        aspects = [name for name, ratio in ASPECTS.items() if size_for_aspect(card, ratio) == size]
-        values[form.aspect] = aspects[0] if aspects else CUSTOM
-        values[form.width] = gr.Number(settings.width, visible=not aspects)
-        values[form.height] = gr.Number(settings.height, visible=not aspects)
-    return values
-
-
-def _hub_loras(settings: FormSettings) -> list[str]:
-    """Return the clip's LoRAs but files, which only who is at this machine may name."""
-    loras = (Lora(**lora) for lora in settings.loras)
-    return [f"{lora.source}:{lora.strength:g}" for lora in loras if lora.is_on_hub]

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from filmlet.api.error_handlers import public_text
 from filmlet.api.schemas import VideoPlan
 from filmlet.core.model_card import ModelCard
-from filmlet.errors import FilmletError
+from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.models import PromptCheck
 
 
@@ -43,14 +43,16 @@ def _unknown_words_html(word: str, near: Sequence[str]) -> str:
 def plan_html(plan: VideoPlan) -> str:
     """Return what will be computed, how long that takes, and what differs from the request."""
     steps = f"{plan.steps} + {plan.refine_steps}" if plan.refine_steps else f"{plan.steps}"
+    steps += " step" if steps == "1" else " steps"
     if plan.windows > 1:
-        steps += f", in {plan.windows} overlapping parts"
+        steps += f" for each of {plan.windows} overlapping parts"
     eta = plan.eta
-    ahead = f"; {plan.ahead} before it" if plan.ahead else ""
+    others = "another clip" if plan.ahead == 1 else f"{plan.ahead} other clips"
+    ahead = f", after {others}" if plan.ahead else ""
     lines = [
         paragraph(
             f"<strong>{plan.size}, {plan.frames} frames at {plan.fps:g} a second"
-            f"{', with sound' if plan.audio else ''}</strong>, {steps} steps"
+            f"{', with sound' if plan.audio else ''}</strong>, {steps}"
         ),
         paragraph(
             f"Ready in about <strong>{time_text(eta.seconds)}</strong> "
@@ -80,9 +82,16 @@ def error_html(error: FilmletError | ValidationError) -> str:
     """Return the message of an error."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return paragraph(escape(f"{first['loc'][-1]}: {first['msg']}."), "error")
-    return paragraph(escape(public_text(error)), "error")
+        param = str(first["loc"][-1])
+        return _error_paragraph(f"{param}: {first['msg']}.", param)
+    param = error.param if isinstance(error, InvalidRequest) else ""
+    return _error_paragraph(public_text(error), param)
 
 
-def paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{text}</p>'
+def _error_paragraph(text: str, param: str) -> str:
+    """param: the page's script shows the text beside this field, too."""
+    return f'<p class="error" data-param="{escape(param)}">{escape(text)}</p>'
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{text}</p>"

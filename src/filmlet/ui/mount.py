@@ -29,8 +29,10 @@ from filmlet.ui.page import build_page
 from filmlet.ui.theme import build_theme
 
 STATIC = Path(__file__).parent / "static"
-MODULES = ("app", "api", "viewer", "gallery", "queue")  # all at once, not one after the other
-PRELOADS = "".join(f'<link rel="modulepreload" href="/ui/{name}.js">' for name in MODULES)
+# All modules at once, not one after the other.
+PRELOADS = "".join(
+    f'<link rel="modulepreload" href="/ui/{file.name}">' for file in sorted(STATIC.glob("*.js"))
+)
 HEAD = f"""
 <link rel="icon" href="/ui/icon.svg">
 <link rel="stylesheet" href="/ui/app.css">

@@ -1,6 +1,7 @@
 """The page: a form in Gradio over the API's functions, beside web components that show jobs."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,31 @@ from filmlet.models import REGISTRY, check_prompt
 from filmlet.settings import Settings
 from filmlet.ui.blocks import CheckedBlocks
 from filmlet.ui.callers import Callers
-from filmlet.ui.form import (
-    Form,
-    FormOutputs,
-    FormSettings,
-    Values,
-    add_form,
-    form_values,
-)
+from filmlet.ui.form import Form, FormOutputs, Values, add_form
+from filmlet.ui.form_settings import FormSettings, empty_form_values, form_values
 from filmlet.ui.gradio_internals import event_payload
-from filmlet.ui.messages import error_html, paragraph, plan_html, token_count_html
+from filmlet.ui.messages import (
+    error_html,
+    model_html,
+    paragraph,
+    plan_html,
+    token_count_html,
+)
 from filmlet.ui.prompt_buttons import PRIVATE_EVENT, connect_prompt_buttons
 
 NO_CLIP = "Choose a clip to extend, or upload a video."
-# gr.HTML calls this with its `trigger`; the web components fill the form through it.
-FILL_EVENT_JS = (
-    "document.addEventListener('film:fill', (event) => trigger('select', event.detail));"
-)
+# gr.HTML calls this with its `trigger`; the page's script fills the form through it.
+FILL_EVENT_JS = """
+document.addEventListener('film:fill', (event) => trigger('select', event.detail));
+window.filmletCanFill = true;
+document.dispatchEvent(new CustomEvent('film:can-fill'));
+"""
+# Gradio may be ready before the page's script is.
+SAVE_JS = """(...values) => {{
+  window.filmletValues = Object.fromEntries({names}.map((name, i) => [name, values[i]]));
+  window.filmlet?.saveForm(window.filmletValues);
+}}"""
+FILES = {"first_image", "last_image", "video"}  # fields that a browser does not keep
 
 
 def build_page(
@@ -55,14 +64,16 @@ def build_page(
     with CheckedBlocks(callers, title="filmlet", **options) as page:
         page.space_id = None  # what Gradio adds on Spaces fetches fonts from another host
         _add_web_component("film-header")
+        card = _default_card(shared.settings)
         with gr.Row(elem_id="workspace"):
-            with gr.Column(scale=5, min_width=320, elem_id="form"):
-                form, outputs = add_form(_default_card(shared.settings))
-            with gr.Column(scale=8, min_width=320):
+            with gr.Column(scale=5, min_width=280, elem_id="form"):
+                form, outputs = add_form(card)
+            with gr.Column(scale=8, min_width=280, elem_id="viewer-column"):
                 _add_web_component("film-viewer")
         _add_web_component("film-gallery")
         _add_web_component("film-queue")
         _connect_form(page, shared, form, outputs)
+        _connect_settings(page, form, outputs, card)
         for add_extension in extensions:
             add_extension(shared)
     return page
@@ -82,18 +93,14 @@ def _add_web_component(name: str) -> None:
 
 
 def _connect_form(page: gr.Blocks, shared: AppState, form: Form, outputs: FormOutputs) -> None:
-    """Add the events of the form: fill it, preview the plan, submit."""
+    """Add the events of the form: preview the plan, submit."""
     created_id = gr.Textbox(elem_id="created-id")
-    fill_event = gr.HTML(elem_id="fill-event", js_on_load=FILL_EVENT_JS)
 
     async def preview_plan(values: Values, request: gr.Request) -> tuple[str, str]:
         return await _preview_plan(shared, form, values, request)
 
     async def submit_form(values: Values, request: gr.Request) -> tuple[str, str]:
         return await _submit(shared, form, values, request)
-
-    def fill(event: gr.EventData) -> Values:
-        return form_values(form, FormSettings.model_validate(event_payload(event)))
 
     gr.on(
         [page.load, *(component.change for component in form.components)],
@@ -104,10 +111,42 @@ def _connect_form(page: gr.Blocks, shared: AppState, form: Form, outputs: FormOu
         submit_form, set(form.components), [created_id, outputs.plan], **PRIVATE_EVENT
     )
     submitted.success(
-        None, created_id, None, js="(id) => window.filmlet.openClip(id)", **PRIVATE_EVENT
+        None, created_id, None, js="(id) => window.filmlet.onSubmitted(id)", **PRIVATE_EVENT
     )
     connect_prompt_buttons(shared, outputs.prompt_buttons, (form.prompt, form.model, form.audio))
-    fill_event.select(fill, None, form.components, **PRIVATE_EVENT)
+
+
+def _connect_settings(
+    page: gr.Blocks, form: Form, outputs: FormOutputs, default_card: ModelCard
+) -> None:
+    """Add the events that put settings into the form, and that let the browser keep them."""
+    fill_event = gr.HTML(elem_id="fill-event", js_on_load=FILL_EVENT_JS)
+    changed = [*form.components, outputs.model_note]
+
+    def fill(event: gr.EventData) -> Values:
+        try:
+            settings = FormSettings.model_validate(event_payload(event))
+        except ValidationError:
+            return {}
+        values = form_values(form, settings)
+        if form.model in values:
+            values[outputs.model_note] = model_html(REGISTRY[values[form.model]])
+        return values
+
+    def clear() -> Values:
+        note = {outputs.model_note: model_html(default_card)}
+        return empty_form_values(form, default_card) | note
+
+    fill_event.select(fill, None, changed, **PRIVATE_EVENT).then(
+        None, None, None, js="() => window.filmlet.onFilled()", **PRIVATE_EVENT
+    )
+    outputs.clear.click(clear, None, changed, **PRIVATE_EVENT)
+    names = [field.name for field in fields(form) if field.name not in FILES]
+    kept = [getattr(form, name) for name in names]
+    gr.on(
+        [page.load, *(component.change for component in kept)],
+        None, kept, None, js=SAVE_JS.format(names=names), **PRIVATE_EVENT,
+    )  # fmt: skip
 
 
 async def _get_caller(shared: AppState, request: gr.Request) -> Caller:

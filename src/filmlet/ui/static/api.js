@@ -35,6 +35,7 @@ export function showConnectionLost(isLost) {
     if (!isLost) return;
     note = document.createElement("div");
     note.id = "film-offline";
+    note.className = "film-note";
     note.setAttribute("role", "status");
     note.textContent = "No connection to the server; trying again.";
     document.body.append(note);
@@ -42,15 +43,49 @@ export function showConnectionLost(isLost) {
   note.hidden = !isLost;
 }
 
+// Live regions stay in the page: a reader of screens follows only those that it has seen empty.
+function speak(role, text) {
+  let region = document.querySelector(`body > .film-visually-hidden[role=${role}]`);
+  if (!region) {
+    region = document.createElement("div");
+    region.className = "film-visually-hidden";
+    region.setAttribute("role", role);
+    document.body.append(region);
+  }
+  region.textContent = "";
+  setTimeout(() => { region.textContent = text; }, 50);
+}
+export const announce = (text) => speak("status", text);
+export const alertUser = (text) => speak("alert", text);
+
+// Shows for some seconds why something was not done.
+export function showRefusal(text) {
+  document.getElementById("film-refusal")?.remove();
+  const note = document.createElement("div");
+  note.id = "film-refusal";
+  note.className = "film-note";
+  note.setAttribute("role", "alert");
+  note.textContent = text;
+  document.body.append(note);
+  setTimeout(() => note.remove(), 8000);
+}
+
 // The open clip is part of the URL: a reload or another device shows the same.
 export const getOpenClipId = () => new URLSearchParams(location.search).get("clip");
 export function openClip(id) {
   const url = new URL(location.href);
   if (id) url.searchParams.set("clip", id); else url.searchParams.delete("clip");
+  if (id === getOpenClipId()) return document.dispatchEvent(new CustomEvent("film:open", { detail: id }));
   history.pushState(null, "", url);
   document.dispatchEvent(new CustomEvent("film:open", { detail: id }));
 }
 window.addEventListener("popstate", () => document.dispatchEvent(new CustomEvent("film:open", { detail: getOpenClipId() })));
+// Scrolls to the open clip where it is not in sight.
+export function showViewer() {
+  const viewer = document.querySelector("film-viewer");
+  const { top, bottom } = viewer.querySelector(".screen").getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) viewer.scrollIntoView({ block: "start" });
+}
 export const notifyChanged = () => document.dispatchEvent(new CustomEvent("film:changed"));
 // Fills Gradio's form with all settings of a clip, or with some of them.
 export const fillForm = (settings) => document.dispatchEvent(new CustomEvent("film:fill", { detail: settings }));

@@ -1,18 +1,18 @@
 // The live parts of the page: header, viewer, gallery, queue. They show jobs of the API and hold no
 // state of their own: a page that is closed loses nothing, and any number of them may be open.
 
-import {
-  fetchJson, openClip, notifyChanged, getSession,
-} from "./api.js";
-import { ClipViewer } from "./viewer.js";
+import { fetchJson, getSession, openClip } from "./api.js";
+import { forgetForm, formEvents, submitForm } from "./form.js";
 import { Gallery } from "./gallery.js";
+import { IdeasPanel } from "./ideas.js";
 import { QueuePanel } from "./queue.js";
+import { ClipViewer } from "./viewer.js";
 
 class HeaderBar extends HTMLElement {
   connectedCallback() {
-    this.innerHTML = `<div class="logo"><svg viewBox="0 0 32 32" aria-hidden="true"><rect x="2" y="5" width="28" height="22" rx="5" fill="var(--primary-600)"/><path d="M13 11.5v9l7.5-4.5z" fill="#fff"/><g fill="#fff" opacity=".75"><rect x="5" y="8" width="2.6" height="3" rx="1"/><rect x="5" y="14.5" width="2.6" height="3" rx="1"/><rect x="5" y="21" width="2.6" height="3" rx="1"/><rect x="24.4" y="8" width="2.6" height="3" rx="1"/><rect x="24.4" y="14.5" width="2.6" height="3" rx="1"/><rect x="24.4" y="21" width="2.6" height="3" rx="1"/></g></svg>filmlet</div>
+    this.innerHTML = `<h1 class="logo"><svg viewBox="0 0 32 32" aria-hidden="true"><rect x="2" y="5" width="28" height="22" rx="5" fill="var(--primary-600)"/><path d="M13 11.5v9l7.5-4.5z" fill="#fff"/><g fill="#fff" opacity=".75"><rect x="5" y="8" width="2.6" height="3" rx="1"/><rect x="5" y="14.5" width="2.6" height="3" rx="1"/><rect x="5" y="21" width="2.6" height="3" rx="1"/><rect x="24.4" y="8" width="2.6" height="3" rx="1"/><rect x="24.4" y="14.5" width="2.6" height="3" rx="1"/><rect x="24.4" y="21" width="2.6" height="3" rx="1"/></g></svg>filmlet</h1>
       <span class="queue-summary" role="status"></span><button class="film-button" hidden>Sign out</button>`;
-    this.querySelector("button").addEventListener("click", async () => { await fetchJson("/session", { method: "DELETE" }); location.reload(); });
+    this.querySelector("button").addEventListener("click", async () => { forgetForm(); await fetchJson("/session", { method: "DELETE" }); location.reload(); });
     document.addEventListener("film:queue", ({ detail }) => this.updateQueueSummary(detail));
     this.loadSession();
   }
@@ -56,30 +56,11 @@ customElements.define("film-header", HeaderBar);
 customElements.define("film-viewer", ClipViewer);
 customElements.define("film-gallery", Gallery);
 customElements.define("film-queue", QueuePanel);
+customElements.define("film-ideas", IdeasPanel);
 
-// Ctrl+Enter in the form submits it. Gradio mounts the form piece by piece: a press before the button
-// exists takes effect when it does.
-let isSubmitting = false;
-async function submitForm() {
-  if (isSubmitting) return;
-  isSubmitting = true;
-  (await waitForElement("#make")).click();
-  isSubmitting = false;
-}
-function waitForElement(selector) {
-  return new Promise((resolve) => {
-    const check = () => {
-      const element = document.querySelector(selector);
-      if (!element) return;
-      observer.disconnect();
-      resolve(element);
-    };
-    const observer = new MutationObserver(check);
-    observer.observe(document.body, { childList: true, subtree: true });
-    check();
-  });
-}
+// Ctrl+Enter in the form submits it.
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#form")) submitForm();
 });
-window.filmlet = { openClip: (id) => { if (id) { openClip(id); notifyChanged(); } } };
+document.documentElement.classList.toggle("is-mac", navigator.platform.startsWith("Mac"));
+window.filmlet = { openClip, ...formEvents };

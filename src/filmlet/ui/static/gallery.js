@@ -2,8 +2,18 @@
 
 import {
   hasEnded, hasSound, contentUrl, escapeHtml, fetchJson, getOpenClipId, openClip, getSession,
-  soundIcon,
+  showViewer, soundIcon,
 } from "./api.js";
+import { isDeleted } from "./deletion.js";
+
+// Of today the time, of other days the date.
+function formatDate(seconds) {
+  const date = new Date(seconds * 1000);
+  const isToday = date.toDateString() === new Date().toDateString();
+  const isThisYear = date.getFullYear() === new Date().getFullYear();
+  if (isToday) return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  return date.toLocaleDateString([], { day: "numeric", month: "short", ...(isThisYear ? {} : { year: "numeric" }) });
+}
 
 export class Gallery extends HTMLElement {
   connectedCallback() {
@@ -51,11 +61,13 @@ export class Gallery extends HTMLElement {
   async fetchPages() {
     const videos = [];
     let more = false;
+    let last = null;
     for (let page = 0; page < this.pages; page += 1) {
       const query = new URLSearchParams({ limit: 24, search: this.search.value });
-      if (videos.length) query.set("after", videos.at(-1).id);
+      if (last) query.set("after", last);
       const result = await fetchJson(`/v1/videos?${query}`);
-      videos.push(...result.data);
+      videos.push(...result.data.filter((v) => !isDeleted(v.id)));
+      last = result.last_id;
       more = result.has_more;
       if (!more) break;
     }
@@ -80,7 +92,7 @@ export class Gallery extends HTMLElement {
     const card = document.createElement("button");
     card.className = "card";
     card.innerHTML = `<div class="poster"></div><div class="name">${escapeHtml(video.prompt)}</div><div class="small"></div>`;
-    card.addEventListener("click", () => { openClip(video.id); document.querySelector("film-viewer").scrollIntoView({ block: "nearest", behavior: "smooth" }); });
+    card.addEventListener("click", () => { openClip(video.id); showViewer(); });
     card.addEventListener("pointerenter", () => this.previewOnHover(card, true));
     card.addEventListener("pointerleave", () => this.previewOnHover(card, false));
     this.cards.set(video.id, card);
@@ -97,7 +109,7 @@ export class Gallery extends HTMLElement {
       const mark = hasSound(video) ? `<span class="sound-mark" role="img" aria-label="With sound">${soundIcon(false)}</span>` : "";
       card.querySelector(".poster").innerHTML = label === "poster" ? `<img loading="lazy" alt="" src="${contentUrl(video, "?variant=thumbnail")}">${mark}` : escapeHtml(label);
     }
-    card.querySelector(".small").textContent = `${video.size}, ${video.seconds} s, seed ${video.seed}${video.draft ? ", draft" : ""}`;
+    card.querySelector(".small").textContent = `${formatDate(video.created_at)}; ${video.size}, ${Number(video.seconds).toFixed(1)} s${video.draft ? ", draft" : ""}`;
   }
 
   previewOnHover(card, isHovered) {

@@ -1,7 +1,7 @@
 // The queue, for admins and the local user.
 
 import {
-  escapeHtml, formatEta, fetchJson, notifyChanged, getSession,
+  escapeHtml, formatEta, fetchJson, getOpenClipId, notifyChanged, getSession,
 } from "./api.js";
 
 export class QueuePanel extends HTMLElement {
@@ -19,22 +19,27 @@ export class QueuePanel extends HTMLElement {
   }
 
   render(queue) {
-    const workers = queue.workers.map((w) => `${escapeHtml(w.id)}${w.model ? ` has ${escapeHtml(w.model)}` : ""}, ${(w.peak_bytes / 1e9).toFixed(1)} GB peak`);
+    const workers = queue.workers.map((w) => `${escapeHtml(w.id)}${w.model ? ` with ${escapeHtml(w.model)}` : ""}, at most ${(w.peak_bytes / 1e9).toFixed(1)} GB so far`);
     document.dispatchEvent(new CustomEvent("film:queue", { detail: queue }));
+    // The viewer shows the open clip itself; the queue is for those besides it.
+    const others = queue.jobs.filter((j) => j.video.id !== getOpenClipId());
+    this.hidden = !others.length && queue.workers.length > 0;
+    if (this.hidden) return this.replaceChildren();
     this.innerHTML = `<section aria-label="Queue"><div class="head"><h2>Queue</h2>
       <span class="small">${workers.length ? workers.join("; ") : "No worker is running: clips wait until one starts."}</span></div>
-      ${queue.jobs.length ? `<div class="scroll"><table><thead><tr><th>Position</th><th>Owner</th><th>Prompt</th><th>ETA</th><th>Priority</th><th><span class="film-visually-hidden">Stop</span></th></tr></thead>
-      <tbody>${queue.jobs.map((j) => this.rowHtml(j)).join("")}</tbody></table></div>` : `<p class="small">The queue is empty.</p>`}</section>`;
+      <ul class="jobs">${queue.jobs.map((j) => this.rowHtml(j)).join("")}</ul></section>`;
     for (const select of this.querySelectorAll("select")) select.addEventListener("change", () => this.updateJob(select.dataset.id, "priority", { priority: select.value }));
     for (const button of this.querySelectorAll("button")) button.addEventListener("click", () => this.updateJob(button.dataset.id, "cancel"));
   }
 
   rowHtml({ owner, video }) {
     const priorities = ["high", "normal", "low"].map((c) => `<option ${c === video.priority ? "selected" : ""}>${c}</option>`).join("");
-    return `<tr><td>${video.position ?? `${video.progress} %`}</td><td>${escapeHtml(owner)}</td>
-      <td class="prompt" title="${escapeHtml(video.prompt)}">${escapeHtml(video.prompt)}</td><td>${video.eta ? formatEta(video.eta) : ""}</td>
-      <td><select data-id="${video.id}" aria-label="Priority" ${video.status === "queued" ? "" : "disabled"}>${priorities}</select></td>
-      <td><button class="film-button" data-id="${video.id}">Stop</button></td></tr>`;
+    const place = video.position ? `Position ${video.position}` : `${video.progress} %`;
+    return `<li><span class="place">${place}</span>
+      <span class="prompt" title="${escapeHtml(video.prompt)}">${escapeHtml(video.prompt)}</span>
+      <span class="small">${escapeHtml(owner)}${video.eta ? `, ${formatEta(video.eta)}` : ""}</span>
+      <select data-id="${video.id}" aria-label="Priority" ${video.status === "queued" ? "" : "disabled"}>${priorities}</select>
+      <button class="film-button" data-id="${video.id}">Stop</button></li>`;
   }
 
   async updateJob(id, action, json) {

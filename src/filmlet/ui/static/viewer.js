@@ -2,8 +2,12 @@
 
 import {
   hasEnded, hasSound, contentUrl, escapeHtml, formatGigabytes, formatEta, ApiError, fetchJson,
-  showConnectionLost, getOpenClipId, openClip, notifyChanged, fillForm, soundIcon,
+  announce, showConnectionLost, showRefusal, getOpenClipId, openClip, notifyChanged, soundIcon,
 } from "./api.js";
+import { deleteLater } from "./deletion.js";
+import { editForm, makeClip } from "./form.js";
+import { samplePrompts, surprisePrompt } from "./ideas.js";
+import { askToNotify, notifyButtonHtml, notifyDone, showInTitle } from "./notify.js";
 
 const STAGE_LABELS = {
   fetch: (v) => `Downloading the weights, ${formatGigabytes(v.step)} of ${formatGigabytes(v.steps)} GB`,
@@ -31,7 +35,7 @@ const ERROR_HINTS = {
   gpu_lost: "Press Continue: it starts from the last saved step.",
   internal: "Press Continue to try once more; the server's log says more.",
 };
-const SAMPLE_PROMPTS = ["a red star bouncing at sunset", "a panda spinning on green grass", "a rocket rising in a starry night"];
+const isCancelled = (v) => v.error?.code === "cancelled";
 // The listener's choice, for every clip and the next visit; a browser without storage forgets it.
 const SOUND_KEY = "film:sound";
 
@@ -63,13 +67,15 @@ export class ClipViewer extends HTMLElement {
   connectedCallback() {
     this.innerHTML = `<section aria-label="Clip"><div class="frame"><div class="screen"></div>
       <button class="film-button sound" hidden></button></div>
-      <div class="info" aria-live="polite"></div></section>`;
+      <div class="info"></div></section>`;
     this.screen = this.querySelector(".screen");
     this.soundButton = this.querySelector(".sound");
     this.soundButton.addEventListener("click", () => this.toggleSound());
     this.info = this.querySelector(".info");
     this.onOpen = (event) => this.follow(event.detail);
     document.addEventListener("film:open", this.onOpen);
+    this.onModel = () => this.showSamples();
+    document.addEventListener("film:model", this.onModel);
     this.addEventListener("click", (event) => this.runAction(event.target.closest("[data-action]")));
     this.countdown = setInterval(() => this.updateCountdown(), 1000);
     this.follow(getOpenClipId());
@@ -77,6 +83,7 @@ export class ClipViewer extends HTMLElement {
 
   disconnectedCallback() {
     document.removeEventListener("film:open", this.onOpen);
+    document.removeEventListener("film:model", this.onModel);
     clearInterval(this.countdown);
     this.unsubscribe();
   }
@@ -94,6 +101,9 @@ export class ClipViewer extends HTMLElement {
     this.isRunning = false;
     this.id = id;
     this.isAnnounced = false;
+    this.wasSeenRunning = false;
+    this.state = null;
+    showInTitle("");
     if (!id) return this.showPlaceholder();
     this.showMessage("");
     this.info.innerHTML = "";
@@ -122,10 +132,15 @@ export class ClipViewer extends HTMLElement {
 
   showPlaceholder() {
     this.soundButton.hidden = true;
-    this.screen.innerHTML = `<div class="message"><h2>No clip yet</h2>
-      <p>Enter a prompt and press Make clip, or start from one of these.</p>
-      <div class="film-row" style="justify-content:center">${SAMPLE_PROMPTS.map((s) => `<button class="film-button" data-action="sample" data-text="${escapeHtml(s)}">${escapeHtml(s)}</button>`).join("")}</div></div>`;
-    this.info.innerHTML = "";
+    this.screen.innerHTML = `<div class="message"><h2>No clip yet</h2><p>Enter a prompt and press Make clip.</p></div>`;
+    this.showSamples();
+  }
+
+  showSamples() {
+    if (this.id) return;
+    this.info.innerHTML = `<p class="small">Or make one of these:</p>
+      <div class="film-row samples">${samplePrompts().map((s) => `<button class="film-button" data-action="sample" data-text="${escapeHtml(s)}">${escapeHtml(s)}</button>`).join("")}
+      <button class="film-button" data-action="surprise">Surprise me</button></div>`;
   }
 
   showNotFound(error) {
@@ -141,6 +156,7 @@ export class ClipViewer extends HTMLElement {
     this.video = video;
     this.updatedAt = performance.now();
     this.updateScreen(video);
+    this.tellState(video);
     if (hasEnded(video)) {
       this.info.innerHTML = this.finishedHtml(video);
       this.isRunning = false;
@@ -158,10 +174,22 @@ export class ClipViewer extends HTMLElement {
     this.querySelector(".small").innerHTML = this.settingsHtml(video);
   }
 
+  // Says each stage once: the time that is left changes every second.
+  tellState(video) {
+    const state = video.status === "completed" ? "The clip is ready." : isCancelled(video) ? "Stopped." : video.status === "failed" ? `Failed. ${video.error.message}` : video.status === "queued" ? "Waiting in the queue." : `${(STAGE_LABELS[video.stage] ?? (() => "Starting"))(video)}`.split(",")[0];
+    const hasRun = this.wasSeenRunning;
+    this.wasSeenRunning ||= !hasEnded(video);
+    showInTitle(hasEnded(video) ? (hasRun ? (video.status === "completed" ? "Ready" : "Failed") : "") : `${video.progress} %`);
+    if (state === this.state) return;
+    this.state = state;
+    if (hasRun || !hasEnded(video)) announce(state);
+    if (hasRun && hasEnded(video) && !isCancelled(video)) notifyDone(video);
+  }
+
   // Shows the clip, the growing clip, a preview, or a message.
   updateScreen(video) {
     if (video.status === "completed") return this.showVideo(contentUrl(video), "complete");
-    if (video.status === "failed") return this.showMessage(video.error.code === "cancelled" ? "Stopped" : "Failed");
+    if (video.status === "failed") return this.showMessage(isCancelled(video) ? "Stopped" : "Failed");
     if (video.stage === "decode" && video.step > 0) return this.showVideo(contentUrl(video, "?stream=true"), "growing");
     if (video.preview_url) return this.showPreview(`${video.preview_url}?${video.stage}${video.step}`);
     if (this.mode !== "growing") this.showMessage(video.status === "queued" ? "Waiting" : "Starting");
@@ -231,11 +259,13 @@ export class ClipViewer extends HTMLElement {
     player.muted = !isMuted;
   }
 
+  // Stop stands at the end of the first line, where no button of a clip that has ended ever is: who
+  // presses it twice presses nothing else.
   runningHtml(video) {
-    return `<div class="status-line"><span class="stage-label"></span><span class="eta"></span>
-      <span class="film-row"><button class="film-button" data-action="stop">Stop</button></span></div>
+    return `<div class="status-line"><span class="status-text"><span class="stage-label"></span> <span class="eta"></span></span>
+      <button class="film-button" data-action="stop">Stop</button></div>
       <progress max="100" aria-label="Progress"></progress>
-      ${this.promptHtml(video)}<p class="small"></p>`;
+      ${this.promptHtml(video)}<p class="small"></p>${notifyButtonHtml()}`;
   }
 
   promptHtml(video) {
@@ -271,25 +301,25 @@ export class ClipViewer extends HTMLElement {
   finishedHtml(video) {
     if (video.status === "failed") return this.failedHtml(video);
     const computedSeconds = video.stages.filter((s) => !s.reused).reduce((sum, s) => sum + s.seconds, 0);
-    return `<div class="status-line"><div class="film-row" style="margin:0">
-        <a class="film-button is-strong" href="${contentUrl(video)}" download="${video.id}.mp4">Download</a>
-        <button class="film-button" data-action="link">Copy link</button>
+    return `<div class="status-line"><span class="stage-label">Ready</span></div>
+      <div class="film-row actions">
+        <a class="film-button is-strong" href="${contentUrl(video)}" download>Download</a>
         <button class="film-button" data-action="reuse">Use settings</button>
-        ${video.draft ? `<button class="film-button" data-action="refine">Refine draft</button>` : ""}
         <button class="film-button" data-action="extend">Extend</button>
-        <button class="film-button" data-action="delete">Delete</button></div></div>
+        ${video.draft ? `<button class="film-button" data-action="refine">Refine draft</button>` : ""}
+        <button class="film-button" data-action="link">Copy link</button>
+        <button class="film-button" data-action="delete">Delete</button></div>
       ${this.promptHtml(video)}
       <p class="small">${this.settingsHtml(video)}, computed in ${computedSeconds.toFixed(1)} s</p>${this.changesHtml(video)}`;
   }
 
   failedHtml(video) {
-    const isCancelled = video.error.code === "cancelled";
     const hint = ERROR_HINTS[video.error.code] ?? "Change the settings, or press Continue to try again.";
-    return `<div class="status-line"><span class="stage-label">${isCancelled ? "Stopped; finished stages are kept" : "Failed"}</span>
-        <span class="film-row"><button class="film-button is-strong" data-action="retry">Continue</button>
+    return `<div class="status-line"><span class="stage-label">${isCancelled(video) ? "Stopped; finished stages are kept" : "Failed"}</span></div>
+      <div class="film-row actions"><button class="film-button is-strong" data-action="retry">Continue</button>
         <button class="film-button" data-action="reuse">Use settings</button>
-        <button class="film-button" data-action="delete">Delete</button></span></div>
-      ${isCancelled ? "" : `<p class="error">${escapeHtml(video.error.message)} ${escapeHtml(hint)}</p>`}
+        <button class="film-button" data-action="delete">Delete</button></div>
+      ${isCancelled(video) ? "" : `<p class="error">${escapeHtml(video.error.message)} ${escapeHtml(hint)}</p>`}
       ${this.promptHtml(video)}<p class="small">${this.settingsHtml(video)}</p>`;
   }
 
@@ -300,43 +330,63 @@ export class ClipViewer extends HTMLElement {
   }
 
   async runAction(button) {
-    if (!button) return;
+    if (!button || button.tagName === "A") return;
     const video = this.video;
     const action = button.dataset.action;
-    if (action === "sample") return fillForm({ prompt: button.dataset.text });
+    if (action === "sample") return makeClip({ prompt: button.dataset.text });
+    if (action === "surprise") return makeClip({ prompt: surprisePrompt() });
     if (action === "close") return openClip(null);
-    if (action === "reuse") return fillForm(settingsOf(video));
-    if (action === "extend") return fillForm({ ...settingsOf(video), extend_id: video.id });
-    if (action === "link") {
-      await navigator.clipboard.writeText(location.href).catch(() => {});
-      button.textContent = "Copied";
-      return;
-    }
+    if (action === "reuse") return editForm(settingsOf(video));
+    if (action === "extend") return editForm({ ...settingsOf(video), extend_id: video.id });
+    if (action === "delete") return deleteLater(video.id);
+    if (action === "notify") return askToNotify(button);
+    if (action === "link") return copyLink(button);
     button.disabled = true;
     try {
-      if (action === "delete") {
-        await fetchJson(`/v1/videos/${video.id}`, { method: "DELETE" });
-        openClip(null);
-      } else if (action === "stop") {
-        await fetchJson(`/v1/videos/${video.id}/cancel`, { method: "POST" });
-        if (!this.source || this.source.readyState === EventSource.CLOSED) this.follow(video.id);
-      } else if (action === "retry") {
-        await fetchJson(`/v1/videos/${video.id}/retry`, { method: "POST" });
-        this.follow(video.id);
-      } else if (action === "refine") {
-        openClip((await fetchJson(`/v1/videos/${video.id}/refine`, { method: "POST" })).id);
-      }
+      await this.changeJob(action, video.id);
     } catch (error) {
       button.disabled = false;
-      this.info.insertAdjacentHTML("beforeend", `<p class="error" role="alert">${escapeHtml(error.message)}</p>`);
+      showRefusal(error.message);
     }
     notifyChanged();
   }
+
+  async changeJob(action, id) {
+    if (action === "stop") {
+      await fetchJson(`/v1/videos/${id}/cancel`, { method: "POST" });
+      if (!this.source || this.source.readyState === EventSource.CLOSED) this.follow(id);
+    } else if (action === "retry") {
+      await fetchJson(`/v1/videos/${id}/retry`, { method: "POST" });
+      this.follow(id);
+    } else if (action === "refine") {
+      openClip((await fetchJson(`/v1/videos/${id}/refine`, { method: "POST" })).id);
+    }
+  }
 }
 
-// The prompts are those that the model has read: with the same seed they make the same clip.
+// Without HTTPS, on another address than this machine's, a page may not write to the clipboard: the
+// link is shown, selected.
+async function copyLink(button) {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    button.textContent = "Copied";
+    announce("The link is copied.");
+  } catch {
+    const field = document.createElement("input");
+    Object.assign(field, { className: "film-link", readOnly: true, value: location.href });
+    field.setAttribute("aria-label", "Link to this clip");
+    button.replaceWith(field);
+    field.select();
+  }
+}
+
+// All settings that a clip was made with, so that the form makes the same again; of an added part
+// only what was asked, since its frames count those of the clip before it, too.
 function settingsOf(video) {
-  const settings = { ...video.requested, prompt: video.prompt, model: video.model, seed: video.seed };
+  const { requested, effective } = video;
+  const made = effective && !requested.extend ? { frames: effective.frames, fps: effective.fps, width: effective.width, height: effective.height } : {};
+  const settings = { ...requested, ...made, prompt: video.prompt, model: video.model, seed: video.seed };
+  // The prompts are those that the model has read: with the same seed they make the same clip.
   const [first, ...others] = (settings.enhanced_prompts ?? []).map((prompt) => prompt.text);
   return first ? { ...settings, prompt: first, extra_prompts: others } : settings;
 }
