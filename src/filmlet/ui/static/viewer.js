@@ -99,7 +99,7 @@ export class ClipViewer extends HTMLElement {
     this.video = null;
     this.mode = null;
     this.isRunning = false;
-    this.id = id;
+    this.clipId = id;
     this.isAnnounced = false;
     this.wasSeenRunning = false;
     this.state = null;
@@ -123,10 +123,10 @@ export class ClipViewer extends HTMLElement {
     try {
       const video = await fetchJson(`/v1/videos/${id}`);
       this.render(video);
-      if (!hasEnded(video)) this.retryTimer = setTimeout(() => this.id === id && this.follow(id), 1000);
+      if (!hasEnded(video)) this.retryTimer = setTimeout(() => this.clipId === id && this.follow(id), 1000);
     } catch (error) {
       if (error instanceof ApiError && error.status < 500) return this.showNotFound(error);
-      this.retryTimer = setTimeout(() => this.id === id && this.follow(id), 1500);
+      this.retryTimer = setTimeout(() => this.clipId === id && this.follow(id), 1500);
     }
   }
 
@@ -137,7 +137,7 @@ export class ClipViewer extends HTMLElement {
   }
 
   showSamples() {
-    if (this.id) return;
+    if (this.clipId) return;
     this.info.innerHTML = `<p class="small">Or make one of these:</p>
       <div class="film-row samples">${samplePrompts().map((s) => `<button class="film-button" data-action="sample" data-text="${escapeHtml(s)}">${escapeHtml(s)}</button>`).join("")}
       <button class="film-button" data-action="surprise">Surprise me</button></div>`;
@@ -152,7 +152,7 @@ export class ClipViewer extends HTMLElement {
   }
 
   render(video) {
-    if (video.id !== this.id) return;
+    if (video.id !== this.clipId) return;
     this.video = video;
     this.updatedAt = performance.now();
     this.updateScreen(video);
