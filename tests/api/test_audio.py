@@ -56,7 +56,7 @@ def test_sound_alone_is_that_of_the_clip(
     answer = web.get(content, params={"variant": "audio"})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "audio/mp4"
-    assert answer.headers["content-disposition"] == f'inline; filename="{job.id}.m4a"'
+    assert answer.headers["content-disposition"] == f'inline; filename="a-red-ball-{job.seed}.m4a"'
     assert answer.headers["accept-ranges"] == "bytes"
     alone.write_bytes(answer.content)
     assert audio_packets(alone) == audio_packets(clip)

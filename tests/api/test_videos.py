@@ -161,6 +161,22 @@ def test_a_running_clip_streams_as_a_playable_mp4_while_it_grows(shared_server: 
     assert len(came) > 2
 
 
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ('a "red" ball;\r\nx: ../..\\etc', 'filename="a-red-ball-x-etc-3.mp4"'),
+        ("ein Bär, größer", "filename*=UTF-8''ein-B%C3%A4r-gr%C3%B6%C3%9Fer-3.mp4"),
+        ("!?", 'filename="clip-3.mp4"'),
+        ("word " * 99, f'filename="{"-".join(["word"] * 12)}-3.mp4"'),
+    ],
+)
+def test_file_is_named_by_prompt_and_seed(shared_server: Running, prompt: str, name: str) -> None:
+    job = shared_server.job(prompt=prompt)
+    shared_server.wait_over(job)
+    head = shared_server.client.head(f"/v1/videos/{job}/content")
+    assert head.headers["content-disposition"] == f"inline; {name}"
+
+
 def test_a_reader_that_goes_away_costs_nothing(shared_server: Running) -> None:
     job = shared_server.job(**LONG)
     path = f"/v1/videos/{job}/content"

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import BinaryIO
+from urllib.parse import quote
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
@@ -18,6 +19,7 @@ from filmlet.jobs.storage import as_storage_error
 log = logging.getLogger("filmlet.api")
 
 CHUNK_BYTES = 256 * 1024
+MAX_NAME_LENGTH = 60  # characters of the prompt in a file name
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,20 @@ class Content:
     media_type: str
 
 
+def download_name(job: Job, extension: str) -> str:
+    """Return a file name of the words of the prompt and the seed."""
+    words = re.findall(r"\w+", job.requested["prompt"])
+    name = "-".join(words)[:MAX_NAME_LENGTH].strip("-_") or "clip"
+    return f"{name}-{job.seed}.{extension}"
+
+
+def _filename_parameter(name: str) -> str:
+    """Return the parameter of a Content-Disposition (RFC 6266); other scripts are encoded."""
+    if name.isascii():
+        return f'filename="{name}"'
+    return f"filename*=UTF-8''{quote(name, safe='')}"
+
+
 def range_response(shared: AppState, content: Content, range_header: str | None) -> Response:
     """Return the complete content, or the one range that was requested (RFC 9110, section 14).
 
@@ -37,7 +53,7 @@ def range_response(shared: AppState, content: Content, range_header: str | None)
     threads that the database needs; and it answers many ranges at once, with a body larger than the
     clip. Clips never change, so no If-Range is needed.
     """
-    size, disposition = content.size_bytes, f'inline; filename="{content.name}"'
+    size, disposition = content.size_bytes, f"inline; {_filename_parameter(content.name)}"
     headers = {"accept-ranges": "bytes", "content-disposition": disposition}
     first, last = 0, size - 1
     status = 200

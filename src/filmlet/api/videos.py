@@ -258,7 +258,8 @@ async def download(
     else:
         file = await shared.run_at_storage(storage.open, job.id, job.clip)
         size = await shared.run_at_storage(storage.length, job.id, job.clip)
-        content = video_responses.Content(file, size, f"{job.id}.mp4", "video/mp4")
+        name = video_responses.download_name(job, "mp4")
+        content = video_responses.Content(file, size, name, "video/mp4")
     return video_responses.range_response(shared, content, range)
 
 
@@ -269,7 +270,8 @@ def _audio(shared: AppState, job: Job) -> video_responses.Content:
         sound = extract_audio(file)
     if sound is None:
         raise UnknownJob(f"{job.id} has no sound.")
-    return video_responses.Content(BytesIO(sound), len(sound), f"{job.id}.m4a", "audio/mp4")
+    name = video_responses.download_name(job, "m4a")
+    return video_responses.Content(BytesIO(sound), len(sound), name, "audio/mp4")
 
 
 def _picture(shared: AppState, job: Job, draw: Callable[[BinaryIO], bytes], kind: str) -> Response:

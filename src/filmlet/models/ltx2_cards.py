@@ -101,7 +101,7 @@ def _split_files(kind: str) -> ComponentSources:
 
 LTX_2_3_DISTILLED = ModelCard(
     name="ltx-2.3-22b-distilled",
-    summary="22 billion parameters, picture and sound, 8 calls and 3",
+    summary="22 billion parameters, picture and sound, 8 + 3 steps",
     licence=LICENCE,
     licence_terms=LICENCE_TERMS,
     sources=_one_file(
@@ -125,7 +125,7 @@ LTX_2_3_DISTILLED = ModelCard(
 LTX_2_DISTILLED = replace(
     LTX_2_3_DISTILLED,
     name="ltx-2-19b-distilled",
-    summary="19 billion parameters, picture and sound, 8 calls and 3",
+    summary="19 billion parameters, picture and sound, 8 + 3 steps",
     sources=_one_file(
         LTX_2, "ltx-2-19b-distilled.safetensors", 43_300_000_000,
         "ltx-2-spatial-upscaler-x2-1.0.safetensors",
@@ -139,7 +139,7 @@ LTX_2_DISTILLED = replace(
 LTX_2_5_DISTILLED = replace(
     LTX_2_3_DISTILLED,
     name="ltx-2.5-22b-distilled",
-    summary="22 billion parameters, picture and sound, 8 calls and 3; its files are gated",
+    summary="22 billion parameters, picture and sound, 8 + 3 steps; its files are gated",
     licence="LTX-2.x Community License of 11 August 2026",
     sources=_split_files("distilled"),
     ancestral_sampling=True,
@@ -204,7 +204,7 @@ LTX2_CARDS = (
     replace(
         LTX_2_3_DISTILLED,
         name="ltx-2.3-22b-distilled-fp8",
-        summary="22 billion parameters in 8 bits, picture and sound, 8 calls and 3",
+        summary="22 billion parameters in 8 bits, picture and sound, 8 + 3 steps",
         sources=_one_file(
             LTX_2_3_FP8, "ltx-2.3-22b-distilled-fp8.safetensors", 29_531_884_062,
             "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
@@ -216,7 +216,7 @@ LTX2_CARDS = (
     replace(
         LTX_2_DISTILLED,
         name="ltx-2-19b-distilled-fp8",
-        summary="19 billion parameters in 8 bits, picture and sound, 8 calls and 3",
+        summary="19 billion parameters in 8 bits, picture and sound, 8 + 3 steps",
         sources=_one_file(
             LTX_2, "ltx-2-19b-distilled-fp8.safetensors", 27_100_000_000,
             "ltx-2-spatial-upscaler-x2-1.0.safetensors",

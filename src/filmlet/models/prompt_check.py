@@ -13,6 +13,7 @@ WORDS_LISTED = 2000  # a vocabulary of words is small; one of word pieces knows 
 MAX_CHARS = 32_000  # of a prompt that are read: far more than a model reads
 MAX_UNKNOWN = 20  # words that are listed
 MAX_UNKNOWN_CHARS = 40  # of each; no longer word is near a known one
+MIN_WORD_SIMILARITY = 0.75  # of 1: a typing error is above it, another word mostly below
 
 
 @dataclass(frozen=True)
@@ -78,4 +79,6 @@ def _vocabulary(folder: Path) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def _suggestions(folder: Path, word: str) -> tuple[str, ...]:
-    return tuple(get_close_matches(word.lower(), _vocabulary(folder), n=2, cutoff=0.6))
+    return tuple(
+        get_close_matches(word.lower(), _vocabulary(folder), n=2, cutoff=MIN_WORD_SIMILARITY)
+    )

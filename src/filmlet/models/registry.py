@@ -93,7 +93,7 @@ def _ltx2_folder_sources(folder: Path, revision: str) -> ComponentSources:
 # repository say 7 calls, then 3.
 LTXV = ModelCard(
     name="ltxv-2b-0.9.8-distilled",
-    summary="2 billion parameters, 7 calls and 3",
+    summary="2 billion parameters, 7 + 3 steps",
     licence="LTX-Video Open Weights License",
     sources=_lightricks_sources("ltxv-2b-0.9.8-distilled.safetensors", 6.34e9),
     parameters=Components(1.92e9, 1.25e9, 4.76e9, 0.0, 0.25e9),
@@ -110,7 +110,7 @@ LTXV = ModelCard(
 LTXV_13B = replace(
     LTXV,
     name="ltxv-13b-0.9.8-distilled",
-    summary="13 billion parameters, 7 calls and 3",
+    summary="13 billion parameters, 7 + 3 steps",
     sources=_lightricks_sources("ltxv-13b-0.9.8-distilled.safetensors", 28.6e9),
     parameters=Components(13.04e9, 1.25e9, 4.76e9, 0.0, 0.25e9),
     tone_map_compression_ratio=0.6,
@@ -142,7 +142,7 @@ REGISTRY = {
         replace(
             LTXV_DEV,
             name="ltxv-2b-0.9.6-distilled",
-            summary="2 billion parameters, 8 calls, one stage",
+            summary="2 billion parameters, 8 steps, one stage",
             sources=_lightricks_sources(
                 "ltxv-2b-0.9.6-distilled-04-25.safetensors", 6.34e9, is_two_stage=False
             ),
@@ -155,7 +155,7 @@ REGISTRY = {
         replace(
             LTXV,
             name="ltxv-2b-0.9.8-distilled-fp8",
-            summary="2 billion parameters in 8 bits, 7 calls and 3",
+            summary="2 billion parameters in 8 bits, 7 + 3 steps",
             sources=_lightricks_sources("ltxv-2b-0.9.8-distilled-fp8.safetensors", 4.46e9),
             stored_bytes=1,
         ),
@@ -168,7 +168,7 @@ REGISTRY = {
         replace(
             LTXV_13B,
             name="ltxv-13b-0.9.8-distilled-fp8",
-            summary="13 billion parameters in 8 bits, 7 calls and 3",
+            summary="13 billion parameters in 8 bits, 7 + 3 steps",
             sources=_lightricks_sources("ltxv-13b-0.9.8-distilled-fp8.safetensors", 15.7e9),
             stored_bytes=1,
         ),
