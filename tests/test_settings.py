@@ -149,6 +149,7 @@ COMMANDS = {
     "generate": ["a ball"], "submit": ["a ball"], "plan": ["a ball"], "jobs": [], "models": [],
     "worker": [], "enhance": ["a ball"], "serve": ["--port", "0"], "keys": [],
     "space": ["files", "space"],
+    "config": [], "completion": ["bash"],
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Self
@@ -224,6 +225,38 @@ class Settings:
         """The environment of a process that is to have the same settings."""
         variables = {f"FILMLET_{k.upper()}": str(v) for k, v in vars(self).items() if v is not None}
         return os.environ | variables
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the FILMLET_ variables that are no setting, each with the nearest name or ""."""
+    known = [_variable(name) for name in vars(Settings())]
+    unknown = [name for name in environment if name.startswith("FILMLET_") and name not in known]
+    near = {name: get_close_matches(name, known, n=1, cutoff=0.75) for name in unknown}
+    return {name: found[0] if found else "" for name, found in near.items()}
+
+
+@dataclass(frozen=True)
+class SettingValue:
+    """One setting as it is. variable: that sets it. source: `default`, or the variable that did."""
+
+    name: str
+    variable: str
+    value: Any
+    source: str
+
+
+def list_settings(environment: Mapping[str, str] = os.environ) -> list[SettingValue]:
+    """Return every setting; secrets are masked. Raises InvalidSetting."""
+    rows = []
+    for name, value in vars(Settings.from_environment(environment)).items():
+        variable, source = _variable(name), "default"
+        if environment.get(variable, "").strip():
+            source = variable
+        elif name == "forwarded_allow_ips" and environment.get("FORWARDED_ALLOW_IPS", "").strip():
+            source = "FORWARDED_ALLOW_IPS"
+        shown = "***" if name in SECRETS and value else value
+        rows.append(SettingValue(name, variable, shown, source))
+    return rows
 
 
 def _variable(name: str) -> str:

@@ -17,9 +17,10 @@ from filmlet.cli.options import (
     Commands,
     add_clip_options,
     add_download_option,
+    add_quiet_option,
     build_clip_request,
 )
-from filmlet.cli.process import to_json
+from filmlet.cli.process import show_file, to_json
 from filmlet.core.request import FORMATS, ClipRequest
 from filmlet.errors import InvalidRequest
 
@@ -39,8 +40,10 @@ def add_commands(commands: Commands) -> None:
     add_clip_options(command)
     add_download_option(command)
     command.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
+    add_quiet_option(command, "no progress bar; print the path only")
     command.add_argument("--force", action="store_true", help="overwrite the file")
     command.add_argument("--format", help=f"{', '.join(FORMATS)} (default: as --output ends)")
+    command.add_argument("--show", action="store_true", help="open the clip once it is finished")
     command.add_argument(
         "--preview", action="store_true", help="keep OUTPUT.preview.png up to date after each step"
     )
@@ -56,7 +59,10 @@ def generate(options: argparse.Namespace) -> int:
     planned = fit_to_format(make_plan(request), suffix.removeprefix("."))
     with _cleanup_new_folders(options.output or CLIPS / "clip"):
         report = replace(_generate(options, planned, suffix, started), request=request)
-    print(report.as_json() if options.json else report.as_text())
+    text = str(report.path) if options.quiet else report.as_text()
+    print(report.as_json() if options.json else text)
+    if options.show:
+        show_file(report.path)
     return 0
 
 
@@ -87,7 +93,7 @@ def _generate(
     settings = Settings.from_environment()
     confirm_download(planned, settings, agreed=options.yes)
     timings: dict[str, float] = {}
-    with _progress_bar(quiet=options.json) as bar:
+    with _progress_bar(quiet=options.json or options.quiet) as bar:
         clip = _drain_with_progress(prepare(planned, settings), bar.update)
         effective = clip.effective
         paths = [options.output] if options.output else _default_paths(planned, effective, suffix)

@@ -3,6 +3,9 @@
 The errors themselves are read by clients of a server and by Python programs, too.
 """
 
+import argparse
+from pathlib import Path
+
 from filmlet.errors import (
     AddressUnusable,
     ApiKeyRequired,
@@ -15,11 +18,26 @@ from filmlet.errors import (
     UnsuitedGuidance,
 )
 
+NO_OPTIONS = argparse.Namespace()
+FILE_OPTIONS = ("image", "last_image", "keyframe", "extend")
 
-def describe_error(error: FilmletError) -> str:
-    """Return the message of an error, and after it what to type, where there is something."""
-    hint = _hint(error)
-    return f"{error} {hint}" if hint else str(error)
+
+def describe_error(error: FilmletError, options: argparse.Namespace = NO_OPTIONS) -> str:
+    """Return the message of an error with what to type: the option at fault, or what helps."""
+    message, hint = _name_option(str(error), options), _hint(error)
+    return f"{message} {hint}" if hint else message
+
+
+def _name_option(message: str, options: argparse.Namespace) -> str:
+    """Return a message about a file with the option that names the file, as it was typed."""
+    for name in FILE_OPTIONS:
+        value = getattr(options, name, None) or ()
+        for typed in [value] if isinstance(value, str) else value:
+            file = typed.rpartition("@")[0] if name == "keyframe" else typed
+            start = f"{Path(file).name}: "
+            if message.startswith(start):
+                return f"--{name.replace('_', '-')} {file}: {message.removeprefix(start)}"
+    return message
 
 
 def _hint(error: FilmletError) -> str:

@@ -1,10 +1,12 @@
 """`filmlet submit`, `jobs` and `worker`: the queue."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filmlet.cli.downloads import confirm_download
@@ -12,9 +14,11 @@ from filmlet.cli.durations import format_duration
 from filmlet.cli.enhance import enhance_clip_request
 from filmlet.cli.options import (
     Commands,
+    add_actions,
     add_clip_options,
     add_download_option,
     add_log_option,
+    add_quiet_option,
     build_clip_request,
     whole_number,
 )
@@ -39,19 +43,29 @@ def add_queue_commands(commands: Commands) -> None:
 
     command = commands.add_parser("jobs", help=f"{', '.join(ACTIONS)} jobs")
     command.set_defaults(run=manage_jobs, needs_server=True)
-    command.add_argument("action", nargs="?", choices=tuple(ACTIONS), default="list")
-    command.add_argument("id", nargs="?", help="the job's id")
-    command.add_argument(
-        "--limit", type=whole_number, default=50, help="number of jobs to list (default: 50)"
+    parsers = add_actions(command, {name: summary for name, (_, summary) in ACTIONS.items()})
+    _add_limit(command, default=50)
+    _add_limit(parsers["list"], default=argparse.SUPPRESS)
+    for name, parser in parsers.items():
+        if name != "list":
+            parser.add_argument("id", metavar="ID", help="the job's id")
+    parsers["save"].add_argument(
+        "-o", "--output", type=Path, metavar="FILE.mp4", help="file to write (default: ID.mp4)"
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    parsers["save"].add_argument("--force", action="store_true", help="overwrite the file")
+
+
+def _add_limit(command: argparse.ArgumentParser, default: object) -> None:
+    command.add_argument(
+        "--limit", type=whole_number, default=default, help="number of jobs to list (50)"
+    )
 
 
 def add_worker_command(commands: Commands) -> None:
     """Add `worker`."""
     command = commands.add_parser("worker", help="run jobs until told to stop")
     command.set_defaults(run=run_worker, needs_server=True)
-    command.add_argument("--quiet", action="store_true", help="log warnings only")
+    add_quiet_option(command, "log warnings only")
     command.add_argument(
         "--finish", action="store_true", help="finish the current job before stopping"
     )
@@ -77,10 +91,9 @@ def submit(options: argparse.Namespace) -> int:
 
 def manage_jobs(options: argparse.Namespace) -> int:
     """Read or change jobs."""
-    if options.action != "list" and options.id is None:
-        raise InvalidRequest(f"Give the id of the job to {options.action}.", param="id")
+    act, _ = ACTIONS[options.action]
     with _open_queue() as queue:
-        ACTIONS[options.action](queue, options)
+        act(queue, options)
     return 0
 
 
@@ -156,14 +169,43 @@ def _delete_job(queue: "Queue", options: argparse.Namespace) -> None:
     )
 
 
-ACTIONS: dict[str, Callable[["Queue", argparse.Namespace], None]] = {
-    "list": _list_jobs,
-    "show": _show_job,
-    "watch": _watch_job,
-    "cancel": _cancel_job,
-    "retry": _retry_job,
-    "refine": _refine_job,
-    "delete": _delete_job,
+def _save_clip(queue: "Queue", options: argparse.Namespace) -> None:
+    """Copy the clip of a finished job out of the storage. Raises JobConflict, OutputExists."""
+    from filmlet.errors import JobConflict
+    from filmlet.media.output_path import (
+        as_output_error,
+        check_output_path,
+        move_into_place,
+        partial_path,
+    )
+
+    job = queue.get_job(options.id)
+    if job.clip is None:
+        raise JobConflict(f"{job.id} is {job.status}; it has no clip.")
+    path = options.output or Path(f"{job.id}.mp4")
+    if check_output_path(path, options.force) != "mp4":
+        raise InvalidRequest("The clip of a job is an MP4; name a file .mp4.", param="output")
+    part = partial_path(path)
+    try:
+        with queue.storage.open(job.id, job.clip) as clip, as_output_error(path):
+            with part.open("wb") as file:
+                shutil.copyfileobj(clip, file)
+            move_into_place(part, path, options.force)
+    finally:
+        part.unlink(missing_ok=True)
+    print(to_json({"path": str(path)}) if options.json else path)
+
+
+Action = Callable[["Queue", argparse.Namespace], None]
+ACTIONS: dict[str, tuple[Action, str]] = {
+    "list": (_list_jobs, "list jobs, the newest first"),
+    "show": (_show_job, "show a job with its stages and notes"),
+    "watch": (_watch_job, "print a job at each change until it is over"),
+    "save": (_save_clip, "save the clip of a finished job"),
+    "cancel": (_cancel_job, "cancel a job that waits or runs"),
+    "retry": (_retry_job, "queue a failed or cancelled job again"),
+    "refine": (_refine_job, "queue the second stage of a finished draft"),
+    "delete": (_delete_job, "delete a job that is over, and its files"),
 }
 
 

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from filmlet import __version__
-from filmlet.cli import enhance, generate, jobs, models, serve, space
+from filmlet.cli import config, enhance, generate, jobs, models, serve, space
 from filmlet.cli.hints import describe_error
 from filmlet.cli.options import IntermixedParser, ProgramParser
 from filmlet.cli.process import (
@@ -23,10 +22,18 @@ from filmlet.cli.process import (
     print_out,
     to_json,
 )
-from filmlet.errors import FilmletError, MissingDependency, OutOfMemory
-from filmlet.settings import Settings
+from filmlet.cli.version import VersionAction
+from filmlet.errors import (
+    FilmletError,
+    InvalidRequest,
+    InvalidSetting,
+    MissingDependency,
+    OutOfMemory,
+)
+from filmlet.settings import Settings, unknown_variables
 
-EXIT_ERROR = 2
+EXIT_FAILURE = 1
+EXIT_USAGE = 2  # what was asked cannot be done as it was said: argparse's own status
 EXIT_SIGPIPE = 128 + 13  # a shell's status of a process that SIGPIPE has ended
 RETRY_S = 0.01  # until an interruption that Python dropped is raised again
 
@@ -86,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ProgramParser(
         prog="filmlet", description="Turn a sentence into a short video on this machine."
     )
-    parser.add_argument("--version", action="version", version=f"filmlet {__version__}")
+    parser.add_argument("--version", action=VersionAction)
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=IntermixedParser
     )
@@ -97,14 +104,16 @@ def build_parser() -> argparse.ArgumentParser:
     jobs.add_worker_command(commands)
     serve.add_commands(commands)
     space.add_commands(commands)
+    config.add_commands(commands, parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, or 2 with a sentence on stderr.
+    """Run one command; return the exit status: 0, or 1 or 2 with a sentence on stderr.
 
-    After a signal it is a shell's: 130 for SIGINT, 143 for SIGTERM. If nobody reads the output any
-    more, it is that of SIGPIPE, and nothing is printed.
+    It is 2 for options and variables that cannot be as they are, 1 for what failed. After a signal
+    it is a shell's: 130 for SIGINT, 143 for SIGTERM. If nobody reads the output any more, it is
+    that of SIGPIPE, and nothing is printed.
     """
     with _raise_on_signals():
         prepare_streams()
@@ -117,6 +126,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         build_parser().parse_args(arguments, options)
         check_words(options)
         Settings.from_environment()  # an odd one is told by every command, used or not
+        _warn_of_variables()
         status: int = options.run(options)
         sys.stdout.flush()
         return status
@@ -128,6 +138,13 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         if known_error is None:
             raise
         return _print_error(known_error, options)
+
+
+def _warn_of_variables() -> None:
+    """Name the variables that look like settings and are none."""
+    for name, nearest in unknown_variables().items():
+        hint = f"did you mean {nearest}?" if nearest else "`filmlet config` lists them."
+        print_out(f"filmlet: {name} is no setting; {hint}", sys.stderr)
 
 
 def _to_known_error(
@@ -158,10 +175,17 @@ def _is_pipe_closed() -> bool:
 
 
 def _print_error(error: FilmletError | Interrupted, options: argparse.Namespace) -> int:
-    message = describe_error(error) if isinstance(error, FilmletError) else str(error)
+    message = str(error)
+    if isinstance(error, FilmletError):
+        message = describe_error(error, options)
     if getattr(options, "json", False):
         param = getattr(error, "param", None)
         error_json = {"error": {"code": error.code, "message": message, "param": param}}
         print_out(to_json(error_json), sys.stdout)
     print_out(f"filmlet: {message} [{error.code}]", sys.stderr)
-    return error.status if isinstance(error, Interrupted) else EXIT_ERROR
+    match error:
+        case Interrupted():
+            return error.status
+        case InvalidRequest() | InvalidSetting():
+            return EXIT_USAGE
+    return EXIT_FAILURE

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from filmlet.cli.durations import format_duration
 from filmlet.cli.enhance import enhance_clip_request
-from filmlet.cli.options import Commands, add_clip_options, build_clip_request
+from filmlet.cli.options import (
+    Commands,
+    add_actions,
+    add_clip_options,
+    add_quiet_option,
+    build_clip_request,
+)
 from filmlet.cli.process import to_json
-from filmlet.errors import FilmletError, InvalidRequest, ModelNotFetched
+from filmlet.errors import FilmletError, ModelNotFetched
 
 if TYPE_CHECKING:
     from filmlet.core.model_card import ComponentSource, ModelCard
@@ -25,14 +31,16 @@ def add_commands(commands: Commands) -> None:
     """Add `models` and `plan`."""
     command = commands.add_parser("models", help=f"{', '.join(ACTIONS)} models")
     command.set_defaults(run=manage_models)
-    command.add_argument("action", nargs="?", choices=tuple(ACTIONS), default="list")
-    command.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help="name that `filmlet models` lists, or OWNER/NAME on the Hub",
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    parsers = add_actions(command, {name: summary for name, (_, summary) in ACTIONS.items()})
+    for name, parser in parsers.items():
+        if name != "list":
+            parser.add_argument(
+                "names",
+                nargs="*" if name == "prune" else "+",
+                metavar="NAME",
+                help="name that `filmlet models` lists, or OWNER/NAME on the Hub",
+            )
+    add_quiet_option(parsers["pull"], "no progress bar")
 
     command = commands.add_parser(
         "plan", help="estimate download, memory and time of a clip; make none"
@@ -43,9 +51,8 @@ def add_commands(commands: Commands) -> None:
 
 def manage_models(options: argparse.Namespace) -> int:
     """List, show, download, delete or compile models."""
-    if options.action in ("show", "pull", "export") and not options.names:
-        raise InvalidRequest(f"Name the model to {options.action}.", param="model")
-    ACTIONS[options.action](options)
+    act, _ = ACTIONS[options.action]
+    act(options)
     return 0
 
 
@@ -111,7 +118,7 @@ def _pull_models(options: argparse.Namespace) -> None:
     for name in options.names:
         is_own = hub_cache.is_name(name) and name not in REGISTRY
         events = download_repository(name) if is_own else download_model(get_card(name))
-        with DownloadProgressBar(quiet=options.json) as bar:
+        with DownloadProgressBar(quiet=options.json or options.quiet) as bar:
             for so_far in events:
                 bar.update(so_far)
         row = _model_row(get_card(name))
@@ -160,12 +167,12 @@ def _export_models(options: argparse.Namespace) -> None:
         print(to_json(table) if options.json else line)
 
 
-ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "list": _list_models,
-    "show": _show_model,
-    "pull": _pull_models,
-    "prune": _prune_models,
-    "export": _export_models,
+ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
+    "list": (_list_models, "list models, and which are on this machine"),
+    "show": (_show_model, "show files, licence and vocabulary of models"),
+    "pull": (_pull_models, "download models"),
+    "prune": (_prune_models, "delete partial downloads, and the models that are named"),
+    "export": (_export_models, "compile models for OpenVINO"),
 }
 
 

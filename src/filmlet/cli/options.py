@@ -1,6 +1,7 @@
 """Options that several commands share, and the request that they make."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
 from filmlet.core.guide import parse_keyframe
@@ -13,6 +14,7 @@ from filmlet.core.request import (
 )
 
 MAX_SECONDS = 1e9
+PROMPT_OF_PLAN = "a clip"  # which takes as long as any other
 
 
 class Commands(Protocol):
@@ -59,6 +61,29 @@ class IntermixedParser(argparse.ArgumentParser):
             self.is_mixing = False
 
 
+def add_actions(
+    command: argparse.ArgumentParser, actions: Mapping[str, str]
+) -> dict[str, argparse.ArgumentParser]:
+    """Add the actions of a command, each with `--json`; without one it is the first.
+
+    actions: what each does, by its name.
+    """
+    commands: Commands = command.add_subparsers(
+        dest="action", metavar="ACTION", parser_class=IntermixedParser
+    )
+    parsers = {
+        name: commands.add_parser(name, help=help, description=f"{help[:1].upper()}{help[1:]}.")
+        for name, help in actions.items()
+    }
+    command.set_defaults(action=next(iter(actions)))
+    command.add_argument("--json", action="store_true", help="print JSON")
+    for parser in parsers.values():  # what stands before the action counts as well
+        parser.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+        )
+    return parsers
+
+
 def whole_number(text: str) -> int:
     """Parse a whole number that a database's integer can hold."""
     if not text.isascii() or not text.isdecimal() or len(text) > 9:
@@ -93,9 +118,9 @@ def add_model_option(command: argparse.ArgumentParser) -> None:
 
 def add_clip_options(command: argparse.ArgumentParser, *, is_made: bool = True) -> None:
     """Add the options of a clip; the prompt may be left out unless it is made."""
-    prompt_help = 'what to show, such as "a cat moving left on white"'
+    prompt_help = 'what to show, such as "a cat moving left on white"; quotes may be left out'
     command.add_argument(
-        "prompt", help=prompt_help, nargs=None if is_made else "?", default="a clip"
+        "prompt", metavar="PROMPT", help=prompt_help, nargs="+" if is_made else "*"
     )
     command.add_argument(
         "--then", metavar="PROMPT", action="append", default=[],
@@ -152,10 +177,15 @@ def add_download_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quiet_option(command: argparse.ArgumentParser, help: str) -> None:
+    """Add `--quiet`."""
+    command.add_argument("-q", "--quiet", action="store_true", help=help)
+
+
 def build_clip_request(options: argparse.Namespace) -> ClipRequest:
     """Return the request that the clip options make. Raises InvalidRequest."""
     return build_request(
-        options.prompt,
+        " ".join(options.prompt) if options.prompt else PROMPT_OF_PLAN,
         size=options.size,
         model=options.model,
         negative_prompt=options.negative_prompt,

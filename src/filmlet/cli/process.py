@@ -3,10 +3,18 @@
 import argparse
 import errno
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import TextIO
 
-from filmlet.errors import DiskFull, FilmletError, InvalidRequest, SystemRefused
+from filmlet.errors import (
+    DiskFull,
+    FilmletError,
+    InvalidRequest,
+    MissingDependency,
+    SystemRefused,
+)
 
 # Options that name files, whose names are any bytes
 FILES = ("image", "last_image", "keyframe", "extend", "lora", "output", "folder", "model")
@@ -53,6 +61,18 @@ def to_json(table: object, *, indent: int | None = 2) -> str:
     import json
 
     return json.dumps(table, ensure_ascii=False, indent=indent, default=os.fspath)
+
+
+def show_file(path: Path) -> None:
+    """Open a file with the program that the desktop has for it. Raises MissingDependency."""
+    if sys.platform == "win32":
+        os.startfile(path)
+        return
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    try:
+        subprocess.run([opener, path], check=True, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise MissingDependency(f"{path} is finished; {opener} cannot open it.") from error
 
 
 def print_out(text: str, stream: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""The progress bar of the command line: one line a stage, on stderr."""
+"""Progress bars of the command line, on stderr."""
 
 from typing import Self
 
@@ -19,7 +19,7 @@ from filmlet.models import DownloadProgress
 
 
 class StageProgressBar:
-    """Shows a bar for each stage."""
+    """Shows the stage in hand in one line, which goes when the clip is there."""
 
     def __init__(self) -> None:
         self.progress = Lines(
@@ -28,8 +28,10 @@ class StageProgressBar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=Console(stderr=True),
+            transient=True,
         )
-        self.tasks: dict[Stage, TaskID] = {}
+        self.task = self.progress.add_task("")
+        self.stage: Stage | None = None
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -39,12 +41,17 @@ class StageProgressBar:
         self.progress.stop()
 
     def update(self, event: Event) -> None:
-        """Update the bar of the event's stage."""
+        """Show the event's stage; a new one at once, however short it is."""
         if not isinstance(event, Progress):
             return
-        if event.stage not in self.tasks:
-            self.tasks[event.stage] = self.progress.add_task(event.stage.value, total=event.total)
-        self.progress.update(self.tasks[event.stage], completed=event.done)
+        self.progress.update(
+            self.task,
+            description=event.stage.value,
+            completed=event.done,
+            total=event.total,
+            refresh=event.stage != self.stage,
+        )
+        self.stage = event.stage
 
 
 class DownloadProgressBar:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from filmlet.cli.options import Commands, add_log_option, seconds, whole_number
+from filmlet.cli.options import Commands, add_actions, add_log_option, seconds, whole_number
 from filmlet.cli.process import to_json
 from filmlet.errors import InvalidRequest
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from filmlet.jobs import ApiKey, ApiKeyStore, CreatedApiKey, Limits
     from filmlet.settings import Settings
 
-ACTIONS = ("list", "add", "remove")
+ACTIONS = {"list": "list keys", "add": "make a key and show it once", "remove": "remove a key"}
 
 
 def add_commands(commands: Commands) -> None:
@@ -39,8 +39,13 @@ def add_commands(commands: Commands) -> None:
 
     command = commands.add_parser("keys", help=f"{', '.join(ACTIONS)} keys of the server's users")
     command.set_defaults(run=manage_keys, needs_server=True)
-    command.add_argument("action", nargs="?", choices=ACTIONS, default="list")
-    command.add_argument("name", nargs="?", help="name of the key")
+    parsers = add_actions(command, ACTIONS)
+    for name in ("add", "remove"):
+        parsers[name].add_argument("name", metavar="NAME", help="name of the key")
+    _add_key_options(parsers["add"])
+
+
+def _add_key_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--admin", action="store_true", help="may see and cancel all jobs")
     command.add_argument(
         "--max-active", type=whole_number, metavar="N", help="unfinished jobs at once"
@@ -51,7 +56,6 @@ def add_commands(commands: Commands) -> None:
         help="seconds of video a day; 0 is unlimited",
     )  # fmt: skip
     command.add_argument("--webhook", metavar="URL", help="URL to call when a job ends")
-    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -82,8 +86,6 @@ def manage_keys(options: argparse.Namespace) -> int:
     from filmlet.jobs import Limits
     from filmlet.settings import Settings
 
-    if options.action != "list" and not options.name:
-        raise InvalidRequest(f"Give the name of the key to {options.action}.", param="name")
     if options.action == "add" and not (options.name.isprintable() and len(options.name) <= 200):
         raise InvalidRequest("A key's name is at most 200 characters of text.", param="name")
     settings = Settings.from_environment()

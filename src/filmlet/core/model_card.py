@@ -11,6 +11,8 @@ from filmlet.core.shape import ShapeConstraints
 
 Location = TypeVar("Location")
 
+POCKET_REVISION = "4"  # of the checkpoint in the package
+
 
 class ModelFamily(StrEnum):
     """The architectures that are run, by the names of diffusers' modules."""

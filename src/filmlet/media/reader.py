@@ -100,6 +100,8 @@ def _open(path: Path) -> tuple[BinaryIO, Format]:
             file.close()
             raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise InvalidMedia("no such file.") from error
         raise InvalidMedia(f"it cannot be read: {error.strerror or error}.") from error
     return file, form
 

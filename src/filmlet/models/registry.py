@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from filmlet.core.checkpoint_headers import read_json
 from filmlet.core.lora import PICKLE_SUFFIXES
 from filmlet.core.model_card import (
+    POCKET_REVISION,
     Components,
     ComponentSource,
     ComponentSources,
@@ -134,7 +135,7 @@ REGISTRY = {
             name="pocket",
             summary="bundled; a small world of emoji, shapes, motions and scenes; two CPU cores",
             licence="Apache-2.0; the emoji it draws are Noto Color Emoji, OFL-1.1",
-            sources=_folder_sources(POCKET, revision="4"),
+            sources=_folder_sources(POCKET, revision=POCKET_REVISION),
             schedule=ShiftedSigmas(steps=4, shift=8.0),
             grid=POCKET_GRID,
             max_prompt_tokens=128,
