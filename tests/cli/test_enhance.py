@@ -50,7 +50,7 @@ def test_a_failure_is_one_sentence(
     chat: ChatEndpoint, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat.status = 500
-    assert main([*command, "a ship", "--model", MODEL]) == 2
+    assert main([*command, "a ship", "--model", MODEL]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
@@ -66,7 +66,7 @@ def test_without_an_endpoint_the_settings_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("FILMLET_ENHANCE_URL")
-    assert main(["enhance", "a ship", "--model", MODEL]) == 2
+    assert main(["enhance", "a ship", "--model", MODEL]) == 1
     err = capsys.readouterr().err
     assert f"Nothing enhances prompts for {MODEL} here." in err
     assert "FILMLET_ENHANCE_URL" in err
