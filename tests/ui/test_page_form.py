@@ -137,6 +137,32 @@ def test_title_tells_how_far_the_clip_is(window: Window) -> None:
     assert page.title() == "Ready · filmlet"
 
 
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_picture_that_is_pasted_or_dropped_is_the_first_image(
+    window: Window, server: Running, kind: str
+) -> None:
+    page = window.open().page
+    page.evaluate(
+        """async kind => {
+          const canvas = new OffscreenCanvas(64, 64);
+          canvas.getContext('2d').fillRect(0, 0, 64, 64);
+          const blob = await canvas.convertToBlob({ type: 'image/png' });
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([blob], 'black.png', { type: 'image/png' }));
+          const event = kind === 'paste'
+            ? new ClipboardEvent('paste', { clipboardData: transfer, bubbles: true })
+            : new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true });
+          document.querySelector('film-gallery').dispatchEvent(event);
+        }""",
+        kind,
+    )
+    page.wait_for_selector("#images img[src*=file]")
+    window.write(PROMPT, seconds="0.2")
+    clip = window.make()
+    window.wait_done()
+    assert len(server.video(clip)["requested"]["guides"]) == 1  # type: ignore[index]
+
+
 def test_deletion_is_undone_or_carried_out_in_time(window: Window, server: Running) -> None:
     job = server.job(prompt="a blue star shrinking on black")
     server.wait_over(job)

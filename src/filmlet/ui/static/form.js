@@ -1,7 +1,7 @@
 // What the page's script does around Gradio's form: fills it, submits it, remembers it, and shows
 // refusals beside the field that they are about.
 
-import { alertUser, fillForm, notifyChanged, openClip, showViewer } from "./api.js";
+import { alertUser, announce, fillForm, notifyChanged, openClip, showViewer } from "./api.js";
 
 const FORM_KEY = "film:form";
 // Parameters of refusals whose field has another name.
@@ -136,6 +136,36 @@ async function start() {
   const saved = savedSettings();
   if (saved) fillForm(saved); else reveal();
 }
+
+
+// A picture that is pasted or dropped anywhere on the page is the first image of the clip.
+async function takePicture(file) {
+  document.querySelector("#start input[value=image]")?.click();
+  const input = await waitForElement("#images input[type=file]");
+  const transfer = new DataTransfer();
+  transfer.items.add(file);
+  input.files = transfer.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+  announce("The picture is the first image of the clip.");
+}
+const pictureOf = (transfer) => [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
+document.addEventListener("paste", (event) => {
+  const picture = pictureOf(event.clipboardData);
+  if (!picture) return;
+  event.preventDefault();
+  takePicture(picture);
+});
+// A field of Gradio that takes the file itself comes first.
+const isOnField = (event) => event.target.closest?.("#images, #videos");
+document.addEventListener("dragover", (event) => {
+  if (event.dataTransfer?.types.includes("Files") && !isOnField(event)) event.preventDefault();
+});
+document.addEventListener("drop", (event) => {
+  if (!event.dataTransfer?.types.includes("Files") || isOnField(event)) return;
+  event.preventDefault(); // else the browser would leave the page for the file
+  const picture = pictureOf(event.dataTransfer);
+  if (picture) takePicture(picture);
+});
 
 export const formEvents = { onFilled, onSubmitted, saveForm };
 start();
