@@ -137,9 +137,8 @@ def _connect_settings(
         note = {outputs.model_note: model_html(default_card)}
         return empty_form_values(form, default_card) | note
 
-    fill_event.select(fill, None, changed, **PRIVATE_EVENT).then(
-        None, None, None, js="() => window.filmlet.onFilled()", **PRIVATE_EVENT
-    )
+    filled = fill_event.select(fill, None, changed, **PRIVATE_EVENT)
+    filled.then(None, None, None, js="() => window.filmlet.onFilled()", **PRIVATE_EVENT)
     outputs.clear.click(clear, None, changed, **PRIVATE_EVENT)
     names = [field.name for field in fields(form) if field.name not in FILES]
     kept = [getattr(form, name) for name in names]

@@ -87,8 +87,6 @@ export function showViewer() {
   if (top < 0 || bottom > innerHeight) viewer.scrollIntoView({ block: "start" });
 }
 export const notifyChanged = () => document.dispatchEvent(new CustomEvent("film:changed"));
-// Fills Gradio's form with all settings of a clip, or with some of them.
-export const fillForm = (settings) => document.dispatchEvent(new CustomEvent("film:fill", { detail: settings }));
 
 let sessionRequest = null;
 export const getSession = () => (sessionRequest ??= fetchJson("/session").catch((error) => { sessionRequest = null; throw error; }));

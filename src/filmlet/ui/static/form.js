@@ -1,7 +1,7 @@
 // What the page's script does around Gradio's form: fills it, submits it, remembers it, and shows
 // refusals beside the field that they are about.
 
-import { alertUser, announce, fillForm, notifyChanged, openClip, showViewer } from "./api.js";
+import { alertUser, announce, notifyChanged, openClip, showViewer } from "./api.js";
 
 const FORM_KEY = "film:form";
 // Parameters of refusals whose field has another name.
@@ -11,6 +11,20 @@ const formElement = () => document.getElementById("form");
 let submitsWhenFilled = false;
 let isRestored = false;
 export let formModel = null; // the name of the chosen model
+
+// Fills Gradio's form with all settings of a clip, or with some of them. The server answers each time:
+// one after the other, of those that wait the last.
+const MAX_FILL_MS = 5000;
+let fillTimer = null;
+let nextSettings = null;
+export function fillForm(settings) {
+  if (fillTimer) {
+    nextSettings = settings;
+    return;
+  }
+  fillTimer = setTimeout(onFilled, MAX_FILL_MS);
+  document.dispatchEvent(new CustomEvent("film:fill", { detail: settings }));
+}
 
 // Fills the form and shows it.
 export function editForm(settings) {
@@ -26,7 +40,14 @@ export function makeClip(settings) {
 }
 
 function onFilled() {
+  clearTimeout(fillTimer);
+  fillTimer = null;
   reveal();
+  if (nextSettings) {
+    const settings = nextSettings;
+    nextSettings = null;
+    return fillForm(settings);
+  }
   if (!submitsWhenFilled) return;
   submitsWhenFilled = false;
   submitForm();

@@ -1,8 +1,7 @@
 // Ideas for prompts: parts that pocket knows, put together, and whole prompts for the other models.
 
-import { formModel } from "./form.js";
-import { escapeHtml, fillForm } from "./api.js";
-import { makeClip } from "./form.js";
+import { escapeHtml } from "./api.js";
+import { fillForm, formModel, makeClip } from "./form.js";
 
 const PARTS = {
   Subject: ["a red star", "a panda", "a rocket", "a yellow circle", "a blue heart", "a dog", "a fish", "a butterfly", "a car", "an apple"],
