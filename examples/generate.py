@@ -1,5 +1,5 @@
 import filmlet
 
 clip = filmlet.generate("a blue square growing under the sea", seed=3, size="256x256", seconds=1)
-clip.save("square.mp4")  # .webm, .gif and .webp work as well; a notebook shows the clip itself
+clip.save("square.mp4", force=True)  # or .webm, .gif, .webp; a notebook shows the clip itself
 print(clip.frames.shape, clip.effective.seed, clip.effective.changes)

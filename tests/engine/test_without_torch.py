@@ -1,5 +1,6 @@
 """pocket without torch: nothing of it is imported, and its noise comes again."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,26 @@ def test_the_story_of_a_clip_imports_no_torch() -> None:
     code += f"print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.server
+def test_a_plan_needs_no_server(tmp_path: Path) -> None:
+    blocked = "sys.modules |= dict.fromkeys(('dbos', 'fastapi', 'gradio', 'sqlalchemy'))\n"
+    start = "from filmlet.cli.main import main\n"
+    code = f"{start}raise SystemExit(main(['plan', 'a', 'cat', '--json']))"
+    made = run(blocked + code, tmp_path)
+    assert made.returncode == 0, made.stderr
+    eta = json.loads(made.stdout)["eta"]
+    assert 0 < eta["low"] < eta["seconds"] < eta["high"]
+
+
+@pytest.mark.server
+def test_a_plan_of_a_large_model_needs_no_torch_and_asks_for_it(tmp_path: Path) -> None:
+    words = ["plan", "--model", "ltxv-2b-0.9.8-distilled", "--size", "704x512", "--seconds", "4"]
+    start = "from filmlet.cli.main import main\nraise SystemExit(main({!r}))"
+    made = run(start.format(words), tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "download 25.9 GB" in made.stdout
+    assert "  note: This clip takes torch: pip install 'filmlet[torch]'" in made.stdout
+    made = run(start.format([*words, "--json"]), tmp_path)
+    assert "filmlet[torch]" in json.loads(made.stdout)["trouble"]

@@ -5,6 +5,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ from filmlet.cli.options import (
     build_clip_request,
 )
 from filmlet.cli.process import to_json
-from filmlet.errors import FilmletError, ModelNotFetched
+from filmlet.errors import FilmletError, MissingDependency, ModelNotFetched
 
 if TYPE_CHECKING:
     from filmlet.core.model_card import ComponentSource, ModelCard
+    from filmlet.core.request import ClipRequest
     from filmlet.jobs import Estimate, Forecast
+    from filmlet.settings import Settings
 
 NO_ESTIMATE = "no estimate before a worker has made a clip on this GPU"
 
@@ -45,7 +48,7 @@ def add_commands(commands: Commands) -> None:
     command = commands.add_parser(
         "plan", help="estimate download, memory and time of a clip; make none"
     )
-    command.set_defaults(run=plan, needs_server=True)
+    command.set_defaults(run=plan)
     add_clip_options(command, is_made=False)
 
 
@@ -58,28 +61,50 @@ def manage_models(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Print what a clip would take on this machine."""
-    from filmlet.engine.selection import device_info, why_not_openvino_model
-    from filmlet.jobs import Queue
+    from filmlet.engine.selection import device_info, in_float32, why_not_openvino_model
     from filmlet.settings import Settings
 
     request = enhance_clip_request(build_clip_request(options), options)
     settings = Settings.from_environment()
-    queue = Queue(settings)
-    try:
-        forecast = queue.forecast(request)
-    finally:
-        queue.close()
+    forecast = _forecast(request, settings)
     planned = forecast.plan
     is_torchs = settings.engine == "torch" or bool(
         why_not_openvino_model(planned.card, planned.parameters)
     )
     has_worker = forecast.machine is not None
-    forecast = replace(forecast, machine=device_info(settings.device, is_torchs))
-    table = _plan_dict(forecast)
+    trouble = None
+    try:
+        machine = device_info(settings.device, is_torchs)
+    except MissingDependency as error:
+        trouble = str(error)
+        machine = in_float32(device_info(settings.device))
+    forecast = replace(forecast, machine=machine)
+    table = _plan_dict(forecast) | {"trouble": trouble}
     if not has_worker and table["machine"]["device"] != "cpu":
         table["eta"] = None  # only a worker measures a GPU
     print(to_json(table) if options.json else _as_text(forecast, table))
     return 0
+
+
+def _forecast(request: "ClipRequest", settings: "Settings") -> "Forecast":
+    """Return what the queue has learned; without the extra `server`, what the CPU's speed says."""
+    from filmlet.jobs.cost_model import CostModel, WorkloadSize, measure_flops
+    from filmlet.jobs.job import Forecast
+    from filmlet.pipeline.plan import make_plan
+    from filmlet.pipeline.requirements import missing_bytes
+
+    if find_spec("sqlalchemy") and find_spec("dbos"):
+        from filmlet.jobs import Queue
+
+        queue = Queue(settings)
+        try:
+            return queue.forecast(request)
+        finally:
+            queue.close()
+    planned = make_plan(request)
+    size = WorkloadSize.from_plan(planned, planned.parameters.transformer)
+    eta = CostModel([], measure_flops()).estimate(size)
+    return Forecast(planned, eta, 0, missing_bytes(planned), None)
 
 
 def _list_models(options: argparse.Namespace) -> None:
@@ -279,7 +304,10 @@ def _as_text(forecast: "Forecast", table: dict[str, Any]) -> str:
             "  offload  not enough memory: the smallest mode takes "
             f"{_format_gigabytes(least.bytes)}",
         )
-    return "\n".join([*lines, *(f"  note: {change.reason}" for change in planned.changes)])
+    notes = [change.reason for change in planned.changes]
+    if table["trouble"]:
+        notes.append(table["trouble"])
+    return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
 
 
 def _format_eta(eta: "Estimate") -> str:
