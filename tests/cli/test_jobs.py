@@ -1,5 +1,7 @@
 """`submit`, `jobs` and `watch` as a person reads them."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,3 +72,13 @@ def test_watch_says_once_that_no_worker_is_running(
 )  # fmt: skip
 def test_durations_are_in_units_of_their_size(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.server
+def test_a_list_of_jobs_takes_no_dbos(own_queue: Queue) -> None:
+    code = (
+        "import sys\nfrom filmlet.cli.main import main\nassert main(['jobs']) == 0\n"
+        "assert 'dbos' not in sys.modules and 'sqlalchemy' in sys.modules"
+    )
+    assert own_queue.list_jobs() == []  # another process has made the tables
+    subprocess.run([sys.executable, "-c", code], check=True)

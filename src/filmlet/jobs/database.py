@@ -2,16 +2,17 @@
 
 import secrets
 import sqlite3
+import sys
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, WorkflowStatus
-from dbos import error as dbos_error
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -21,8 +22,13 @@ from filmlet.jobs.sqlite import (
     disable_autocommit,
     enable_wal,
     patch_unixepoch,
+    set_user_version,
+    user_version,
 )
 from filmlet.settings import Settings
+
+if TYPE_CHECKING:
+    from dbos import DBOSClient, WorkflowStatus
 
 Row = Mapping[str, Any]
 
@@ -221,7 +227,7 @@ class Database:
                 self.url = _with_keepalives(self.url)
             self.engine = self._engine()
             try:
-                DBOS.migrate(self.url)
+                self._migrate_dbos()
                 self._migrate()
             except BaseException:
                 self.engine.dispose()
@@ -237,6 +243,20 @@ class Database:
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
         return sa.create_engine(url, pool_pre_ping=True)
+
+    def _migrate_dbos(self) -> None:
+        """Bring DBOS' tables up to date; SQLite remembers for which release of DBOS they are.
+
+        Reading a queue then takes no DBOS, which takes longer to import than all else.
+        """
+        release = zlib.crc32(version("dbos").encode()) >> 1  # `user_version` is signed
+        if self.file and user_version(self.file) == release:
+            return
+        from dbos import DBOS
+
+        DBOS.migrate(self.url)
+        if self.file:
+            set_user_version(self.file, release)
 
     def _migrate(self) -> None:
         with self.engine.begin() as connection:
@@ -258,8 +278,10 @@ class Database:
                 )
 
     @cached_property
-    def client(self) -> DBOSClient:
+    def client(self) -> "DBOSClient":
         """The DBOS client of the same database."""
+        from dbos import DBOSClient
+
         with self._as_database_error():
             return DBOSClient(system_database_url=self.url, retry_connection_errors=False)
 
@@ -271,7 +293,7 @@ class Database:
         assert row
         return str(row["id"])
 
-    def pending_workflows(self, worker: str) -> list[WorkflowStatus]:
+    def pending_workflows(self, worker: str) -> "list[WorkflowStatus]":
         """Return the unfinished workflows of a worker. Raises DatabaseUnusable."""
         with self._as_database_error():
             return self.client.list_workflows(
@@ -318,7 +340,9 @@ class Database:
         self._check_file()
         try:
             yield
-        except (SQLAlchemyError, sqlite3.Error, dbos_error.DBOSException, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError, *_dbos_errors())):
+                raise
             cause = error.orig if isinstance(error, DBAPIError) else error
             reason = " ".join(str(cause).split()) or type(cause).__name__
             location = sa.make_url(self.url).set(query={}).render_as_string(hide_password=True)
@@ -337,6 +361,12 @@ class Database:
         if "client" in vars(self):
             self.client.destroy()
         self.engine.dispose()
+
+
+def _dbos_errors() -> tuple[type[Exception], ...]:
+    """Return the root of DBOS' errors, once it is loaded and may have raised one."""
+    module = sys.modules.get("dbos.error")
+    return (module.DBOSException,) if module else ()
 
 
 class Reader(ABC):

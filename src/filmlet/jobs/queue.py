@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dbos import WorkflowSerializationFormat
-
 from filmlet.core.effective import EffectiveSettings
 from filmlet.core.enhanced_prompt import EnhancedPrompt, to_enhanced_prompt
 from filmlet.core.lora import Lora, LoraAdapter
@@ -212,6 +210,8 @@ class Queue(JobReader):
         return 1 + RANKS[options.priority] * CLASS_RANK + min(active, CLASS_RANK - 1)
 
     def _enqueue(self, t: Transaction, job: str, run: int, rank: int) -> None:
+        from dbos import WorkflowSerializationFormat
+
         self.database.client.enqueue_in_transaction(
             t.connection,
             {

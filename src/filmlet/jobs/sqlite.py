@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,19 @@ def enable_wal(file: Path) -> None:
     with sqlite3.connect(file, timeout=30) as connection:
         connection.execute("pragma journal_mode=wal")
     connection.close()
+
+
+def user_version(file: Path) -> int:
+    """Return the number that a file carries for its application, 0 at first."""
+    with closing(sqlite3.connect(file, timeout=30)) as connection:
+        return int(connection.execute("pragma user_version").fetchone()[0])
+
+
+def set_user_version(file: Path, number: int) -> None:
+    """Set the number that a file carries for its application."""
+    with closing(sqlite3.connect(file, timeout=30)) as connection:
+        connection.execute(f"pragma user_version = {number}")
+        connection.commit()
 
 
 def patch_unixepoch() -> None:

@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 
 import httpx2
-from dbos import WorkflowSerializationFormat
 
 from filmlet.jobs.addresses import parse_webhook_url, resolve_public_address
 from filmlet.jobs.database import Database, Reader, Transaction
@@ -133,6 +132,8 @@ def _find_webhook_target(t: Reader, settings: Settings, job: str) -> WebhookTarg
 
 
 def _enqueue(t: Transaction, database: Database, job: str, attempt: int) -> None:
+    from dbos import WorkflowSerializationFormat
+
     pause = {"delay_seconds": RETRY_DELAYS_S[attempt - 1]} if attempt else {}
     database.client.enqueue_in_transaction(
         t.connection,
