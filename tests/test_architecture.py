@@ -124,7 +124,7 @@ def test_no_file_is_called_by_what_it_is_not() -> None:
     assert not {p.stem for p in ROOT.rglob("*.py") if ".venv" not in p.parts} & forbidden
 
 
-def test_the_bundled_checkpoint_names_no_path_of_the_machine_that_made_it() -> None:
+def test_bundled_checkpoint_names_no_path_of_the_machine_that_made_it() -> None:
     for file in (SOURCE / "pocket").rglob("*.json"):
         assert not re.search(r'"_name_or_path"|"/[a-z]+/', file.read_text()), file
 
@@ -134,7 +134,7 @@ def test_nothing_loads_pickles() -> None:
         assert not re.search(r"torch\.load\(|import pickle|\.bin\"", path.read_text()), path
 
 
-def test_the_public_names_are_these() -> None:
+def test_public_names_are_these() -> None:
     assert sorted(filmlet.__all__) == [
         "Audio", "Change", "Clip", "ClipRequest", "EffectiveSettings", "EnhancedPrompt",
         "FilmletError", "Frames", "Guide", "InvalidRequest", "Lora",
@@ -160,14 +160,14 @@ def commands(language: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def test_the_readmes_make_commands_are_targets_of_the_makefile() -> None:
+def test_readmes_make_commands_are_targets_of_the_makefile() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     asked = {line.split()[1] for line in commands("sh") if line.startswith("make ")}
     assert {"run", "test"} <= asked <= targets
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
+def test_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
     import shlex
 
     from filmlet.cli.main import build_parser
@@ -179,7 +179,7 @@ def test_the_readmes_filmlet_commands_are_ones_the_command_line_takes() -> None:
         assert callable(options.run)
 
 
-def test_the_readmes_python_runs(tmp_path: Path, shared_server: Running) -> None:
+def test_readmes_python_runs(tmp_path: Path, shared_server: Running) -> None:
     code = "\n".join(commands("python"))
     assert "filmlet.generate" in code
     assert "http://127.0.0.1:7860" in code

@@ -19,7 +19,7 @@ from tests.helpers.clips import prepare_run
 SMALL: ClipOptions = {"size": "64x64", "frames": 9, "steps": 3, "seed": 2}
 
 
-def test_a_clip_has_its_frames_its_settings_and_its_times(tiny: Path) -> None:
+def test_clip_has_its_frames_its_settings_and_its_times(tiny: Path) -> None:
     clip = filmlet.generate("a red castle", model=str(tiny), **SMALL)
     assert clip.frames.shape == (9, 64, 64, 3)
     assert clip.frames.dtype == np.uint8
@@ -48,13 +48,13 @@ def test_saved_and_filmed_clips_are_the_same_file(
         clip.save(saved)
 
 
-def test_a_notebook_shows_a_player(tiny: Path) -> None:
+def test_notebook_shows_a_player(tiny: Path) -> None:
     html = filmlet.generate("a ball", model=str(tiny), **SMALL)._repr_html_()
     assert html.startswith("<video")
     assert "data:video/mp4;base64," in html
 
 
-def test_a_stream_tells_every_stage_in_order_and_ends_with_all_frames() -> None:
+def test_stream_tells_every_stage_in_order_and_ends_with_all_frames() -> None:
     events = list(filmlet.stream("a red circle", **SMALL))
     stages_told = [e.stage for e in events if isinstance(e, filmlet.Progress)]
     assert list(dict.fromkeys(stages_told)) == ["load", "encode", "denoise", "decode"]
@@ -84,7 +84,7 @@ def test_closing_a_stream_stops_within_one_step(tiny: Path) -> None:
     assert next(stream, None) is None
 
 
-def test_the_last_preview_looks_like_the_clip(pocket_clip: Clip) -> None:
+def test_last_preview_looks_like_the_clip(pocket_clip: Clip) -> None:
     previews = [
         e.image
         for e in filmlet.stream("a red circle moving left on a white background", seed=1)
@@ -102,14 +102,14 @@ def test_two_clips_of_one_seed_are_equal_and_of_two_seeds_are_not(pocket_clip: C
     assert (other.frames != pocket_clip.frames).any()
 
 
-def test_a_negative_prompt_without_guidance_is_reported(pocket_clip: Clip) -> None:
+def test_negative_prompt_without_guidance_is_reported(pocket_clip: Clip) -> None:
     request = build_request(pocket_clip.requested.prompt, negative_prompt="a cat")
     effective = prepare_run(make_plan(request), Settings()).effective
     (change,) = effective.changes
     assert (change.field, effective.negative_prompt) == ("negative_prompt", "")
 
 
-def test_a_negative_prompt_that_is_cut_or_unknown_is_told(tiny: Path) -> None:
+def test_negative_prompt_that_is_cut_or_unknown_is_told(tiny: Path) -> None:
     request = build_request("a ball", model=str(tiny), negative_prompt="red castle " * 200)
     changes = prepare_run(make_plan(request), Settings()).effective.changes
     assert {c.field for c in changes} == {"negative_prompt", "negative_prompt_words"}
@@ -126,7 +126,7 @@ def test_forced_guidance_is_done_and_changes_the_clip(tiny: Path) -> None:
     assert full.effective.guidance == 3.0
 
 
-def test_a_clip_round_trips_through_a_player(pocket_clip: Clip, tmp_path: Path) -> None:
+def test_clip_round_trips_through_a_player(pocket_clip: Clip, tmp_path: Path) -> None:
     path = pocket_clip.save(tmp_path / "clip.mp4")
     with av.open(str(path)) as file:
         back = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
@@ -191,7 +191,7 @@ filmlet.generate("a ball", size="64x64", frames=9, steps=1)
 """
 
 
-def test_a_forked_process_works_or_says_that_it_cannot() -> None:
+def test_forked_process_works_or_says_that_it_cannot() -> None:
     words = [sys.executable, "-W", "ignore", "-c", FORK]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

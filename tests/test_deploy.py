@@ -62,7 +62,7 @@ def test_workers_are_scaled_by_metrics_that_there_are() -> None:
         assert f'"{status}"' in source
 
 
-def test_the_image_runs_as_somebody_who_may_do_little_and_says_that_it_lives() -> None:
+def test_image_runs_as_somebody_who_may_do_little_and_says_that_it_lives() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     assert "USER 1000" in lines
     assert any(line.startswith("HEALTHCHECK") for line in lines)
@@ -102,7 +102,7 @@ UNITS = sorted(DEPLOY.glob("*.service"))
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
-def test_a_service_names_folders_that_it_may_write(unit: Path) -> None:
+def test_service_names_folders_that_it_may_write(unit: Path) -> None:
     text = unit.read_text()
     found = dict(
         re.findall(r"(\w+)=(/\S+)", " ".join(re.findall(r"^Environment=(.*)$", text, re.M)))
@@ -114,7 +114,7 @@ def test_a_service_names_folders_that_it_may_write(unit: Path) -> None:
     assert found["HF_HOME"].startswith("/var/cache/filmlet/")
 
 
-def test_the_service_is_set_up_by_the_commands_that_are_shown() -> None:
+def test_service_is_set_up_by_the_commands_that_are_shown() -> None:
     shown = (DEPLOY / "README.md").read_text()
     (user,) = {*re.findall(r"^User=(\w+)$", UNITS[-1].read_text(), re.M)}
     assert re.search(f"^useradd .* {user}$", shown, re.M)
@@ -125,14 +125,14 @@ def test_the_service_is_set_up_by_the_commands_that_are_shown() -> None:
     assert build_parser().parse_args(shlex.split(keys[1])).command == "keys"
 
 
-def test_a_proxy_in_front_of_the_containers_can_be_named() -> None:
+def test_proxy_in_front_of_the_containers_can_be_named() -> None:
     for name in ("web", "worker"):
         value = COMPOSE["services"][name]["environment"]["FILMLET_FORWARDED_ALLOW_IPS"]
         assert value.startswith("${FILMLET_FORWARDED_ALLOW_IPS:-")
     assert "FILMLET_FORWARDED_ALLOW_IPS" in MANIFEST[0]["data"]
 
 
-def test_the_package_says_what_it_runs_on_and_is_typed() -> None:
+def test_package_says_what_it_runs_on_and_is_typed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     allowed = SpecifierSet(project["requires-python"])
     listed = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))

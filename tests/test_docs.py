@@ -145,7 +145,7 @@ def test_makefile_commands_in_pages_are_targets() -> None:
         assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= targets, page
 
 
-def test_the_libraries_that_wheels_contain_are_named_with_their_licences() -> None:
+def test_libraries_that_wheels_contain_are_named_with_their_licences() -> None:
     (path,) = (f for f in files("pillow-heif") or () if f.name == "LICENSES_bundled.txt")
     text = path.read_text()
     bundled = dict(re.findall(r"Name: (\w+)\nLicense: (\w+)\n", text))

@@ -71,7 +71,7 @@ def test_no_text_outside_the_command_line_has_its_words() -> None:
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_a_client_reads_no_words_of_the_command_line(
+def test_client_reads_no_words_of_the_command_line(
     client: TestClient, fields: dict[str, object]
 ) -> None:
     for path in ("", "/plan"):
@@ -103,7 +103,7 @@ def test_who_comes_through_a_proxy_reads_none_either(tmp_path: Path) -> None:
         (errors.AddressUnusable("No."), "--port"),
     ],
 )
-def test_the_command_line_says_what_to_type(error: errors.FilmletError, hint: str) -> None:
+def test_command_line_says_what_to_type(error: errors.FilmletError, hint: str) -> None:
     assert hint in describe_error(error)
     assert describe_error(error).startswith("No. ")
     assert COMMAND_LINE.search(describe_error(error))

@@ -21,24 +21,24 @@ ROOT = Path(__file__).parents[1]
         ["app.py"],
     ],
 )
-def test_an_unmarked_test_starts_no_process_of_filmlet(words: list[str]) -> None:
+def test_unmarked_test_starts_no_process_of_filmlet(words: list[str]) -> None:
     with pytest.raises(AssertionError, match=r"needs pytest\.mark\.(server|training)"):
         subprocess.run([sys.executable, *words], check=False)
 
 
-def test_an_unmarked_test_starts_no_browser() -> None:
+def test_unmarked_test_starts_no_browser() -> None:
     with pytest.raises(AssertionError, match=r"needs pytest\.mark\.browser"):
         subprocess.run(["chromium", "--version"], check=False)
 
 
-def test_an_unmarked_test_forks_no_process_of_filmlet(tmp_path: Path) -> None:
+def test_unmarked_test_forks_no_process_of_filmlet(tmp_path: Path) -> None:
     from tests.helpers.forked_processes import run_filmlet
 
     with pytest.raises(AssertionError, match=r"needs pytest\.mark\.server"):
         run_filmlet("--version", cwd=tmp_path)
 
 
-def test_an_unmarked_test_computes_for_seconds_only(
+def test_unmarked_test_computes_for_seconds_only(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(marks, "MAX_CPU_S", -1.0)
@@ -52,14 +52,14 @@ def test_an_unmarked_test_computes_for_seconds_only(
 
 
 @pytest.mark.server
-def test_a_marked_test_starts_what_its_mark_allows() -> None:
+def test_marked_test_starts_what_its_mark_allows() -> None:
     with pytest.raises(AssertionError, match=r"needs pytest\.mark\.browser"):
         marks.require_mark("browser")
     marks.require_mark("server")
 
 
 @pytest.mark.parametrize("fixture", ["postgres", "s3"])
-def test_a_database_or_storage_that_a_parameter_names_is_marked(
+def test_database_or_storage_that_a_parameter_names_is_marked(
     request: pytest.FixtureRequest, fixture: str
 ) -> None:
     assert request.node.get_closest_marker("server")

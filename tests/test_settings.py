@@ -79,7 +79,7 @@ def test_every_setting_is_checked() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), ODD, ids=lambda text: text[:20])
-def test_an_odd_value_is_one_sentence_that_names_the_variable(name: str, value: str) -> None:
+def test_odd_value_is_one_sentence_that_names_the_variable(name: str, value: str) -> None:
     environment = {"FILMLET_WEBHOOK_SECRET": "whsec_AAAA", variable_of(name): value}
     with pytest.raises(InvalidSetting) as refused:
         Settings.from_environment(environment)
@@ -90,12 +90,12 @@ def test_an_odd_value_is_one_sentence_that_names_the_variable(name: str, value: 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("value", ["", " ", "\t"])
-def test_an_empty_value_is_the_default(name: str, value: str) -> None:
+def test_empty_value_is_the_default(name: str, value: str) -> None:
     assert Settings.from_environment({variable_of(name): value}) == Settings()
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in GOOD.items() for v in vs])
-def test_a_usual_value_is_taken(name: str, value: str) -> None:
+def test_usual_value_is_taken(name: str, value: str) -> None:
     found = getattr(Settings.from_environment({variable_of(name): value}), name)
     assert found == KINDS[name](value) if KINDS[name] in (int, float) else found == value
 
@@ -113,7 +113,7 @@ def test_no_message_shows_a_password() -> None:
         assert "hunter2" not in str(refused.value)
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_file_is_no_folder(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for name in FOLDERS:
@@ -133,13 +133,13 @@ def test_settings_in_python_are_checked_the_same() -> None:
         Settings(enhance_url="http://127.0.0.1:11434/v1")
 
 
-def test_the_proxies_name_is_the_one_that_was_set() -> None:
+def test_proxies_name_is_the_one_that_was_set() -> None:
     with pytest.raises(InvalidSetting, match=r"^FORWARDED_ALLOW_IPS must be"):
         Settings.from_environment({"FORWARDED_ALLOW_IPS": "proxy"})
 
 
 @pytest.mark.parametrize("port", ["nan", "-1", "0", "65536", "9" * 5000, "http"])
-def test_an_odd_port_of_a_space_is_named(port: str) -> None:
+def test_odd_port_of_a_space_is_named(port: str) -> None:
     with pytest.raises(InvalidSetting, match=r"^GRADIO_SERVER_PORT must be") as refused:
         SpaceEnvironment.from_environment({"GRADIO_SERVER_PORT": port})
     assert is_one_sentence(str(refused.value))
@@ -153,7 +153,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def test_the_commands_are_all_commands() -> None:
+def test_commands_are_all_commands() -> None:
     (actions,) = (a for a in build_parser()._actions if a.dest == "command")
     assert set(actions.choices or ()) == {*COMMANDS}
 
@@ -176,7 +176,7 @@ def test_every_command_tells_an_odd_setting(command: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "value"), [("MODEL", "no-such-model"), ("STORAGE_URL", "nosuch://x")]
 )
-def test_a_server_tells_what_it_cannot_use(name: str, value: str, tmp_path: Path) -> None:
+def test_server_tells_what_it_cannot_use(name: str, value: str, tmp_path: Path) -> None:
     variables = {f"FILMLET_{name}": value, "FILMLET_HOME": str(tmp_path / "home")}
     run = run_filmlet("serve", "--port", "0", "--no-worker", cwd=tmp_path, **variables)
     assert run.returncode == 2, run.stderr

@@ -36,7 +36,7 @@ def post_both(client: TestClient, fields: dict[str, object], path: str = "") -> 
         ("colour", "red", "There is no parameter 'colour'."),
     ],
 )
-def test_a_name_of_other_servers_is_refused_with_ours(
+def test_name_of_other_servers_is_refused_with_ours(
     client: TestClient, name: str, value: object, says: str
 ) -> None:
     for path in ("", "/plan"):
@@ -56,7 +56,7 @@ def test_a_name_of_other_servers_is_refused_with_ours(
         ("fps", "Size and frame rate are those of the video."),
     ],
 )
-def test_an_extension_says_what_is_the_videos_own(client: TestClient, name: str, says: str) -> None:
+def test_extension_says_what_is_the_videos_own(client: TestClient, name: str, says: str) -> None:
     answer = client.post("/v1/videos/extensions", json={"prompt": "a", name: 64})
     assert refusal(answer)["message"] == f"There is no parameter '{name}'. {says}"
 
@@ -84,7 +84,7 @@ def test_openais_sizes_are_refused_with_the_nearest_that_is_taken(
 
 @pytest.mark.parametrize("name", ["input_reference", "last_reference"])
 @pytest.mark.parametrize("path", ["", "/plan"])
-def test_a_file_that_is_sent_twice_is_refused(client: TestClient, name: str, path: str) -> None:
+def test_file_that_is_sent_twice_is_refused(client: TestClient, name: str, path: str) -> None:
     sent = base64.b64encode(picture()).decode()
     url = f"data:image/png;base64,{sent}"
     file = ("a.png", picture(), "image/png")
@@ -101,7 +101,7 @@ def test_a_file_that_is_sent_twice_is_refused(client: TestClient, name: str, pat
     assert client.get("/v1/videos").json()["data"] == []
 
 
-def test_a_video_that_is_given_twice_is_refused(client: TestClient) -> None:
+def test_video_that_is_given_twice_is_refused(client: TestClient) -> None:
     video = ("a.mp4", b"x")
     for path in ("extensions", "edits"):
         answer = client.post(
@@ -168,7 +168,7 @@ def test_true_is_no_number_and_a_number_not_true(
     assert client.post("/v1/videos", json={"prompt": "a", name: right}).status_code == 200
 
 
-def test_a_model_that_is_not_there_is_404_by_its_path(client: TestClient) -> None:
+def test_model_that_is_not_there_is_404_by_its_path(client: TestClient) -> None:
     answer = client.get("/v1/models/pockt")
     assert (answer.status_code, refusal(answer)["code"]) == (404, "unknown_model")
     assert client.post("/v1/videos", json=SMALL | {"model": "pockt"}).status_code == 400
@@ -234,7 +234,7 @@ def test_base64_of_too_much_is_not_decoded(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
-def test_a_full_temporary_disk_is_said_in_the_envelope(
+def test_full_temporary_disk_is_said_in_the_envelope(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def open_full(*_: object, **__: object) -> object:

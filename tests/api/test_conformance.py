@@ -22,7 +22,7 @@ def test_our_server_keeps_every_promise(check, asked: Server) -> None:
     check(asked)
 
 
-def test_the_suite_notices_a_server_that_breaks_promises() -> None:
+def test_suite_notices_a_server_that_breaks_promises() -> None:
     """A server that answers everything with an empty object holds none of them."""
     import http.server
     import threading

@@ -83,7 +83,7 @@ def making(
         yield begin
 
 
-def test_a_reader_on_another_machine_gets_the_whole_growing_clip(
+def test_reader_on_another_machine_gets_the_whole_growing_clip(
     making: Callable[[], tuple[Paused, Worker, str, Reading, threading.Thread]],
 ) -> None:
     film, worker, job, reading, thread = making()
@@ -98,7 +98,7 @@ def test_a_reader_on_another_machine_gets_the_whole_growing_clip(
     assert not storage.working_copies()
 
 
-def test_a_reader_of_a_clip_that_will_not_be_whole_is_cut_off(
+def test_reader_of_a_clip_that_will_not_be_whole_is_cut_off(
     making: Callable[[], tuple[Paused, Worker, str, Reading, threading.Thread]],
 ) -> None:
     film, worker, job, reading, thread = making()
@@ -112,7 +112,7 @@ def test_a_reader_of_a_clip_that_will_not_be_whole_is_cut_off(
     assert not reading.is_whole
 
 
-def test_a_reader_that_pauses_until_the_pieces_are_gone_goes_on_with_the_whole_clip(
+def test_reader_that_pauses_until_the_pieces_are_gone_goes_on_with_the_whole_clip(
     settings: Settings, tmp_path: Path, tiny: Path
 ) -> None:
     queue, film = Queue(settings), Paused(lambda event: decoding(event) and event.done > 20)  # type: ignore[union-attr]
@@ -135,7 +135,7 @@ def test_a_reader_that_pauses_until_the_pieces_are_gone_goes_on_with_the_whole_c
     queue.close()
 
 
-def test_a_preview_that_is_replaced_or_deleted_under_its_reader_is_the_newer_one_or_404(
+def test_preview_that_is_replaced_or_deleted_under_its_reader_is_the_newer_one_or_404(
     settings: Settings, web: httpx2.Client, tiny: Path
 ) -> None:
     queue = Queue(settings)
@@ -175,9 +175,7 @@ def test_a_preview_that_is_replaced_or_deleted_under_its_reader_is_the_newer_one
     queue.close()
 
 
-def test_a_clip_whose_file_is_gone_is_404(
-    settings: Settings, web: httpx2.Client, tiny: Path
-) -> None:
+def test_clip_whose_file_is_gone_is_404(settings: Settings, web: httpx2.Client, tiny: Path) -> None:
     queue = Queue(settings)
     job = queue.submit(ask(tiny, frames=25)).id
     Worker(settings, queue=queue).run_job(job)

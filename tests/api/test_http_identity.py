@@ -62,7 +62,7 @@ def first_line(server: Running, head: str) -> str:
         return connection.recv(4096).split(b"\r\n")[0].decode()
 
 
-def test_the_caller_is_known_before_a_body_is_read(server: Running) -> None:
+def test_caller_is_known_before_a_body_is_read(server: Running) -> None:
     described = httpx2.get(f"{server.url}/openapi.json").json()
     asked = 0
     for path, methods in described["paths"].items():
@@ -79,7 +79,7 @@ def test_the_caller_is_known_before_a_body_is_read(server: Running) -> None:
     assert asked > 40
 
 
-def test_a_route_of_the_app_is_public_or_under_v1(settings: Settings) -> None:
+def test_route_of_the_app_is_public_or_under_v1(settings: Settings) -> None:
     app = create_app(settings)
     for route in app.routes:
         path = getattr(route, "path", "")
@@ -136,7 +136,7 @@ def test_metrics_are_an_admins_where_the_settings_say_so(
     assert refusal(first)["param"] == "priority"
 
 
-def test_a_server_answers_to_the_names_it_was_told(server: Running) -> None:
+def test_server_answers_to_the_names_it_was_told(server: Running) -> None:
     for host, status in (
         ("localhost", 200),
         (NAME, 200),
@@ -146,7 +146,7 @@ def test_a_server_answers_to_the_names_it_was_told(server: Running) -> None:
         assert server.client.get("/health", headers={"host": host}).status_code == status
 
 
-def test_a_proxys_host_counts_as_this_servers_own(server: Running, root: CreatedApiKey) -> None:
+def test_proxys_host_counts_as_this_servers_own(server: Running, root: CreatedApiKey) -> None:
     def ask(**headers: str) -> int:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         return server.client.post("/v1/videos", json=SMALL, headers=sent | bearer(root)).status_code
@@ -189,7 +189,7 @@ def test_without_keys_who_comes_through_a_proxy_is_not_the_local_user(
     assert session["needs_key"]
 
 
-def test_a_refusal_of_the_database_shows_no_path(home: Settings) -> None:
+def test_refusal_of_the_database_shows_no_path(home: Settings) -> None:
     with TestClient(create_app(home), raise_server_exceptions=False) as client:
         job = client.post("/v1/videos", json=SMALL).json()["id"]
         for file in home.home.glob("filmlet.sqlite*"):
@@ -208,7 +208,7 @@ def test_a_refusal_of_the_database_shows_no_path(home: Settings) -> None:
         assert client.get("/health").status_code == 200
 
 
-def test_a_program_without_cookies_is_a_visitor_by_its_token(home: Settings) -> None:
+def test_program_without_cookies_is_a_visitor_by_its_token(home: Settings) -> None:
     app = create_app(home, visitors=Visitors())
     long, other = ("t" * MIN_TOKEN_CHARS, "u" * MIN_TOKEN_CHARS)
 
@@ -224,7 +224,7 @@ def test_a_program_without_cookies_is_a_visitor_by_its_token(home: Settings) -> 
     assert ask("GET", path, other).status_code == 404
 
 
-def test_a_program_that_could_not_be_known_again_is_told_what_its_token_must_be(
+def test_program_that_could_not_be_known_again_is_told_what_its_token_must_be(
     home: Settings,
 ) -> None:
     with TestClient(create_app(home, visitors=Visitors())) as client:

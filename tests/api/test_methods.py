@@ -90,7 +90,7 @@ def test_what_is_not_there_is_404_by_every_method(shared_server: Running, method
         assert refusal(answer)["code"] == "not_found"
 
 
-def test_a_number_of_many_digits_in_a_range_is_no_mistake_of_the_server(
+def test_number_of_many_digits_in_a_range_is_no_mistake_of_the_server(
     shared_server: Running, done: str
 ) -> None:
     for path in (f"/v1/videos/{done}/content", "/ui/app.js", "/static/img/logo.svg", "/assets/a"):
@@ -103,7 +103,7 @@ def test_a_number_of_many_digits_in_a_range_is_no_mistake_of_the_server(
 @pytest.mark.parametrize(
     "path", ["/v1/videos", "/v1/videos/edits", "/gradio_api/upload", "/session"]
 )
-def test_a_form_that_is_too_large_is_refused_in_the_envelope(
+def test_form_that_is_too_large_is_refused_in_the_envelope(
     shared_server: Running, path: str
 ) -> None:
     files = {"input_reference": bytes(120 * 2**20)}

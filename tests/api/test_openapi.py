@@ -83,7 +83,7 @@ def test_what_needs_a_key_says_so_and_nothing_else(tmp_path: Path) -> None:
                 assert operation["security"] == [{"bearer": []}, {"browser": []}]
 
 
-def test_a_public_server_describes_its_cookie(tmp_path: Path) -> None:
+def test_public_server_describes_its_cookie(tmp_path: Path) -> None:
     with TestClient(create_app(Settings(home=tmp_path), visitors=Visitors())) as client:
         answer = client.get("/openapi.json")
     description = answer.json()
@@ -103,7 +103,7 @@ def test_json_and_forms_have_every_field(description: Table, schema: type[Reques
 
 
 @pytest.mark.server
-def test_a_generated_python_client_has_every_operation_and_works(
+def test_generated_python_client_has_every_operation_and_works(
     description: Table, shared_server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "openapi.json"

@@ -41,7 +41,7 @@ def llm(chat: ChatEndpoint, tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_a_prompt_is_enhanced_by_rule(client: TestClient) -> None:
+def test_prompt_is_enhanced_by_rule(client: TestClient) -> None:
     answer = client.post("/v1/prompts/enhance", json={"prompt": "a kitty jumps", "model": "pocket"})
     assert answer.status_code == 200
     assert answer.json() == {
@@ -51,7 +51,7 @@ def test_a_prompt_is_enhanced_by_rule(client: TestClient) -> None:
     }
 
 
-def test_a_prompt_is_enhanced_by_a_language_model(llm: TestClient, chat: ChatEndpoint) -> None:
+def test_prompt_is_enhanced_by_a_language_model(llm: TestClient, chat: ChatEndpoint) -> None:
     answer = llm.post("/v1/prompts/enhance", json=LARGE)
     assert answer.json() == {
         "prompt": LARGE["prompt"], "enhanced_prompt": PARAGRAPH, "source": "scribe",
@@ -71,7 +71,7 @@ def test_a_prompt_is_enhanced_by_a_language_model(llm: TestClient, chat: ChatEnd
         ({"model": "pocket"}, "invalid_value"),
     ],
 )
-def test_a_request_that_is_wrong_is_refused(
+def test_request_that_is_wrong_is_refused(
     llm: TestClient, chat: ChatEndpoint, fields: dict[str, str], code: str
 ) -> None:
     answer = llm.post("/v1/prompts/enhance", json=fields)
@@ -91,7 +91,7 @@ def test_a_request_that_is_wrong_is_refused(
     ],
     ids=["500", "redirect", "html", "empty", "slow"],
 )
-def test_a_failure_is_told_before_anything_is_queued(
+def test_failure_is_told_before_anything_is_queued(
     chat: ChatEndpoint, tmp_path: Path, path: str, fields: dict[str, Any], status: int, code: str
 ) -> None:
     for name, value in fields.items():
@@ -125,7 +125,7 @@ def test_what_the_network_said_is_for_the_log(
     assert "ConnectError" in caplog.text
 
 
-def test_a_server_without_an_enhancer_says_so(client: TestClient) -> None:
+def test_server_without_an_enhancer_says_so(client: TestClient) -> None:
     for path, body in (
         ("/v1/prompts/enhance", LARGE),
         ("/v1/videos", LARGE | {"enhance_prompt": True}),
@@ -139,7 +139,7 @@ def test_a_server_without_an_enhancer_says_so(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "data"])
-def test_a_clip_keeps_what_was_asked_and_what_is_used(client: TestClient, kind: str) -> None:
+def test_clip_keeps_what_was_asked_and_what_is_used(client: TestClient, kind: str) -> None:
     fields = SMALL | {"prompt": "a kitty jumps", "enhance_prompt": True}
     fields |= {"extra_prompts": ["a puppy hops"], "frames": 18}
     if kind == "data":
@@ -156,7 +156,7 @@ def test_a_clip_keeps_what_was_asked_and_what_is_used(client: TestClient, kind: 
 
 
 @pytest.mark.parametrize("sent", [False, "false", None])
-def test_a_prompt_is_enhanced_only_where_that_is_asked(client: TestClient, sent: object) -> None:
+def test_prompt_is_enhanced_only_where_that_is_asked(client: TestClient, sent: object) -> None:
     fields = SMALL | {"prompt": "a kitty jumps", "enhance_prompt": sent}
     video = client.post("/v1/videos", json=fields).json()
     assert "enhanced_prompts" not in video["requested"]
@@ -170,7 +170,7 @@ def test_nothing_is_asked_for_a_clip_that_cannot_be(llm: TestClient, chat: ChatE
     assert not chat.asked
 
 
-def test_a_remix_replaces_the_prompt_alone(client: TestClient) -> None:
+def test_remix_replaces_the_prompt_alone(client: TestClient) -> None:
     fields = SMALL | {"prompt": "a kitty jumps", "extra_prompts": ["a puppy hops"], "frames": 18}
     source = client.post("/v1/videos", json=fields | {"enhance_prompt": True}).json()
     path = f"/v1/videos/{source['id']}/remix"
@@ -184,7 +184,7 @@ def test_a_remix_replaces_the_prompt_alone(client: TestClient) -> None:
     assert "enhanced_prompts" not in remix["requested"]
 
 
-def test_a_repeated_request_returns_its_job_in_whatever_words(
+def test_repeated_request_returns_its_job_in_whatever_words(
     llm: TestClient, chat: ChatEndpoint
 ) -> None:
     headers = {"Idempotency-Key": "once"}
@@ -207,7 +207,7 @@ def test_enhanced_prompts_count_as_submissions(chat: ChatEndpoint, tmp_path: Pat
     assert len(chat.asked) == 3
 
 
-def test_the_limit_is_that_of_the_callers_key(chat: ChatEndpoint, tmp_path: Path) -> None:
+def test_limit_is_that_of_the_callers_key(chat: ChatEndpoint, tmp_path: Path) -> None:
     settings = chat_settings(chat, home=tmp_path / "home")
     database = Database(settings)
     key = ApiKeyStore(database, settings).add("ann", limits=Limits(9, 1, 0)).secret
@@ -220,13 +220,13 @@ def test_the_limit_is_that_of_the_callers_key(chat: ChatEndpoint, tmp_path: Path
     assert len(chat.asked) == 1
 
 
-def test_a_setting_of_the_server_shows_nowhere(llm: TestClient, chat: ChatEndpoint) -> None:
+def test_setting_of_the_server_shows_nowhere(llm: TestClient, chat: ChatEndpoint) -> None:
     pages = [llm.get(path).text for path in ("/openapi.json", "/metrics", "/session", "/v1/models")]
     assert not [page for page in pages if KEY in page or chat.url in page]
 
 
 @pytest.mark.server
-def test_the_file_tells_both_prompts(shared_server: Running, tmp_path: Path) -> None:
+def test_file_tells_both_prompts(shared_server: Running, tmp_path: Path) -> None:
     job = shared_server.job(prompt="a kitty jumps", enhance_prompt=True)
     video = shared_server.wait_over(job)
     assert video["status"] == "completed"

@@ -43,7 +43,7 @@ def test_prompts_are_searched_in_any_case_and_for_what_they_contain(
 
 @pytest.mark.parametrize("owner", [None, "local"])
 @pytest.mark.parametrize("is_oldest_first", [False, True])
-def test_a_page_is_read_off_an_index_however_many_jobs_there_are(
+def test_page_is_read_off_an_index_however_many_jobs_there_are(
     tiny: Path, queue: Queue, owner: str | None, is_oldest_first: bool
 ) -> None:
     job = queue.submit(ask(tiny))
@@ -64,7 +64,7 @@ def test_a_page_is_read_off_an_index_however_many_jobs_there_are(
         assert "USING INDEX" in steps[0]
 
 
-def test_a_waiting_job_is_moved_into_another_class_and_runs_once(tiny: Path, queue: Queue) -> None:
+def test_waiting_job_is_moved_into_another_class_and_runs_once(tiny: Path, queue: Queue) -> None:
     first, second = (queue.submit(ask(tiny, prompt=f"a {i}")) for i in range(2))
     moved = queue.set_priority(second.id, Priority.HIGH)
     assert (moved.position, moved.priority) == (1, Priority.HIGH)
@@ -87,7 +87,7 @@ def test_another_server_shows_a_moved_job_where_it_is_at_once(tiny: Path, queue:
         assert another.get_job(first.id).position == 2
 
 
-def test_a_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(
+def test_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(
     tiny: Path, queue: Queue
 ) -> None:
     queue.submit(ask(tiny))
@@ -100,7 +100,7 @@ def test_a_forecast_is_the_estimate_of_the_same_job_and_queues_nothing(
     assert forecast.eta.seconds == pytest.approx(eta.seconds, rel=0.01)
 
 
-def test_a_forecast_of_what_torch_makes_counts_at_most_what_a_cpu_may_take(queue: Queue) -> None:
+def test_forecast_of_what_torch_makes_counts_at_most_what_a_cpu_may_take(queue: Queue) -> None:
     with queue.database.transaction() as t:
         told = json.dumps(asdict(DeviceInfo("cpu", "a CPU", 10**11, "bfloat16", 4)))
         t.rows(
@@ -133,7 +133,7 @@ def test_unknown_words_are_told_with_the_nearest_known_ones() -> None:
     )
 
 
-def test_a_plan_tells_what_would_be_made_and_makes_nothing(client: TestClient) -> None:
+def test_plan_tells_what_would_be_made_and_makes_nothing(client: TestClient) -> None:
     body = {"prompt": "a candle", "size": "100x64", "seconds": 1}
     answer = client.post("/v1/videos/plan", json=body)
     assert answer.status_code == 200
@@ -147,7 +147,7 @@ def test_a_plan_tells_what_would_be_made_and_makes_nothing(client: TestClient) -
     assert refusal(refused)["param"] == "size"
 
 
-def test_a_stopped_video_is_kept_and_can_be_taken_up_again(client: TestClient) -> None:
+def test_stopped_video_is_kept_and_can_be_taken_up_again(client: TestClient) -> None:
     job = client.post("/v1/videos", json=SMALL).json()["id"]
     stopped = client.post(f"/v1/videos/{job}/cancel").json()
     assert (stopped["status"], stopped["error"]["code"]) == ("failed", "cancelled")
@@ -156,7 +156,7 @@ def test_a_stopped_video_is_kept_and_can_be_taken_up_again(client: TestClient) -
     assert refusal(again)["code"] == "job_conflict"
 
 
-def test_a_browser_keeps_its_key_as_a_cookie_and_admins_alone_see_the_queue(
+def test_browser_keeps_its_key_as_a_cookie_and_admins_alone_see_the_queue(
     home: Settings,
 ) -> None:
     database = Database(home)

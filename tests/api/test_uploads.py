@@ -64,7 +64,7 @@ def test_videos_are_checked_by_their_content(client: TestClient, pocket_clip, tm
             assert refusal(answer)["code"] == code
 
 
-def test_a_body_over_the_limit_is_refused_while_it_comes(shared_server: Running) -> None:
+def test_body_over_the_limit_is_refused_while_it_comes(shared_server: Running) -> None:
     import psutil
 
     process = psutil.Process(shared_server.process.pid)

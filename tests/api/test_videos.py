@@ -43,7 +43,7 @@ def events(server: Running, job: str, **headers: str) -> Iterator[dict[str, str]
 
 
 @pytest.mark.server
-def test_the_web_process_imports_no_torch() -> None:
+def test_web_process_imports_no_torch() -> None:
     code = (
         "import sys, filmlet.server; print({'torch', 'diffusers', 'transformers'} & {*sys.modules})"
     )
@@ -68,7 +68,7 @@ def test_events_tell_steps_previews_and_the_end(shared_server: Running) -> None:
     assert picture.content[:4] == b"\x89PNG"
 
 
-def test_a_preview_that_was_told_is_there_however_quick_the_steps_are(
+def test_preview_that_was_told_is_there_however_quick_the_steps_are(
     shared_server: Running,
 ) -> None:
     job = shared_server.job(size="64x64", frames=97, steps=60)
@@ -118,7 +118,7 @@ class Counting(Queue):
         return super().get_job(job, owner)
 
 
-def test_a_hundred_readers_of_one_job_cost_one_poll(home: Settings) -> None:
+def test_hundred_readers_of_one_job_cost_one_poll(home: Settings) -> None:
     queue = Counting(home)
     job = queue.submit(build_request("a ball"))
 
@@ -145,7 +145,7 @@ def test_a_hundred_readers_of_one_job_cost_one_poll(home: Settings) -> None:
     assert queue.asked < 6 * seconds + 6  # five a second, however many read
 
 
-def test_a_running_clip_streams_as_a_playable_mp4_while_it_grows(shared_server: Running) -> None:
+def test_running_clip_streams_as_a_playable_mp4_while_it_grows(shared_server: Running) -> None:
     job = shared_server.job(**LONG)
     came: list[float] = []
     data = b""
@@ -177,7 +177,7 @@ def test_file_is_named_by_prompt_and_seed(shared_server: Running, prompt: str, n
     assert head.headers["content-disposition"] == f"inline; {name}"
 
 
-def test_a_reader_that_goes_away_costs_nothing(shared_server: Running) -> None:
+def test_reader_that_goes_away_costs_nothing(shared_server: Running) -> None:
     job = shared_server.job(**LONG)
     path = f"/v1/videos/{job}/content"
     with shared_server.client.stream("GET", path, params={"stream": "true"}) as answer:
@@ -194,7 +194,7 @@ def test_without_a_worker_the_server_is_alive_but_not_ready(client: TestClient) 
     assert video["eta"]["low"] < video["eta"]["seconds"] < video["eta"]["high"]
 
 
-def test_the_description_has_examples_and_its_page_asks_no_outside_host(
+def test_description_has_examples_and_its_page_asks_no_outside_host(
     client: TestClient,
 ) -> None:
     described = client.get("/openapi.json").json()
@@ -275,20 +275,20 @@ def test_metrics_count_what_happened(shared_server: Running) -> None:
         ({}, "prompt"),
     ],
 )
-def test_a_bad_field_is_named(client: TestClient, fields: dict[str, object], param: str) -> None:
+def test_bad_field_is_named(client: TestClient, fields: dict[str, object], param: str) -> None:
     answer = client.post("/v1/videos", json=fields)
     assert answer.status_code == 400, answer.text
     assert refusal(answer)["param"] == param
     assert client.get("/v1/videos").json()["data"] == []
 
 
-def test_a_folder_of_the_machine_is_no_model_for_a_client(client: TestClient, tiny: Path) -> None:
+def test_folder_of_the_machine_is_no_model_for_a_client(client: TestClient, tiny: Path) -> None:
     answer = client.post("/v1/videos", json=SMALL | {"model": str(tiny)})
     assert refusal(answer)["code"] == "unknown_model"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff\xfe"])
-def test_a_body_that_is_no_object_is_refused(client: TestClient, body: bytes) -> None:
+def test_body_that_is_no_object_is_refused(client: TestClient, body: bytes) -> None:
     answer = client.post("/v1/videos", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert refusal(answer)["type"] == "invalid_request_error"
@@ -305,7 +305,7 @@ def test_pages_of_other_sites_are_refused(client: TestClient, serve: Serve, home
     assert elsewhere.status_code == 400
 
 
-def test_a_server_killed_under_load_loses_no_job(serve: Serve, home: Settings) -> None:
+def test_server_killed_under_load_loses_no_job(serve: Serve, home: Settings) -> None:
     first = serve(home)
     first.wait_ready()
     made: list[str] = []
@@ -331,7 +331,7 @@ def test_a_server_killed_under_load_loses_no_job(serve: Serve, home: Settings) -
 
 
 @pytest.mark.parametrize("finish", [True, False])
-def test_a_stopped_server_finishes_its_clip_or_puts_it_back(
+def test_stopped_server_finishes_its_clip_or_puts_it_back(
     serve: Serve, home: Settings, finish: bool
 ) -> None:
     server = serve(home, *(["--finish"] if finish else []))
@@ -350,7 +350,7 @@ def test_a_stopped_server_finishes_its_clip_or_puts_it_back(
         assert again.wait_over(job)["status"] == "completed"
 
 
-def test_the_log_is_json_with_the_jobs_id_where_that_is_asked(serve: Serve, home: Settings) -> None:
+def test_log_is_json_with_the_jobs_id_where_that_is_asked(serve: Serve, home: Settings) -> None:
     server = serve(home, "--log", "json")
     server.wait_ready()
     job = server.job()
@@ -359,7 +359,7 @@ def test_the_log_is_json_with_the_jobs_id_where_that_is_asked(serve: Serve, home
     assert all({"time", "level", "message"} <= set(json.loads(line)) for line in server.log)
 
 
-def test_a_worker_that_dies_is_started_again(serve: Serve, home: Settings) -> None:
+def test_worker_that_dies_is_started_again(serve: Serve, home: Settings) -> None:
     import psutil
 
     server = serve(home)

@@ -74,7 +74,7 @@ def run(*words: str, **more: Any) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.server
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_a_process_without_streams_writes_into_none_of_its_files(
+def test_process_without_streams_writes_into_none_of_its_files(
     closed: tuple[int, ...], home: Path
 ) -> None:
     """The first file that is opened would get the number of stdout."""
@@ -91,7 +91,7 @@ def test_a_process_without_streams_writes_into_none_of_its_files(
 
 
 @pytest.mark.server
-def test_a_full_disk_behind_stdout_is_said_once() -> None:
+def test_full_disk_behind_stdout_is_said_once() -> None:
     with Path("/dev/full").open("w") as full:
         done = run("models", "--json", stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
@@ -100,7 +100,7 @@ def test_a_full_disk_behind_stdout_is_said_once() -> None:
 
 
 @pytest.mark.server
-def test_a_terminal_of_few_letters_and_a_missing_home_are_enough(home: Path) -> None:
+def test_terminal_of_few_letters_and_a_missing_home_are_enough(home: Path) -> None:
     bare = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "ascii", "HOME": "/nowhere/at/all"}
     env = bare | {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HOME": str(home / "hub")}
     done = run("plan", "a snowman ☃", "--model", "nobody/☃", env=env)
@@ -109,7 +109,7 @@ def test_a_terminal_of_few_letters_and_a_missing_home_are_enough(home: Path) -> 
     assert run("models", env=env).returncode == 0
 
 
-def test_a_user_without_a_home_is_only_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_a_home_is_only_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
     found = Settings.from_environment({"FILMLET_HOME": "/a", "FILMLET_CACHE": "/b"})
@@ -117,7 +117,7 @@ def test_a_user_without_a_home_is_only_asked_for_one(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.server
-def test_a_full_disk_is_said_by_its_code(home: Path) -> None:
+def test_full_disk_is_said_by_its_code(home: Path) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

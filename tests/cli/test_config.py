@@ -73,7 +73,7 @@ def test_each_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str]
         (["keys", "add", "--help"], "--max-active", "remove"),
     ],
 )
-def test_an_action_has_help_of_its_own(
+def test_action_has_help_of_its_own(
     words: list[str], has: str, lacks: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:

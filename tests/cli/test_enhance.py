@@ -31,7 +31,7 @@ def home(tmp_path: Path, chat: ChatEndpoint, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("home")
-def test_the_text_alone_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_alone_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["enhance", "a kitty jumps"]) == 0
     assert capsys.readouterr() == ("a kitty bouncing\n", "")
     assert main(["enhance", "a ship", "--model", MODEL]) == 0
@@ -46,7 +46,7 @@ def test_the_text_alone_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "command", [["enhance"], ["plan", "--enhance"], ["submit", "--enhance"]], ids=" ".join
 )
-def test_a_failure_is_one_sentence(
+def test_failure_is_one_sentence(
     chat: ChatEndpoint, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat.status = 500
@@ -74,7 +74,7 @@ def test_without_an_endpoint_the_settings_are_named(
 
 
 @pytest.mark.usefixtures("home")
-def test_a_plan_and_a_job_tell_what_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_a_job_tell_what_is_used(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "a kitty jumps", "--enhance"]) == 0
     out, err = capsys.readouterr()
     assert err.startswith(USED)
@@ -91,7 +91,7 @@ def test_a_plan_and_a_job_tell_what_is_used(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.server
-def test_a_clip_is_made_from_the_enhanced_prompt(tmp_path: Path) -> None:
+def test_clip_is_made_from_the_enhanced_prompt(tmp_path: Path) -> None:
     words = ("generate", "a kitty jumps", "-o", "clip.mp4", "--enhance", *QUICK)
     run = run_filmlet(*words, cwd=tmp_path)
     assert run.returncode == 0, run.stderr

@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("--image", "text.png"), "--image text.png: this is not a whole PNG"),
     ],
 )
-def test_an_error_of_a_file_names_option_and_file(
+def test_error_of_a_file_names_option_and_file(
     words: tuple[str, str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["generate", "a red circle", *words]) == 2
@@ -41,7 +41,7 @@ def test_words_without_quotes_are_one_prompt(command: str) -> None:
     assert (request.prompt, request.seed) == ("a red circle moving  left", 7)
 
 
-def test_a_mistyped_variable_is_named_with_the_nearest_one(
+def test_mistyped_variable_is_named_with_the_nearest_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FILMLET_DEVISE", "cpu")

@@ -75,7 +75,7 @@ def test_durations_are_in_units_of_their_size(seconds: float, text: str) -> None
 
 
 @pytest.mark.server
-def test_a_list_of_jobs_takes_no_dbos(own_queue: Queue) -> None:
+def test_list_of_jobs_takes_no_dbos(own_queue: Queue) -> None:
     code = (
         "import sys\nfrom filmlet.cli.main import main\nassert main(['jobs']) == 0\n"
         "assert 'dbos' not in sys.modules and 'sqlalchemy' in sys.modules"

@@ -37,7 +37,7 @@ def test_help_and_version_answer_without_heavy_imports(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Path) -> None:
+def test_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Path) -> None:
     run = run_filmlet(
         "generate", "a red castle", "-o", "clip.mp4", "--model", tiny, "--size", "70x64",
         "--frames", 10, "--steps", 2, "--seed", 5, "--json", cwd=tmp_path,
@@ -74,14 +74,14 @@ def twice(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
 
 
 @pytest.mark.server
-def test_the_same_seed_and_settings_give_the_same_bytes(twice: tuple[Path, str, str]) -> None:
+def test_same_seed_and_settings_give_the_same_bytes(twice: tuple[Path, str, str]) -> None:
     clips = twice[0] / "clips"
     one, two = clips / "a-castle-5.mp4", clips / "a-castle-5-2.mp4"
     assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.server
-def test_a_pipe_gets_the_path_and_the_notes_and_no_bar(twice: tuple[Path, str, str]) -> None:
+def test_pipe_gets_the_path_and_the_notes_and_no_bar(twice: tuple[Path, str, str]) -> None:
     _, stdout, stderr = twice
     assert stdout.splitlines()[0] == "clips/a-castle-5.mp4"
     assert "seed 5, 64x64, 9 frames" in stdout
@@ -90,7 +90,7 @@ def test_a_pipe_gets_the_path_and_the_notes_and_no_bar(twice: tuple[Path, str, s
 
 
 @pytest.mark.server
-def test_a_terminal_gets_a_bar_with_the_names_of_the_stages(tiny: Path, tmp_path: Path) -> None:
+def test_terminal_gets_a_bar_with_the_names_of_the_stages(tiny: Path, tmp_path: Path) -> None:
     master, slave = pty.openpty()
     with subprocess.Popen(
         [*FILMLET, "generate", "a ball", "--model", str(tiny), *QUICK],
@@ -182,7 +182,7 @@ def test_options_may_come_between_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_reader_that_has_gone_ends_it_without_a_word(tmp_path: Path) -> None:
+def test_reader_that_has_gone_ends_it_without_a_word(tmp_path: Path) -> None:
     unread, output = os.pipe()
     os.close(unread)
     words = [*FILMLET, "models", "show", "pocket"]
@@ -192,7 +192,7 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_an_existing_file_is_kept_unless_forced(tiny: Path, tmp_path: Path) -> None:
+def test_existing_file_is_kept_unless_forced(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_text("mine")
     command = ("generate", "a ball", "-o", "clip.mp4", "--model", tiny, *QUICK)
     kept = run_filmlet(*command, cwd=tmp_path)
@@ -203,7 +203,7 @@ def test_an_existing_file_is_kept_unless_forced(tiny: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.server
-def test_a_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> None:
+def test_prompt_over_the_limit_is_cut_and_the_end_is_told(tmp_path: Path) -> None:
     words = "a red circle moving left " * 40
     run = run_filmlet("generate", words, *QUICK, "--json", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -234,7 +234,7 @@ sys.exit(cli.main(["plan", "a ball"]))
     assert done.stderr.strip().endswith("[interrupted]")
 
 
-def test_the_caller_has_its_handlers_again(
+def test_caller_has_its_handlers_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ring(*_: object) -> None:
@@ -301,7 +301,7 @@ def test_ctrl_c_at_any_stage_leaves_nothing_behind(
         (["--width", "64", "--height", "64"], "--size"),
     ],
 )
-def test_an_option_of_other_programs_is_refused_with_ours(
+def test_option_of_other_programs_is_refused_with_ours(
     capsys: pytest.CaptureFixture[str], command: str, words: list[str], own: str
 ) -> None:
     with pytest.raises(SystemExit):

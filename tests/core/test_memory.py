@@ -33,7 +33,7 @@ def test_each_mode_of_ltx2_holds_its_largest_parts(model: str, value_bytes: int)
     assert found[OffloadMode.SEQUENTIAL] >= 1.007 * value_bytes
 
 
-def test_the_default_clip_of_ltx2_fits_into_24_gb_layer_by_layer() -> None:
+def test_default_clip_of_ltx2_fits_into_24_gb_layer_by_layer() -> None:
     plan = make_plan(build_request("a ball", model="ltx-2.3-22b-distilled"))
     chosen = choose_offload_mode(plan.memory_estimates(value_bytes=4), memory=20 * GB)
     assert isinstance(chosen, MemoryEstimate)

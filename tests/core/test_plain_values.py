@@ -71,7 +71,7 @@ def test_what_is_no_value_of_a_setting_is_refused_by_its_name(name: str, value: 
     assert refused.value.param in (name, "guides")
 
 
-def test_a_number_of_another_library_is_the_same_number() -> None:
+def test_number_of_another_library_is_the_same_number() -> None:
     make: Callable[..., ClipRequest] = build_request
     assert make("x", frames=np.int64(9), fps=np.float32(0.5)) == make("x", frames=9, fps=0.5)
     assert make("x", size=(64, 32)) == make("x", size="64x32")

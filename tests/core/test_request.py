@@ -28,7 +28,7 @@ def shape_of(**settings: object) -> tuple[int, ...]:
     return shape.width, shape.height, shape.frames
 
 
-def test_a_legal_shape_is_made_as_asked_and_nothing_is_reported() -> None:
+def test_legal_shape_is_made_as_asked_and_nothing_is_reported() -> None:
     shape, changes = resolve_shape(build_request("a ball", size="320x192", frames=49), GRID)
     assert (shape.width, shape.height, shape.frames) == (320, 192, 49)
     assert not shape.needs_crop
@@ -62,7 +62,7 @@ def test_frames_made_beyond_the_end_are_no_change() -> None:
     assert changes == []
 
 
-def test_an_uneven_side_becomes_even_with_a_reason() -> None:
+def test_uneven_side_becomes_even_with_a_reason() -> None:
     shape, changes = resolve_shape(build_request("a ball", size="255x256"), GRID)
     assert shape.width == 256
     assert changes[0].field == "width"
@@ -106,7 +106,7 @@ def test_what_no_model_could_do_is_refused_by_the_name_of_its_setting(
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n"])
-def test_an_empty_prompt_is_refused(prompt: str) -> None:
+def test_empty_prompt_is_refused(prompt: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         ClipRequest(prompt)
     assert refused.value.code == "invalid_prompt"
@@ -155,14 +155,14 @@ HUGE = int("9" * 400)
     ],
     ids=range(20),
 )
-def test_a_number_of_any_size_is_refused_in_one_sentence(make: Callable[[], object]) -> None:
+def test_number_of_any_size_is_refused_in_one_sentence(make: Callable[[], object]) -> None:
     with pytest.raises(InvalidRequest) as refused:
         make()
     assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize(("fps", "seconds"), [(1e-310, None), (24, 1e-310), (1e9, 1e9)])
-def test_a_tiny_or_large_rate_is_fitted_or_refused(fps: float, seconds: float | None) -> None:
+def test_tiny_or_large_rate_is_fitted_or_refused(fps: float, seconds: float | None) -> None:
     try:
         shape, _ = resolve_shape(ClipRequest("a", fps=fps, seconds=seconds), GRID)
     except InvalidRequest:
@@ -187,7 +187,7 @@ def test_words_are_counted_and_listed_within_bounds() -> None:
 @pytest.mark.parametrize(
     "size", ["720x1280", "1280x720", "1024x1792", "1792x1024", "4096x64", "1x1", "9x99999"]
 )
-def test_a_size_out_of_bounds_is_refused_with_one_that_is_taken(card: ModelCard, size: str) -> None:
+def test_size_out_of_bounds_is_refused_with_one_that_is_taken(card: ModelCard, size: str) -> None:
     try:
         resolve_shape(build_request("a ball", size=size), card.grid)
     except InvalidRequest as error:
@@ -202,7 +202,7 @@ def test_a_size_out_of_bounds_is_refused_with_one_that_is_taken(card: ModelCard,
 
 
 @pytest.mark.parametrize("name", FOREIGN_NAMES)
-def test_a_keyword_of_other_libraries_is_refused_with_ours(name: str) -> None:
+def test_keyword_of_other_libraries_is_refused_with_ours(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"no setting '{name}'.*{FOREIGN_NAMES[name]}"):
         build_request("a ball", **{name: 9})
     assert FOREIGN_NAMES[name] in ClipOptions.__annotations__

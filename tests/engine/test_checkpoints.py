@@ -106,7 +106,7 @@ def test_their_names_become_what_diffusers_own_converter_makes_of_them() -> None
         assert ours == set(convert(dict(theirs))) == set(module.state_dict())
 
 
-def test_the_shapes_of_a_file_tell_the_module_it_is_of(tmp_path: Path) -> None:
+def test_shapes_of_a_file_tell_the_module_it_is_of(tmp_path: Path) -> None:
     from filmlet.engine.state_dict import CheckpointWeights
 
     vae = make_vae(timed=True)
@@ -291,9 +291,7 @@ def test_where_memory_runs_out_the_model_is_held_in_a_leaner_way(
     assert done.stdout.split() == ["sequential", "model,layerwise_casting,sequential", str(pixels)]
 
 
-def test_a_file_of_ones_own_runs_as_the_catalogues_of_that_name(
-    cached: Path, tmp_path: Path
-) -> None:
+def test_file_of_ones_own_runs_as_the_catalogues_of_that_name(cached: Path, tmp_path: Path) -> None:
     file = tmp_path / "ltxv-2b-0.9.8-distilled.safetensors"
     shutil.copy(cached / file.name, file)
     card = get_card(str(file))
@@ -308,7 +306,7 @@ def test_a_file_of_ones_own_runs_as_the_catalogues_of_that_name(
     assert get_card(str(other)).name == "mine"
 
 
-def test_a_file_of_another_model_or_a_pickle_is_refused(cached: Path, tmp_path: Path) -> None:
+def test_file_of_another_model_or_a_pickle_is_refused(cached: Path, tmp_path: Path) -> None:
     assert cached
     strange = tmp_path / "strange.safetensors"
     save_file({"unet.conv.weight": torch.zeros(3)}, strange)
@@ -319,7 +317,7 @@ def test_a_file_of_another_model_or_a_pickle_is_refused(cached: Path, tmp_path: 
         filmlet.generate(PROMPT, model=str(tmp_path / "model.ckpt"))
 
 
-def test_a_missing_or_misshapen_weight_of_a_file_is_named(cached: Path, tmp_path: Path) -> None:
+def test_missing_or_misshapen_weight_of_a_file_is_named(cached: Path, tmp_path: Path) -> None:
     whole = load_file(cached / "ltxv-2b-0.9.8-distilled.safetensors")
     name = "model.diffusion_model.transformer_blocks.1.ff.net.2.weight"
     file = tmp_path / "mine.safetensors"
@@ -331,7 +329,7 @@ def test_a_missing_or_misshapen_weight_of_a_file_is_named(cached: Path, tmp_path
         filmlet.generate(PROMPT, model=str(file))
 
 
-def test_a_server_may_be_told_to_fetch_nothing(
+def test_server_may_be_told_to_fetch_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -21,7 +21,7 @@ def test_guidance_equals_stock_diffusers(rescale: float) -> None:
     assert np.allclose(as_numpy, guided.numpy(), atol=1e-6)
 
 
-def test_a_scale_of_one_is_no_guidance() -> None:
+def test_scale_of_one_is_no_guidance() -> None:
     generator = np.random.default_rng(1)
     prompt, negative = (generator.normal(size=(1, 5, 3)).astype(np.float32) for _ in range(2))
     assert np.allclose(apply_guidance(prompt, negative, 1.0, 0.0), prompt, atol=1e-6)

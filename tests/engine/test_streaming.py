@@ -21,5 +21,5 @@ def test_pieces_are_all_frames_and_each_gives_about_as_many(lag: int, last: bool
             assert max(given) - min(given) <= lag / 2 + 1
 
 
-def test_a_flush_without_frames_is_one_piece() -> None:
+def test_flush_without_frames_is_one_piece() -> None:
     assert list(_even_chunks(0, ChunkSize(8, 3), last=True)) == [(0, 0)]

@@ -84,7 +84,7 @@ raise SystemExit(main(["generate", "a red ball", "--output", "clip.mp4"]))
 
 
 @pytest.mark.server
-def test_a_server_that_is_not_installed_is_asked_for_in_one_sentence(tmp_path: Path) -> None:
+def test_server_that_is_not_installed_is_asked_for_in_one_sentence(tmp_path: Path) -> None:
     blocked = "sys.modules |= dict.fromkeys(('dbos', 'fastapi', 'gradio', 'sqlalchemy'))\n"
     start = "from filmlet.cli.main import main\nraise SystemExit(main([{!r}]))"
     for command in ("serve", "worker", "jobs"):
@@ -96,7 +96,7 @@ def test_a_server_that_is_not_installed_is_asked_for_in_one_sentence(tmp_path: P
 
 
 @pytest.mark.server
-def test_the_story_of_a_clip_imports_no_torch() -> None:
+def test_story_of_a_clip_imports_no_torch() -> None:
     code = "import sys, filmlet.clip, filmlet.jobs.worker, filmlet.engine.openvino.engine\n"
     code += f"print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -104,7 +104,7 @@ def test_the_story_of_a_clip_imports_no_torch() -> None:
 
 
 @pytest.mark.server
-def test_a_plan_needs_no_server(tmp_path: Path) -> None:
+def test_plan_needs_no_server(tmp_path: Path) -> None:
     blocked = "sys.modules |= dict.fromkeys(('dbos', 'fastapi', 'gradio', 'sqlalchemy'))\n"
     start = "from filmlet.cli.main import main\n"
     code = f"{start}raise SystemExit(main(['plan', 'a', 'cat', '--json']))"
@@ -115,7 +115,7 @@ def test_a_plan_needs_no_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_plan_of_a_large_model_needs_no_torch_and_asks_for_it(tmp_path: Path) -> None:
+def test_plan_of_a_large_model_needs_no_torch_and_asks_for_it(tmp_path: Path) -> None:
     words = ["plan", "--model", "ltxv-2b-0.9.8-distilled", "--size", "704x512", "--seconds", "4"]
     start = "from filmlet.cli.main import main\nraise SystemExit(main({!r}))"
     made = run(start.format(words), tmp_path)

@@ -28,7 +28,7 @@ def enhance(settings: Settings, prompt: str = IDEA) -> filmlet.EnhancedPrompt:
     return enhanced
 
 
-def test_the_model_of_the_settings_is_asked(chat: ChatEndpoint) -> None:
+def test_model_of_the_settings_is_asked(chat: ChatEndpoint) -> None:
     assert enhance(chat_settings(chat)) == filmlet.EnhancedPrompt(IDEA, PARAGRAPH, "scribe")
     ((path, headers, sent),) = chat.asked
     assert path == "/v1/chat/completions"
@@ -59,7 +59,7 @@ def test_sound_is_asked_for_where_the_clip_has_some(chat: ChatEndpoint) -> None:
         assert words in chat.asked[-1][2]["messages"][0]["content"]
 
 
-def test_a_proxy_of_the_environment_is_not_asked(
+def test_proxy_of_the_environment_is_not_asked(
     chat: ChatEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -103,7 +103,7 @@ def test_python_in_a_notebook_has_an_event_loop(
         PARAGRAPH.replace("rain", "\u202erain\x07\x1b"),
     ],
 )
-def test_the_prompt_alone_is_kept(answer: str) -> None:
+def test_prompt_alone_is_kept(answer: str) -> None:
     assert clean_answer(answer) == PARAGRAPH
 
 
@@ -132,7 +132,7 @@ def test_speech_keeps_its_quotes() -> None:
         ("I cannot create this.", "refuses"),
     ],
 )
-def test_an_answer_that_is_no_prompt_is_refused(answer: str, reason: str) -> None:
+def test_answer_that_is_no_prompt_is_refused(answer: str, reason: str) -> None:
     with pytest.raises(EnhancementFailed, match=reason):
         clean_answer(answer)
 
@@ -140,7 +140,7 @@ def test_an_answer_that_is_no_prompt_is_refused(answer: str, reason: str) -> Non
 @pytest.mark.parametrize(
     "piece", ["<think>", "</think>", "```x\n", "\n", "Sure: ", "\nnote", "*", "“", " ", "prompt"]
 )
-def test_a_hostile_answer_takes_no_time(piece: str) -> None:
+def test_hostile_answer_takes_no_time(piece: str) -> None:
     started = time.process_time()
     with suppress(EnhancementFailed):
         clean_answer((piece * 20_000)[:19_990] + "end")
@@ -177,7 +177,7 @@ def test_a_hostile_answer_takes_no_time(piece: str) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_an_answer_that_cannot_be_used_is_told(
+def test_answer_that_cannot_be_used_is_told(
     chat: ChatEndpoint, fields: dict[str, object], reason: str
 ) -> None:
     for name, value in fields.items():
@@ -194,7 +194,7 @@ def test_an_answer_that_cannot_be_used_is_told(
     assert len(chat.asked) == 1  # asked once, and nobody else
 
 
-def test_a_slow_answer_ends_in_time(chat: ChatEndpoint) -> None:
+def test_slow_answer_ends_in_time(chat: ChatEndpoint) -> None:
     chat.pause_s = 0.2  # each byte comes before any limit on a single read
     started = time.monotonic()
     with pytest.raises(EnhancementUnavailable, match="within 1 s") as failed:
@@ -204,7 +204,7 @@ def test_a_slow_answer_ends_in_time(chat: ChatEndpoint) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "no-such-host.invalid"])
-def test_an_endpoint_that_is_not_there_is_told(host: str) -> None:
+def test_endpoint_that_is_not_there_is_told(host: str) -> None:
     settings = Settings(enhance_url=f"http://ann:hunter2@{host}/v1", enhance_model="scribe")
     with pytest.raises(EnhancementUnavailable, match="cannot be reached") as failed:
         enhance(settings)
@@ -216,12 +216,12 @@ def test_an_endpoint_that_is_not_there_is_told(host: str) -> None:
     assert "hunter2" not in str(failed.value)
 
 
-def test_a_model_without_vocabulary_needs_an_endpoint() -> None:
+def test_model_without_vocabulary_needs_an_endpoint() -> None:
     with pytest.raises(EnhancementUnavailable, match=f"Nothing enhances prompts for {MODEL}"):
         enhance(Settings())
 
 
-def test_a_query_of_the_base_url_stays(chat: ChatEndpoint) -> None:
+def test_query_of_the_base_url_stays(chat: ChatEndpoint) -> None:
     settings = replace(chat_settings(chat), enhance_url=f"{chat.url}?api-version=1")
     assert enhance(settings).text == PARAGRAPH
     assert chat.asked[0][0] == "/v1/chat/completions?api-version=1"

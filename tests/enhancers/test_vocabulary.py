@@ -37,7 +37,7 @@ SENTENCES = 2000
         ("at sunset, a panda shrinks", "a panda shrinking at sunset"),
     ],
 )
-def test_a_prompt_becomes_the_nearest_sentence(prompt: str, text: str) -> None:
+def test_prompt_becomes_the_nearest_sentence(prompt: str, text: str) -> None:
     assert ENHANCER.enhance(prompt) == text
     assert ENHANCER.enhance(text) == text
     assert set(text.split()) <= WORDS
@@ -63,26 +63,26 @@ def test_sentences_of_the_training_keep_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["президент", "...", "qqqq zzzz", "北京"])
-def test_a_prompt_without_a_known_word_is_refused(prompt: str) -> None:
+def test_prompt_without_a_known_word_is_refused(prompt: str) -> None:
     with pytest.raises(InvalidRequest, match="pocket knows no word") as refused:
         filmlet.enhance_prompt(prompt)
     assert refused.value.code == "invalid_prompt"
 
 
 @pytest.mark.parametrize("prompt", ["", " \n", "x" * 4001, "a\0b", "\ud800", 7])
-def test_an_odd_prompt_is_refused(prompt: str) -> None:
+def test_odd_prompt_is_refused(prompt: str) -> None:
     with pytest.raises(InvalidRequest):
         filmlet.enhance_prompt(prompt)
 
 
-def test_a_hostile_prompt_takes_no_time() -> None:
+def test_hostile_prompt_takes_no_time() -> None:
     for prompt in ("abcdefgh " * 400, "a" * 4000, "🐱" * 4000, "ab," * 1300):
         started = time.process_time()
         assert ENHANCER.enhance(f"cat {prompt}").startswith("a cat")
         assert time.process_time() - started < 2
 
 
-def test_a_word_that_the_model_lacks_is_never_written() -> None:
+def test_word_that_the_model_lacks_is_never_written() -> None:
     small = VocabularyEnhancer("small", frozenset({"red", "cat", "left"}))
     assert small.enhance("a big red cat moving left at sunset") == "red cat"
 
@@ -96,7 +96,7 @@ def test_python_returns_what_was_asked_and_what_is_used() -> None:
         filmlet.enhance_prompt("a kitty", model="no-such-model")
 
 
-def test_an_enhanced_prompt_is_a_change_of_the_plan() -> None:
+def test_enhanced_prompt_is_a_change_of_the_plan() -> None:
     request = build_request("a kitty jumps", extra_prompts=["a puppy hops"])
     enhanced = enhance_request(request, Settings())
     assert enhanced.prompt == "a kitty jumps"
@@ -108,7 +108,7 @@ def test_an_enhanced_prompt_is_a_change_of_the_plan() -> None:
     assert (second.field, second.requested) == ("then_1", "a puppy hops")
 
 
-def test_a_prompt_that_stays_is_no_change() -> None:
+def test_prompt_that_stays_is_no_change() -> None:
     request = enhance_request(build_request("a red ball bouncing at sunset"), Settings())
     assert make_plan(request).changes == ()
 

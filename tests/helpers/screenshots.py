@@ -42,6 +42,8 @@ def states(windows: Windows, server: Running, album: Album) -> None:
     window.page.get_by_label("Width").fill("5000")
     window.page.wait_for_selector("#plan .error")
     album.take(window, "refused")
+    window.page.get_by_role("button", name="Clear the form").click()
+    window.page.wait_for_selector("#plan .error", state="detached")
     window.open()
     for prompt in SUBJECTS[1:]:
         window.write(prompt, seconds="1")

@@ -89,7 +89,7 @@ def test_limits_of_a_key_answer_429_and_say_when_to_come_back(home: Settings) ->
     database.close()
 
 
-def test_a_server_that_others_can_reach_wants_keys(
+def test_server_that_others_can_reach_wants_keys(
     tmp_path: Path, home: Settings, serve: Serve
 ) -> None:
     def filmlet(*words: str) -> CompletedProcess[str]:

@@ -18,7 +18,7 @@ from tests.helpers.sounds import FlashClip, look_at_audio
 SILENT = WorkloadSize(256, 8, 1_600_000, 7e6)
 
 
-def test_an_extension_that_keeps_its_sound_leaves_estimates_for_the_next(
+def test_extension_that_keeps_its_sound_leaves_estimates_for_the_next(
     tiny: Path, tmp_path: Path
 ) -> None:
     given = FlashClip(frames=25).write(tmp_path / "given.mp4")

@@ -29,7 +29,7 @@ def test_no_job_is_lost_or_doubled_under_kills_and_dropped_connections(settings:
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_a_stopped_worker_that_wakes_while_another_decodes_breaks_nothing(
+def test_stopped_worker_that_wakes_while_another_decodes_breaks_nothing(
     tiny: Path, settings: Settings, tmp_path: Path
 ) -> None:
     settings = replace(settings, lease_s=8.0)

@@ -62,7 +62,7 @@ def workers(settings: Settings, queue: Queue) -> Callable[[str, FrameGenerator],
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("at", [denoised, decoding])
-def test_a_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt(
+def test_worker_that_wakes_after_its_lease_changes_nothing_of_the_next_attempt(
     tiny: Path, tmp_path: Path, queue: Queue, workers: Callable[[str, FrameGenerator], Worker],
     at: Callable[[Event], bool], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -99,7 +99,7 @@ def test_what_a_dead_attempt_left_half_written_goes_with_the_next(
     assert {file.name for file in folder.iterdir()} == {"clip.mp4", "decoded.mp4"}
 
 
-def test_a_decoded_clip_has_its_name_before_the_stage_is_said_to_be_finished(
+def test_decoded_clip_has_its_name_before_the_stage_is_said_to_be_finished(
     tiny: Path, tmp_path: Path
 ) -> None:
     work = prepare_run(make_plan(ask(tiny)), Settings())
@@ -112,7 +112,7 @@ def test_a_decoded_clip_has_its_name_before_the_stage_is_said_to_be_finished(
     assert there == [True]
 
 
-def test_a_workflow_of_an_earlier_run_does_not_make_the_job(
+def test_workflow_of_an_earlier_run_does_not_make_the_job(
     settings: Settings, queue: Queue, tiny: Path
 ) -> None:
     add_worker(queue, "two")
@@ -131,7 +131,7 @@ def test_a_workflow_of_an_earlier_run_does_not_make_the_job(
     assert queue.get_job(job).status == Status.CANCELLED
 
 
-def test_an_attempt_of_before_a_retry_is_not_taken_for_the_one_after_it(
+def test_attempt_of_before_a_retry_is_not_taken_for_the_one_after_it(
     settings: Settings, queue: Queue, tiny: Path
 ) -> None:
     job = queue.submit(ask(tiny)).id
@@ -149,7 +149,7 @@ def test_an_attempt_of_before_a_retry_is_not_taken_for_the_one_after_it(
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_job_whose_worker_is_gone_or_silent_is_cancelled_at_once(
+def test_job_whose_worker_is_gone_or_silent_is_cancelled_at_once(
     silent: bool, tiny: Path, settings: Settings, queue: Queue
 ) -> None:
     job = queue.submit(ask(tiny)).id

@@ -146,7 +146,7 @@ def read_end(worker: ForkedProcess) -> tuple[int, str]:
 
 @ON_SQLITE
 @pytest.mark.parametrize("method", ["Worker.heartbeat", "WorkerLease.requeue_dead_workers"])
-def test_a_worker_whose_pulse_breaks_gives_its_job_up_and_ends(
+def test_worker_whose_pulse_breaks_gives_its_job_up_and_ends(
     queue: Queue, tiny: Path, start: Start, method: str
 ) -> None:
     job = queue.submit(ask(tiny, frames=97, steps=100, size="256x256")).id
@@ -157,7 +157,7 @@ def test_a_worker_whose_pulse_breaks_gives_its_job_up_and_ends(
 
 
 @ON_SQLITE
-def test_a_pulse_that_stands_still_ends_the_worker(start: Start) -> None:
+def test_pulse_that_stands_still_ends_the_worker(start: Start) -> None:
     fault = ("WorkerLease.requeue_dead_workers", "sleep")
     worker = start(*fault, module="tests.helpers.faulty_worker", FILMLET_LEASE_S="1")
     status, stderr = read_end(worker)
@@ -167,7 +167,7 @@ def test_a_pulse_that_stands_still_ends_the_worker(start: Start) -> None:
 
 @pytest.mark.server
 @ON_SQLITE
-def test_a_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queue: Queue) -> None:
+def test_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queue: Queue) -> None:
     first = Worker(settings, queue=queue)
     command = [sys.executable, "-m", "filmlet", "worker", "--supervised"]  # it waits for stdin
     with (
@@ -185,7 +185,7 @@ def test_a_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queu
 
 
 @ON_SQLITE
-def test_a_worker_whose_home_cannot_be_written_says_so(
+def test_worker_whose_home_cannot_be_written_says_so(
     settings: Settings, queue: Queue, start: Start
 ) -> None:
     away = {

@@ -36,7 +36,7 @@ def worker(settings: Settings, online: Hub) -> Iterator["subprocess.Popen[bytes]
 @pytest.mark.server
 @sqlite
 @pytest.mark.usefixtures("worker")
-def test_a_download_is_seen_stopped_and_taken_up_again(queue: Queue, online: Hub) -> None:
+def test_download_is_seen_stopped_and_taken_up_again(queue: Queue, online: Hub) -> None:
     online.faults.slow[WEIGHTS] = 0.5
     card = REGISTRY["ltxv-2b-0.9.8-distilled"]
     forecast = queue.forecast(REQUEST)
@@ -68,7 +68,7 @@ def test_a_download_is_seen_stopped_and_taken_up_again(queue: Queue, online: Hub
 @pytest.mark.server
 @sqlite
 @pytest.mark.usefixtures("worker")
-def test_a_refusal_of_the_hub_is_the_jobs_failure(queue: Queue, online: Hub) -> None:
+def test_refusal_of_the_hub_is_the_jobs_failure(queue: Queue, online: Hub) -> None:
     online.faults.status["Lightricks/LTX-Video"] = 403, "GatedRepo"
     job = wait(queue, queue.submit(REQUEST).id, is_over)
     assert job.status == Status.FAILED

@@ -50,7 +50,7 @@ def folders(queue: Queue) -> list[str]:
 
 
 @sqlite
-def test_a_guided_job_needs_no_file_but_its_own_and_equals_the_clip_made_at_once(
+def test_guided_job_needs_no_file_but_its_own_and_equals_the_clip_made_at_once(
     tiny: Path, image: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     request = ask(tiny, image=image)
@@ -81,7 +81,7 @@ def test_a_guided_job_needs_no_file_but_its_own_and_equals_the_clip_made_at_once
 
 
 @sqlite
-def test_a_worker_elsewhere_finds_the_files_in_the_storage(
+def test_worker_elsewhere_finds_the_files_in_the_storage(
     tiny: Path, image: Path, tmp_path: Path, settings: Settings, start: Start
 ) -> None:
     store = str(tmp_path / "store")
@@ -158,7 +158,7 @@ def data_url(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_an_uploaded_picture_becomes_the_first_frame_under_a_name_of_ours(
+def test_uploaded_picture_becomes_the_first_frame_under_a_name_of_ours(
     client: TestClient, home: Settings, form: str
 ) -> None:
     files = {"input_reference": ("../../x.png", picture(form=form), "image/png")}
@@ -170,7 +170,7 @@ def test_an_uploaded_picture_becomes_the_first_frame_under_a_name_of_ours(
     assert [p.name for p in home.home.glob("jobs/*/*")] == [guide["file"]]
 
 
-def test_a_picture_comes_in_a_data_url_too_in_json_and_in_forms(client: TestClient) -> None:
+def test_picture_comes_in_a_data_url_too_in_json_and_in_forms(client: TestClient) -> None:
     url = data_url(picture())
     big = io.BytesIO()
     Image.effect_noise((900, 900), 90).save(big, "PNG")
@@ -247,7 +247,7 @@ def test_null_is_a_field_that_is_not_given(client: TestClient) -> None:
         ({}, "must be a file"),
     ],
 )
-def test_a_reference_that_is_no_picture_is_refused(
+def test_reference_that_is_no_picture_is_refused(
     client: TestClient, reference: object, says: str
 ) -> None:
     answer = client.post("/v1/videos", json={"prompt": "a", "input_reference": reference})
@@ -296,7 +296,7 @@ def test_only_ones_own_finished_videos_can_be_extended(home: Settings) -> None:
     database.close()
 
 
-def test_a_server_makes_guided_clips_and_extends_its_own_and_others(
+def test_server_makes_guided_clips_and_extends_its_own_and_others(
     shared_server: Running, tmp_path: Path
 ) -> None:
     client = shared_server.client

@@ -21,7 +21,7 @@ sqlite = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 
 
 @sqlite
-def test_a_job_needs_no_lora_file_but_its_own_and_equals_the_clip_made_at_once(
+def test_job_needs_no_lora_file_but_its_own_and_equals_the_clip_made_at_once(
     tiny: Path, style: str, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     request = ask(tiny, loras=[f"{style}:0.5"])
@@ -48,7 +48,7 @@ def test_a_job_needs_no_lora_file_but_its_own_and_equals_the_clip_made_at_once(
 
 
 @sqlite
-def test_a_draft_with_a_lora_is_refined_from_its_latents_by_a_worker_elsewhere(
+def test_draft_with_a_lora_is_refined_from_its_latents_by_a_worker_elsewhere(
     tiny_two: Path, style: str, settings: Settings, tmp_path: Path, start: Start
 ) -> None:
     away = replace(settings, storage_url=str(tmp_path / "storage"))
@@ -70,7 +70,7 @@ def test_a_draft_with_a_lora_is_refined_from_its_latents_by_a_worker_elsewhere(
 
 
 @sqlite
-def test_a_hub_name_stays_a_name_and_what_is_refused_leaves_nothing(
+def test_hub_name_stays_a_name_and_what_is_refused_leaves_nothing(
     tiny: Path, style: str, hub: Path, queue: Queue
 ) -> None:
     save(hub / "a.safetensors", diffusers(matrices()))
@@ -128,7 +128,7 @@ def test_no_file_of_the_server_is_a_lora_for_a_client(
 
 
 @sqlite
-def test_a_queued_job_calls_files_as_they_were_sent(
+def test_queued_job_calls_files_as_they_were_sent(
     tiny: Path, style: str, tmp_path: Path, queue: Queue
 ) -> None:
     sent = tmp_path / "my style.safetensors"
@@ -150,7 +150,7 @@ def test_a_queued_job_calls_files_as_they_were_sent(
 
 
 @sqlite
-def test_a_queued_job_with_a_lora_of_another_model_calls_it_as_it_was_sent(
+def test_queued_job_with_a_lora_of_another_model_calls_it_as_it_was_sent(
     tiny: Path, tmp_path: Path, queue: Queue
 ) -> None:
     wide = diffusers(matrices(layers={"transformer_blocks.0.attn1.to_q": (64, 64)}))

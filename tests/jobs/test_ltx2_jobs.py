@@ -25,7 +25,7 @@ SMALL = {"size": "128x128", "frames": 17, "steps": None, "seed": 5}
         ("decode", 9, {"encode", "denoise", "upsample", "refine", "decode_audio"}),
     ],
 )
-def test_a_killed_worker_costs_no_finished_stage_of_picture_and_sound(
+def test_killed_worker_costs_no_finished_stage_of_picture_and_sound(
     tmp_path: Path, queue: Queue, start: Start, stage: str, done: int, reused: set[str]
 ) -> None:
     request = ask(get_twin("2.5").folder, **SMALL)

@@ -79,7 +79,7 @@ def test_old_jobs_go_on_from_where_they_were(old_home: Path, queue: Queue) -> No
             worker.terminate()
 
 
-def test_a_row_of_today_is_left_as_it_is() -> None:
+def test_row_of_today_is_left_as_it_is() -> None:
     request = json.dumps(vars(ClipRequest("a red ball", extra_prompts=("a cat",))))
     assert load_json(request) == json.loads(request)
 

@@ -54,7 +54,7 @@ def test_higher_classes_go_first_and_among_equals_who_has_fewer_jobs(
     assert order(queue) == ["bob high", "ann 0", "bob 0", "ann 1", "ann 2", "cid low"]
 
 
-def test_the_position_and_the_time_grow_with_what_is_ahead(tiny: Path, queue: Queue) -> None:
+def test_position_and_the_time_grow_with_what_is_ahead(tiny: Path, queue: Queue) -> None:
     jobs = [queue.submit(ask(tiny, prompt=f"a {i}")) for i in range(3)]
     now = [queue.get_job(job.id) for job in jobs]
     assert [job.position for job in now] == [1, 2, 3]
@@ -65,7 +65,7 @@ def test_the_position_and_the_time_grow_with_what_is_ahead(tiny: Path, queue: Qu
     assert queue.get_job(jobs[2].id).position == 2
 
 
-def test_a_submission_is_told_what_a_fresh_look_says(tiny: Path, queue: Queue) -> None:
+def test_submission_is_told_what_a_fresh_look_says(tiny: Path, queue: Queue) -> None:
     for i, priority in enumerate((Priority.NORMAL, Priority.LOW, Priority.HIGH, Priority.LOW)):
         told = queue.submit(ask(tiny, f"a {i}"), SubmitOptions(priority=priority))
         fresh = Queue(queue.settings)
@@ -92,7 +92,7 @@ def test_limits_refuse_clearly_and_say_when_to_try_again(tiny: Path, settings: S
     queue.close()
 
 
-def test_a_job_is_retried_by_the_limits_of_its_owners_key(tiny: Path, queue: Queue) -> None:
+def test_job_is_retried_by_the_limits_of_its_owners_key(tiny: Path, queue: Queue) -> None:
     keys = ApiKeyStore(queue.database, queue.settings)
     key = keys.add("ann", limits=Limits(1, 1000, 0)).key
     job = queue.submit(ask(tiny, "a 0"), SubmitOptions(key.id, limits=key.limits)).id
@@ -110,7 +110,7 @@ def test_asking_twice_under_one_key_makes_one_job(tiny: Path, queue: Queue) -> N
     assert len(queue.list_jobs()) == 2
 
 
-def test_a_request_that_no_model_can_meet_never_enters_the_queue(tiny: Path, queue: Queue) -> None:
+def test_request_that_no_model_can_meet_never_enters_the_queue(tiny: Path, queue: Queue) -> None:
     with pytest.raises(InvalidRequest, match="steps"):
         queue.submit(ask(tiny, steps=1000))
     assert queue.list_jobs() == []
@@ -183,7 +183,7 @@ def test_every_connection_counts_fractions_of_a_second_whatever_sqlite_is_there(
     assert told == pytest.approx(time.time(), abs=5)
 
 
-def test_a_database_that_cannot_be_reached_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_database_that_cannot_be_reached_is_told_in_one_sentence(tmp_path: Path) -> None:
     nowhere = Settings(home=tmp_path, database_url="postgresql://u:secret@127.0.0.1:1/x")
     with pytest.raises(DatabaseUnusable) as refused:
         Queue(nowhere)
@@ -198,7 +198,7 @@ def test_a_database_that_cannot_be_reached_is_told_in_one_sentence(tmp_path: Pat
         Queue(Settings(home=tmp_path))
 
 
-def test_a_database_that_may_only_be_read_is_told_in_one_sentence(
+def test_database_that_may_only_be_read_is_told_in_one_sentence(
     postgres: Callable[[], str], tmp_path: Path, tiny: Path
 ) -> None:
     url = postgres()
@@ -214,7 +214,7 @@ def test_a_database_that_may_only_be_read_is_told_in_one_sentence(
     queue.close()
 
 
-def test_a_database_of_a_newer_version_is_left_alone(settings: Settings, queue: Queue) -> None:
+def test_database_of_a_newer_version_is_left_alone(settings: Settings, queue: Queue) -> None:
     with queue.database.transaction() as t:
         t.rows("insert into filmlet_schema values (99)")
     with pytest.raises(DatabaseUnusable, match="newer filmlet"):
@@ -222,7 +222,7 @@ def test_a_database_of_a_newer_version_is_left_alone(settings: Settings, queue: 
 
 
 @pytest.mark.server
-def test_the_command_line_tells_bad_input_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
+def test_command_line_tells_bad_input_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
     def run(*words: str, **extra: str) -> CompletedProcess[str]:
         variables = environment(Settings(home=tmp_path / "home")) | extra
         return run_filmlet(*words, cwd=tmp_path, **variables)
@@ -246,7 +246,7 @@ def test_the_command_line_tells_bad_input_in_one_sentence(tiny: Path, tmp_path: 
         assert refused.stderr.count("\n") == 1, refused.stderr
 
 
-def test_a_growing_file_is_read_while_its_copy_is_deleted(tmp_path: Path) -> None:
+def test_growing_file_is_read_while_its_copy_is_deleted(tmp_path: Path) -> None:
     copies, stopped = JobFolders(tmp_path), threading.Event()
 
     def make_and_delete() -> None:
@@ -264,7 +264,7 @@ def test_a_growing_file_is_read_while_its_copy_is_deleted(tmp_path: Path) -> Non
     assert found <= {b"", b"12345"}
 
 
-def test_a_growing_file_is_read_on_another_machine(tmp_path: Path, remote: str) -> None:
+def test_growing_file_is_read_on_another_machine(tmp_path: Path, remote: str) -> None:
     worker, other, web = (
         open_storage(Settings(home=tmp_path / name, storage_url=remote))
         for name in ("a", "b", "web")
@@ -315,7 +315,7 @@ def test_files_come_back_from_the_storage_on_another_machine(tmp_path: Path, rem
         here.open("job", "clip.mp4")
 
 
-def test_the_environment_is_read_with_its_types(tmp_path: Path) -> None:
+def test_environment_is_read_with_its_types(tmp_path: Path) -> None:
     told = {"FILMLET_HOME": str(tmp_path), "FILMLET_MAX_ACTIVE": "3", "FILMLET_LEASE_S": "2.5"}
     settings = Settings.from_environment(told)
     assert (settings.home, settings.max_active, settings.lease_s) == (tmp_path, 3, 2.5)
@@ -394,7 +394,7 @@ class BusyClock:
         return self.now
 
 
-def test_a_busy_machine_is_measured_by_its_quickest_product(
+def test_busy_machine_is_measured_by_its_quickest_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cost_model.measure_flops.cache_clear()

@@ -120,7 +120,7 @@ def test_files_of_waiting_jobs_count_and_are_refused_before_they_fill_the_disk(
     queue.close()
 
 
-def test_a_finished_clip_keeps_what_somebody_may_still_ask_for(
+def test_finished_clip_keeps_what_somebody_may_still_ask_for(
     tiny: Path, tiny_two: Path, tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(queue.settings, queue=queue)
@@ -176,7 +176,7 @@ def test_folders_that_killed_processes_left_are_removed(
     other.close()
 
 
-def test_an_empty_folder_that_was_just_made_is_left_alone(queue: Queue) -> None:
+def test_empty_folder_that_was_just_made_is_left_alone(queue: Queue) -> None:
     folder = queue.storage.folder("clip_new")
     assert queue.retention.delete_orphans() == 0
     long_ago = time.time() - 2 * retention.ORPHAN_AFTER_S
@@ -184,7 +184,7 @@ def test_an_empty_folder_that_was_just_made_is_left_alone(queue: Queue) -> None:
     assert queue.retention.delete_orphans() == 1
 
 
-def test_a_job_whose_deletion_was_cut_off_can_be_deleted_again(tiny: Path, queue: Queue) -> None:
+def test_job_whose_deletion_was_cut_off_can_be_deleted_again(tiny: Path, queue: Queue) -> None:
     (job,) = ended(queue, tiny, "a", 1, 10)
     queue.database.delete_workflows([f"{job}.1"])  # and then the process was killed
     queue.delete(job)

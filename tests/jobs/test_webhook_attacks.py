@@ -52,7 +52,7 @@ def tell(url: str) -> None:
     post(WebhookTarget(url, SECRET), "evt_1", b"{}", allow_private=True)
 
 
-def test_the_body_of_an_answer_is_not_read() -> None:
+def test_body_of_an_answer_is_not_read() -> None:
     sent = []
 
     def flood(connection: socket.socket) -> None:
@@ -71,7 +71,7 @@ def test_the_body_of_an_answer_is_not_read() -> None:
 @pytest.mark.parametrize(
     "piece", [b"x: y\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"h"], ids=["headers", "1xx", "line"]
 )
-def test_an_answer_without_end_is_given_up(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_without_end_is_given_up(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks, "TIMEOUT_S", 1.0)
     ended = threading.Event()
 
@@ -99,7 +99,7 @@ def test_headers_are_bounded() -> None:
         tell(url)
 
 
-def test_a_redirect_is_a_failure_and_leads_nowhere() -> None:
+def test_redirect_is_a_failure_and_leads_nowhere() -> None:
     reached = threading.Event()
     with answering(lambda _: reached.set()) as inside:
         told = f"HTTP/1.1 307 Go\r\nlocation: {inside}\r\ncontent-length: 0\r\n\r\n".encode()
@@ -121,7 +121,7 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
     assert not reached.is_set()
 
 
-def test_the_certificate_must_be_that_of_the_name(tmp_path: Path) -> None:
+def test_certificate_must_be_that_of_the_name(tmp_path: Path) -> None:
     """The address is connected to, the name is asked for, and an unknown issuer is refused."""
     asked: list[str | None] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

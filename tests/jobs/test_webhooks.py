@@ -64,7 +64,7 @@ def unwrapped(call: tuple[dict[str, str], bytes]) -> object:
         return client.webhooks.unwrap(body, headers, secret=SECRET)
 
 
-def test_the_end_of_a_clip_is_told_signed_and_once(
+def test_end_of_a_clip_is_told_signed_and_once(
     serve: Serve, told: Settings, listener: Listener
 ) -> None:
     server = serve(told)
@@ -81,7 +81,7 @@ def test_the_end_of_a_clip_is_told_signed_and_once(
     assert json.loads(listener.heard[1][1])["id"] != json.loads(body)["id"]
 
 
-def test_a_cancelled_job_is_told_as_failed_and_a_deaf_listener_is_told_again(
+def test_cancelled_job_is_told_as_failed_and_a_deaf_listener_is_told_again(
     told: Settings, listener: Listener
 ) -> None:
     queue = Queue(told)
@@ -100,7 +100,7 @@ def test_a_cancelled_job_is_told_as_failed_and_a_deaf_listener_is_told_again(
     queue.close()
 
 
-def test_a_listener_that_stays_deaf_is_given_up_and_a_deleted_job_is_not_told(
+def test_listener_that_stays_deaf_is_given_up_and_a_deleted_job_is_not_told(
     told: Settings, listener: Listener
 ) -> None:
     queue = Queue(told)
@@ -115,7 +115,7 @@ def test_a_listener_that_stays_deaf_is_given_up_and_a_deleted_job_is_not_told(
     queue.close()
 
 
-def test_a_keys_own_webhook_is_told_with_its_own_secret(told: Settings, listener: Listener) -> None:
+def test_keys_own_webhook_is_told_with_its_own_secret(told: Settings, listener: Listener) -> None:
     settings = replace(told, webhook_url=None)
     queue = Queue(settings)
     granted = ApiKeyStore(queue.database, settings).add("ann", webhook=listener.url)

@@ -36,7 +36,7 @@ def bytes_of(queue: Queue, job: str) -> bytes:
         ("mux", 0, {"encode", "denoise", "decode"}),
     ],
 )
-def test_a_worker_killed_in_any_stage_goes_on_from_the_last_finished_one(
+def test_worker_killed_in_any_stage_goes_on_from_the_last_finished_one(
     tiny: Path, tmp_path: Path, queue: Queue, start: Start,
     stage: str, done: int, reused: set[str],
 ) -> None:  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_worker_killed_in_any_stage_goes_on_from_the_last_finished_one(
     assert bytes_of(queue, job) == without_queue(request, after, tmp_path / "straight.mp4")
 
 
-def test_a_running_job_is_cancelled_within_a_step_and_the_next_one_starts(
+def test_running_job_is_cancelled_within_a_step_and_the_next_one_starts(
     tiny: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     first = queue.submit(ask(tiny, **LONG, prompt="one")).id
@@ -80,7 +80,7 @@ def test_a_running_job_is_cancelled_within_a_step_and_the_next_one_starts(
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_a_job_that_kills_its_worker_each_time_fails_with_the_reason(
+def test_job_that_kills_its_worker_each_time_fails_with_the_reason(
     tiny: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     poison = queue.submit(ask(tiny, frames=25)).id
@@ -98,7 +98,7 @@ def test_a_job_that_kills_its_worker_each_time_fails_with_the_reason(
     assert wait(queue, healthy, is_over).status == Status.COMPLETED
 
 
-def test_a_dead_workers_job_goes_on_elsewhere_within_the_lease(
+def test_dead_workers_job_goes_on_elsewhere_within_the_lease(
     tiny: Path, tmp_path: Path, settings: Settings, start: Start
 ) -> None:
     settings = replace(settings, lease_s=3.0)
@@ -120,7 +120,7 @@ def test_a_dead_workers_job_goes_on_elsewhere_within_the_lease(
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_a_worker_that_has_lost_its_lease_stops_and_writes_nothing(
+def test_worker_that_has_lost_its_lease_stops_and_writes_nothing(
     tiny: Path, tmp_path: Path, settings: Settings, start: Start
 ) -> None:
     queue = Queue(settings)
@@ -137,7 +137,7 @@ def test_a_worker_that_has_lost_its_lease_stops_and_writes_nothing(
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_a_worker_told_to_stop_leaves_its_job_to_the_next(
+def test_worker_told_to_stop_leaves_its_job_to_the_next(
     tiny: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     job = queue.submit(ask(tiny, **LONG)).id
@@ -153,7 +153,7 @@ def test_a_worker_told_to_stop_leaves_its_job_to_the_next(
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_a_cancelled_job_of_a_worker_told_to_stop_is_over_with_it(
+def test_cancelled_job_of_a_worker_told_to_stop_is_over_with_it(
     tiny: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     job = queue.submit(ask(tiny, **LONG)).id
@@ -166,7 +166,7 @@ def test_a_cancelled_job_of_a_worker_told_to_stop_is_over_with_it(
     queue.delete(job)
 
 
-def test_a_worker_whose_database_fails_in_mid_job_gives_up_and_the_job_goes_on(
+def test_worker_whose_database_fails_in_mid_job_gives_up_and_the_job_goes_on(
     tiny: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     job = queue.submit(ask(tiny, **LONG)).id

@@ -38,7 +38,7 @@ def test_resizing_equals_torch_and_keeps_the_middle(
     assert np.abs(shown[0] - expected).max() < 1e-3
 
 
-def test_a_higher_factor_compresses_more() -> None:
+def test_higher_factor_compresses_more() -> None:
     pixels = picture(96, 64)
     off = [
         np.abs(conditioning_image(pixels, crf, 96, 64) - pixels).mean() for crf in (0, 18, 33)

@@ -186,7 +186,7 @@ def test_damaged_sound_is_refused_or_in_bounds(tmp_path: Path, seed: int) -> Non
     assert audio is None or np.abs(audio.samples).max() <= 1
 
 
-def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = CLIP.write(tmp_path / "clip.mp4")
     path.write_bytes(path.read_bytes()[:-4000])
     with pytest.raises(InvalidMedia, match="cut off"):

@@ -62,7 +62,7 @@ def shows_four_colors(path: Path, by: int = 3) -> bool:
 
 @pytest.mark.parametrize("orientation", UNTURN)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif"])
-def test_a_picture_is_upright_in_each_orientation(
+def test_picture_is_upright_in_each_orientation(
     tmp_path: Path, orientation: int, suffix: str
 ) -> None:
     exif, path = Image.Exif(), tmp_path / f"file.{suffix}"
@@ -83,21 +83,21 @@ def test_a_picture_is_upright_in_each_orientation(
     ],
     ids=["rational", "nan", "text", "beyond", "huge"],
 )
-def test_a_jpeg_is_upright_whatever_else_its_exif_says(odd: tuple, file: Path) -> None:
+def test_jpeg_is_upright_whatever_else_its_exif_says(odd: tuple, file: Path) -> None:
     side = four_colors().transpose(Image.Transpose.ROTATE_90)
     file.write_bytes(jpeg_with_exif(side, [(0x0112, 3, 1, struct.pack("<HH", 6, 0)), odd]))
     assert shows_four_colors(file)
     assert changes(image=file, size="256x192") == {}
 
 
-def test_a_png_whose_exif_has_no_head_is_shown_as_stored(file: Path) -> None:
+def test_png_whose_exif_has_no_head_is_shown_as_stored(file: Path) -> None:
     exif = b"\0\x08\0\x02\x01\x12\0\x03" * 3
     file.write_bytes(make_png(np.asarray(four_colors()), (b"eXIf", exif)))
     assert shows_four_colors(file)
 
 
 @pytest.mark.parametrize("quarter_turns", range(4))
-def test_a_heic_of_tiles_is_whole_and_upright(quarter_turns: int, file: Path) -> None:
+def test_heic_of_tiles_is_whole_and_upright(quarter_turns: int, file: Path) -> None:
     picture = four_colors(400, 300)
     stored = picture.rotate(-90 * quarter_turns, expand=True)
     file.write_bytes(heic_of_tiles(stored, quarter_turns))
@@ -123,7 +123,7 @@ def test_what_a_phone_appends_to_a_picture_is_no_matter(file: Path) -> None:
         assert shows_four_colors(file)
 
 
-def test_a_damaged_heic_is_refused_in_a_sentence(file: Path) -> None:
+def test_damaged_heic_is_refused_in_a_sentence(file: Path) -> None:
     whole = heic_of_tiles(four_colors(400, 300))
     for data in (whole[:-500], whole[:600], whole[:40] + bytes(2000)):
         file.write_bytes(data)
@@ -137,7 +137,7 @@ def test_a_damaged_heic_is_refused_in_a_sentence(file: Path) -> None:
     ids=["p3", "adobe", "prophoto"],
 )
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif"])
-def test_a_profile_is_converted_to_srgb(
+def test_profile_is_converted_to_srgb(
     primaries: tuple, gamma: float, suffix: str, tmp_path: Path
 ) -> None:
     image, profile = wide_gamut(primaries, gamma)
@@ -182,7 +182,7 @@ def test_srgb_stays_as_it_is_with_a_profile_or_without(file: Path) -> None:
     assert notes(file) == {}
 
 
-def test_a_profile_that_cannot_be_used_is_told(file: Path) -> None:
+def test_profile_that_cannot_be_used_is_told(file: Path) -> None:
     four_colors().save(file, "PNG", icc_profile=b"no profile" * 20)
     assert shows_four_colors(file)
     assert changes(image=file, size="256x192")["guide_1_color_profile"].effective == "sRGB"
@@ -234,7 +234,7 @@ def test_photos_of_phones_are_read_whatever_their_size(file: Path) -> None:
 # Videos
 
 
-def test_an_edit_list_hides_frames_and_the_visible_ones_go_on(tmp_path: Path) -> None:
+def test_edit_list_hides_frames_and_the_visible_ones_go_on(tmp_path: Path) -> None:
     whole = write_clip(tmp_path / "whole.mp4", marked_frames(48), options={"g": "48", "bf": "2"})
     cut = cut_without_encoding(whole, tmp_path / "cut.mp4", 0.5)
     assert probe(cut).frames == 36
@@ -285,14 +285,14 @@ def test_faster_videos_are_shown_at_a_rate_that_clips_have(
     assert (told.requested, told.effective) == (rate, fps)
 
 
-def test_a_slow_video_lasts_as_long_as_it_does(tmp_path: Path) -> None:
+def test_slow_video_lasts_as_long_as_it_does(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "slow.mp4", marked_frames(4), Fraction(1, 2))
     assert probe(path).fps == 1
     assert numbers_of(iter_frames(path))[:6] == [0, 0, 1, 1, 2, 2]
     assert "extend_frame_rate" in changes(extend=path, frames=8)
 
 
-def test_a_larger_clip_is_made_smaller_and_told(tmp_path: Path) -> None:
+def test_larger_clip_is_made_smaller_and_told(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "large.mp4", marked_frames(9, (1920, 1080)))
     plan = make_plan(build_request("a ball", extend=path, frames=8))
     assert (plan.shape.width, plan.shape.height) == (512, 288)
@@ -315,7 +315,7 @@ MATRICES = {
 
 
 @pytest.mark.parametrize("matrix", MATRICES)
-def test_a_video_is_turned_and_mirrored_as_it_says(matrix: tuple, tmp_path: Path) -> None:
+def test_video_is_turned_and_mirrored_as_it_says(matrix: tuple, tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", marked_frames(3, (128, 96)))
     path.write_bytes(with_matrix(path.read_bytes(), matrix))
     frame = next(iter_frames(path))
@@ -340,7 +340,7 @@ def test_pixels_of_absurd_width_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["libvpx-vp9", "libvpx"])
-def test_a_transparent_webm_lies_on_white(codec: str, tmp_path: Path) -> None:
+def test_transparent_webm_lies_on_white(codec: str, tmp_path: Path) -> None:
     alpha = np.full((9, 96, 128), 255, np.uint8)
     alpha[:, :, :64] = 0
     path = tmp_path / "alpha.webm"
@@ -408,14 +408,14 @@ def _index_first(path: Path) -> bytes:
     return target.read_bytes()
 
 
-def test_a_minute_of_a_phone_is_not_too_long(tmp_path: Path) -> None:
+def test_minute_of_a_phone_is_not_too_long(tmp_path: Path) -> None:
     frames = np.zeros((1, 64, 64, 3), np.uint8).repeat(605, 0)
     assert probe(write_clip(tmp_path / "minute.mp4", frames[:603], 10)).frames == 603
     with pytest.raises(InvalidMedia, match="too long; at most 60 s"):
         probe(write_clip(tmp_path / "long.mp4", frames.repeat(2, 0)[:620], 10))
 
 
-def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = write_clip(tmp_path / "clip.mp4", marked_frames(9)).rename("a:b.mp4")
     plan = make_plan(build_request("a ball", extend=path.name, frames=8))

@@ -116,7 +116,7 @@ def test_pictures_that_cost_too_much_are_refused(data: bytes, says: str, file: P
     assert refused.value.param == "guides"
 
 
-def test_an_animation_of_thousands_of_frames_is_its_first_picture(file: Path) -> None:
+def test_animation_of_thousands_of_frames_is_its_first_picture(file: Path) -> None:
     file.write_bytes(webp_of_frames(3000))
     assert (probe(file).width, probe(file).fps) == (16, None)
     assert read_image(file).shape == (1, 16, 16, 3)
@@ -134,7 +134,7 @@ def plain(path: Path) -> Pixels:
         return np.asarray(image.convert("RGB"))[None]
 
 
-def test_a_picture_of_any_kind_is_the_same_from_a_decoder(tmp_path: Path) -> None:
+def test_picture_of_any_kind_is_the_same_from_a_decoder(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 20, 4), np.uint8)
     image = Image.fromarray(np.tile(noise, (40, 50, 1)))  # more than a strip
     small, exif = Image.fromarray(noise), Image.Exif()
@@ -157,7 +157,7 @@ def test_a_picture_of_any_kind_is_the_same_from_a_decoder(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("orientation", [b"\x03\x00", b"\x05\x00", b"\x0b\x00", b"\xff\xff"])
-def test_a_picture_whose_orientation_cannot_be_read_is_shown_as_stored(
+def test_picture_whose_orientation_cannot_be_read_is_shown_as_stored(
     orientation: bytes, file: Path
 ) -> None:
     exif = Image.Exif()
@@ -183,7 +183,7 @@ def with_size(heic: bytes, width: int, height: int) -> bytes:
     ("size", "says"),
     [((60_000, 60_000), "60000x60000 pixels are too many"), ((8000, 7900), "not a whole")],
 )
-def test_a_heic_that_says_a_huge_size_is_refused(
+def test_heic_that_says_a_huge_size_is_refused(
     size: tuple[int, int], says: str, file: Path
 ) -> None:
     file.write_bytes(with_size(heic_of_tiles(four_colors(400, 300)), *size))
@@ -204,7 +204,7 @@ def test_damaged_heic_and_avif_are_read_or_refused_in_a_sentence(file: Path) -> 
                 assert read_image(file).shape[3] == 3
 
 
-def test_a_profile_that_is_damaged_is_read_or_told(file: Path) -> None:
+def test_profile_that_is_damaged_is_read_or_told(file: Path) -> None:
     image, profile = wide_gamut(colors.P3, 2.2)
     noise = np.random.default_rng(5)
     for _ in range(8):
@@ -235,12 +235,12 @@ def test_frames_are_counted_whatever_a_video_says(
     assert client.get("/v1/videos").json()["data"] == []
 
 
-def test_a_video_without_a_duration_is_as_long_as_its_frames(tmp_path: Path) -> None:
+def test_video_without_a_duration_is_as_long_as_its_frames(tmp_path: Path) -> None:
     video = probe(webm_without_duration(tmp_path / "short.webm", 600))
     assert (video.frames, video.fps, video.width) == (600, 60.0, 64)
 
 
-def test_a_video_is_the_same_from_a_decoder_and_upright(tmp_path: Path) -> None:
+def test_video_is_the_same_from_a_decoder_and_upright(tmp_path: Path) -> None:
     for name in ("clip.mp4", "clip.webm"):
         path = Path(keep(tmp_path / name, footage(20)))
         with av.open(str(path)) as opened:
@@ -255,7 +255,7 @@ def test_a_video_is_the_same_from_a_decoder_and_upright(tmp_path: Path) -> None:
     assert np.array_equal(next(iter_frames(tmp_path / "turned.mp4")), np.rot90(first, -1))
 
 
-def test_a_video_with_sound_is_read(tmp_path: Path) -> None:
+def test_video_with_sound_is_read(tmp_path: Path) -> None:
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as made:
         pictures = made.add_stream("libx264", rate=12)
@@ -308,7 +308,7 @@ def test_pictures_of_many_scans_do_not_hold_the_api(shared_server: Running) -> N
 
 @pytest.mark.server
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
-def test_the_command_line_refuses_what_is_no_file_at_once(tmp_path: Path) -> None:
+def test_command_line_refuses_what_is_no_file_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for option, path in (("--image", tmp_path / "pipe"), ("--extend", "/dev/zero")):
         run = subprocess.run(
@@ -342,7 +342,7 @@ def test_pictures_of_a_clip_take_a_frame_of_memory_at_a_time(tmp_path: Path) -> 
     assert np.abs(last - np.asarray(small)).mean() < 5
 
 
-def test_a_guide_takes_a_frame_of_memory_at_its_own_size(tmp_path: Path) -> None:
+def test_guide_takes_a_frame_of_memory_at_its_own_size(tmp_path: Path) -> None:
     video = Path(keep(tmp_path / "guide.mp4", footage(33, size=(640, 480))))
     guide = MediaInput(video, probe(video), first=8, frames=25)
     shape = VideoShape(96, 64, 25, 24.0, 96, 64, 25)

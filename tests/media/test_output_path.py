@@ -30,7 +30,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_reserved_name_goes_to_one_and_is_free_afterwards(tmp_path: Path) -> None:
+def test_reserved_name_goes_to_one_and_is_free_afterwards(tmp_path: Path) -> None:
     paths = [tmp_path / "new" / name for name in ("clip.mp4", "clip-2.mp4")]
     with reserve_path(paths, force=False) as first, reserve_path(paths, force=False) as second:
         assert [first, second] == paths
@@ -45,7 +45,7 @@ def test_a_reserved_name_goes_to_one_and_is_free_afterwards(tmp_path: Path) -> N
         assert found == paths[0]
 
 
-def test_a_name_is_free_once_its_process_is_killed(tmp_path: Path) -> None:
+def test_name_is_free_once_its_process_is_killed(tmp_path: Path) -> None:
     words = [sys.executable, "-c", HOLD]
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -60,7 +60,7 @@ def test_a_name_is_free_once_its_process_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_file_that_comes_meanwhile_is_kept(tmp_path: Path, suffix: str, kind: str) -> None:
+def test_file_that_comes_meanwhile_is_kept(tmp_path: Path, suffix: str, kind: str) -> None:
     path = tmp_path / f"clip{suffix}"
 
     def write_beside_another() -> None:
@@ -94,7 +94,7 @@ def test_where_there_are_no_links_a_file_is_renamed_and_kept_as_well(
 
 
 @pytest.mark.parametrize("name", ["a" * 251 + ".mp4", "ü" * 125 + ".webm", "\udcff.gif", " .mp4"])
-def test_a_name_may_be_as_long_and_odd_as_the_system_takes_it(tmp_path: Path, name: str) -> None:
+def test_name_may_be_as_long_and_odd_as_the_system_takes_it(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with reserve_path([path], force=False), write_video(path, SHAPE, {}) as movie:
         movie.add(PIXELS)

@@ -55,7 +55,7 @@ print(there.read())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the kernel's limits")
-def test_a_decoder_reads_its_file_and_can_open_nothing_else(tmp_path: Path) -> None:
+def test_decoder_reads_its_file_and_can_open_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"sent")
     (tmp_path / "canary").write_text("secret")
     run = subprocess.run(
@@ -85,7 +85,7 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("limit", ["CPU_S", "SILENCE_S", "MEMORY_BYTES"])
-def test_a_decoder_that_takes_too_much_is_ended(
+def test_decoder_that_takes_too_much_is_ended(
     limit: str, slow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value = {"CPU_S": {("look", False): 1}, "SILENCE_S": 0.5, "MEMORY_BYTES": 40 * 2**20}[limit]
@@ -95,7 +95,7 @@ def test_a_decoder_that_takes_too_much_is_ended(
     assert not decoders()
 
 
-def test_a_job_waits_longer_for_a_file_that_was_looked_at(
+def test_job_waits_longer_for_a_file_that_was_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox, "SCANS", 10**6)
@@ -108,7 +108,7 @@ def test_a_job_waits_longer_for_a_file_that_was_looked_at(
         assert probe(file).width == 4000
 
 
-def test_a_cancel_ends_a_decoder_at_once(slow: Path) -> None:
+def test_cancel_ends_a_decoder_at_once(slow: Path) -> None:
     cancel, raised = threading.Event(), []
 
     def run() -> None:
@@ -134,7 +134,7 @@ def test_frames_that_nobody_wants_any_more_end_their_decoder(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_a_worker_that_reads_a_slow_file_hears_of_the_cancel(
+def test_worker_that_reads_a_slow_file_hears_of_the_cancel(
     tmp_path: Path, slow: Path, settings: Settings, queue: Queue
 ) -> None:
     job = queue.submit(ask(Path("pocket"), image=keep(tmp_path / "a.png", footage())))

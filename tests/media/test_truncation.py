@@ -93,7 +93,7 @@ KINDS: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_video_that_is_cut_off_is_refused_and_a_whole_one_read(kind: str, tmp_path: Path) -> None:
+def test_video_that_is_cut_off_is_refused_and_a_whole_one_read(kind: str, tmp_path: Path) -> None:
     suffix, make = KINDS[kind]
     data = make()
     file = tmp_path / f"a.{suffix}"

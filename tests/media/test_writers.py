@@ -116,7 +116,7 @@ def test_xmp_names_the_source_as_a_trained_algorithm(tmp_path: Path, suffix: str
 
 @pytest.mark.parametrize("name", ["12:30:05", "file:x", "http://a", "concat:a|b", "a%d", "é 日"])
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
-def test_a_name_is_a_name_whatever_protocol_it_looks_like(
+def test_name_is_a_name_whatever_protocol_it_looks_like(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -138,13 +138,13 @@ def test_animations_have_every_frame_and_the_right_length(tmp_path: Path, suffix
     assert total == pytest.approx(1000 * SHAPE.frames / SHAPE.fps, abs=10)
 
 
-def test_the_index_of_a_finished_mp4_stands_in_front(tmp_path: Path) -> None:
+def test_index_of_a_finished_mp4_stands_in_front(tmp_path: Path) -> None:
     data = write(tmp_path / "clip.mp4", moving_square()).read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat")
     assert b"moof" not in data
 
 
-def test_a_growing_mp4_can_already_be_played(tmp_path: Path) -> None:
+def test_growing_mp4_can_already_be_played(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     with write_video(path, SHAPE, TAGS) as movie:
         for piece in np.split(np.repeat(moving_square(), 5, axis=0), 5):
@@ -158,15 +158,13 @@ def test_a_growing_mp4_can_already_be_played(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
-def test_the_same_frames_give_the_same_bytes_however_they_are_cut(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_same_frames_give_the_same_bytes_however_they_are_cut(tmp_path: Path, suffix: str) -> None:
     one = write(tmp_path / f"one{suffix}", moving_square(), chunk=1).read_bytes()
     two = write(tmp_path / f"two{suffix}", moving_square(), chunk=20).read_bytes()
     assert one == two
 
 
-def test_the_first_piece_of_a_growing_clip_can_be_played_before_the_second_is_there(
+def test_first_piece_of_a_growing_clip_can_be_played_before_the_second_is_there(
     tmp_path: Path,
 ) -> None:
     movie = VideoWriter(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS)
@@ -176,7 +174,7 @@ def test_the_first_piece_of_a_growing_clip_can_be_played_before_the_second_is_th
     movie.discard()
 
 
-def test_the_same_frames_give_the_same_bytes_whatever_was_in_memory(tmp_path: Path) -> None:
+def test_same_frames_give_the_same_bytes_whatever_was_in_memory(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     seen = set()
     for _ in range(300):
@@ -204,7 +202,7 @@ def test_leaving_early_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_encoder_in_a_thread_of_its_own_writes_the_same_bytes(tmp_path: Path) -> None:
+def test_encoder_in_a_thread_of_its_own_writes_the_same_bytes(tmp_path: Path) -> None:
     straight, pixels = VideoWriter(tmp_path / "straight.mp4", "mp4", SHAPE, TAGS), moving_square()
     straight.add(pixels)
     straight.close()
@@ -214,7 +212,7 @@ def test_an_encoder_in_a_thread_of_its_own_writes_the_same_bytes(tmp_path: Path)
     assert (tmp_path / "aside.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
 
 
-def test_an_encoder_in_a_thread_of_its_own_is_one_piece_behind_at_most(tmp_path: Path) -> None:
+def test_encoder_in_a_thread_of_its_own_is_one_piece_behind_at_most(tmp_path: Path) -> None:
     threads = []
     with open_writer(tmp_path / "clip.mp4", "mp4", SHAPE, TAGS) as movie:
         encoder, add = movie.movie, movie.movie.add
@@ -303,6 +301,6 @@ def test_targets_that_cannot_be_written_are_refused_before_any_work(tmp_path: Pa
         check_output_path(Path("/proc/clip.mp4"), force=False)
 
 
-def test_the_poster_is_the_middle_frame() -> None:
+def test_poster_is_the_middle_frame() -> None:
     pixels = moving_square(9)
     assert (poster(pixels) == pixels[4]).all()

@@ -108,7 +108,7 @@ def once(whole: Path, tmp_path: Path) -> Callable[[str, Damage], str | None]:
     return damage_once
 
 
-def test_a_damaged_header_is_told_by_its_file(tmp_path: Path, whole: Path) -> None:
+def test_damaged_header_is_told_by_its_file(tmp_path: Path, whole: Path) -> None:
     survived = []
     for name, damaged in damage.HEADERS.items():
         file = Path(shutil.copyfile(whole / TRANSFORMER, tmp_path / "weights.safetensors"))
@@ -133,7 +133,7 @@ def test_what_is_no_file_is_neither_waited_for_nor_read_to_its_end(
             assert once(name, damaged), (name, kind)
 
 
-def test_a_damaged_configuration_is_told_by_its_file(
+def test_damaged_configuration_is_told_by_its_file(
     once: Callable[[str, Damage], str | None],
 ) -> None:
     for name in ("vae/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json",
@@ -187,7 +187,7 @@ def test_components_of_other_models_do_not_fit(tiny: Path, tmp_path: Path) -> No
         look(folder)
 
 
-def test_the_command_line_says_one_sentence(
+def test_command_line_says_one_sentence(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FILMLET_HOME", str(tmp_path / "home"))
@@ -229,7 +229,7 @@ def good_lora(path: Path) -> Path:
     return write_lora(path, np.full((4, 48), 0.01), np.full((48, 4), 0.01))
 
 
-def test_a_damaged_lora_is_refused_by_name(tmp_path: Path) -> None:
+def test_damaged_lora_is_refused_by_name(tmp_path: Path) -> None:
     for name, damaged in (damage.HEADERS | damage.IN_PLACE).items():
         file = good_lora(tmp_path / f"{abs(hash(name))}.safetensors")
         inspect_lora(Lora(str(file)))
@@ -243,7 +243,7 @@ def test_a_damaged_lora_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_lora_of_values_that_are_no_numbers_is_refused_when_it_is_named(
+def test_lora_of_values_that_are_no_numbers_is_refused_when_it_is_named(
     value: float, tmp_path: Path
 ) -> None:
     down = np.full((4, 48), 0.01)
@@ -275,7 +275,7 @@ def test_halves_and_eighths_that_are_no_numbers_are_seen(tmp_path: Path) -> None
                 inspect_lora(Lora(str(file)))
 
 
-def test_a_lora_that_overflows_when_merged_is_told_by_its_file(
+def test_lora_that_overflows_when_merged_is_told_by_its_file(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_lora(tmp_path / "loud.safetensors", np.full((4, 48), 3e38), np.full((48, 4), 3e38))
@@ -288,7 +288,7 @@ def test_a_lora_that_overflows_when_merged_is_told_by_its_file(
     assert not (tmp_path / "a.mp4").exists()
 
 
-def test_a_lora_for_another_model_is_refused_before_anything_is_loaded(
+def test_lora_for_another_model_is_refused_before_anything_is_loaded(
     tiny: Path, tmp_path: Path
 ) -> None:
     import filmlet
@@ -309,7 +309,7 @@ def test_odd_alphas_are_refused(tmp_path: Path) -> None:
 # The Hub's cache
 
 
-def test_the_hubs_cache_is_not_left_by_what_it_says(
+def test_hubs_cache_is_not_left_by_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -118,7 +118,7 @@ def test_what_another_tool_has_fetched_is_found(monkeypatch: pytest.MonkeyPatch)
     assert list(download_model(CARD)) == []
 
 
-def test_a_transfer_that_breaks_goes_on_from_where_it_was(online: Hub) -> None:
+def test_transfer_that_breaks_goes_on_from_where_it_was(online: Hub) -> None:
     online.faults.dropped[WEIGHTS] = 2
     list(download_model(CARD))
     assert online.given().count(WEIGHTS) == 3
@@ -147,7 +147,7 @@ def test_wrong_bytes_are_noticed_deleted_and_told(online: Hub) -> None:
         (403, "", "HF_TOKEN"),
     ],
 )
-def test_a_refusal_says_what_to_do(online: Hub, status: int, code: str, says: str) -> None:
+def test_refusal_says_what_to_do(online: Hub, status: int, code: str, says: str) -> None:
     online.faults.status[LTX] = status, code
     error = refusal()
     assert isinstance(error, HubAccessDenied)
@@ -155,7 +155,7 @@ def test_a_refusal_says_what_to_do(online: Hub, status: int, code: str, says: st
     assert str(error).count("\n") == 0
 
 
-def test_a_token_opens_what_is_gated(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_opens_what_is_gated(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     online.faults.token = "hf_of_a_test"
     assert isinstance(refusal(), HubAccessDenied)
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
@@ -163,7 +163,7 @@ def test_a_token_opens_what_is_gated(online: Hub, monkeypatch: pytest.MonkeyPatc
     assert local_files(CARD) is not None
 
 
-def test_a_missing_revision_or_file_is_named(online: Hub, tmp_path: Path) -> None:
+def test_missing_revision_or_file_is_named(online: Hub, tmp_path: Path) -> None:
     online.faults.status[LTX] = 404, "RevisionNotFound"
     assert isinstance(refusal(), CheckpointNotFound)
     online.faults.status.clear()
@@ -185,7 +185,7 @@ def test_no_network_and_offline_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
     assert "HF_HUB_OFFLINE" in str(error)
 
 
-def test_a_disk_without_room_is_told_before_anything_is_fetched(
+def test_disk_without_room_is_told_before_anything_is_fetched(
     online: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from filmlet.models import download_process
@@ -212,7 +212,7 @@ def test_closing_the_download_stops_it_and_leaves_nothing_half(online: Hub) -> N
     assert local_files(CARD) is None
 
 
-def test_a_killed_download_ends_and_its_rest_is_swept_by_the_next(online: Hub) -> None:
+def test_killed_download_ends_and_its_rest_is_swept_by_the_next(online: Hub) -> None:
     online.faults.slow[WEIGHTS] = 0.2
     parent = subprocess.Popen([sys.executable, "-c", FETCH])
     while WEIGHTS not in online.given() or not partial():
@@ -240,7 +240,7 @@ def test_two_at_once_fetch_each_file_once(online: Hub) -> None:
 
 
 @pytest.mark.usefixtures("online")
-def test_a_repository_of_ones_own_is_fetched_by_its_name() -> None:
+def test_repository_of_ones_own_is_fetched_by_its_name() -> None:
     with pytest.raises(CheckpointNotFound, match="acme/tiny is not on this machine"):
         get_card("acme/tiny")
     list(download_repository("acme/tiny"))
@@ -250,7 +250,7 @@ def test_a_repository_of_ones_own_is_fetched_by_its_name() -> None:
     assert local_files(card) is not None
 
 
-def test_a_file_that_two_models_use_stays_until_both_are_gone(online: Hub, twin: Path) -> None:
+def test_file_that_two_models_use_stays_until_both_are_gone(online: Hub, twin: Path) -> None:
     from filmlet.models import delete_model
 
     other = REGISTRY["ltxv-13b-0.9.8-distilled"]
@@ -266,7 +266,7 @@ def test_a_file_that_two_models_use_stays_until_both_are_gone(online: Hub, twin:
 
 
 @pytest.mark.usefixtures("online")
-def test_a_bundled_model_is_not_dropped() -> None:
+def test_bundled_model_is_not_dropped() -> None:
     from filmlet.models import delete_model
 
     assert delete_model(REGISTRY["pocket"]) == 0
@@ -281,7 +281,7 @@ def cli(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.usefixtures("online")
-def test_the_command_line_pulls_lists_shows_and_prunes() -> None:
+def test_command_line_pulls_lists_shows_and_prunes() -> None:
     done = cli("models", "pull", CARD.name, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes_on_disk"] == disk_usage(CARD)
@@ -306,7 +306,7 @@ def test_pocket_shows_the_words_that_it_knows() -> None:
     assert {"sunset", "kitten", "bouncing"} <= set(words.split())
 
 
-def test_a_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
+def test_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
     online: Hub, tmp_path: Path, tiny: Path
 ) -> None:
     import filmlet
@@ -333,7 +333,7 @@ def test_a_lora_of_the_hub_is_fetched_by_the_first_clip_that_wears_it(
         filmlet.generate("a red ball", loras=["acme/none"], **settings)
 
 
-def test_a_space_preloads_exactly_these_files_at_this_commit(online: Hub) -> None:
+def test_space_preloads_exactly_these_files_at_this_commit(online: Hub) -> None:
     from filmlet.spaces.preload import preload
 
     words = "from filmlet.models import REGISTRY; from filmlet.spaces.preload import preload as p; "
@@ -349,7 +349,7 @@ def test_a_space_preloads_exactly_these_files_at_this_commit(online: Hub) -> Non
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "mine.safetensors"])
-def test_a_file_of_ones_own_fetches_only_what_it_lacks(
+def test_file_of_ones_own_fetches_only_what_it_lacks(
     online: Hub, twin: Path, tmp_path: Path, name: str
 ) -> None:
     file = tmp_path / name
@@ -364,7 +364,7 @@ def test_a_file_of_ones_own_fetches_only_what_it_lacks(
     assert files.transformer == files.vae == file
 
 
-def test_a_file_of_ones_own_without_the_hub_is_a_sentence(
+def test_file_of_ones_own_without_the_hub_is_a_sentence(
     twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -376,7 +376,7 @@ def test_a_file_of_ones_own_without_the_hub_is_a_sentence(
 
 @pytest.mark.parametrize("tensor", ["model.diffusion_model.proj_in.weight", "a.weight"])
 @pytest.mark.parametrize("name", [WEIGHTS, "mine.safetensors"])
-def test_a_file_that_is_no_checkpoint_is_refused_before_anything_is_fetched(
+def test_file_that_is_no_checkpoint_is_refused_before_anything_is_fetched(
     online: Hub, tmp_path: Path, name: str, tensor: str
 ) -> None:
     save_file({tensor: np.zeros(1, np.float32)}, tmp_path / name)
@@ -431,7 +431,7 @@ def test_gated_files_are_refused_with_the_way_to_get_them(
 
 
 @pytest.mark.parametrize("has_upsampler", [True, False])
-def test_a_repository_of_ltx2_comes_with_all_that_it_has_of_it(
+def test_repository_of_ltx2_comes_with_all_that_it_has_of_it(
     has_upsampler: bool, online: Hub, ltx2_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(ltx2_folders["2.3"], tmp_path / "own"))

@@ -48,7 +48,7 @@ def test_known_emoji_become_words_and_others_are_unknown(
     assert (check.tokens, tuple(check.unknown)) == (words.token_count, unknown)
 
 
-def test_a_clip_says_which_emoji_were_read_as_words() -> None:
+def test_clip_says_which_emoji_were_read_as_words() -> None:
     clip = drain(prepare(make_plan(build_request("🐱 moving left")), Settings(device="cpu")))
     assert clip.effective.prompt == "cat moving left"
     assert clip.effective.unknown_words == ()

@@ -30,7 +30,7 @@ def refused(table: dict[str, Tensor], path: Path, about: dict[str, str] | None =
     return f"{error.value.code}: {error.value}"
 
 
-def test_a_file_that_is_no_lora_for_ltx_video_is_refused_by_what_is_in_it(tmp_path: Path) -> None:
+def test_file_that_is_no_lora_for_ltx_video_is_refused_by_what_is_in_it(tmp_path: Path) -> None:
     good, path, one = diffusers(matrices()), tmp_path / "a.safetensors", torch.ones(4, 4)
     layer = "transformer.transformer_blocks.0.attn1.to_q"
     for more, code, says in (
@@ -90,7 +90,7 @@ def test_what_no_lora_could_be_is_refused_at_the_door(tmp_path: Path, style: str
         assert (error.value.code, error.value.param) == ("checkpoint_damaged", "loras")
 
 
-def test_a_scale_that_stands_beside_a_file_of_peft_is_not_ignored(tmp_path: Path) -> None:
+def test_scale_that_stands_beside_a_file_of_peft_is_not_ignored(tmp_path: Path) -> None:
     path = save(tmp_path / "adapter_model.safetensors", diffusers(matrices()))
     config = tmp_path / "adapter_config.json"
     ranks = {layer: len(down) for layer, (down, _) in matrices().items()}
@@ -123,7 +123,7 @@ def test_how_a_lora_is_written_decides_what_it_is() -> None:
         assert Lora(source).is_on_hub == is_on_hub, source
 
 
-def test_a_request_with_loras_comes_back_from_json_and_old_ones_are_still_read() -> None:
+def test_request_with_loras_comes_back_from_json_and_old_ones_are_still_read() -> None:
     request = build_request("a", loras=["a.safetensors:0.5", Path("b.safetensors"), "owner/name"])
     assert ClipRequest(**json.loads(json.dumps(asdict(request)))) == request
     assert request.files == ("a.safetensors", "b.safetensors")
@@ -144,7 +144,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return snapshot
 
 
-def test_a_name_of_the_hub_is_found_in_its_cache_or_said_how_to_fetch(
+def test_name_of_the_hub_is_found_in_its_cache_or_said_how_to_fetch(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -207,14 +207,14 @@ def test_lightricks_names_of_ltx2_are_diffusers_names(
         "connectors.video_connector.transformer_blocks.0.attn1.to_q",
     ],
 )
-def test_a_lora_of_the_connectors_is_refused_with_the_reason(key: str, tmp_path: Path) -> None:
+def test_lora_of_the_connectors_is_refused_with_the_reason(key: str, tmp_path: Path) -> None:
     more = {f"{key}.lora_A.weight": torch.ones(2, 8), f"{key}.lora_B.weight": torch.ones(8, 2)}
     said = refused(diffusers(matrices()) | more, tmp_path / "a.safetensors")
     assert said.startswith("not_offered")
     assert "connectors" in said
 
 
-def test_a_lora_that_needs_a_reference_video_is_refused(tmp_path: Path) -> None:
+def test_lora_that_needs_a_reference_video_is_refused(tmp_path: Path) -> None:
     about = {"reference_downscale_factor": "2"}
     said = refused(diffusers(matrices()), tmp_path / "a.safetensors", about)
     assert said.startswith("not_offered")

@@ -76,7 +76,7 @@ def error_of(call: Callable[..., object], *given: object) -> FilmletError | None
     return None
 
 
-def test_a_damaged_file_of_ltx2_is_refused_by_its_name(
+def test_damaged_file_of_ltx2_is_refused_by_its_name(
     ltx2_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     files = write_layout(ltx2_folders["2.3"], tmp_path / "files", "2.3", "comfy")
@@ -126,6 +126,6 @@ def test_no_value_of_a_header_reaches_a_library_unchecked(
                     assert file.name in str(error), (part, key, value)
 
 
-def test_the_folders_of_the_twins_are_whole(ltx2_folders: dict[str, Path]) -> None:
+def test_folders_of_the_twins_are_whole(ltx2_folders: dict[str, Path]) -> None:
     for folder in ltx2_folders.values():
         assert local_files(get_card(str(folder))) == folder_files(folder)

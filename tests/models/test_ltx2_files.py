@@ -70,7 +70,7 @@ def test_each_row_is_the_published_recipe(card: Any) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_folder_or_file_of_ones_own_is_of_the_version_it_holds(
+def test_folder_or_file_of_ones_own_is_of_the_version_it_holds(
     version: str, ltx2_folders: dict[str, Path], files: dict[str, ComponentFiles]
 ) -> None:
     card = get_card(str(ltx2_folders[version]))
@@ -94,7 +94,7 @@ def test_parameters_are_counted_alike_in_every_layout(
     assert count_parameters(files[version]) == folder
 
 
-def test_a_file_named_as_a_full_model_is_run_as_one(
+def test_file_named_as_a_full_model_is_run_as_one(
     files: dict[str, ComponentFiles], tmp_path: Path
 ) -> None:
     file = Path(shutil.copy(files["2.3"].transformer, tmp_path / "my-ltx-2.3-dev.safetensors"))
@@ -105,14 +105,14 @@ def test_a_file_named_as_a_full_model_is_run_as_one(
     assert (card.version, card.distilled) == ("2.3", True)
 
 
-def test_a_folder_that_shifts_by_size_is_run_as_a_full_model(copy: Path) -> None:
+def test_folder_that_shifts_by_size_is_run_as_a_full_model(copy: Path) -> None:
     edit_json(copy / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
     card = get_card(str(copy))
     assert (card.distilled, card.sources.upsampler, card.refine_schedule) == (False, None, None)
     assert card.multimodal_guidance
 
 
-def test_a_folder_without_an_upsampler_is_made_in_one_stage(copy: Path) -> None:
+def test_folder_without_an_upsampler_is_made_in_one_stage(copy: Path) -> None:
     shutil.rmtree(copy / "latent_upsampler")
     card = get_card(str(copy))
     assert (card.grid.side_multiple, card.refine_schedule) == (32, None)
@@ -139,7 +139,7 @@ def test_what_a_file_leaves_out_is_what_the_reference_takes(
 
 
 @pytest.mark.parametrize("name", ["transformer", "connectors", "vae", "audio_vae", "vocoder"])
-def test_a_file_that_says_nothing_of_itself_is_built_as_published(
+def test_file_that_says_nothing_of_itself_is_built_as_published(
     name: str, files: dict[str, ComponentFiles], tmp_path: Path
 ) -> None:
     file = rewrite(files["2.3"].transformer, tmp_path / "a.safetensors", {})
@@ -185,7 +185,7 @@ def test_numbers_in_groups_are_refused(
         ("vocoder", {"vocoder": {"upsample_rates": 7}}, "configuration"),
     ],
 )
-def test_a_header_that_cannot_be_is_refused(
+def test_header_that_cannot_be_is_refused(
     part: str, value: Any, says: str, ltx2_folders: dict[str, Path],
     files: dict[str, ComponentFiles], tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -202,7 +202,7 @@ def test_a_header_that_cannot_be_is_refused(
         get_card(str(file))
 
 
-def test_a_header_that_names_another_version_is_refused(
+def test_header_that_names_another_version_is_refused(
     ltx2_folders: dict[str, Path], files: dict[str, ComponentFiles], tmp_path: Path
 ) -> None:
     about = metadata(ltx2_folders["2.3"], "2.5")
@@ -243,7 +243,7 @@ def test_configurations_that_do_not_fit_are_refused_by_name(
         check_components(folder_files(copy))
 
 
-def test_a_scale_that_is_not_one_number_is_refused(
+def test_scale_that_is_not_one_number_is_refused(
     files: dict[str, ComponentFiles], tmp_path: Path
 ) -> None:
     layer = "model.diffusion_model.transformer_blocks.0.attn1.to_q"
@@ -258,7 +258,7 @@ def test_a_scale_that_is_not_one_number_is_refused(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_prompt_is_read_as_by_transformers_behind_the_first_token(
+def test_prompt_is_read_as_by_transformers_behind_the_first_token(
     version: str, ltx2_folders: dict[str, Path], files: dict[str, ComponentFiles]
 ) -> None:
     from transformers import AutoTokenizer
@@ -275,7 +275,7 @@ def test_a_prompt_is_read_as_by_transformers_behind_the_first_token(
             assert (mine.text + mine.truncated_text).strip() == prompt.strip()
 
 
-def test_a_file_whose_tokenizer_is_none_is_refused(
+def test_file_whose_tokenizer_is_none_is_refused(
     files: dict[str, ComponentFiles], tmp_path: Path
 ) -> None:
     text = files["2.5"].text_encoder

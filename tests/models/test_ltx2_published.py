@@ -87,7 +87,7 @@ def as_lists(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("version", PUBLISHED)
-def test_a_file_of_the_published_size_is_built_as_published(
+def test_file_of_the_published_size_is_built_as_published(
     version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modules = published_modules(version)

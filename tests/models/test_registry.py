@@ -44,11 +44,11 @@ def test_other_numbers_of_steps_follow_the_line_through_the_fixed_levels() -> No
     assert schedule.sigmas_for(1) == (1.0,)
 
 
-def test_a_shift_of_one_leaves_the_levels_even() -> None:
+def test_shift_of_one_leaves_the_levels_even() -> None:
     assert ShiftedSigmas(4).sigmas_for(4) == (1.0, 0.75, 0.5, 0.25)
 
 
-def test_an_unknown_model_is_told_with_the_nearest_name() -> None:
+def test_unknown_model_is_told_with_the_nearest_name() -> None:
     with pytest.raises(UnknownModel, match="did you mean pocket"):
         get_card("poket")
 
@@ -58,20 +58,20 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "copy"))
 
 
-def test_a_folder_runs_as_a_full_model_with_its_schedulers_shift(copy: Path) -> None:
+def test_folder_runs_as_a_full_model_with_its_schedulers_shift(copy: Path) -> None:
     card = get_card(str(copy))
     assert card.schedule == ShiftedSigmas(30, shift=3.0)
     assert (card.distilled, card.guidance_scale) == (False, 3.0)
 
 
-def test_a_folder_whose_schedule_depends_on_the_clip_is_refused(copy: Path) -> None:
+def test_folder_whose_schedule_depends_on_the_clip_is_refused(copy: Path) -> None:
     edit_json(copy / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
     with pytest.raises(CheckpointCorrupt, match="fixed schedules"):
         get_card(str(copy))
 
 
 @pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
-def test_a_cut_weight_file_is_noticed_before_loading(copy: Path, component: str) -> None:
+def test_cut_weight_file_is_noticed_before_loading(copy: Path, component: str) -> None:
     (weights,) = (copy / component).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CheckpointCorrupt, match="fetch it again"):
@@ -79,7 +79,7 @@ def test_a_cut_weight_file_is_noticed_before_loading(copy: Path, component: str)
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"no", b"\x10" + bytes(7) + b"not json at all!"])
-def test_a_file_that_is_no_safetensors_is_noticed(copy: Path, rubbish: bytes) -> None:
+def test_file_that_is_no_safetensors_is_noticed(copy: Path, rubbish: bytes) -> None:
     (weights,) = (copy / "vae").glob("*.safetensors")
     weights.write_bytes(rubbish)
     with pytest.raises(CheckpointCorrupt, match=r"not a \.safetensors"):
@@ -87,7 +87,7 @@ def test_a_file_that_is_no_safetensors_is_noticed(copy: Path, rubbish: bytes) ->
 
 
 @pytest.mark.parametrize("name", ["transformer/config.json", "tokenizer/tokenizer_config.json"])
-def test_a_missing_or_broken_config_is_named(copy: Path, name: str) -> None:
+def test_missing_or_broken_config_is_named(copy: Path, name: str) -> None:
     (copy / name).write_text("{")
     with pytest.raises(CheckpointCorrupt, match="JSON"):
         local_files(get_card(str(copy)))
@@ -96,7 +96,7 @@ def test_a_missing_or_broken_config_is_named(copy: Path, name: str) -> None:
         local_files(get_card(str(copy)))
 
 
-def test_the_bundled_checkpoint_is_small_and_free_of_pickles() -> None:
+def test_bundled_checkpoint_is_small_and_free_of_pickles() -> None:
     files = [f for f in POCKET.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 40_000_000
     assert {f.suffix for f in files} <= {".json", ".safetensors", ".md"}

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("forked_decoders")
 
 
 @pytest.mark.parametrize("size", [(96, 64), (70, 64)])
-def test_an_extension_is_the_given_clip_and_what_the_model_adds(
+def test_extension_is_the_given_clip_and_what_the_model_adds(
     tiny_guided: Path, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     given = keep(tmp_path / "given.mp4", footage(20, size=size))
@@ -41,7 +41,7 @@ def test_an_extension_is_the_given_clip_and_what_the_model_adds(
     assert distance(frames_in(tmp_path / "other.mp4")[20:], made[20:]) > 1
 
 
-def test_an_extension_left_while_it_grows_goes_on_to_the_same_bytes(
+def test_extension_left_while_it_grows_goes_on_to_the_same_bytes(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
     given = keep(tmp_path / "given.mp4", footage(20))
@@ -56,7 +56,7 @@ def test_an_extension_left_while_it_grows_goes_on_to_the_same_bytes(
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
 
 
-def test_a_guide_of_an_extension_stands_among_the_new_frames(
+def test_guide_of_an_extension_stands_among_the_new_frames(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
     given, image = keep(tmp_path / "a.mp4", footage(20)), keep(tmp_path / "b.png", footage())
@@ -66,7 +66,7 @@ def test_a_guide_of_an_extension_stands_among_the_new_frames(
     assert (guide.frame, work.effective.guides[0].frame) == (32, 35)
 
 
-def test_a_clip_can_be_led_to_by_what_the_model_makes_before_it(
+def test_clip_can_be_led_to_by_what_the_model_makes_before_it(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
     given, image = keep(tmp_path / "given.mp4", footage(20)), keep(tmp_path / "b.png", footage())

@@ -164,7 +164,7 @@ def test_guides_of_a_second_stage_equal_stock_diffusers(tiny_guided: Path) -> No
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_mode")
-def test_a_first_frame_of_pocket_equals_unmodified_stock_diffusers() -> None:
+def test_first_frame_of_pocket_equals_unmodified_stock_diffusers() -> None:
     card, folder = REGISTRY["pocket"], POCKET
     assert card.guide_support == GuideSupport.FIRST_FRAME
     recipe = DenoiseParams(recipe_of(card).shape, card.schedule.sigmas_for(4), 1.0, seed=7)
@@ -184,7 +184,7 @@ def test_a_first_frame_of_pocket_equals_unmodified_stock_diffusers() -> None:
     assert (theirs - plain).abs().max() > 0.1
 
 
-def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
+def test_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
     drawn = Image.new("RGB", (128, 128), "white")
     ImageDraw.Draw(drawn).ellipse((30, 40, 90, 100), fill=(220, 40, 40))
     drawn.save(tmp_path / "circle.png")
@@ -198,7 +198,7 @@ def test_a_clip_of_pocket_begins_with_its_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("until", [Stage.ENCODE, Stage.DENOISE, Stage.DECODE])
-def test_a_guided_clip_left_in_any_stage_goes_on_to_the_same_bytes(
+def test_guided_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_guided: Path, tmp_path: Path, until: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("filmlet.pipeline.denoise.CHECKPOINT_INTERVAL_S", -1.0)
@@ -287,7 +287,7 @@ def test_of_a_video_only_as_much_is_shown_as_was_asked_for_and_as_the_model_take
         (24, 24000 / 1001, [*range(25)]),
     ],
 )
-def test_a_video_of_another_rate_is_shown_as_fast_as_it_was_and_told(
+def test_video_of_another_rate_is_shown_as_fast_as_it_was_and_told(
     tiny_guided: Path, tmp_path: Path, fps: int, source: float, numbers: list[int]
 ) -> None:
     shades = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.uint8(4)
@@ -340,7 +340,7 @@ def test_what_a_model_or_a_clip_cannot_show_is_refused_in_a_sentence(
             Guide(**({"file": "a.png"} | wrong))
 
 
-def test_a_request_with_guides_comes_back_from_json_and_old_ones_are_still_read() -> None:
+def test_request_with_guides_comes_back_from_json_and_old_ones_are_still_read() -> None:
     request = build_request("a", image="a.png", guides=[Guide("b.png", 8, 0.5)], extend="c.mp4")
     assert ClipRequest(**json.loads(json.dumps(asdict(request)))) == request
     assert request.files == ("a.png", "b.png", "c.mp4")
@@ -353,7 +353,7 @@ def test_a_request_with_guides_comes_back_from_json_and_old_ones_are_still_read(
         ClipRequest("a", guides=({"path": "x"},))
 
 
-def test_a_keyframe_is_read_off_the_command_line() -> None:
+def test_keyframe_is_read_off_the_command_line() -> None:
     assert parse_keyframe("a@b.png@48") == Guide("a@b.png", 48)
     assert parse_keyframe("b.png@-1:0.7") == Guide("b.png", -1, 0.7)
     for wrong in ("b.png", "b.png@", "b.png@x", "b.png@3:x", "@3"):

@@ -22,7 +22,7 @@ def ramp(seconds: float, start: float) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("fps", [24.0, 25.0, 30.0, 29.97])
-def test_the_sound_ends_with_the_last_frame(fps: float) -> None:
+def test_sound_ends_with_the_last_frame(fps: float) -> None:
     made = Audio(ramp(10, 0.1), RATE)
     joined = join_audio(shape(50, fps), RATE, made, None)
     assert np.array_equal(joined, made.samples[: round(50 / fps * RATE)])
@@ -31,7 +31,7 @@ def test_the_sound_ends_with_the_last_frame(fps: float) -> None:
     assert not short[1000:].any()
 
 
-def test_an_extension_keeps_the_given_samples_and_goes_on_after_the_context() -> None:
+def test_extension_keeps_the_given_samples_and_goes_on_after_the_context() -> None:
     given, made = Audio(ramp(2, 0.1), RATE), Audio(ramp(4, 0.5), RATE)
     whole = shape(48 + 24, source_frames=48, context_frames=25)
     joined = join_audio(whole, RATE, made, given)

@@ -107,7 +107,7 @@ def test_every_latent_is_new_in_one_window_and_the_windows_are_nearly_equal(
         assert max(later) - min(later) <= 1
 
 
-def test_a_clip_that_the_model_makes_at_once_has_one_window() -> None:
+def test_clip_that_the_model_makes_at_once_has_one_window() -> None:
     for frames in (1, 9, 25, 257):
         shape, _ = resolve_shape(build_request("a ball", frames=frames), GRID)
         assert split_into_windows(shape, GRID) == (Window(0, shape.generated_frames),)
@@ -150,7 +150,7 @@ def test_what_is_too_long_or_no_prompt_is_refused_in_a_sentence(
     assert refused.value.param == param
 
 
-def test_a_model_that_goes_on_from_nothing_makes_no_long_clips() -> None:
+def test_model_that_goes_on_from_nothing_makes_no_long_clips() -> None:
     shape, _ = resolve_shape(
         build_request("a ball", seconds=60), ShapeConstraints(overlap_frames=8)
     )
@@ -170,7 +170,7 @@ def test_each_prompt_has_the_models_usual_length_and_json_brings_them_back() -> 
 
 
 @pytest.mark.filterwarnings("ignore")  # stock's own
-def test_a_later_window_equals_stock_diffusers_given_the_latents_before_it(
+def test_later_window_equals_stock_diffusers_given_the_latents_before_it(
     tiny_guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = work_for(tiny_guided, tmp_path / "kept", **TWO)
@@ -215,7 +215,7 @@ def test_windows_are_joined_and_decoded_as_one_clip(tiny: Path, tmp_path: Path) 
     assert np.abs(frames - expected).max() <= 1
 
 
-def test_a_clip_in_one_window_is_made_as_ever(tiny: Path, tmp_path: Path) -> None:
+def test_clip_in_one_window_is_made_as_ever(tiny: Path, tmp_path: Path) -> None:
     work = work_for(tiny, tmp_path / "kept", frames=25)
     film(work, tmp_path / "clip.mp4")
     engine = work.engine()
@@ -249,7 +249,7 @@ def test_each_prompt_makes_its_own_part_and_is_reported(tiny: Path, tmp_path: Pa
     }  # fmt: skip
 
 
-def test_a_picture_is_given_to_the_window_that_holds_its_frame(
+def test_picture_is_given_to_the_window_that_holds_its_frame(
     tiny_guided: Path, tmp_path: Path
 ) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
@@ -268,7 +268,7 @@ def test_a_picture_is_given_to_the_window_that_holds_its_frame(
     assert workload_size(early.plan).tokens == 9 * 4  # of the second window, still the largest
 
 
-def test_a_video_is_shown_as_far_as_its_window_goes(tiny_guided: Path, tmp_path: Path) -> None:
+def test_video_is_shown_as_far_as_its_window_goes(tiny_guided: Path, tmp_path: Path) -> None:
     small = {"model": str(tiny_guided), "size": "64x64", "steps": 1}
     path = filmlet.generate("a ball", frames=49, **small).save(tmp_path / "a.mp4")
     work = work_for(tiny_guided, guides=[Guide(str(path), 16)], **TWO)
@@ -276,7 +276,7 @@ def test_a_video_is_shown_as_far_as_its_window_goes(tiny_guided: Path, tmp_path:
     assert {c.field for c in work.effective.changes} == {"windows", "guide_1_frames"}
 
 
-def test_a_long_clip_extends_another(tiny_guided: Path, tmp_path: Path) -> None:
+def test_long_clip_extends_another(tiny_guided: Path, tmp_path: Path) -> None:
     small = {"model": str(tiny_guided), "size": "64x64", "steps": 1, "seed": 1}
     path = filmlet.generate("a ball", frames=33, **small).save(tmp_path / "a.mp4")
     work = work_for(
@@ -301,7 +301,7 @@ def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     [(2, [2, 3, 4, 5, 6, 7, 8, 9]), (3, [2, 3, 4, 5, 6, 7, 8, 9]), (4, [4, 5, 6, 7, 8, 9]),
      (5, [5, 6, 7, 8, 9]), (8, [8, 9])],
 )  # fmt: skip
-def test_a_clip_left_in_any_window_goes_on_to_the_same_bytes(
+def test_clip_left_in_any_window_goes_on_to_the_same_bytes(
     tiny: Path, tmp_path: Path, left: int, again: list[int]
 ) -> None:
     settings = {"frames": 41, "extra_prompts": ["a white ball", "the red ball"]}
@@ -319,7 +319,7 @@ def test_a_clip_left_in_any_window_goes_on_to_the_same_bytes(
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "straight.mp4").read_bytes()
 
 
-def test_a_window_that_cannot_be_read_is_made_again_and_so_are_those_after_it(
+def test_window_that_cannot_be_read_is_made_again_and_so_are_those_after_it(
     tiny: Path, tmp_path: Path
 ) -> None:
     settings = {"frames": 41, "extra_prompts": ["a white ball", "the red ball"]}
@@ -380,7 +380,7 @@ def test_pocket_goes_on_smoothly_from_window_to_window() -> None:
 
 
 @pytest.mark.server
-def test_the_command_line_takes_further_prompts_and_shows_the_windows(
+def test_command_line_takes_further_prompts_and_shows_the_windows(
     tiny: Path, tmp_path: Path
 ) -> None:
     run = run_filmlet(
@@ -398,7 +398,7 @@ def test_the_command_line_takes_further_prompts_and_shows_the_windows(
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_a_job_whose_worker_was_killed_in_the_second_window_goes_on_from_the_first_elsewhere(
+def test_job_whose_worker_was_killed_in_the_second_window_goes_on_from_the_first_elsewhere(
     tiny: Path, tmp_path: Path, settings: Settings, start: Start
 ) -> None:
     store = tmp_path / "store"

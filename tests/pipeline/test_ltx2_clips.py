@@ -43,7 +43,7 @@ def made_audio(events: list[Event]) -> Audio:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_clip_has_sound_as_long_as_its_picture_and_the_same_bytes_twice(
+def test_clip_has_sound_as_long_as_its_picture_and_the_same_bytes_twice(
     version: str, tmp_path: Path
 ) -> None:
     events = film(work_for(version), tmp_path / "one.mp4")
@@ -69,7 +69,7 @@ LEFT = (Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE_AUDIO, Stage.D
 
 @pytest.mark.parametrize("version", ["2.3", "2.5"])
 @pytest.mark.parametrize("left", LEFT)
-def test_a_clip_left_in_any_stage_goes_on_to_the_same_bytes(
+def test_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     version: str, left: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("filmlet.pipeline.denoise.CHECKPOINT_INTERVAL_S", -1.0)
@@ -110,7 +110,7 @@ def test_pictures_are_laid_in_at_the_frames_that_were_asked_for(tmp_path: Path) 
     assert np.abs(guided.astype(int) - free).mean() > 1
 
 
-def test_an_extension_keeps_frames_and_sound_of_its_clip(tmp_path: Path) -> None:
+def test_extension_keeps_frames_and_sound_of_its_clip(tmp_path: Path) -> None:
     film(work_for(frames=33), tmp_path / "first.mp4")
     work = work_for(size=None, frames=16, extend=str(tmp_path / "first.mp4"))
     events = film(work, tmp_path / "longer.mp4")
@@ -136,7 +136,7 @@ def test_streamed_layers_give_the_same_clip(
         assert (tmp_path / "streamed.mp4").read_bytes() == (tmp_path / "held.mp4").read_bytes()
 
 
-def test_the_terms_of_a_model_go_with_its_clips(tmp_path: Path) -> None:
+def test_terms_of_a_model_go_with_its_clips(tmp_path: Path) -> None:
     work = work_for(audio=False)
     terms = REGISTRY["ltx-2.3-22b-distilled"].terms
     assert "passes on its licence" in terms

@@ -29,12 +29,12 @@ def placed(clip: PreparedClip, dtype: str, offload: OffloadMode = OffloadMode.NO
     return replace(clip, placement=placement, effective=replace(clip.effective, dtype=dtype))
 
 
-def test_a_prepared_clip_is_frozen(clip: PreparedClip) -> None:
+def test_prepared_clip_is_frozen(clip: PreparedClip) -> None:
     with pytest.raises(FrozenInstanceError):
         clip.placement = Placement("cpu", "float16", "a test")  # type: ignore[misc]
 
 
-def test_a_retry_in_float32_is_another_clip(clip: PreparedClip) -> None:
+def test_retry_in_float32_is_another_clip(clip: PreparedClip) -> None:
     half = placed(clip, "float16")
     again = placement_fallback.fall_back_to_float32(half, NonFiniteValues("NaN"), emitted=0)
     assert (half.placement.dtype, half.effective.changes) == ("float16", clip.effective.changes)
@@ -46,7 +46,7 @@ def test_a_retry_in_float32_is_another_clip(clip: PreparedClip) -> None:
             placement_fallback.fall_back_to_float32(hopeless, NonFiniteValues("NaN"), emitted)
 
 
-def test_a_retry_with_more_offload_ends_where_there_is_none(clip: PreparedClip) -> None:
+def test_retry_with_more_offload_ends_where_there_is_none(clip: PreparedClip) -> None:
     for mode in ("model", "layerwise_casting", "sequential"):
         clip = placement_fallback.fall_back_to_more_offload(clip, MemoryError())
         assert (clip.placement.offload, clip.effective.offload) == (mode, mode)
@@ -75,7 +75,7 @@ def test_one_engine_is_in_memory_on_a_device(clip: PreparedClip) -> None:
     assert list(engines.engines.values()) == [engine]
 
 
-def test_the_offload_mode_of_an_engine_in_memory_is_kept(clip: PreparedClip) -> None:
+def test_offload_mode_of_an_engine_in_memory_is_kept(clip: PreparedClip) -> None:
     engines, settings = EngineCache(), Settings(device="cpu")
     assert clip.placement.offload is OffloadMode.NONE
     leaner = replace(clip, placement=replace(clip.placement, offload=OffloadMode.MODEL))

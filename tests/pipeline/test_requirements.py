@@ -47,7 +47,7 @@ def refusals(home: Path) -> list[FilmletError]:
     return found
 
 
-def test_a_missing_torch_is_said_before_the_download(
+def test_missing_torch_is_said_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "has_torch", lambda: False)
@@ -75,7 +75,7 @@ def test_too_little_memory_is_said_before_the_download(
     requirements.check_requirements(make_plan(REQUEST), settings)
 
 
-def test_a_full_disk_is_said_when_a_job_is_submitted(
+def test_full_disk_is_said_when_a_job_is_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**11, 10**11 - 10**9, 10**9))

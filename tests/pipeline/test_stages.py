@@ -63,7 +63,7 @@ def finished(events: list[Event]) -> dict[str, bool]:
          {"encode", "denoise", "decode"}),
     ],
 )  # fmt: skip
-def test_a_clip_left_in_any_stage_goes_on_to_the_same_bytes(
+def test_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tmp_path: Path, stop: Stop, reused: set[str], stochastic: bool, tiny: Path, tiny_noisy: Path
 ) -> None:
     model = tiny_noisy if stochastic else tiny
@@ -86,7 +86,7 @@ def test_denoising_goes_on_from_the_step_it_was_left_at(tiny: Path, tmp_path: Pa
     assert steps == [3, 4]
 
 
-def test_a_kept_result_that_cannot_be_read_is_made_again(tiny: Path, tmp_path: Path) -> None:
+def test_kept_result_that_cannot_be_read_is_made_again(tiny: Path, tmp_path: Path) -> None:
     film(work_for(tiny, tmp_path / "kept"), tmp_path / "one.mp4")
     for name in ("latents.safetensors", "step.safetensors"):
         (tmp_path / "kept" / name).write_bytes(b"half")
@@ -96,7 +96,7 @@ def test_a_kept_result_that_cannot_be_read_is_made_again(tiny: Path, tmp_path: P
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
 
 
-def test_a_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) -> None:
+def test_cancelled_clip_stops_inside_a_model_call(tiny: Path, tmp_path: Path) -> None:
     work = work_for(tiny, tmp_path / "kept")
     events = work.write(tmp_path / "clip.mp4")
     for event in events:

@@ -60,7 +60,7 @@ def test_upsampled_latents_equal_stock_diffusers(
     )
 
 
-def test_the_tone_map_equals_stock_diffusers(engine: TorchEngine) -> None:
+def test_tone_map_equals_stock_diffusers(engine: TorchEngine) -> None:
     latents = torch.randn(1, 16, 3, 2, 2) * 3
     stock = LTXLatentUpsamplePipeline(engine.vae, engine.upsampler)
     assert torch.allclose(tone_map_latents(latents, 0.6), stock.tone_map_latents(latents, 0.6))
@@ -95,7 +95,7 @@ def test_refining_follows_diffusers_scheduler_from_the_noised_latents(
     assert torch.allclose(last.latents.video, latents, atol=1e-4)
 
 
-def test_a_draft_is_the_first_stage_at_half_the_size_and_says_so(
+def test_draft_is_the_first_stage_at_half_the_size_and_says_so(
     tiny_two: Path, tiny: Path, tmp_path: Path
 ) -> None:
     work = work_for(tiny_two, draft=True)
@@ -121,7 +121,7 @@ def test_sides_are_made_in_64_so_that_the_draft_is_exactly_half(tiny_two: Path) 
 
 
 @pytest.mark.parametrize("left", [Stage.DENOISE, Stage.UPSAMPLE, Stage.REFINE, Stage.DECODE])
-def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
+def test_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
     tiny_two: Path, tmp_path: Path, left: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("filmlet.pipeline.denoise.CHECKPOINT_INTERVAL_S", -1.0)
@@ -144,7 +144,7 @@ def test_a_two_stage_clip_left_in_any_stage_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_a_refined_draft_starts_from_its_latents_and_equals_the_clip_made_at_once(
+def test_refined_draft_starts_from_its_latents_and_equals_the_clip_made_at_once(
     tiny_two: Path, tmp_path: Path, queue: Queue, start: Start
 ) -> None:
     request = ask(tiny_two, **SMALL)

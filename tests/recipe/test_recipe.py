@@ -59,13 +59,13 @@ POCKET = ROOT / "src" / "filmlet" / "pocket"
 needs_font = pytest.mark.skipif(not EMOJI_FONT.is_file(), reason="needs fonts-noto-color-emoji")
 
 
-def test_the_world_is_as_large_as_the_model_card_says() -> None:
+def test_world_is_as_large_as_the_model_card_says() -> None:
     assert (len(EMOJI), len(OUTLINED), len(GLYPHS)) == (62, 6, 13)
     assert (len(COLOURS), len(MOTIONS), len(SCENES)) == (9, 12, 12)
 
 
 @needs_font
-def test_the_judge_is_right_on_rendered_truth() -> None:
+def test_judge_is_right_on_rendered_truth() -> None:
     scores = score_ground_truth(40)
     assert set(scores) == {"colour", "motion", "scene", "subject", "size", "speed", "pair"}
     # A brown car before brown trunks has no outline that could be seen: one of 31 subjects.
@@ -74,14 +74,14 @@ def test_the_judge_is_right_on_rendered_truth() -> None:
 
 @needs_font
 @pytest.mark.parametrize("name", ["wide", "tall", "low", "long", "longer"])
-def test_the_judge_is_right_on_the_truth_of_other_sizes_and_lengths(name: str) -> None:
+def test_judge_is_right_on_the_truth_of_other_sizes_and_lengths(name: str) -> None:
     shape = SHAPES[name]
     scores = score_ground_truth(5, shape.frames, (shape.height, shape.width))
     assert min(scores.values()) == 100, scores
 
 
 @needs_font
-def test_the_judge_is_not_right_on_something_else() -> None:
+def test_judge_is_not_right_on_something_else() -> None:
     other = single_actor("purple triangle", "growing", "sea")
     scores = evaluate(lambda _: render(other, 25), 12, pairs=0)
     asked = [scores[row] for row in ("colour", "motion", "scene", "subject")]
@@ -101,7 +101,7 @@ def test_scenery_that_came_out_differently_is_no_part_of_the_subject() -> None:
 
 
 @needs_font
-def test_the_judge_wants_each_of_two_subjects_on_its_own_side() -> None:
+def test_judge_wants_each_of_two_subjects_on_its_own_side() -> None:
     def swapped(example: Example) -> Tensor:
         first, second = example.scenario.actors
         return render(Scenario((second, first), example.scenario.scene), 25)
@@ -110,7 +110,7 @@ def test_the_judge_wants_each_of_two_subjects_on_its_own_side() -> None:
 
 
 @needs_font
-def test_a_window_of_a_clip_is_that_part_of_the_whole() -> None:
+def test_window_of_a_clip_is_that_part_of_the_whole() -> None:
     scenario = Scenario((Actor("cat", "circling"), Actor("red circle", "left")), "rain")
     whole = render(scenario, 25, (192, 320))
     part = render(scenario, 8, (192, 320), window=(32, 64, 128, 128), first_frame=5)
@@ -177,7 +177,7 @@ def test_words_that_a_checkpoint_knows_keep_what_they_mean(
     assert torch.equal(now[new], fresh[new])
 
 
-def test_a_step_costs_about_the_same_whatever_the_shape() -> None:
+def test_step_costs_about_the_same_whatever_the_shape() -> None:
     for shape in SHAPES.values():
         assert 0.7 * TOKENS < shape.batch * math.prod(shape.latent) <= TOKENS, shape
 
@@ -209,7 +209,7 @@ def test_single_frames_through_2d_convolutions_are_what_the_vae_makes_of_them() 
         assert torch.allclose(decode_frames(coder, latents[:, :, 0]), decoded[:, :, 0], atol=1e-4)
 
 
-def test_a_vae_of_single_frames_decodes_a_clip_that_stands_still_as_its_frame() -> None:
+def test_vae_of_single_frames_decodes_a_clip_that_stands_still_as_its_frame() -> None:
     torch.manual_seed(0)
     coder = vae.build(vae.VaeSize())
     repeat_frames(coder)
@@ -265,7 +265,7 @@ def test_workers_draw_different_batches_and_keep_the_same_weights(tmp_path: Path
     assert runs.steps_done(tmp_path / "sum.safetensors") == 2
 
 
-def test_the_weighted_loss_is_the_plain_one_but_for_what_changes_in_time() -> None:
+def test_weighted_loss_is_the_plain_one_but_for_what_changes_in_time() -> None:
     even, still = torch.ones(2, 1, 4, 3, 3), torch.randn(2, 5, 1, 3, 3).expand(-1, -1, 4, -1, -1)
     moving = torch.randn(2, 5, 4, 3, 3)
     moving = moving - moving.mean(2, keepdim=True)
@@ -276,7 +276,7 @@ def test_the_weighted_loss_is_the_plain_one_but_for_what_changes_in_time() -> No
     assert torch.allclose(weighted_square(still + moving, even), plain + extra)
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
+def test_run_that_is_stopped_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "SAVE_EVERY_S", -1.0)
@@ -374,7 +374,7 @@ def test_sheets_and_gallery_show_the_first_held_out_prompts(
 @pytest.mark.server
 @needs_font
 @pytest.mark.filterwarnings("ignore")
-def test_the_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -> None:
+def test_whole_recipe_runs_and_its_checkpoint_makes_a_clip(tmp_path: Path) -> None:
     target = tmp_path / "pocket"
     subprocess.run(
         [sys.executable, "-m", "recipe", "--compute", "0.0001", "--prompts", "1",

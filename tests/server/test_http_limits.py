@@ -90,7 +90,7 @@ def answers_promptly(server: Running) -> None:
     ],
     ids=["header", "headers", "target", "half", "absolute", "hosts", "no host", "tls"],
 )
-def test_a_head_out_of_bounds_is_refused_before_it_is_kept(
+def test_head_out_of_bounds_is_refused_before_it_is_kept(
     web: Running, sent: bytes, status: int, code: str
 ) -> None:
     process = psutil.Process(web.process.pid)
@@ -102,7 +102,7 @@ def test_a_head_out_of_bounds_is_refused_before_it_is_kept(
     answers_promptly(web)
 
 
-def test_a_usual_head_is_taken_in_pieces_and_requests_one_after_the_other(web: Running) -> None:
+def test_usual_head_is_taken_in_pieces_and_requests_one_after_the_other(web: Running) -> None:
     with connected(web) as connection:
         for _ in range(3):
             sent = head(*(f"X-{n}: {'a' * 200}" for n in range(40))).replace(b": close", b": on")
@@ -125,7 +125,7 @@ def test_half_open_connections_keep_nobody_out(web: Running) -> None:
         assert sum(c.status == "ESTABLISHED" for c in open_now) <= 61
 
 
-def test_a_body_that_trickles_is_ended(web: Running) -> None:
+def test_body_that_trickles_is_ended(web: Running) -> None:
     with connected(web) as connection:
         connection.sendall(
             b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -150,7 +150,7 @@ def test_a_body_that_trickles_is_ended(web: Running) -> None:
     answers_promptly(web)
 
 
-def test_a_client_that_leaves_in_its_body_leaves_no_trace(web: Running) -> None:
+def test_client_that_leaves_in_its_body_leaves_no_trace(web: Running) -> None:
     already = len(web.log)
     for kind in ("application/json", "multipart/form-data; boundary=x"):
         for path in ("/v1/videos", "/v1/videos/plan", "/session"):
@@ -168,7 +168,7 @@ def test_a_client_that_leaves_in_its_body_leaves_no_trace(web: Running) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/videos", "/v1/videos/extensions", "/session", "/v1/other"])
 @pytest.mark.parametrize("is_chunked", [True, False])
-def test_a_large_body_is_refused_in_the_envelope(web: Running, path: str, is_chunked: bool) -> None:
+def test_large_body_is_refused_in_the_envelope(web: Running, path: str, is_chunked: bool) -> None:
     most = next(most for pattern, most in BODY_LIMITS if pattern.fullmatch(path))
     process = psutil.Process(web.process.pid)
     before = process.memory_info().rss
@@ -287,7 +287,7 @@ NUMBERS = (
 
 @pytest.mark.parametrize(("field", "value"), NUMBERS, ids=range(len(NUMBERS)))
 @pytest.mark.parametrize("path", ["", "/plan"])
-def test_a_number_out_of_bounds_is_a_refusal_of_one_sentence(
+def test_number_out_of_bounds_is_a_refusal_of_one_sentence(
     web: Running, path: str, field: str, value: object
 ) -> None:
     answer = web.client.post(f"/v1/videos{path}", json=SMALL | {field: value})
@@ -295,7 +295,7 @@ def test_a_number_out_of_bounds_is_a_refusal_of_one_sentence(
     assert len(refusal(answer)["message"]) < 400
 
 
-def test_a_small_body_of_any_depth_is_refused(web: Running) -> None:
+def test_small_body_of_any_depth_is_refused(web: Running) -> None:
     job = web.job()
     remix, others = f"/v1/videos/{job}/remix", ("/session", f"/v1/videos/{job}/priority")
     json_type = {"content-type": "application/json"}
@@ -361,7 +361,7 @@ def test_forms_that_cannot_be_read_are_refused(web: Running, kind: str) -> None:
     assert answer.status_code == 400, answer.text
 
 
-def test_an_idempotency_key_with_another_request_is_refused(web: Running) -> None:
+def test_idempotency_key_with_another_request_is_refused(web: Running) -> None:
     def ask(key: str, **fields: object) -> httpx2.Response:
         headers = {"Idempotency-Key": key}
         return web.client.post("/v1/videos", json=SMALL | fields, headers=headers)
@@ -380,7 +380,7 @@ def test_an_idempotency_key_with_another_request_is_refused(web: Running) -> Non
         assert ask("").status_code == 400
 
 
-def test_a_finished_clips_range_may_have_any_digits(shared_server: Running) -> None:
+def test_finished_clips_range_may_have_any_digits(shared_server: Running) -> None:
     job = shared_server.job()
     shared_server.wait_over(job)
     for digits, status in (("9" * 5000, 416), ("0", 206)):
@@ -467,7 +467,7 @@ def test_requests_that_wait_on_a_connection_are_bounded_and_end_with_it(web: Run
     assert not [line for line in web.log[said:] if "Error" in line or "Traceback" in line]
 
 
-def test_a_body_of_many_wrong_values_is_refused_before_each_is_told(web: Running) -> None:
+def test_body_of_many_wrong_values_is_refused_before_each_is_told(web: Running) -> None:
     bodies = [
         {"prompt": "a", "loras": [1] * 40_000},
         {"prompt": "a", "extra_prompts": [1] * 40_000},

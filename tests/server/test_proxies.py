@@ -126,7 +126,7 @@ def add_key(settings: Settings) -> str:
         database.close()
 
 
-def test_the_api_the_page_and_its_clients_pass_a_proxy(
+def test_api_the_page_and_its_clients_pass_a_proxy(
     serve: Serve, home: Settings, proxy: Proxy, tmp_path: Path
 ) -> None:
     secret = add_key(home)

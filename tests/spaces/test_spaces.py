@@ -57,7 +57,7 @@ def front_matter(making: SpaceConfig) -> dict[str, Any]:
 
 
 @pytest.mark.server
-def test_an_installed_package_takes_itself_along(tmp_path: Path) -> None:
+def test_installed_package_takes_itself_along(tmp_path: Path) -> None:
     """No index has a release of it."""
     site, space = tmp_path / "site", tmp_path / "space"
     package = Path(filmlet.__file__).parent
@@ -71,7 +71,7 @@ def test_an_installed_package_takes_itself_along(tmp_path: Path) -> None:
     assert "filmlet" not in (space / "requirements.txt").read_text()
 
 
-def test_a_space_is_a_few_lines_the_pinned_set_and_the_package() -> None:
+def test_space_is_a_few_lines_the_pinned_set_and_the_package() -> None:
     made = build_files(SpaceConfig())
     assert len(made["app.py"].splitlines()) < 8
     assert {"app.py", "requirements.txt", "README.md", "filmlet/cli/main.py"} <= set(made)
@@ -110,11 +110,11 @@ def test_another_source_of_the_package_is_named_and_not_taken_along() -> None:
     assert made["requirements.txt"].decode().endswith("filmlet @ https://example.org/filmlet.whl\n")
 
 
-def test_a_bundled_model_needs_no_preload() -> None:
+def test_bundled_model_needs_no_preload() -> None:
     assert preload(REGISTRY["pocket"]) == []
 
 
-def test_the_pins_are_the_tested_set_but_for_what_gradio_holds_back() -> None:
+def test_pins_are_the_tested_set_but_for_what_gradio_holds_back() -> None:
     own = space_requirements.parse_pins(PINS.read_text())
     tested = space_requirements.parse_pins(
         (space_requirements.ROOT / "constraints.txt").read_text()
@@ -133,7 +133,7 @@ def test_the_pins_are_the_tested_set_but_for_what_gradio_holds_back() -> None:
             )
 
 
-def test_a_folder_with_other_things_is_not_written_into(tmp_path: Path) -> None:
+def test_folder_with_other_things_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(FolderNotEmpty, match="is not empty"):
         write_files(SpaceConfig(), tmp_path)
@@ -166,7 +166,7 @@ ALL = ("--hardware", "zero-a10g", "--private", "--bucket", "ann/clips", "--varia
 
 
 @pytest.mark.server
-def test_a_space_is_created_brought_up_to_date_and_then_left_alone(hub: Hub) -> None:
+def test_space_is_created_brought_up_to_date_and_then_left_alone(hub: Hub) -> None:
     looked = create(hub, *ALL, "--dry-run")
     assert "would create the private Space ann/films" in looked.stdout
     assert hub.writes == []
@@ -202,9 +202,7 @@ def test_a_space_is_created_brought_up_to_date_and_then_left_alone(hub: Hub) -> 
         ("/hardware", 402, "wants to be paid for zero-a10g"),
     ],
 )
-def test_a_refusal_of_the_hub_is_one_sentence(
-    hub: Hub, end: str, status: int, sentence: str
-) -> None:
+def test_refusal_of_the_hub_is_one_sentence(hub: Hub, end: str, status: int, sentence: str) -> None:
     hub.refuses[end] = status
     refused = create(hub, "--hardware", "zero-a10g")
     assert refused.returncode == 1
@@ -325,7 +323,7 @@ def test_without_a_bucket_the_page_says_so(tmp_path: Path) -> None:
     assert (named.storage_url, named.worker, named.max_active) == ("s3://b", "w", 4)
 
 
-def test_a_copy_is_made_only_when_something_changed(tmp_path: Path) -> None:
+def test_copy_is_made_only_when_something_changed(tmp_path: Path) -> None:
     from filmlet.core.request import build_request
     from filmlet.jobs import Queue
     from filmlet.jobs.backup import DatabaseBackup

@@ -99,7 +99,7 @@ def test_its_start_is_reported_so_that_the_platform_knows_the_calls(zero: Zero) 
     assert len(zero.lender.asked("startup-report")) == 1
 
 
-def test_a_clip_borrows_one_gpu_for_as_long_as_the_cost_model_says(zero: Zero) -> None:
+def test_clip_borrows_one_gpu_for_as_long_as_the_cost_model_says(zero: Zero) -> None:
     before = len(zero.lender.asked("schedule"))
     program = zero.program(**{"x-ip-token": f"a.{QUOTA}.c"})
     path, seed = program.predict(**SMALL, api_name="/text_to_video")
@@ -135,7 +135,7 @@ def plain(folder: Path, made: dict[str, Any]) -> bytes:
         ("none", True, "gpu_busy", "No GPU became free"),
     ],
 )
-def test_a_refusal_of_zerogpu_is_a_plain_sentence(
+def test_refusal_of_zerogpu_is_a_plain_sentence(
     zero: Zero, refusal: str, signed_in: bool, code: str, sentence: str
 ) -> None:
     zero.lender.refusal = refusal
@@ -146,7 +146,7 @@ def test_a_refusal_of_zerogpu_is_a_plain_sentence(
     assert (failed["status"], failed["error"]["code"]) == ("failed", code)
 
 
-def test_a_program_that_cancels_gives_the_gpu_back(zero: Zero) -> None:
+def test_program_that_cancels_gives_the_gpu_back(zero: Zero) -> None:
     call = zero.program().submit(**LARGE, api_name="/text_to_video")
     wait_until(lambda: zero.lender.lent == 1)
     call.cancel()
@@ -155,7 +155,7 @@ def test_a_program_that_cancels_gives_the_gpu_back(zero: Zero) -> None:
     assert zero.videos()[0]["error"]["code"] == "cancelled"
 
 
-def test_a_plain_request_is_told_where_clips_are_made(zero: Zero) -> None:
+def test_plain_request_is_told_where_clips_are_made(zero: Zero) -> None:
     answer = zero.client.post("/v1/videos", json={"prompt": "a red ball"})
     assert answer.status_code == 400
     assert "gradio_client" in answer.json()["error"]["message"]
@@ -177,7 +177,7 @@ def test_gradios_own_routes_are_closed_and_its_events_open_no_path(zero: Zero) -
 
 
 @needs_chromium
-def test_the_page_makes_stops_and_goes_on_with_a_clip(zero: Zero, browser: Any) -> None:
+def test_page_makes_stops_and_goes_on_with_a_clip(zero: Zero, browser: Any) -> None:
     window = Windows(browser, str(zero.client.base_url).rstrip("/")).window().open()
     window.write("a red star bouncing at sunset", seconds="0.4")
     before = len(zero.lender.asked("schedule"))
@@ -215,7 +215,7 @@ def test_what_passes_between_the_processes_holds_no_tensor(tiny: Path, tmp_path:
         assert b"torch" not in bytes(ForkingPickler.dumps(one))
 
 
-def test_a_closed_clip_stops_the_other_process_at_its_next_word(tiny: Path, tmp_path: Path) -> None:
+def test_closed_clip_stops_the_other_process_at_its_next_word(tiny: Path, tmp_path: Path) -> None:
     from filmlet.spaces import zerogpu
 
     work = prepare_run(make_plan(ask(tiny)), Settings(device="cpu"))
@@ -228,7 +228,7 @@ def test_a_closed_clip_stops_the_other_process_at_its_next_word(tiny: Path, tmp_
     assert not (tmp_path / "latents.safetensors").exists()
 
 
-def test_an_error_over_there_keeps_its_code(tiny: Path, tmp_path: Path) -> None:
+def test_error_over_there_keeps_its_code(tiny: Path, tmp_path: Path) -> None:
     from filmlet.errors import RemoteError
     from filmlet.spaces import zerogpu
 
@@ -242,7 +242,7 @@ def test_an_error_over_there_keeps_its_code(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_model_is_put_where_cuda_will_be_before_there_is_any(tmp_path: Path) -> None:
+def test_model_is_put_where_cuda_will_be_before_there_is_any(tmp_path: Path) -> None:
     code = (
         "from tests.helpers.fake_zerogpu import without_cuda; import torch\n"
         "torch._C._cuda_init, torch.version.cuda = (lambda: None), '13.0'\n"

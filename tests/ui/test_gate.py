@@ -227,7 +227,7 @@ def ask_raw(url: str, method: str, path: str, headers: str) -> bytes:
         return connection.recv(200)
 
 
-def test_the_key_is_asked_for_before_a_body_is_read(keyed: Server) -> None:
+def test_key_is_asked_for_before_a_body_is_read(keyed: Server) -> None:
     closed = [route for route in ROUTES if route.access is RouteAccess.CALLER]
     assert {route.path for route in ROUTES} - {route.path for route in closed} == {
         "/", "/config", "/gradio_api/info", "/assets/{path:path}", "/static/{path:path}",
@@ -331,7 +331,7 @@ def test_gradio_itself_takes_no_path_either(space: Space) -> None:
         asyncio.run(gr.Blocks.process_api(page, function, event["data"]))
 
 
-def test_a_file_is_served_to_its_owner_only(keyed: Server) -> None:
+def test_file_is_served_to_its_owner_only(keyed: Server) -> None:
     id = keyed.upload(keyed.ann, "../../a b\u00e9.html", b"<script>alert(1)</script>")
     assert re.fullmatch(r"[0-9a-f]{32}/[\w.-]+", id)
     mine = keyed.ann.get(f"/gradio_api/file={id}")
@@ -351,7 +351,7 @@ def test_a_file_is_served_to_its_owner_only(keyed: Server) -> None:
     assert keyed.ann.get(f"/gradio_api/file={id}", headers=wide).status_code == 200
 
 
-def test_an_upload_is_bounded(keyed: Server) -> None:
+def test_upload_is_bounded(keyed: Server) -> None:
     many = [("files", (f"{i}.png", b"x")) for i in range(gate.MAX_FILES + 1)]
     assert keyed.ann.post("/gradio_api/upload", files=many).status_code == 400
     fields = {f"field{i}": "x" for i in range(gate.MAX_FILES + 1)}
@@ -394,7 +394,7 @@ def test_files_of_a_caller_go_when_they_are_too_many_or_unused(
 # Sessions
 
 
-def test_a_session_and_its_events_are_of_who_began_them(keyed: Server) -> None:
+def test_session_and_its_events_are_of_who_began_them(keyed: Server) -> None:
     body = keyed.event("text_to_video") | {"session_hash": "anns-own"}
     body["data"][0] = "a red ball"
     event = keyed.ann.post("/gradio_api/queue/join", json=body).json()["event_id"]
@@ -509,7 +509,7 @@ def nest(requests: callers.OpenRequests, route: Any, count: int) -> None:
 # Visitors and MCP
 
 
-def test_a_visitor_without_a_cookie_is_known_by_random_names(space: Space) -> None:
+def test_visitor_without_a_cookie_is_known_by_random_names(space: Space) -> None:
     for route in ROUTES:
         path = re.sub(r"{\w+(:path)?}", "x", route.path)
         for method in route.methods:
@@ -525,7 +525,7 @@ def test_a_visitor_without_a_cookie_is_known_by_random_names(space: Space) -> No
         assert space.ben.get(f"/gradio_api/file={ours}").status_code == 404
 
 
-def test_a_bearer_is_an_identity_of_a_visitor(space: Space) -> None:
+def test_bearer_is_an_identity_of_a_visitor(space: Space) -> None:
     with bearer(space.url, "one" * 8) as one, bearer(space.url, "two" * 8) as two:
         made = one.post("/v1/videos", json={"prompt": "a red ball"}).json()["id"]
         one.cookies.clear()

@@ -73,7 +73,7 @@ def size(path: str) -> tuple[int, int, int]:
     return frames[0].width, frames[0].height, len(frames)
 
 
-def test_the_three_names_have_the_spaces_parameters(server: Running, tmp_path: Path) -> None:
+def test_three_names_have_the_spaces_parameters(server: Running, tmp_path: Path) -> None:
     told: Any = connect(server, tmp_path).view_api(return_format="dict", print_info=False)
     endpoints = told["named_endpoints"]
     assert set(endpoints) == {f"/{name}" for name in NAMES}
@@ -82,7 +82,7 @@ def test_the_three_names_have_the_spaces_parameters(server: Running, tmp_path: P
         assert [r["component"] for r in endpoint["returns"]] == ["Video", "Number"]
 
 
-def test_a_program_for_the_space_gets_its_clip_and_seed(server: Running, tmp_path: Path) -> None:
+def test_program_for_the_space_gets_its_clip_and_seed(server: Running, tmp_path: Path) -> None:
     client = connect(server, tmp_path)
     path, seed = client.predict(**SMALL, api_name="/text_to_video")
     assert seed == 5
@@ -91,7 +91,7 @@ def test_a_program_for_the_space_gets_its_clip_and_seed(server: Running, tmp_pat
     assert other != 5
 
 
-def test_a_program_that_sends_the_spaces_parameters_alone_is_served(server: Running) -> None:
+def test_program_that_sends_the_spaces_parameters_alone_is_served(server: Running) -> None:
     """As curl sends them: without names, and without what the Space does not have."""
     data = ["a red ball", "", None, None, 64, 96, "text-to-video", 0.3, 9, 5, False, 1.0, True]
     call = "/gradio_api/call/text_to_video"
@@ -108,9 +108,7 @@ def test_sound_that_is_not_wanted_is_not_asked_for(server: Running, tmp_path: Pa
     assert newest["requested"]["audio"] is False
 
 
-def test_the_spaces_own_default_size_is_fitted_to_the_model(
-    server: Running, tmp_path: Path
-) -> None:
+def test_spaces_own_default_size_is_fitted_to_the_model(server: Running, tmp_path: Path) -> None:
     asked = {"prompt": "a red ball", "duration_ui": 0.05, "seed_ui": 1, "randomize_seed": False}
     path, _ = connect(server, tmp_path).predict(**asked, api_name="/text_to_video")
     width, height, _ = size(path)
@@ -146,7 +144,7 @@ def test_twenty_clients_at_once_are_served_in_order(server: Running, tmp_path: P
     assert max(abs(place - i) for i, place in enumerate(places)) <= 6
 
 
-def test_a_picture_and_a_video_begin_the_clip(server: Running, tmp_path: Path) -> None:
+def test_picture_and_a_video_begin_the_clip(server: Running, tmp_path: Path) -> None:
     client = connect(server, tmp_path)
     picture, footage = tmp_path / "blue.png", tmp_path / "blue.mp4"
     Image.new("RGB", (96, 64), (35, 75, 225)).save(picture)
@@ -184,7 +182,7 @@ def test_files_are_taken_as_they_are_sent(server: Running, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("with_progress", [False, True])
-def test_an_mcp_client_makes_a_clip_and_gets_its_url_alone(
+def test_mcp_client_makes_a_clip_and_gets_its_url_alone(
     server: Running, with_progress: bool
 ) -> None:
     heard: list[float] = []
@@ -237,7 +235,7 @@ def blue_data_url() -> str:
 
 
 @pytest.mark.server
-def test_a_caller_without_a_key_gets_nothing_where_keys_are_in_use(
+def test_caller_without_a_key_gets_nothing_where_keys_are_in_use(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     settings = Settings(home=tmp_path_factory.mktemp("keyed"), worker="keyed")

@@ -80,7 +80,7 @@ def long(window: Window, prompt: str = PROMPT) -> str:
     return window.make()
 
 
-def test_a_sentence_becomes_a_clip_that_plays_to_its_end(window: Window) -> None:
+def test_sentence_becomes_a_clip_that_plays_to_its_end(window: Window) -> None:
     page = window.open().page
     window.write(PROMPT, seconds="1", seed="7")
     expect(page.locator("#plan")).to_contain_text("256x256, 24 frames at 24 a second")
@@ -97,7 +97,7 @@ def test_a_sentence_becomes_a_clip_that_plays_to_its_end(window: Window) -> None
     assert "seed 7" in window.facts()
 
 
-def test_a_growing_clip_that_comes_late_leaves_the_whole_one(window: Window) -> None:
+def test_growing_clip_that_comes_late_leaves_the_whole_one(window: Window) -> None:
     page = window.open().page
     window.write(PROMPT, seconds="1")
     clip = window.make()
@@ -172,7 +172,7 @@ def test_stop_frees_the_worker_and_go_on_finishes_the_clip(window: Window, serve
     assert any(stage["reused"] for stage in server.video(job)["stages"])  # type: ignore[index]
 
 
-def test_a_reload_and_another_device_show_the_same_job(
+def test_reload_and_another_device_show_the_same_job(
     window: Window, browser: Browser, server: Running
 ) -> None:
     window.open()
@@ -187,7 +187,7 @@ def test_a_reload_and_another_device_show_the_same_job(
     window.wait_done()
 
 
-def test_the_gallery_keeps_finds_reuses_and_deletes(window: Window, server: Running) -> None:
+def test_gallery_keeps_finds_reuses_and_deletes(window: Window, server: Running) -> None:
     job = server.job(prompt="a green triangle rising at night", size="128x64", seed=11)
     server.wait_over(job)
     page = window.open().page
@@ -231,7 +231,7 @@ def test_it_is_told_before_the_button_what_the_model_cannot_read_or_make(window:
     assert window.clip is None
 
 
-def test_a_clip_begins_with_a_picture_and_is_extended(
+def test_clip_begins_with_a_picture_and_is_extended(
     window: Window, server: Running, tmp_path: Path
 ) -> None:
     Image.new("RGB", (256, 256), (35, 75, 225)).save(tmp_path / "blue.png")
@@ -255,7 +255,7 @@ def test_a_clip_begins_with_a_picture_and_is_extended(
     assert video["remixed_from_video_id"] == job
 
 
-def test_a_video_of_ones_own_is_planned_as_it_is_made(
+def test_video_of_ones_own_is_planned_as_it_is_made(
     window: Window, server: Running, tmp_path: Path
 ) -> None:
     footage = write_clip(tmp_path / "mine.mp4", marked_frames(48, (256, 192)), sound=True)
@@ -297,7 +297,7 @@ def test_pictures_are_taken_as_they_are_sent(window: Window, tmp_path: Path) -> 
         expect(page.locator("#plan")).not_to_contain_text(says)
 
 
-def test_the_keyboard_is_enough(window: Window) -> None:
+def test_keyboard_is_enough(window: Window) -> None:
     page = window.open().page
     page.focus("#prompt textarea")
     page.keyboard.type(PROMPT)
@@ -309,7 +309,7 @@ def test_the_keyboard_is_enough(window: Window) -> None:
     window.wait_done()
 
 
-def test_a_press_before_the_button_is_mounted_is_kept(window: Window) -> None:
+def test_press_before_the_button_is_mounted_is_kept(window: Window) -> None:
     page = window.open().page
     page.wait_for_selector("#make")
     page.evaluate("() => { window.button = [make.parentNode, make]; make.remove(); }")
@@ -335,7 +335,7 @@ def test_on_a_phone_nothing_is_cut_off_and_a_clip_is_made(
 
 
 @pytest.mark.server
-def test_the_page_waits_for_a_server_that_restarts_and_the_job_goes_on(
+def test_page_waits_for_a_server_that_restarts_and_the_job_goes_on(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = tmp_path_factory.mktemp("again")
@@ -394,7 +394,7 @@ def test_with_keys_the_page_asks_for_one_and_shows_only_its_clips(
     next(starts, None)
 
 
-def test_an_admin_sees_everybody_and_moves_and_stops_who_waits(
+def test_admin_sees_everybody_and_moves_and_stops_who_waits(
     browser: Browser, server: Running
 ) -> None:
     window = Windows(browser, server.url).window().open()
@@ -411,7 +411,7 @@ def test_an_admin_sees_everybody_and_moves_and_stops_who_waits(
     server.wait_over(waiting[1])
 
 
-def test_the_button_stays_where_it_is_while_somebody_writes(window: Window) -> None:
+def test_button_stays_where_it_is_while_somebody_writes(window: Window) -> None:
     page = window.open().page
     window.write("a cat")
     expect(page.locator("#plan")).to_contain_text("Ready in")
@@ -426,7 +426,7 @@ def test_the_button_stays_where_it_is_while_somebody_writes(window: Window) -> N
 
 
 @pytest.mark.server
-def test_the_page_tells_browsers_to_ask_nobody_else_and_guards_its_files(
+def test_page_tells_browsers_to_ask_nobody_else_and_guards_its_files(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     settings = Settings(home=tmp_path_factory.mktemp("guarded"))

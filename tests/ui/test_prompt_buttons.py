@@ -49,7 +49,7 @@ def choose_model(window: Window, name: str) -> None:
     expect(window.page.locator("#model-note")).to_contain_text("2 billion parameters")
 
 
-def test_a_prompt_is_improved_edited_and_what_was_typed_comes_back(window: Window) -> None:
+def test_prompt_is_improved_edited_and_what_was_typed_comes_back(window: Window) -> None:
     page = window.open().page
     prompt, undo = page.locator("#prompt textarea"), page.locator("#undo-improve")
     expect(page.locator("#typed-prompt")).to_be_hidden()
@@ -73,7 +73,7 @@ def test_a_prompt_is_improved_edited_and_what_was_typed_comes_back(window: Windo
     assert clip
 
 
-def test_a_failure_leaves_the_prompt_and_says_why(window: Window, chat: ChatEndpoint) -> None:
+def test_failure_leaves_the_prompt_and_says_why(window: Window, chat: ChatEndpoint) -> None:
     page = window.open().page
     prompt, note = page.locator("#prompt textarea"), page.locator("#improve-note")
     window.write("qqqq zzzz")
@@ -96,7 +96,7 @@ def test_a_failure_leaves_the_prompt_and_says_why(window: Window, chat: ChatEndp
     assert chat.url not in content
 
 
-def test_a_clip_of_the_api_shows_both_and_gives_back_what_was_used(
+def test_clip_of_the_api_shows_both_and_gives_back_what_was_used(
     window: Window, server: Running
 ) -> None:
     job = server.job(prompt="a kitty jumps <b>", enhance_prompt=True)

@@ -25,7 +25,7 @@ from tests.helpers.openvino_fixtures import POCKET, frames, last, load, recipe_f
 pytestmark = pytest.mark.compile
 
 
-def test_a_kept_graph_gives_the_same_bytes_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
+def test_kept_graph_gives_the_same_bytes_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
     recipe = recipe_for(POCKET, size="64x64", frames=9)
 
     def make() -> tuple[NDArray, Pixels]:
@@ -46,7 +46,7 @@ def test_a_kept_graph_gives_the_same_bytes_and_a_damaged_one_is_made_anew(tmp_pa
     assert all(BlobCache(tmp_path).load(file.stem) for file in blobs)
 
 
-def test_the_cache_forgets_what_was_not_used_for_longest(
+def test_cache_forgets_what_was_not_used_for_longest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("filmlet.engine.openvino.blob_cache.MAX_CACHE_BYTES", 250)
@@ -90,7 +90,7 @@ def test_graphs_of_another_cpu_of_the_same_name_are_not_taken(
     assert len(keys) == 2
 
 
-def test_an_exported_model_is_compiled_once_and_for_every_clip(
+def test_exported_model_is_compiled_once_and_for_every_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FILMLET_CACHE", str(tmp_path))
@@ -117,7 +117,7 @@ def test_what_is_torchs_is_not_exported_and_says_why(
     assert "filmlet models pull" in capsys.readouterr().err
 
 
-def test_a_blob_that_somebody_else_may_have_written_is_not_read(tmp_path: Path) -> None:
+def test_blob_that_somebody_else_may_have_written_is_not_read(tmp_path: Path) -> None:
     store = BlobCache(tmp_path / "cache")
     store.save("a", b"graph")
     file = store.folder / "a.blob"

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.compile
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:
+def test_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:
     plain, fast = load(POCKET), load(POCKET, cache, dtype)
     recipe = recipe_for(POCKET, size="128x96", frames=25)
     is_exact = dtype == "float32"
@@ -67,7 +67,7 @@ def test_a_clip_of_pocket_is_as_in_torch(cache: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_decoder_that_multiplies_in_eight_bits_is_near_the_exact_one(
+def test_decoder_that_multiplies_in_eight_bits_is_near_the_exact_one(
     cache: Path, dtype: str
 ) -> None:
     exact, fast = load(POCKET, cache), load(POCKET, cache, dtype, Optimization.INT8)
@@ -88,7 +88,7 @@ def test_a_decoder_that_multiplies_in_eight_bits_is_near_the_exact_one(
 
 
 @pytest.mark.parametrize("has", [cpu.cpu_flags(), frozenset({"avx2"})])
-def test_the_largest_products_of_bytes_do_not_overflow(
+def test_largest_products_of_bytes_do_not_overflow(
     monkeypatch: pytest.MonkeyPatch, has: frozenset[str]
 ) -> None:
     monkeypatch.setattr(cpu, "cpu_flags", lambda: has)
@@ -113,7 +113,7 @@ def test_gelu_is_as_in_torch(by_exp: bool) -> None:
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_a_preview_is_as_in_torch(cache: Path) -> None:
+def test_preview_is_as_in_torch(cache: Path) -> None:
     plain, fast = load(POCKET), load(POCKET, cache)
     recipe, clean = recipe_for(POCKET, size="128x96", frames=25), TorchNoise(1).randn(1, 48, 64)
     picture = fast.preview(clean, recipe.shape)
@@ -213,7 +213,7 @@ def test_two_clips_that_take_turns_in_a_decoder_do_not_meet(cache: Path) -> None
         assert np.array_equal(np.concatenate(mixed), straight)
 
 
-def test_a_decoder_whose_call_was_given_up_gives_the_next_clip_its_own_frames(
+def test_decoder_whose_call_was_given_up_gives_the_next_clip_its_own_frames(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "ASK_MS", 1)
@@ -250,7 +250,7 @@ def test_every_encoder_gives_the_latents_of_the_whole_one(
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_a_stop_is_heard_inside_a_model_call(cache: Path) -> None:
+def test_stop_is_heard_inside_a_model_call(cache: Path) -> None:
     engine = load(POCKET, cache)
     recipe, text = recipe_for(POCKET, size="512x512", frames=97), text_for(engine, 7)
     stopped, asked = threading.Event(), []
@@ -284,7 +284,7 @@ def test_calls_that_were_given_up_at_any_moment_leave_the_next_ones_as_they_are(
         assert np.array_equal(last(engine.denoise(text, small)), expected)
 
 
-def test_a_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Path) -> None:
+def test_process_waits_for_the_end_of_a_call_that_a_signal_broke_off(cache: Path) -> None:
     run = load(POCKET, cache)._get("text_encoder").run
     own, done = run.request.own, []
 
@@ -339,7 +339,7 @@ def test_last_weights_that_are_not_numbers_are_an_error(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_decoder_that_leaves_the_numbers_is_an_error(cache: Path, dtype: str) -> None:
+def test_decoder_that_leaves_the_numbers_is_an_error(cache: Path, dtype: str) -> None:
     engine, recipe = load(POCKET, cache, dtype), recipe_for(POCKET, size="64x64", frames=9)
     with pytest.raises(NonFiniteValues, match="decoder"):
         frames(engine, np.full((1, 8, 64), 1e37, np.float32), recipe)

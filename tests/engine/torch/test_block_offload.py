@@ -86,7 +86,7 @@ def test_between_its_runs_a_block_is_as_it_was(blocks: Blocks) -> None:
     assert after == before
 
 
-def test_a_run_that_was_stopped_leaves_nothing_wrong(blocks: Blocks) -> None:
+def test_run_that_was_stopped_leaves_nothing_wrong(blocks: Blocks) -> None:
     offload_blocks(blocks.row, IN_FLOAT32, is_ahead=True)
     expected = held(blocks)
 
@@ -128,7 +128,7 @@ def test_blocks_that_there_is_room_for_are_fetched_once(
         assert fetched.count(streamed) == 3
 
 
-def test_a_resident_block_whose_weights_were_replaced_is_fetched_anew(
+def test_resident_block_whose_weights_were_replaced_is_fetched_anew(
     blocks: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("filmlet.engine.torch.block_offload.free_memory", lambda _: 10**9)

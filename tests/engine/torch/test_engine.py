@@ -156,7 +156,7 @@ def test_frames_come_before_the_last_latent_is_asked_for() -> None:
     assert len(asked) < 12
 
 
-def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny: Path) -> None:
+def test_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny: Path) -> None:
     engine = load(get_card(str(tiny)))
     before = {name: weight.data_ptr() for name, weight in engine.vae.named_parameters()}
     recipe = recipe_for(engine.card, guidance=1.0, steps=1, size="64x64", frames=9)
@@ -170,7 +170,7 @@ def test_the_half_of_the_vae_that_is_not_used_keeps_being_pages_of_its_file(tiny
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> None:
+def test_timed_decoder_gets_the_cards_timestep_and_noise(tiny_timed: Path) -> None:
     card = get_card(str(tiny_timed))
     assert (card.decode_timestep, card.decode_noise_scale) == (0.05, 0.025)
     engine = load(card)
@@ -233,7 +233,7 @@ def test_values_that_are_no_numbers_end_in_one_sentence_and_no_frames(
         list(work.frames())
 
 
-def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
+def test_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     tiny: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "large"))
@@ -249,14 +249,14 @@ def test_a_model_that_leaves_float16_is_run_again_in_float32_and_says_so(
     assert [c.field for c in work.effective.changes if c.field == "dtype"] == ["dtype"]
 
 
-def test_the_cpu_dtype_is_chosen_by_measurement_and_explained() -> None:
+def test_cpu_dtype_is_chosen_by_measurement_and_explained() -> None:
     placement = choose_dtype("cpu")
     assert placement.dtype in ("float32", "bfloat16")
     assert "here" in placement.reason
     assert choose_dtype("cpu") == placement
 
 
-def test_the_cpu_dtype_is_measured_once_for_all_processes(
+def test_cpu_dtype_is_measured_once_for_all_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter(["bfloat16", "float32", "float32", "float32"])  # a busy machine

@@ -44,7 +44,7 @@ def test_planes_are_those_of_the_encoders_own_conversion(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_a_video_of_planes_shows_what_one_of_pixels_shows(tmp_path: Path, suffix: str) -> None:
+def test_video_of_planes_shows_what_one_of_pixels_shows(tmp_path: Path, suffix: str) -> None:
     shown = []
     for name, lay_out in (("pixels", to_rgb), ("planes", to_yuv420)):
         path = tmp_path / f"{name}{suffix}"

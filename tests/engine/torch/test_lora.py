@@ -203,7 +203,7 @@ def test_matrices_of_any_precision_are_read(tiny: Path, style: str, tmp_path: Pa
         assert torch.equal(*(latents(engine, tiny, path) for path in paths))
 
 
-def test_a_strength_of_0_equals_none_and_the_same_twice_adds_up(tiny: Path, style: str) -> None:
+def test_strength_of_0_equals_none_and_the_same_twice_adds_up(tiny: Path, style: str) -> None:
     engine = load(get_card(str(tiny)))
     assert torch.equal(latents(engine, tiny, f"{style}:0"), latents(engine, tiny))
     assert adapters(f"{style}:0")[0].to_applied().layers == 0
@@ -235,7 +235,7 @@ def test_without_loras_again_weights_and_latents_are_those_of_a_fresh_engine(
     assert latents(engine, tiny).numpy().tobytes() == expected.numpy().tobytes()
 
 
-def test_the_same_loras_twice_touch_no_weight_wherever_their_file_lies(
+def test_same_loras_twice_touch_no_weight_wherever_their_file_lies(
     tiny: Path, style: str, tmp_path: Path
 ) -> None:
     engine = load_card(get_card(str(tiny)))
@@ -269,7 +269,7 @@ def test_clips_that_take_turns_do_not_wear_each_others_loras(tiny: Path, style: 
         assert torch.equal(styled, steps[1].latents.video)
 
 
-def test_a_change_that_was_left_half_done_is_done_again(tiny: Path, style: str) -> None:
+def test_change_that_was_left_half_done_is_done_again(tiny: Path, style: str) -> None:
     engine = load_card(get_card(str(tiny)))
     expected = latents(engine, tiny), latents(engine, tiny, style)
     latents(engine, tiny)
@@ -306,7 +306,7 @@ def test_weights_in_eight_bits_are_merged_in_the_dtype_of_the_model_and_come_bac
         assert model.proj_in.weight.data_ptr() == exact.data_ptr()
 
 
-def test_a_lora_for_a_larger_model_is_refused_before_a_weight_is_touched(
+def test_lora_for_a_larger_model_is_refused_before_a_weight_is_touched(
     tiny: Path, tmp_path: Path
 ) -> None:
     engine = load_card(get_card(str(tiny)))
@@ -345,7 +345,7 @@ def test_what_was_used_is_told_by_content_in_the_report_and_in_the_file(
     assert work_for(tiny).effective.loras == ()
 
 
-def test_a_clip_with_loras_is_torchs_and_says_why(tiny: Path, style: str) -> None:
+def test_clip_with_loras_is_torchs_and_says_why(tiny: Path, style: str) -> None:
     pytest.importorskip("openvino")
     request = build_request("a red ball", model=str(tiny), size="64x64", frames=9, loras=[style])
     effective = prepare_run(make_plan(request), Settings(engine="openvino")).effective
@@ -372,7 +372,7 @@ def test_clips_with_and_without_follow_each_other_over_one_engine(
     assert engine.loras.original_weights == {}
 
 
-def test_a_clip_that_is_run_again_in_float32_still_has_its_lora(
+def test_clip_that_is_run_again_in_float32_still_has_its_lora(
     tmp_path: Path, tiny: Path, style: str
 ) -> None:
     folder, job = shutil.copytree(tiny, tmp_path / "model"), tmp_path / "job"
@@ -413,9 +413,7 @@ def test_streams_that_are_read_in_turns_give_the_clips_that_they_give_alone(
 
 
 @pytest.mark.server
-def test_the_command_line_takes_loras_and_reports_them(
-    tiny: Path, style: str, tmp_path: Path
-) -> None:
+def test_command_line_takes_loras_and_reports_them(tiny: Path, style: str, tmp_path: Path) -> None:
     quick = ("--size", "64x64", "--frames", "9", "--steps", "2", "--model", tiny, "--json")
     run = run_filmlet(
         "generate", "a", *quick, "-o", "a.mp4", "--lora", f"{style}:0.5", "--lora", style,

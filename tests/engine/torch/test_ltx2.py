@@ -106,7 +106,7 @@ def test_both_stages_equal_stock(twin: Twin) -> None:
     assert not sound.samples[heard:].any()  # silence after the last of the spectrogram
 
 
-def test_the_ancestral_first_stage_follows_the_reference() -> None:
+def test_ancestral_first_stage_follows_the_reference() -> None:
     """Coefficients of x, of the clean estimate and of the noise, as the reference's formula has."""
     twin = get_twin("2.5")
     engine = make_engine(twin.folder, "2.5", ancestral_sampling=True)
@@ -148,7 +148,7 @@ def test_the_ancestral_first_stage_follows_the_reference() -> None:
 
 
 @pytest.mark.parametrize("is_ancestral", [False, True])
-def test_a_clip_left_in_any_step_goes_on_to_the_same_latents(is_ancestral: bool) -> None:
+def test_clip_left_in_any_step_goes_on_to_the_same_latents(is_ancestral: bool) -> None:
     twin = get_twin("2.5")
     engine = make_engine(twin.folder, "2.5", ancestral_sampling=is_ancestral)
     steps = list(engine.denoise(twin.embeds, twin.first))

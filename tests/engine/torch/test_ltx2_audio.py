@@ -33,7 +33,7 @@ def slaney_filters(bins: int) -> NDArray[np.float64]:
     return np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
 
 
-def test_the_spectrogram_is_the_one_that_the_model_was_trained_on() -> None:
+def test_spectrogram_is_the_one_that_the_model_was_trained_on() -> None:
     bins, samples = 32, tones(0.25)
     padded = np.pad(samples.T, ((0, 0), (SIZE // 2, SIZE // 2)), mode="reflect")
     window = np.sin(np.pi * np.arange(SIZE) / SIZE) ** 2
@@ -44,7 +44,7 @@ def test_the_spectrogram_is_the_one_that_the_model_was_trained_on() -> None:
     assert np.abs(np.exp(own.numpy()) - np.exp(expected)).max() < 1e-5
 
 
-def test_the_latents_of_a_sound_are_the_means_of_the_vae() -> None:
+def test_latents_of_a_sound_are_the_means_of_the_vae() -> None:
     engine, seconds = get_twin("2.3").engine, 25 / FPS
     audio = Audio(tones(seconds), engine.audio_sample_rate)
     latents = engine.encode_audio(audio, frames=25, fps=FPS)
@@ -57,7 +57,7 @@ def test_the_latents_of_a_sound_are_the_means_of_the_vae() -> None:
     assert torch.allclose(latents * vae.latents_std + vae.latents_mean, packed, atol=1e-5)
 
 
-def test_a_short_sound_is_followed_by_silence() -> None:
+def test_short_sound_is_followed_by_silence() -> None:
     engine = get_twin("2.3").engine
     short, silence = Audio(tones(0.1), RATE), Audio(np.zeros((RATE, 2), np.float32), RATE)
     latents = engine.encode_audio(short, frames=25, fps=FPS)

@@ -139,7 +139,7 @@ def sample(pipe: LTX2Pipeline) -> tuple[Tensor, Tensor]:
     return output.frames, output.audio
 
 
-def test_the_vocoder_is_float32_whatever_the_rest_computes_in(
+def test_vocoder_is_float32_whatever_the_rest_computes_in(
     layouts: dict[Any, ComponentFiles],
 ) -> None:
     files = layouts["2.3", "comfy"]
@@ -210,7 +210,7 @@ def metadata_config(file: Path) -> str:
 
 
 @pytest.mark.parametrize("offload", OffloadMode)
-def test_a_lora_is_merged_into_what_the_scaled_weights_mean(
+def test_lora_is_merged_into_what_the_scaled_weights_mean(
     offload: OffloadMode, fp8: ComponentFiles, tmp_path: Path
 ) -> None:
     from filmlet.core.lora import Lora
@@ -239,7 +239,7 @@ def test_a_lora_is_merged_into_what_the_scaled_weights_mean(
     )
 
 
-def test_a_lora_of_another_version_does_not_fit(fp8: ComponentFiles, tmp_path: Path) -> None:
+def test_lora_of_another_version_does_not_fit(fp8: ComponentFiles, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for base, says in (("2.5", "LTX-2.5, and this model is LTX-2.3"), ("LTX-Video", "LTX-Video")):
         adapter = LoraAdapter(path, "x", "0" * 64, 1.0, (), base)

@@ -102,7 +102,7 @@ def test_given_tokens_keep_their_values_under_guidance() -> None:
     assert last.latents.video.isfinite().all()
 
 
-def test_the_schedule_of_full_models_follows_the_reference() -> None:
+def test_schedule_of_full_models_follows_the_reference() -> None:
     """LTX2Scheduler's formula, at its largest shift, and stretched to its last level."""
     shift, steps = np.exp(2.05), 30
     even = np.linspace(1, 0, steps + 1)[:-1]
@@ -112,7 +112,7 @@ def test_the_schedule_of_full_models_follows_the_reference() -> None:
     assert StretchedSigmas(1).sigmas == (1.0,)
 
 
-def test_a_request_sets_the_scale_of_the_picture_or_leaves_guidance_out() -> None:
+def test_request_sets_the_scale_of_the_picture_or_leaves_guidance_out() -> None:
     card = REGISTRY["ltx-2.3-22b-dev"]
     asked = guidance_for(card, 4.0)
     assert (asked.video.prompt, asked.audio.prompt) == (4.0, 7.0)

@@ -158,14 +158,14 @@ def test_guides_follow_the_reference_in_both_stages(
     assert torch.allclose(last.latents.audio, expected[1], atol=1e-5)
 
 
-def test_a_guide_of_full_strength_is_kept_exactly(twin: Twin) -> None:
+def test_guide_of_full_strength_is_kept_exactly(twin: Twin) -> None:
     given = guide(0, 1.0, 2)
     *_, last = twin.engine.denoise(twin.embeds, twin.first, guides=[given])
     tokens = given.latents.flatten(2).transpose(1, 2)
     assert torch.allclose(last.latents.video[:, : tokens.shape[1]], tokens, atol=1e-6)
 
 
-def test_a_clip_with_a_keyframe_goes_on_from_any_step(twin: Twin) -> None:
+def test_clip_with_a_keyframe_goes_on_from_any_step(twin: Twin) -> None:
     guides = [guide(0, 0.9, 2), guide(16, 0.8, 2)]
     steps = list(twin.engine.denoise(twin.embeds, twin.first, guides=guides))
     left = steps[2]

@@ -39,7 +39,7 @@ def off(made: Tensor, exact: Tensor) -> float:
     return ((made.float() - exact.float()).norm() / exact.float().norm()).item()
 
 
-def test_a_product_in_eight_bits_is_off_by_a_few_percent(linear: nn.Linear) -> None:
+def test_product_in_eight_bits_is_off_by_a_few_percent(linear: nn.Linear) -> None:
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     made = FP8Linear.from_linear(linear)(x)
     assert (made.shape, made.dtype) == ((2, 5, 32), torch.bfloat16)
@@ -118,7 +118,7 @@ def test_replayed_steps_say_what_plain_ones_say(
     assert recorder.captures == 3 + 3  # of three shapes; two are kept, in turns
 
 
-def test_a_graph_is_not_replayed_over_other_weights(model: LTXVideoTransformer3DModel) -> None:
+def test_graph_is_not_replayed_over_other_weights(model: LTXVideoTransformer3DModel) -> None:
     recorder = Recorder()
     stepping = CachedTransformer(model, torch.float32, GRAPHS, capture=recorder)
     first = own(stepping, call(ONE))
@@ -175,7 +175,7 @@ def test_openvino_has_none_of_torchs_optimizations() -> None:
     )
 
 
-def test_a_gpu_without_products_in_eight_bits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_products_in_eight_bits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an A100")
     assert fp8.why_not_fp8("cuda") == "an A100 does not multiply in 8 bits"
@@ -183,7 +183,7 @@ def test_a_gpu_without_products_in_eight_bits_is_named(monkeypatch: pytest.Monke
     assert fp8.why_not_fp8("cuda") is None
 
 
-def test_the_report_says_which_optimizations_were_asked_for_in_vain(tiny: Path) -> None:
+def test_report_says_which_optimizations_were_asked_for_in_vain(tiny: Path) -> None:
     planned = make_plan(build_request("a ball", model=str(tiny), size="64x64", frames=1))
     asked = Settings(device="cpu", engine="torch", fp8=1, cuda_graphs=1)
     work = prepare_run(planned, asked)

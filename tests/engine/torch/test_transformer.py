@@ -175,7 +175,7 @@ def test_compiling_is_a_setting_and_where_it_cannot_be_the_report_says_why(
     assert [reason in one for one in told] == ([True] if reason else [])
 
 
-def test_a_lever_that_is_lost_with_the_memory_is_told(
+def test_lever_that_is_lost_with_the_memory_is_told(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection.shutil, "which", lambda _: "/usr/bin/c++")
@@ -188,7 +188,7 @@ def test_a_lever_that_is_lost_with_the_memory_is_told(
     assert [change.field for change in again.effective.changes[-2:]] == ["offload", "compile"]
 
 
-def test_a_model_that_is_held_in_a_leaner_way_is_not_compiled_any_more() -> None:
+def test_model_that_is_held_in_a_leaner_way_is_not_compiled_any_more() -> None:
     placement = Placement("cpu", "float32", "a test", optimizations=COMPILED)
     turns = selection.with_more_offload(placement)
     assert turns.optimizations == COMPILED
