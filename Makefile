@@ -12,7 +12,7 @@ HEAVY := server or browser or compile or training or slow or gpu or hub
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PROMPT # by the environment, so that quotes in it are safe
 
-.PHONY: run serve check test lint docs bench pictures recipe sheets gallery clean
+.PHONY: run serve check test lint docs bench bench-gpu pictures recipe sheets gallery clean
 
 run: $(READY)
 	@$(BIN)/filmlet generate "$$PROMPT"
@@ -44,6 +44,9 @@ docs: $(DOCS)
 bench: $(ALL)
 	@$(BIN)/python -m bench
 	@$(BIN)/python -m bench.scaling
+
+bench-gpu: $(ALL)
+	@$(BIN)/python -m bench.gpu
 
 pictures: $(ALL)
 	@$(BIN)/python -m tests.helpers.screenshots build/pictures

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ from filmlet.engine.torch.fp8 import quantize_linears
 from filmlet.engine.torch.transformer import CachedTransformer
 
 SIZES = {  # heads, channels of each, layers, channels of a caption
+    "tiny": (2, 32, 2, 64),
     "small": (8, 64, 8, 512),
     "2b": (32, 64, 28, 4096),
     "13b": (32, 128, 48, 4096),
@@ -47,17 +49,24 @@ ATTENTION_BACKENDS = (
     SDPBackend.EFFICIENT_ATTENTION,
 )
 SIDES = 6  # that compute with a transformer of their own
-Side = Callable[[], Tensor]
+Side = Callable[[], object]
 Build = Callable[[LTXVideoTransformer3DModel], CachedTransformer]
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def random(module: Module, placement: Placement) -> Module:
-    """A module from the meta device, with weights that keep values small."""
+    """A module from the meta device, with weights that keep values small.
+
+    Buffers that no file holds, such as frequencies, are random, too.
+    """
     module.to(torch_dtype(placement)).to_empty(device=placement.device)
-    for weight in module.state_dict().values():
-        weight.normal_(0, 0.02)
-    return module.eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
+    for weight in chain(module.parameters(), module.buffers()):
+        if weight.is_floating_point():
+            weight.normal_(0, 0.02)
+        else:
+            weight.zero_()
+    return module
 
 
 def transformers(size: str, placement: Placement) -> list[LTXVideoTransformer3DModel]:
