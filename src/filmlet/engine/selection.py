@@ -105,7 +105,10 @@ def torch_placement(
 
 
 def why_not_optimization(
-    optimization: Optimization, placement: Placement, loras: Sequence[LoraAdapter]
+    optimization: Optimization,
+    placement: Placement,
+    loras: Sequence[LoraAdapter],
+    family: ModelFamily,
 ) -> str | None:
     """Return why an optimization is not used for a clip, None where it is."""
     device = placement.device
@@ -113,6 +116,8 @@ def why_not_optimization(
         return "this optimization is for torch, and OpenVINO computes"
     if placement.offload not in OPENVINO_OFFLOAD_MODES:
         return "it is not available with this offload mode"
+    if family is ModelFamily.LTX2 and optimization is not Optimization.FP8:
+        return "this optimization is for LTX-Video, not for LTX-2"
     match optimization:
         case Optimization.COMPILE if device == "cpu" and not any(map(shutil.which, COMPILERS)):
             return f"there is no C++ compiler, {', '.join(COMPILERS)}"

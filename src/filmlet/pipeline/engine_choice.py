@@ -1,9 +1,8 @@
 """Choice of a clip's engine, device and offload mode."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from filmlet.core.lora import LoraAdapter
 from filmlet.core.memory import OffloadMode, choose_offload_mode
 from filmlet.core.shape import Change
 from filmlet.engine import selection
@@ -43,7 +42,7 @@ def choose_engine(
         return _choose_torch(plan, settings, engines, placement)
     found = _openvino_placement(plan, settings, engines, dtype, backend == Backend.OPENVINO)
     if isinstance(found, Placement):
-        return EngineChoice(found, tuple(_lost_optimizations(settings, found, plan.found_loras)))
+        return EngineChoice(found, tuple(_lost_optimizations(plan, settings, found)))
     placement = selection.torch_placement(device, dtype, found, settings.cache)
     choice = _choose_torch(plan, settings, engines, placement)
     if backend != Backend.OPENVINO:
@@ -77,14 +76,13 @@ def _choose_torch(
     plan: Plan, settings: Settings, engines: EngineCache, placement: Placement
 ) -> EngineChoice:
     """Add offload mode and optimizations to torch's placement."""
-    loras = plan.found_loras
     placement = replace(placement, offload=_choose_offload(plan, placement, settings, engines))
     used = frozenset(
         optimization
         for optimization in _requested_optimizations(settings)
-        if not selection.why_not_optimization(optimization, placement, loras)
+        if not _why_not_optimization(plan, optimization, placement)
     )
-    lost = tuple(_lost_optimizations(settings, placement, loras))
+    lost = tuple(_lost_optimizations(plan, settings, placement))
     return EngineChoice(replace(placement, optimizations=used), lost)
 
 
@@ -92,11 +90,17 @@ def _requested_optimizations(settings: Settings) -> list[Optimization]:
     return [name for name in TORCH_OPTIMIZATIONS if getattr(settings, name)]
 
 
-def _lost_optimizations(
-    settings: Settings, placement: Placement, loras: Sequence[LoraAdapter]
-) -> Iterator[Change]:
+def _why_not_optimization(
+    plan: Plan, optimization: Optimization, placement: Placement
+) -> str | None:
+    assert plan.files
+    family = plan.files.family
+    return selection.why_not_optimization(optimization, placement, plan.found_loras, family)
+
+
+def _lost_optimizations(plan: Plan, settings: Settings, placement: Placement) -> Iterator[Change]:
     for optimization in _requested_optimizations(settings):
-        if reason := selection.why_not_optimization(optimization, placement, loras):
+        if reason := _why_not_optimization(plan, optimization, placement):
             yield Change(optimization.value, 1, 0, reason)
 
 

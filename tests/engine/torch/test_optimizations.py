@@ -7,6 +7,7 @@ import torch
 from diffusers.models import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
+from filmlet.core.model_card import ModelFamily
 from filmlet.core.request import build_request
 from filmlet.engine import selection
 from filmlet.engine.base import TransformerInputs
@@ -19,6 +20,9 @@ from filmlet.pipeline.plan import make_plan
 from filmlet.settings import Settings
 from tests.engine.torch.test_transformer import GIVEN, ONE, TOKENS, call, own, transformer
 from tests.helpers.clips import prepare_run
+from tests.helpers.ltx2_engines import get_twin
+
+LTX_VIDEO, LTX2 = ModelFamily.LTX_VIDEO, ModelFamily.LTX2
 
 
 @pytest.fixture
@@ -152,25 +156,34 @@ def test_what_a_graph_gave_stays_what_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lever", "device", "loras", "reason"),
+    ("lever", "device", "loras", "family", "reason"),
     [
-        (Optimization.FP8, "cpu", (), "needs a GPU"),
-        (Optimization.FP8, "cuda", ("a LoRA",), "LoRAs are merged"),
-        (Optimization.CUDA_GRAPHS, "cpu", (), "CUDA graphs need a GPU"),
-        (Optimization.CUDA_GRAPHS, "cuda", ("a LoRA",), None),
+        (Optimization.FP8, "cpu", (), LTX_VIDEO, "needs a GPU"),
+        (Optimization.FP8, "cuda", ("a LoRA",), LTX_VIDEO, "LoRAs are merged"),
+        (Optimization.FP8, "cpu", (), LTX2, "needs a GPU"),
+        (Optimization.CUDA_GRAPHS, "cpu", (), LTX_VIDEO, "CUDA graphs need a GPU"),
+        (Optimization.CUDA_GRAPHS, "cuda", ("a LoRA",), LTX_VIDEO, None),
+        (Optimization.CUDA_GRAPHS, "cuda", (), LTX2, "not for LTX-2"),
+        (Optimization.COMPILE, "cuda", (), LTX_VIDEO, None),
+        (Optimization.COMPILE, "cuda", (), LTX2, "not for LTX-2"),
     ],
 )
 def test_optimizations_that_cannot_be_used_are_told_with_their_reason(
-    lever: Optimization, device: str, loras: tuple[str, ...], reason: str | None
+    lever: Optimization,
+    device: str,
+    loras: tuple[str, ...],
+    family: ModelFamily,
+    reason: str | None,
 ) -> None:
-    found = selection.why_not_optimization(lever, Placement(device, "bfloat16", "a test"), loras)
+    placement = Placement(device, "bfloat16", "a test")
+    found = selection.why_not_optimization(lever, placement, loras, family)
     assert found is None if reason is None else reason in found
 
 
 def test_openvino_has_none_of_torchs_optimizations() -> None:
     placement = Placement("cpu", "bfloat16", "a test", backend=Backend.OPENVINO)
     assert all(
-        "is for torch" in selection.why_not_optimization(lever, placement, ())
+        "is for torch" in selection.why_not_optimization(lever, placement, (), LTX_VIDEO)
         for lever in Optimization
     )
 
@@ -189,4 +202,12 @@ def test_report_says_which_optimizations_were_asked_for_in_vain(tiny: Path) -> N
     work = prepare_run(planned, asked)
     told = {change.field: (change.requested, change.effective) for change in work.effective.changes}
     assert told["fp8"] == told["cuda_graphs"] == (1, 0)
+    assert "optimizations" not in work.effective.as_json()
+
+
+def test_clip_of_ltx2_says_that_its_blocks_are_not_compiled() -> None:
+    request = build_request("a ball", model=str(get_twin("2.3").folder), size="128x128", frames=9)
+    work = prepare_run(make_plan(request), Settings(device="cpu", compile=True))
+    reasons = {change.field: change.reason for change in work.effective.changes}
+    assert "not for LTX-2" in reasons["compile"]
     assert "optimizations" not in work.effective.as_json()
