@@ -343,7 +343,7 @@ def test_stopped_server_finishes_its_clip_or_puts_it_back(
     queue = Queue(home)
     left = queue.get_job(job)
     queue.close()
-    assert left.status == ("completed" if finish else "running")
+    assert left.status == ("completed" if finish else "queued")
     if not finish:
         assert left.attempt == 0  # it does not count
         again = serve(home)

@@ -188,9 +188,9 @@ def test_no_network_and_offline_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
 def test_disk_without_room_is_told_before_anything_is_fetched(
     online: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from filmlet.models import download_process
+    from filmlet.models import download_process, hub_cache
 
-    monkeypatch.setattr(download_process, "MIN_FREE_BYTES", 10**18)
+    monkeypatch.setattr(hub_cache, "MIN_FREE_BYTES", 10**18)
     sources = list(dict.fromkeys(source for _, source in CARD.sources.present()))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", online.url)
@@ -394,7 +394,7 @@ def ltx2_repositories(
     places = write_repositories(ltx2_folders, tmp_path_factory.mktemp("repositories"))
     for place in places.values():
         (place / "README.md").write_text("not needed")
-        (place / "ltx-2-19b-dev.safetensors").write_bytes(b"another model")
+        (place / "another.safetensors").write_bytes(b"another model")
     return places
 
 

@@ -7,8 +7,9 @@ from filmlet.models.registry import POCKET
 from filmlet.models.tokenizer import get_tokenizer, tokenize
 
 UNKNOWN = {
-    "🐱": ("🐱",),
-    "a cat🐱🐶 by a gnu ☃️": ("🐱", "🐶", "by", "gnu", "☃️"),
+    "🐱": (),
+    "🧿": ("🧿",),
+    "a cat🐱🐶 by a gnu ☃️": ("by", "gnu"),
     "👨\u200d👩\u200d👧 👍🏽 🇫🇷🇩🇪": ("👨\u200d👩\u200d👧", "👍🏽", "🇫🇷", "🇩🇪"),
     "a cat → a dog": ("→",),
     '#cat, a (red) "cat"... !?': (),
