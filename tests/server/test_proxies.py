@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -72,7 +73,7 @@ def caddy_config(port: int, ports: list[int], folder: Path) -> str:
 
 
 @pytest.fixture(params=PROGRAMS)
-def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxy]:
+def proxy(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """Starts a proxy before servers on these ports; returns its address."""
     program = shutil.which(request.param)
     if program is None:
@@ -82,9 +83,6 @@ def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxy]:
     def start(*ports: int) -> str:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        folder = tmp_path / request.param
-        folder.mkdir()
-        folder.chmod(0o777)  # nginx works as another user where root starts it
         config = folder / "config"
         make = nginx_config if request.param == "nginx" else caddy_config
         config.write_text(make(port, [*ports], folder))
@@ -104,14 +102,14 @@ def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxy]:
         wait_until(listens, 30)
         return f"http://127.0.0.1:{port}"
 
-    for parent in tmp_path.parents:  # as far as it is ours
-        if parent.owner() == tmp_path.owner() and "pytest" in parent.name:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    tmp_path.chmod(0o711)
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait(20)
+    # nginx works as another user where root starts it, to whom pytest's own folders are closed.
+    with TemporaryDirectory(prefix="filmlet-proxy-") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield start
+        for process in processes:
+            process.terminate()
+            process.wait(20)
 
 
 def _home(folder: Path) -> dict[str, str]:
