@@ -33,9 +33,9 @@ from filmlet.errors import (
 from filmlet.settings import Settings, unknown_variables
 
 EXIT_FAILURE = 1
-EXIT_USAGE = 2  # what was asked cannot be done as it was said: argparse's own status
+EXIT_USAGE = 2  # what was asked cannot be done as it was said; argparse exits with 2 by itself
 EXIT_SIGPIPE = 128 + 13  # a shell's status of a process that SIGPIPE has ended
-RETRY_S = 0.01  # until an interruption that Python dropped is raised again
+SIGNAL_REPEAT_S = 0.01  # until an interruption that Python dropped is raised again
 
 
 class Interrupted(KeyboardInterrupt):
@@ -71,7 +71,7 @@ def _raise_on_signals() -> Iterator[None]:
 
     def interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, Interrupted):
-            signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+            signal.setitimer(signal.ITIMER_REAL, SIGNAL_REPEAT_S)
         else:
             report_unraisable(dropped)
 

@@ -54,7 +54,7 @@ HEARTBEAT_POLL_S = 0.2
 CLEANUP_INTERVAL_S = 60.0
 SWEEP_PAUSE_S = 5.0  # minimum between two cleanups
 POLL_S = 0.2
-UNLIMITED_ATTEMPTS = 1_000_000  # DBOS' own limit would record no error
+DBOS_RECOVERIES = 1_000_000  # DBOS' own limit would record no error
 FrameGenerator = Callable[[PreparedClip, RunContext], Generator[Event]]
 LOST = 3  # exit status after which another process should start
 
@@ -120,7 +120,7 @@ class Worker:
 
         @DBOS.workflow(
             name=WORKFLOW,
-            max_recovery_attempts=UNLIMITED_ATTEMPTS,
+            max_recovery_attempts=DBOS_RECOVERIES,
             serialization_type=WorkflowSerializationFormat.PORTABLE,
         )
         def run_claimed_job(job: str) -> None:
@@ -136,7 +136,7 @@ class Worker:
 
         @DBOS.workflow(
             name=webhooks.WORKFLOW,
-            max_recovery_attempts=UNLIMITED_ATTEMPTS,
+            max_recovery_attempts=DBOS_RECOVERIES,
             serialization_type=WorkflowSerializationFormat.PORTABLE,
         )
         def deliver_webhook(job: str, attempt: int) -> None:

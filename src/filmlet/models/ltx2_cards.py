@@ -1,4 +1,4 @@
-"""The rows of LTX-2 in the catalogue: distilled models that make picture and sound."""
+"""The rows of LTX-2 in the catalogue, distilled and full: models that make picture and sound."""
 
 from dataclasses import replace
 
