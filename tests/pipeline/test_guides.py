@@ -315,7 +315,7 @@ def test_what_a_model_or_a_clip_cannot_show_is_refused_in_a_sentence(
     (tmp_path / "text.png").write_text("no picture")
     for model, settings, code, says in (
         ("pocket", {"last_image": image}, "not_offered", "first frame only"),
-        ("pocket", {"image": tmp_path / "none.png"}, "invalid_guides", "No such file"),
+        ("pocket", {"image": tmp_path / "none.png"}, "invalid_guides", "no such file"),
         ("pocket", {"image": tmp_path}, "invalid_guides", "cannot be read"),
         ("pocket", {"image": tmp_path / "text.png"}, "invalid_guides", "not a whole PNG"),
         ("pocket", {"extend": image}, "invalid_extend", "only a video"),
