@@ -65,6 +65,19 @@ def test_position_and_the_time_grow_with_what_is_ahead(tiny: Path, queue: Queue)
     assert queue.get_job(jobs[2].id).position == 2
 
 
+def test_job_that_is_given_back_has_its_place_at_once(tiny: Path, queue: Queue) -> None:
+    job = queue.submit(ask(tiny)).id
+
+    def set_status(status: str) -> None:
+        with queue.database.transaction() as t:
+            t.rows("update filmlet_job set status = :status where id = :id", status=status, id=job)
+
+    set_status("running")
+    assert queue.get_job(job).position is None
+    set_status("queued")  # before anything that was estimated is computed anew
+    assert queue.get_job(job).position == 1
+
+
 def test_submission_is_told_what_a_fresh_look_says(tiny: Path, queue: Queue) -> None:
     for i, priority in enumerate((Priority.NORMAL, Priority.LOW, Priority.HIGH, Priority.LOW)):
         told = queue.submit(ask(tiny, f"a {i}"), SubmitOptions(priority=priority))

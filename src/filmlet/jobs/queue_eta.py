@@ -91,9 +91,10 @@ class QueueEta:
         self.positions[row["id"]] = position + 1
         self.etas[row["id"]] = _add(start, duration)
 
-    def priority_changed(self, row: Row) -> bool:
-        """Return whether a job's rank has changed since it was added."""
-        return bool(self.ranks.get(row["id"], row["rank"]) != row["rank"])
+    def has_changed(self, row: Row) -> bool:
+        """Return whether a job has another rank, or waits again, since it was added."""
+        waits_again = row["status"] == Status.QUEUED and row["id"] not in self.positions
+        return waits_again or bool(self.ranks.get(row["id"], row["rank"]) != row["rank"])
 
     def _job_duration(self, t: Reader, name: str, work: str) -> Estimate:
         """Estimate the seconds of a queued job once a worker is free."""
@@ -171,15 +172,11 @@ class QueueEtaCache:
             at, queue_eta = self._latest
             now = time.monotonic()
             new = [row for row in rows if queue_eta is None or row["id"] not in queue_eta.etas]
+            old = [row for row in rows if row not in new]
             is_known = all(row["status"] == Status.QUEUED for row in new)
             # A new job's own estimate must not count on one that has ended since.
             is_old = now - at > (BURST_S if new else CACHE_TTL_S)
-            if (
-                queue_eta is None
-                or is_old
-                or not is_known
-                or any(map(queue_eta.priority_changed, rows))
-            ):
+            if queue_eta is None or is_old or not is_known or any(map(queue_eta.has_changed, old)):
                 queue_eta = self.compute(t)
                 self._latest = now, queue_eta
             for row in new:
