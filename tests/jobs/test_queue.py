@@ -24,7 +24,16 @@ from filmlet.errors import (
     TooManyJobs,
     UnknownJob,
 )
-from filmlet.jobs import ApiKeyStore, Limits, Priority, Queue, Status, SubmitOptions, cost_model
+from filmlet.jobs import (
+    ApiKeyStore,
+    Limits,
+    Priority,
+    Queue,
+    Status,
+    SubmitOptions,
+    cost_model,
+    queue_eta,
+)
 from filmlet.jobs.cost_model import CostModel, Sample, WorkloadSize
 from filmlet.jobs.database import Database
 from filmlet.jobs.object_storage import open_storage
@@ -65,7 +74,10 @@ def test_position_and_the_time_grow_with_what_is_ahead(tiny: Path, queue: Queue)
     assert queue.get_job(jobs[2].id).position == 2
 
 
-def test_job_that_is_given_back_has_its_place_at_once(tiny: Path, queue: Queue) -> None:
+def test_job_that_is_given_back_has_its_place_at_once(
+    tiny: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_eta, "CACHE_TTL_S", 60.0)
     job = queue.submit(ask(tiny)).id
 
     def set_status(status: str) -> None:
@@ -73,6 +85,7 @@ def test_job_that_is_given_back_has_its_place_at_once(tiny: Path, queue: Queue) 
             t.rows("update filmlet_job set status = :status where id = :id", status=status, id=job)
 
     set_status("running")
+    queue.etas.invalidate()
     assert queue.get_job(job).position is None
     set_status("queued")  # before anything that was estimated is computed anew
     assert queue.get_job(job).position == 1
