@@ -20,6 +20,8 @@ from bench.gpu.sizes import LTX_2_3, LTX_2B, LTX_13B, SIZES_AT_FULL, TINY_SIZES,
 from filmlet.engine.placement import Placement
 from filmlet.models.registry import get_card
 
+pytestmark = pytest.mark.compile
+
 ROOT = Path(__file__).parent.parent.parent
 # A machine with a GPU may have torch, transformers and diffusers, and none of these.
 ABSENT = ("av", "fastapi", "gradio", "openvino", "pillow_heif", "rich", "sqlalchemy")

@@ -16,6 +16,8 @@ from filmlet.models import count_parameters, get_card, local_files
 from tests.helpers import damage
 from tests.helpers.tiny_ltx2_files import folder_files, metadata, write_layout
 
+pytestmark = pytest.mark.compile
+
 REFUSED = {
     "transformer": {"num_layers", "audio_attention_head_dim", "norm_eps", "rope_type", "ff_bias"},
     "connectors": {"text_proj_in_factor", "caption_channels", "rope_type", "proj_bias"},

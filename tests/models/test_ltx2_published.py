@@ -20,6 +20,8 @@ from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.models import REGISTRY, get_card
 from tests.helpers import tiny_ltx2_files
 
+pytestmark = pytest.mark.compile
+
 # Weights, of the transformer's module and of tensors of its file; scripts/convert_ltx2_to_diffusers
 # of diffusers' repository has the configurations.
 PUBLISHED = {"2.0": 18_876_174_592, "2.3": 18_988_838_144, "2.5": 18_987_859_200}

@@ -31,6 +31,8 @@ from tests.helpers.ltx2_engines import (
 )
 from tests.helpers.tiny_ltx2 import MAX_TOKENS, VERSIONS
 
+pytestmark = pytest.mark.compile
+
 EXACT = 1e-5
 
 

@@ -1,6 +1,7 @@
 """Sound that is given: its spectrogram, its latents, and how a clip goes on from it."""
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -8,6 +9,8 @@ from filmlet.core.events import Audio
 from filmlet.engine.conditioning import GuideLatents
 from filmlet.engine.torch.ltx2 import audio as sounds
 from tests.helpers.ltx2_engines import FPS, get_twin
+
+pytestmark = pytest.mark.compile
 
 RATE, HOP, SIZE = 16_000, 160, 1024
 

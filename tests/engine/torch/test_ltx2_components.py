@@ -22,6 +22,8 @@ from filmlet.errors import CheckpointCorrupt, InvalidRequest
 from tests.helpers.tiny_ltx2 import VERSIONS
 from tests.helpers.tiny_ltx2_files import LAYOUTS, folder_files, to_8_bits, write_layout
 
+pytestmark = pytest.mark.compile
+
 FLOAT32 = Placement("cpu", "float32", "a test")
 NAMES = (
     "transformer", "connectors", "vae", "audio_vae", "vocoder", "upsampler", "text_encoder",
