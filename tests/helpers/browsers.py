@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.helpers.servers import Running
+
 CHROMIUM = shutil.which("chromium")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 QUIET += ["--disable-component-update", "--disable-sync", "--disable-quic"]
@@ -96,3 +98,13 @@ def browser() -> Iterator[Browser]:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield running
         running.close()
+
+
+@pytest.fixture
+def window(browser: Browser, server: Running) -> Iterator[Window]:
+    """A window that must end without an error and without having asked anybody else."""
+    window = Windows(browser, server.url).window()
+    yield window
+    assert not window.errors
+    assert not window.outside
+    window.page.context.close()

@@ -16,7 +16,7 @@ from filmlet.api import create_app
 from filmlet.jobs import ApiKeyStore
 from filmlet.jobs.database import Database
 from filmlet.settings import Settings
-from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium
+from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium, window
 from tests.helpers.given_files import (
     four_colors,
     heic_of_tiles,
@@ -27,7 +27,7 @@ from tests.helpers.given_files import (
 )
 from tests.helpers.servers import Running, make_servers, wait_until
 
-__all__ = ["browser"]
+__all__ = ["browser", "window"]
 pytestmark = needs_chromium
 PROMPT = "a red circle moving left on a white background"
 STATE = """() => {
@@ -62,16 +62,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.wait_ready()
     yield running
     next(starts, None)
-
-
-@pytest.fixture
-def window(browser: Browser, server: Running) -> Iterator[Window]:
-    """A window that must end without an error and without having asked anybody else."""
-    window = Windows(browser, server.url).window()
-    yield window
-    assert not window.errors
-    assert not window.outside
-    window.page.context.close()
 
 
 def long(window: Window, prompt: str = PROMPT) -> str:

@@ -6,10 +6,10 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from filmlet.settings import Settings
-from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium
+from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium, window
 from tests.helpers.servers import Running, make_servers
 
-__all__ = ["browser"]
+__all__ = ["browser", "window"]
 pytestmark = needs_chromium
 PROMPT = "a red circle moving left on a white background"
 NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', { value: undefined })"
@@ -23,14 +23,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.wait_ready()
     yield running
     next(starts, None)
-
-
-@pytest.fixture
-def window(browser: Browser, server: Running) -> Iterator[Window]:
-    window = Windows(browser, server.url).window()
-    yield window
-    assert not window.errors
-    window.page.context.close()
 
 
 def test_form_is_kept_over_a_reload_until_it_is_cleared(window: Window) -> None:

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from filmlet.settings import Settings
-from tests.helpers.browsers import Window, Windows, browser, needs_chromium
+from tests.helpers.browsers import Window, browser, needs_chromium, window
 from tests.helpers.chat_endpoints import KEY, PARAGRAPH, ChatEndpoint, chat_settings, serve_chat
 from tests.helpers.servers import Running, make_servers
 
-__all__ = ["browser"]
+__all__ = ["browser", "window"]
 pytestmark = needs_chromium
 LARGE = "ltxv-2b-0.9.8-distilled"
 
@@ -32,15 +32,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, chat: ChatEndpoint) -> Iter
     running.wait_ready()
     yield running
     next(starts, None)
-
-
-@pytest.fixture
-def window(browser: Browser, server: Running) -> Iterator[Window]:
-    window = Windows(browser, server.url).window()
-    yield window
-    assert not window.errors
-    assert not window.outside
-    window.page.context.close()
 
 
 def choose_model(window: Window, name: str) -> None:
