@@ -4,7 +4,8 @@
 use the cores as well, less time is lost in waiting than with two threads.
 `--compute 2` trains twice as long everywhere; `--only evaluate` runs one stage on what is there;
 `--start src/filmlet/pocket` goes on from a checkpoint; what it knows is not learned again.
-`--start recipe/milestone` goes on from a VAE in the middle of its training, see its README.
+`--start recipe/milestone` goes on from a VAE in the middle of its training, see its README;
+`--transformer src/filmlet/pocket` lets the bundled transformer learn the latents of that VAE.
 """
 
 import argparse
@@ -22,6 +23,11 @@ def main() -> None:
     options.add_argument("--prompts", type=int, default=120, help="held-out prompts to judge")
     options.add_argument("--only", choices=STAGES, help="one stage, with what it needs")
     options.add_argument("--start", type=Path, help="a checkpoint to go on from")
+    options.add_argument(
+        "--transformer",
+        type=Path,
+        help="a checkpoint whose transformer is to learn other latents",
+    )
     options.add_argument("--method", choices=distil.METHODS, default=distil.BEST, help="to distil")
     options.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     chosen = options.parse_args()

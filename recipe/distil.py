@@ -100,7 +100,7 @@ def train(
     teacher.requires_grad_(False)
 
     def loss(step: int, choice: random.Random) -> Tensor:
-        shape = shape_at(step, 0, random.Random(f"shape/{step}"))  # the same for all workers
+        shape = shape_at(step, 0, 0, random.Random(f"shape/{step}"))  # the same for all workers
         clean, weight, prompts = data.sample_batch(shape, choice)
         half = max(1, len(clean) // 2)  # each clip costs several passes here
         clean, weight, prompts = clean[:half].to(run.device), weight[:half], prompts[:half]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from recipe.prompts import PAIRS, Example, examples
+from recipe.prompts import Example, examples
 from recipe.renderer import (
     COLOURS,
     FPS,
@@ -39,6 +39,7 @@ from recipe.renderer import (
 from recipe.sampling import Sampler
 from recipe.scenery import SCENES, scenery
 
+JUDGED_PAIRS = 0.2  # share of prompts with two subjects
 PATCH = 32
 MASK = 0.12  # difference from the scene that counts as subject, of 1
 SPECK = 5  # pixels; what is thinner is no subject
@@ -343,7 +344,7 @@ def score(pairs: Iterable[tuple[Example, ClipLabels]]) -> Scores:
 
 
 def evaluate(
-    make: Callable[[Example], Tensor], count: int, seed: int = 4, pairs: float = PAIRS
+    make: Callable[[Example], Tensor], count: int, seed: int = 4, pairs: float = JUDGED_PAIRS
 ) -> Scores:
     """Score clips made for `count` held-out combinations in held-out words."""
     stream = examples(seed, held_out=True, pairs=pairs)

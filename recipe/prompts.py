@@ -27,7 +27,7 @@ MOTION_WEIGHTS = {
     "spinning": 2
 }  # how often a motion is drawn in training, 1 by default: it blurs most
 EMOJI_SHARE = 0.6  # of single subjects; the others are shapes and silhouettes in a colour
-PAIRS = 0.2  # share of clips with two subjects
+PAIRS = 0.0  # share of clips with two subjects: with 0.2 none learned which does what
 SIZED_SHARE, PACED_SHARE = 0.25, 0.3  # of single subjects, where their motion allows it
 NO_SCENE_SHARE = 0.08  # share of sentences that leave the scene open
 

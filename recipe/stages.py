@@ -11,13 +11,13 @@ import torch
 from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
-from recipe import distil, evaluate, export, fidelity, frames, teacher, vae, workers
+from recipe import distil, evaluate, export, fidelity, frames, teacher, transfer, vae, workers
 from recipe.evaluate import Scores
 from recipe.prompts import Example
 from recipe.renderer import render
 from recipe.sampling import Sampler
 from recipe.teacher import SHAPES, LatentDataset, Shape, TextToVideoModel
-from recipe.trainer import TrainingRun
+from recipe.trainer import TrainingRun, steps_done
 
 GUIDANCE = 2.5  # of the teacher; more spoils what a subject looks like
 STAGES = ("vae", "teacher", "student", "export", "evaluate")
@@ -29,9 +29,9 @@ class Steps:
 
     vae_images: int = 2000
     vae_videos: int = 9000
-    clips: int = 4000  # of the default shape, encoded once for the transformer
-    stills: int = 3000
-    whole: int = 11000
+    clips: int = 2000  # of the default shape, encoded once for the transformer
+    stills: int = 800
+    whole: int = 5200
     student: int = 1200
 
     def scale(self, compute: float) -> "Steps":
@@ -49,6 +49,7 @@ class TrainingPipeline:
     device: torch.device
     prompts: int
     start: Path | None = None
+    transformer: Path | None = None  # of a checkpoint with other latents
     method: str = distil.BEST
 
     def run(self, name: str) -> TrainingRun:
@@ -79,6 +80,9 @@ class TrainingPipeline:
         if self.start:
             pair.start_from(self.start)
         run, steps = self.run("teacher"), self.steps
+        if self.transformer and not steps_done(run.path):
+            pair.start_from(self.transformer)
+            transfer.fit_projections(pair, self.transformer, self.data)
         teacher.train(run, pair, self.data, steps.stills, steps.whole, is_new=is_new)
         return pair.eval()
 
@@ -148,6 +152,7 @@ def run_stages(chosen: argparse.Namespace) -> None:
         device,
         chosen.prompts,
         chosen.start,
+        chosen.transformer,
         chosen.method,
     )
     for stage in [chosen.only] if chosen.only else STAGES:

@@ -65,7 +65,7 @@ class Shape:
 
 # First pictures alone are cheap: a step sees four times the subjects.
 SHAPES = {
-    "still": Shape(1, 256, 256, 0.25, 6.0),
+    "still": Shape(1, 256, 256, 0.25, 4.0),
     "clip": Shape(25, 256, 256, 0.45, 1.0),
     "wide": Shape(25, 256, 384, 0.08, 0.15),
     "tall": Shape(25, 384, 256, 0.06, 0.15),
@@ -73,8 +73,11 @@ SHAPES = {
     "long": Shape(49, 256, 256, 0.06, 0.12),
     "longer": Shape(97, 256, 256, 0.04, 0.06),
 }
-HEAD = 64  # channels of an attention head, as LTX's
-SHARD = 250  # clips in a file: encoding that is stopped goes on after the last whole one
+OTHER_SHAPES = 0.3
+SQUARES = ["still", "clip"]
+HEAD = 32  # channels of an attention head
+MEASURED = 150  # clips that tell the spread of each channel
+SHARD = 50  # clips in a file: encoding that is stopped goes on after the last whole one
 
 
 class TextToVideoModel(nn.Module):
@@ -91,7 +94,7 @@ class TextToVideoModel(nn.Module):
 
     @classmethod
     def untrained(
-        cls, latent_channels: int, width: int = 384, layers: int = 5
+        cls, latent_channels: int, width: int = 256, layers: int = 6
     ) -> "TextToVideoModel":
         """An untrained one of pocket's size."""
         tokenizer = build_tokenizer()
@@ -211,7 +214,7 @@ class LatentDataset:
                 value.cpu().view(1, -1, 1, 1, 1)
                 for value in (self.vae.latents_mean, self.vae.latents_std)
             )
-        corpus = _draw_corpus(self, "clip")[:SHARD]
+        corpus = _draw_corpus(self, "clip")[:MEASURED]
         clips = _shards(
             self.vae, SHAPES["clip"], [e.scenario for e in corpus], self.folder / "clip"
         ).float()
@@ -323,11 +326,15 @@ def mask_given_frames(error: Tensor, held: Tensor) -> Tensor:
     return error.masked_fill(held[:, None, :, None, None], 0.0)
 
 
-def shape_at(step: int, stills: int, choice: random.Random) -> str:
-    """First pictures alone, then every shape as often as it says."""
+def shape_at(step: int, stills: int, squares: int, choice: random.Random) -> str:
+    """First pictures alone, then clips of the default shape too, then every shape.
+
+    stills, squares: the steps at which the first two end.
+    """
     if step < stills:
         return "still"
-    return choice.choices(list(SHAPES), [shape.often for shape in SHAPES.values()])[0]
+    names = SQUARES if step < squares else list(SHAPES)
+    return choice.choices(names, [SHAPES[name].often for name in names])[0]
 
 
 def train(
@@ -338,10 +345,15 @@ def train(
     clips: int,
     is_new: bool,
 ) -> None:
-    """Flow matching: `stills` steps on single latent frames, then `clips` steps on every shape."""
+    """Flow matching: `stills` steps on single latent frames, then `clips` steps on clips.
+
+    Other sizes and lengths come in the last OTHER_SHAPES of all steps.
+    """
+    squares = round((stills + clips) * (1 - OTHER_SHAPES))
 
     def loss(step: int, choice: random.Random) -> Tensor:
-        shape = shape_at(step, stills, random.Random(f"shape/{step}"))  # the same for all workers
+        drawn = random.Random(f"shape/{step}")  # the same for all workers
+        shape = shape_at(step, stills, squares, drawn)
         clean, weight, prompts = data.sample_batch(shape, choice)
         clean = clean.to(run.device)
         noise = torch.randn_like(clean)

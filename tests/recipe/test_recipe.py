@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipe import contact_sheets, distil, fidelity, vae, workers
+from recipe import contact_sheets, distil, fidelity, transfer, vae, workers
 from recipe import trainer as runs
 from recipe.evaluate import evaluate, score_ground_truth
 from recipe.frames import decode_frames, encode_frames, repeat_frames
@@ -48,7 +48,15 @@ from recipe.renderer import (
 from recipe.renderer import SHAPES as OUTLINED
 from recipe.sampling import Sampler
 from recipe.scenery import LOOP, SCENES, scenery
-from recipe.teacher import CHANGE, SHAPES, TOKENS, TextToVideoModel, weighted_square
+from recipe.teacher import (
+    CHANGE,
+    SHAPES,
+    TOKENS,
+    LatentDataset,
+    TextToVideoModel,
+    add_noise,
+    weighted_square,
+)
 from recipe.text import build_tokenizer
 from recipe.trainer import TrainingRun
 
@@ -343,6 +351,35 @@ def test_another_ltx_checkpoint_can_be_the_teacher(tiny: Path, tmp_path: Path, m
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"transformer"}
     assert Sampler.from_checkpoint(target, steps=2).make("a red ball").shape == (3, 25, 256, 256)
+
+
+@needs_font
+@pytest.mark.filterwarnings("ignore")
+def test_transformer_of_other_latents_starts_far_ahead_of_an_untrained_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PICTURES", 40)
+    monkeypatch.setattr(transfer, "BATCHES", 3)
+    coder = vae.load(ROOT / "recipe" / "milestone" / "vae").eval()
+    data = LatentDataset(coder, 12, tmp_path / "latents")
+    stills = data.clips_of("still").clips.float()
+    axes = (0, 2, 3, 4)
+    vars(data)["normal"] = stills.mean(axes, keepdim=True), stills.std(axes, keepdim=True)
+    torch.manual_seed(0)
+    pair = TextToVideoModel.untrained(128)
+
+    @torch.no_grad()
+    def error(start: TextToVideoModel) -> float:
+        torch.manual_seed(1)
+        clean, _, prompts = data.sample_batch("still", random.Random(1))
+        noise, sigma = torch.randn_like(clean), torch.full((len(clean), 1), 0.8)
+        flow = start.velocity(add_noise(clean, noise, sigma), sigma, start.encode_prompts(prompts))
+        return (flow - (noise - clean)).square().mean().item()
+
+    untrained = error(pair)
+    pair.start_from(POCKET)
+    transfer.fit_projections(pair, POCKET, data)
+    assert error(pair) < 0.6 * untrained
 
 
 @needs_font
