@@ -217,6 +217,7 @@ def _meaning(action: argparse.Action) -> str:
         choices = ", ".join(f"`{choice}`" for choice in action.choices)
         text = f"{text}: {choices}" if text else choices
     has_default = isinstance(action.default, (str, int)) and not isinstance(action.default, bool)
+    has_default = has_default and action.default != argparse.SUPPRESS
     if action.option_strings and has_default and action.default != "" and "(" not in text:
         text = f"{text} (default: {action.default})"
     return text

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from filmlet.cli import jobs
 from filmlet.cli import main as cli
 from filmlet.cli.durations import format_duration
-from filmlet.jobs import Queue
+from filmlet.jobs import Queue, Status
+from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.settings import Settings
 from tests.helpers.queues import add_worker
 
@@ -61,6 +63,36 @@ def test_watch_says_once_that_no_worker_is_running(
     assert "cancelled" in said.out
     assert cli.main(["jobs"]) == 0
     assert capsys.readouterr().err == "", "nothing waits for a worker"
+
+
+def test_a_job_is_deleted_whether_it_waits_or_has_ended(
+    own_queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert cli.main(["submit", "a red circle"]) == 0
+    waiting, ended = capsys.readouterr().out.split()
+    own_queue.cancel(ended)
+    for job in (waiting, ended):
+        assert cli.main(["jobs", "delete", job]) == 0
+        assert capsys.readouterr().out == f"{job} deleted\n"
+    assert own_queue.list_jobs() == []
+
+
+def test_job_that_does_not_stop_is_not_deleted(
+    own_queue: Queue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker holds it and has not looked yet."""
+    assert cli.main(["submit", "a red circle"]) == 0
+    job = capsys.readouterr().out.strip()
+    add_worker(own_queue, "one")
+    assert ClaimedJob.claim(own_queue.database, own_queue.settings, job, "one", 1)
+    monkeypatch.setattr(jobs, "DELETE_TIMEOUT_S", 0.2)
+    assert cli.main(["jobs", "delete", job]) == 1
+    assert "delete it again in a moment" in capsys.readouterr().err
+    assert own_queue.get_job(job).status is Status.RUNNING
+    with own_queue.database.transaction() as t:
+        t.rows("update filmlet_worker set dead = 1")
+    assert cli.main(["jobs", "delete", job]) == 0
 
 
 @pytest.mark.parametrize(

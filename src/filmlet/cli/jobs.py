@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from filmlet.jobs import Job, Queue
 
 
+DELETE_TIMEOUT_S = 10.0  # how long a delete waits for the worker
 NO_WORKER = "filmlet: no worker is running; `filmlet worker` starts one, `filmlet serve` as well."
 
 
@@ -163,7 +165,17 @@ def _print_job(job: "Job", options: argparse.Namespace) -> None:
 
 
 def _delete_job(queue: "Queue", options: argparse.Namespace) -> None:
-    queue.delete(options.id)
+    """Cancel, wait for the worker, delete. Raises UnknownJob, JobConflict."""
+    from filmlet.errors import JobConflict
+
+    until = time.monotonic() + DELETE_TIMEOUT_S
+    job = queue.cancel(options.id)
+    while not job.status.is_final:
+        if time.monotonic() > until:
+            raise JobConflict(f"{job.id} is about to stop; delete it again in a moment.")
+        time.sleep(0.1)
+        job = queue.get_job(job.id)
+    queue.delete(job.id)
     print(
         to_json({"deleted": options.id}, indent=None) if options.json else f"{options.id} deleted"
     )
@@ -205,7 +217,7 @@ ACTIONS: dict[str, tuple[Action, str]] = {
     "cancel": (_cancel_job, "cancel a job that waits or runs"),
     "retry": (_retry_job, "queue a failed or cancelled job again"),
     "refine": (_refine_job, "queue the second stage of a finished draft"),
-    "delete": (_delete_job, "delete a job that is over, and its files"),
+    "delete": (_delete_job, "delete a job and its files; one that runs is cancelled first"),
 }
 
 
