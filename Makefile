@@ -24,7 +24,7 @@ check: $(ALL)
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not ($(HEAVY))'
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -p no:schemathesis -p no:hypothesispytest -m 'not ($(HEAVY))'
 
 test: $(ALL)
 	@$(BIN)/python -m ruff check .

@@ -52,6 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marks.add_fixture_marks(items)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_test = collection_path.suffix == ".py" and collection_path.name != "__init__.py"
+    expression = config.getoption("markexpr")
+    return True if is_test and marks.has_only_left_out(collection_path, expression) else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
     with marks.guard_processes(item):

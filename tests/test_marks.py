@@ -66,6 +66,26 @@ def test_database_or_storage_that_a_parameter_names_is_marked(
     assert fixture in request.node.callspec.params.values()
 
 
+@pytest.mark.parametrize(
+    ("expression", "is_left_out"),
+    [
+        ("not (server or browser)", True),
+        ("not (browser or compile)", False),
+        ("not gpu and not hub and not slow", False),
+        ("server", False),
+        ("", False),
+    ],
+)
+def test_file_of_which_nothing_is_chosen_is_not_imported(
+    tmp_path: Path, expression: str, is_left_out: bool
+) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text("import pytest\n\npytestmark = [needs_chromium, pytest.mark.server]\n")
+    assert marks.has_only_left_out(file, expression) is is_left_out
+    file.write_text("@pytest.mark.server\ndef test_one():\n    pass\n")
+    assert not marks.has_only_left_out(file, expression)
+
+
 def test_make_check_leaves_out_every_heavy_mark() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert f"HEAVY := {' or '.join(marks.HEAVY)}\n" in makefile

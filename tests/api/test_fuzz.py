@@ -17,6 +17,8 @@ from starlette.testclient import TestClient
 from filmlet.api import create_app
 from filmlet.settings import Settings
 
+pytestmark = pytest.mark.server
+
 HOLD = settings(
     max_examples=15,
     deadline=None,
@@ -79,7 +81,6 @@ def check_operation(client: TestClient, operation: Any, mode: GenerationMode, th
     return asked
 
 
-@pytest.mark.server
 def test_every_answer_is_as_it_is_described(client: TestClient) -> None:
     described = schemathesis.openapi.from_asgi("/openapi.json", client.app)
     there = client.post("/v1/videos", json={"prompt": "a ball"}).json()["id"]

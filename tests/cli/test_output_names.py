@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers.forked_processes import ForkedProcess
 
+pytestmark = pytest.mark.server
+
 SETTINGS = ("--size", "64x64", "--steps", "1", "--seed", "9")
 
 
@@ -33,7 +35,6 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.server
 @pytest.mark.parametrize("more", [(), ("--preview",), ("--force",)])
 def test_clips_of_one_prompt_and_seed_get_names_of_their_own(
     folder: Path, more: tuple[str, ...]
@@ -49,7 +50,6 @@ def test_clips_of_one_prompt_and_seed_get_names_of_their_own(
     assert files == told | pictures
 
 
-@pytest.mark.server
 def test_one_name_said_twice_is_written_once(folder: Path) -> None:
     words = [("a star", "--frames", str(n), "-o", "new/a.mp4") for n in (9, 17)]
     done = run_together(folder, *words)
@@ -60,7 +60,6 @@ def test_one_name_said_twice_is_written_once(folder: Path) -> None:
     assert [file.name for file in (folder / "new").iterdir()] == ["a.mp4"]
 
 
-@pytest.mark.server
 def test_one_name_said_twice_with_force_is_whole(folder: Path) -> None:
     words = [("a star", "--frames", str(n), "-o", "a.mp4", "--force") for n in (9, 17, 17, 9)]
     done = run_together(folder, *words)

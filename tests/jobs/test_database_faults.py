@@ -18,6 +18,8 @@ from tests.helpers.forked_processes import ForkedProcess
 from tests.helpers.queues import Start, ask, environment, is_over, wait
 from tests.helpers.servers import wait_until
 
+pytestmark = pytest.mark.server
+
 ON_POSTGRES = pytest.mark.parametrize("settings", ["postgres"], indirect=True)
 ON_SQLITE = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 BROKEN = (  # of DBOS' own tables; the others work
@@ -165,7 +167,6 @@ def test_pulse_that_stands_still_ends_the_worker(start: Start) -> None:
     assert "no heartbeat for two leases" in stderr
 
 
-@pytest.mark.server
 @ON_SQLITE
 def test_second_worker_of_a_home_ends_with_a_sentence(settings: Settings, queue: Queue) -> None:
     first = Worker(settings, queue=queue)

@@ -16,6 +16,8 @@ from tests.helpers.fake_hub import Hub
 from tests.helpers.queues import environment, is_over, wait
 from tests.models.test_download import WEIGHTS, online, partial
 
+pytestmark = pytest.mark.server
+
 __all__ = ["online"]
 sqlite = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 REQUEST = build_request(
@@ -33,7 +35,6 @@ def worker(settings: Settings, online: Hub) -> Iterator["subprocess.Popen[bytes]
         process.terminate()
 
 
-@pytest.mark.server
 @sqlite
 @pytest.mark.usefixtures("worker")
 def test_download_is_seen_stopped_and_taken_up_again(queue: Queue, online: Hub) -> None:
@@ -65,7 +66,6 @@ def test_download_is_seen_stopped_and_taken_up_again(queue: Queue, online: Hub) 
     assert queue.forecast(REQUEST).fetch == 0
 
 
-@pytest.mark.server
 @sqlite
 @pytest.mark.usefixtures("worker")
 def test_refusal_of_the_hub_is_the_jobs_failure(queue: Queue, online: Hub) -> None:

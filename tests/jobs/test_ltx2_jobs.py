@@ -12,6 +12,8 @@ from filmlet.jobs import Queue, Status
 from tests.helpers.ltx2_engines import get_twin
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 
+pytestmark = pytest.mark.server
+
 SMALL = {"size": "128x128", "frames": 17, "steps": None, "seed": 5}
 
 

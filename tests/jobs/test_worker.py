@@ -16,6 +16,8 @@ from filmlet.settings import Settings
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
 from tests.helpers.servers import wait_until
 
+pytestmark = pytest.mark.server
+
 LONG = {"steps": 100}  # ten seconds of a slow worker, half a second of another
 SLOW = "tests.helpers.slow_worker"
 

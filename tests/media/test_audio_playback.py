@@ -12,7 +12,7 @@ from tests.helpers.browsers import browser, needs_chromium
 from tests.helpers.sounds import BRIGHT, FlashClip
 
 __all__ = ["browser"]
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 FRAMES, FLASH = 49, 24
 # What WebAudio decodes, and how bright the picture is in the middle of two frames.
 PLAY = """async ({ data, type, times }) => {

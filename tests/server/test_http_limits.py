@@ -18,6 +18,8 @@ from filmlet.server.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, MAX_HEADERS
 from filmlet.settings import Settings
 from tests.helpers.servers import SMALL, Running, make_servers, refusal, wait_until
 
+pytestmark = pytest.mark.server
+
 PROMPTLY_S = 5.0
 
 

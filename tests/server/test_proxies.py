@@ -33,7 +33,7 @@ SENT: dict[str, Any] = {
     "prompt": "a red ball moving left on white", "height_ui": 64, "width_ui": 96,
     "duration_ui": 0.3, "seed_ui": 5, "randomize_seed": False,
 }  # fmt: skip
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients' own
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]  # of the clients' own
 Proxy = Callable[..., str]
 
 

@@ -32,7 +32,7 @@ from tests.helpers.given_files import (
 )
 from tests.helpers.servers import Running, make_servers
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients' own
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]  # of the clients' own
 NAMES = ("text_to_video", "image_to_video", "video_to_video")
 # In the Space's own order, as programs without keywords send them; then what it has not.
 PARAMETERS = (
@@ -234,7 +234,6 @@ def blue_data_url() -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-@pytest.mark.server
 def test_caller_without_a_key_gets_nothing_where_keys_are_in_use(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:

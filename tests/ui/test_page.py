@@ -28,7 +28,7 @@ from tests.helpers.given_files import (
 from tests.helpers.servers import Running, make_servers, wait_until
 
 __all__ = ["browser", "window"]
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 PROMPT = "a red circle moving left on a white background"
 STATE = """() => {
   const film = document.querySelector("film-viewer video");

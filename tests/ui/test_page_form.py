@@ -10,7 +10,7 @@ from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromi
 from tests.helpers.servers import Running, make_servers
 
 __all__ = ["browser", "window"]
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 PROMPT = "a red circle moving left on a white background"
 NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', { value: undefined })"
 

@@ -12,7 +12,7 @@ from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromi
 from tests.helpers.servers import Running, make_servers
 
 __all__ = ["browser"]
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 PROMPT = "a red circle moving left on a white background"
 LONG_PROMPT = "a yellow circle moving slowly to the right under the sea, " * 8 + "x" * 300
 MAX_SHIFT = 0.1

@@ -13,7 +13,7 @@ from tests.helpers.chat_endpoints import KEY, PARAGRAPH, ChatEndpoint, chat_sett
 from tests.helpers.servers import Running, make_servers
 
 __all__ = ["browser", "window"]
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 LARGE = "ltxv-2b-0.9.8-distilled"
 
 

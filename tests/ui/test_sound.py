@@ -17,7 +17,7 @@ from tests.helpers.queues import environment
 from tests.helpers.servers import Running, make_servers
 
 __all__ = ["browser"]
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 PLAYER = "document.querySelector('film-viewer video:last-of-type')"
 BUTTON = "film-viewer .sound"
 PROMPT = "a red circle moving left on a white background"
