@@ -24,7 +24,8 @@ def start(
     """Run `work(chosen)` in `count` processes; returns when all are done, raises if one fails."""
     rendezvous = chosen.folder / "workers"
     rendezvous.unlink(missing_ok=True)
-    spawn(_run_worker, (work, chosen, count, str(rendezvous.absolute())), nprocs=count)
+    given = (work, chosen, count, str(rendezvous.absolute()), os.getpid())
+    spawn(_run_worker, given, nprocs=count)
 
 
 def _run_worker(
@@ -33,8 +34,9 @@ def _run_worker(
     chosen: argparse.Namespace,
     count: int,
     rendezvous: str,
+    parent: int,
 ) -> None:
-    threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_follow_parent, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=number, world_size=count, timeout=PATIENCE

@@ -273,6 +273,14 @@ def test_workers_draw_different_batches_and_keep_the_same_weights(tmp_path: Path
     assert runs.steps_done(tmp_path / "sum.safetensors") == 2
 
 
+def test_worker_whose_parent_was_killed_while_it_started_ends() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "from recipe import workers; workers._follow_parent(-1)"],
+        cwd=ROOT, check=False, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 1
+
+
 def test_weighted_loss_is_the_plain_one_but_for_what_changes_in_time() -> None:
     even, still = torch.ones(2, 1, 4, 3, 3), torch.randn(2, 5, 1, 3, 3).expand(-1, -1, 4, -1, -1)
     moving = torch.randn(2, 5, 4, 3, 3)
