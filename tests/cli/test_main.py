@@ -257,6 +257,20 @@ def test_caller_has_its_handlers_again(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plan_names_the_lora_of_a_full_model_and_counts_its_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", "a ball", "--model", "ltx-2.3-22b-dev", "--guidance", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "  lora     ltx-2.3-22b-distilled-lora-384-1.1.safetensors: refine at 1\n" in out
+    assert "download 79.2 GB" in out
+    assert "33 model calls" in out
+    assert "note: ltx-2.3-22b-dev refines with its distilled LoRA, which needs no guidance" in out
+    assert cli.main(["plan", "a ball"]) == 0
+    assert "lora" not in capsys.readouterr().out
+
+
 def imports(process: int, _: Path) -> bool:
     return "_pyopenvino" in Path(f"/proc/{process}/maps").read_text()
 

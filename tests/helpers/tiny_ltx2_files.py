@@ -76,6 +76,8 @@ def write_repositories(folders: dict[str, Path], root: Path) -> dict[str, Path]:
         )
         if card.stored_bytes == 1:
             made = replace(made, transformer=to_8_bits(made.transformer, root / card.name))
+        lora = write_distilled_lora(folders[version], root / f"lora-{card.name}.safetensors")
+        made = replace(made, distilled_lora=lora)
         for name, source in card.sources.present():
             place = root / source.repo / source.path
             places[source.repo] = root / source.repo
@@ -279,6 +281,43 @@ def upsampler_config(folder: Path) -> str:
             "rational_resampler": config["use_rational_resampler"],
         }
     )  # fmt: skip
+
+
+def lora_matrices(folder: Path, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """Random ones of rank 2 for every linear layer of a twin's transformer: down and up."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name.removesuffix(".weight"): (
+            torch.randn(2, tensor.shape[1], generator=generator) * 0.3,
+            torch.randn(tensor.shape[0], 2, generator=generator) * 0.3,
+        )
+        for name, tensor in table_of(folder, "transformer").items()
+        if name.endswith(".weight") and tensor.ndim == 2
+    }
+
+
+def write_distilled_lora(folder: Path, out: Path) -> Path:
+    """As the published ones: Lightricks' names, no alpha, and something for the connectors."""
+    table: Table = {}
+    for layer, (down, up) in lora_matrices(folder).items():
+        name = of_transformer(layer).removeprefix("model.")
+        table |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    for part, shape in (("A", (2, 48)), ("B", (16, 2))):
+        name = f"text_embedding_projection.aggregate_embed.lora_{part}.weight"
+        table[name] = torch.ones(shape)
+    save_file(table, out)
+    return out
+
+
+def make_full_model(folder: Path, out: Path) -> Path:
+    """Copy a twin as a full model of two stages: its schedule is shifted, and it has the LoRA."""
+    shutil.copytree(folder, out)
+    scheduler = out / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(
+        json.dumps(json.loads(scheduler.read_text()) | {"use_dynamic_shifting": True})
+    )
+    write_distilled_lora(folder, out / "distilled_lora.safetensors")
+    return out
 
 
 def to_8_bits(file: Path, out: Path, *, is_scaled: bool = True) -> Path:

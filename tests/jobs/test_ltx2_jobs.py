@@ -11,6 +11,7 @@ from filmlet.core.events import Stage
 from filmlet.jobs import Queue, Status
 from tests.helpers.ltx2_engines import get_twin
 from tests.helpers.queues import Start, ask, is_over, wait, without_queue
+from tests.helpers.tiny_ltx2_files import make_full_model
 
 pytestmark = pytest.mark.server
 
@@ -45,3 +46,21 @@ def test_killed_worker_costs_no_finished_stage_of_picture_and_sound(
     assert content == without_queue(request, after, tmp_path / "straight.mp4")
     with av.open(BytesIO(content)) as file:
         assert {stream.type for stream in file.streams} == {"video", "audio"}
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("stage", ["upsample", "refine"])
+def test_killed_worker_goes_on_with_the_distilled_lora_of_the_second_stage(
+    tmp_path: Path, queue: Queue, start: Start, stage: str
+) -> None:
+    folder = make_full_model(get_twin("2.3").folder, tmp_path / "full")
+    request = ask(folder, **SMALL | {"steps": 2})
+    job = queue.submit(request).id
+    dying = (stage, "1", str(tmp_path / "marker"))
+    assert start(*dying, module="tests.helpers.crashing_worker").wait(120) == -signal.SIGKILL
+    start(*dying, module="tests.helpers.crashing_worker")
+    after = wait(queue, job, is_over)
+    assert after.status == Status.COMPLETED, after.failure
+    assert "denoise" in {r.stage.value for r in after.stages if r.attempt == 2 and r.reused}
+    with queue.storage.open(job, "clip.mp4") as clip:
+        assert clip.read() == without_queue(request, after, tmp_path / "straight.mp4")

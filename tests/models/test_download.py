@@ -273,6 +273,19 @@ def test_bundled_model_is_not_dropped() -> None:
     assert local_files(REGISTRY["pocket"]) is not None
 
 
+def test_model_of_the_same_files_goes_with_the_one_that_is_deleted(
+    online: Hub, ltx2_repositories: dict[str, Path]
+) -> None:
+    from filmlet.models import delete_model
+
+    online.repositories.update(ltx2_repositories)
+    card, other = (REGISTRY[f"ltx-2.3-22b-dev{end}"] for end in ("", "-distilled-lora"))
+    list(download_model(card))
+    assert local_files(other)
+    assert delete_model(card) > 0
+    assert not local_files(other)
+
+
 def cli(*words: str) -> "subprocess.CompletedProcess[str]":
     run = "import sys; from filmlet.cli.main import main; sys.exit(main())"
     return subprocess.run(

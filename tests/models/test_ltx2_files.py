@@ -19,7 +19,13 @@ from filmlet.models import REGISTRY, count_parameters, get_card, local_files
 from filmlet.models.tokenizer import load_tokenizer, tokenize
 from tests.helpers.tiny_checkpoint import edit_json
 from tests.helpers.tiny_ltx2 import VERSIONS
-from tests.helpers.tiny_ltx2_files import LAYOUTS, folder_files, metadata, write_layout
+from tests.helpers.tiny_ltx2_files import (
+    LAYOUTS,
+    folder_files,
+    metadata,
+    write_distilled_lora,
+    write_layout,
+)
 
 ROWS = [card for card in REGISTRY.values() if card.family is ModelFamily.LTX2]
 
@@ -46,7 +52,6 @@ def test_each_row_is_the_published_recipe(card: Any) -> None:
     if card.distilled:
         published = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
         assert card.schedule == FixedSigmas(published)
-        assert card.refine_schedule == FixedSigmas((0.909375, 0.725, 0.421875))
         assert (card.guidance_scale, card.multimodal_guidance) == (1.0, None)
         assert card.ancestral_sampling == (card.version == "2.5")
     else:
@@ -55,18 +60,20 @@ def test_each_row_is_the_published_recipe(card: Any) -> None:
         assert guidance.video == GuidanceScales(3.0, 1.0, 3.0, 0.7)
         assert guidance.audio == GuidanceScales(7.0, 1.0, 3.0, 0.7)
         assert guidance.perturbed_blocks == ({"2.0": 29}.get(card.version, 28),)
-        assert (card.guidance_scale, card.refine_schedule) == (3.0, None)
+        assert (card.guidance_scale, card.is_refine_guided) == (3.0, False)
+        assert card.distilled_lora_strengths == (0.0, 1.0)
+    assert card.refine_schedule == FixedSigmas((0.909375, 0.725, 0.421875))
     assert card.image_crf == {"2.5": 18}.get(card.version, 33)
     assert card.max_prompt_tokens == 1024
     grid = card.grid
-    assert grid.side_multiple == (64 if card.distilled else 32)
+    assert grid.side_multiple == 64
     assert (grid.width, grid.height, grid.frames) == (768, 512, 121)
     assert (grid.fps, grid.max_total_frames(24), grid.max_total_frames(12)) == (24, 481, 241)
     assert card.makes_audio
     assert card.licence_terms
     parts = dict(card.sources.present()).keys()
-    assert {"connectors", "audio_vae", "vocoder"} <= parts
-    assert ("upsampler" in parts) == card.distilled
+    assert {"connectors", "audio_vae", "vocoder", "upsampler"} <= parts
+    assert ("distilled_lora" in parts) == ("dev" in card.name)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -99,7 +106,8 @@ def test_file_named_as_a_full_model_is_run_as_one(
 ) -> None:
     file = Path(shutil.copy(files["2.3"].transformer, tmp_path / "my-ltx-2.3-dev.safetensors"))
     card = get_card(str(file))
-    assert (card.version, card.distilled, card.refine_schedule) == ("2.3", False, None)
+    assert (card.version, card.distilled) == ("2.3", False)
+    assert card.sources.distilled_lora == REGISTRY["ltx-2.3-22b-dev"].sources.distilled_lora
     assert card.multimodal_guidance
     card = get_card(str(file.rename(tmp_path / "developed.safetensors")))
     assert (card.version, card.distilled) == ("2.3", True)
@@ -110,6 +118,21 @@ def test_folder_that_shifts_by_size_is_run_as_a_full_model(copy: Path) -> None:
     card = get_card(str(copy))
     assert (card.distilled, card.sources.upsampler, card.refine_schedule) == (False, None, None)
     assert card.multimodal_guidance
+
+
+def test_folder_of_a_full_model_has_two_stages_with_the_lora_beside_it(copy: Path) -> None:
+    edit_json(copy / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
+    write_distilled_lora(copy, copy / "distilled_lora.safetensors")
+    card = get_card(str(copy))
+    assert card.refine_schedule == FixedSigmas((0.909375, 0.725, 0.421875))
+    assert card.grid.upscale_factor == 2
+    files = local_files(card)
+    assert files
+    assert files.distilled_lora == copy / "distilled_lora.safetensors"
+    assert count_parameters(files).distilled_lora == 0
+    shutil.rmtree(copy / "latent_upsampler")
+    card = get_card(str(copy))
+    assert (card.refine_schedule, card.sources.distilled_lora) == (None, None)
 
 
 def test_folder_without_an_upsampler_is_made_in_one_stage(copy: Path) -> None:

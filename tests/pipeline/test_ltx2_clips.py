@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from filmlet.core.events import Audio, Event, Progress, Stage, StageFinished
+from filmlet.core.memory import OffloadMode
 from filmlet.errors import NotSupported
 from filmlet.media.reader import read_audio
 from filmlet.models import REGISTRY
@@ -129,10 +130,12 @@ def test_streamed_layers_give_the_same_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film(work_for(), tmp_path / "held.mp4")
-    monkeypatch.setenv("FILMLET_OFFLOAD", "sequential")
     for room in (0, 10**9):
         monkeypatch.setattr("filmlet.engine.torch.block_offload.free_memory", lambda _, r=room: r)
-        film(work_for(), tmp_path / "streamed.mp4")
+        work = work_for()
+        placement = replace(work.clip.placement, offload=OffloadMode.SEQUENTIAL)
+        work.clip = replace(work.clip, placement=placement)
+        film(work, tmp_path / "streamed.mp4")
         assert (tmp_path / "streamed.mp4").read_bytes() == (tmp_path / "held.mp4").read_bytes()
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from filmlet.core.model_card import ComponentSource, ModelCard
     from filmlet.core.request import ClipRequest
     from filmlet.jobs import Estimate, Forecast
+    from filmlet.pipeline.plan import Plan
     from filmlet.settings import Settings
 
 NO_ESTIMATE = "no estimate before a worker has made a clip on this GPU"
@@ -114,14 +115,14 @@ def _list_models(options: argparse.Namespace) -> None:
     if options.json:
         print(to_json(rows))
         return
-    print(f"{'':30} {'':14} {'size':>8}  {'on disk':>8}")
+    print(f"{'':32} {'':14} {'size':>8}  {'on disk':>8}")
     for row in rows:
         status = (
             "bundled" if not row["bytes"] else "downloaded" if row["is_here"] else "not downloaded"
         )
         size = _format_gigabytes(row["bytes"] or row["bytes_on_disk"])
         line = f"{size:>8}  {_format_gigabytes(row['bytes_on_disk']):>8}"
-        print(f"{row['name']:30} {status:14} {line}  {row['summary']}")
+        print(f"{row['name']:32} {status:14} {line}  {row['summary']}")
 
 
 def _show_model(options: argparse.Namespace) -> None:
@@ -267,6 +268,7 @@ def _plan_dict(forecast: "Forecast") -> dict[str, Any]:
         "shape": asdict(planned.shape),
         "calls": len(planned.sigmas) + len(planned.refine_sigmas),
         "audio": planned.has_audio,
+        "stage_loras": {stage.value: s for stage, s in planned.distilled_lora_strengths.items()},
         "fetch_bytes": forecast.fetch,
         "disk_free": shutil.disk_usage(hub_cache.nearest_existing_folder(hub_cache.cache())).free,
         "machine": asdict(machine),
@@ -295,12 +297,14 @@ def _as_text(forecast: "Forecast", table: dict[str, Any]) -> str:
         f"  time     {_format_eta(eta) if eta else NO_ESTIMATE}"
         + (", and the download" if forecast.fetch else ""),
     ]
+    if planned.distilled_lora_strengths:
+        lines.insert(1, f"  lora     {_describe_stage_loras(planned)}")
     least = min(planned.memory_estimates(machine.bytes_per_value), key=lambda n: n.bytes)
     if need:
-        lines.insert(3, f"  offload  {need.offload}, about {_format_gigabytes(need.bytes)}")
+        lines.insert(-1, f"  offload  {need.offload}, about {_format_gigabytes(need.bytes)}")
     else:
         lines.insert(
-            3,
+            -1,
             "  offload  not enough memory: the smallest mode takes "
             f"{_format_gigabytes(least.bytes)}",
         )
@@ -308,6 +312,15 @@ def _as_text(forecast: "Forecast", table: dict[str, Any]) -> str:
     if table["trouble"]:
         notes.append(table["trouble"])
     return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
+
+
+def _describe_stage_loras(planned: "Plan") -> str:
+    """Return which LoRA of the model itself its stages are computed with, and how strongly."""
+    source = planned.card.sources.distilled_lora
+    assert source
+    strengths = planned.distilled_lora_strengths.items()
+    stages = ", ".join(f"{stage.value} at {strength:g}" for stage, strength in strengths)
+    return f"{source.path}: {stages}"
 
 
 def _format_eta(eta: "Estimate") -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from filmlet.core.guide import Guide
-from filmlet.core.lora import AppliedLora
+from filmlet.core.lora import AppliedLora, StageLora
 from filmlet.core.request import MAX_SEED, SILENT_FORMATS
 from filmlet.core.shape import Change, VideoShape
 from filmlet.core.windows import Window
@@ -46,6 +46,7 @@ class EffectiveSettings:
     optimizations: tuple[str, ...] = ()  # that are used; fp8 and int8 are lossy
     audio: bool = False  # whether the clip has sound
     model_terms: str = ""  # licence of the model and what it asks of whoever passes the clip on
+    stage_loras: tuple[StageLora, ...] = ()  # of the model itself, besides `loras`
 
     def as_json(self) -> dict[str, object]:
         """Plain values, the shape spread out and the number of steps beside its sigmas."""
@@ -53,7 +54,7 @@ class EffectiveSettings:
         del table["shape"]
         if len(self.windows) < 2:  # nothing to tell: the file of a short clip stays as it was
             del table["extra_prompts"], table["windows"]
-        for name in ("optimizations", "audio", "model_terms"):
+        for name in ("optimizations", "audio", "model_terms", "stage_loras"):
             if not table[name]:
                 del table[name]
         seconds = round(self.shape.frames / self.shape.fps, 4)

@@ -90,6 +90,13 @@ class AppliedLora:
 
 
 @dataclass(frozen=True)
+class StageLora(AppliedLora):
+    """A LoRA of the model itself, which one stage is computed with. stage: its name."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
 class LoraAdapter:
     """A LoRA whose file was looked at. name: a Hub name, or one made from the content.
 

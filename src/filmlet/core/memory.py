@@ -25,7 +25,8 @@ LTX2_TOKEN_VALUES = 64  # as TOKEN_VALUES: what diffusers' transformer takes, ea
 LTX2_PROMPT_VALUES = (
     5 * 1024 * 49 * 3840
 )  # copies of what the text encoder's layers say of a prompt
-FLOAT32_BYTES = 4  # of a value of the vocoder, which is never less
+FLOAT32_BYTES = 4  # of a value of the vocoder, which is never less; and of a LoRA that is merged
+LARGEST_LAYER_SHARE = 4 * 4096**2 / 18.99e9  # of the transformer's values: its feed-forward's
 TRANSFORMER_WIDTH = {
     True: 4096,
     False: 2048,
@@ -143,6 +144,14 @@ def _estimate_ltx2(
         OffloadMode.SEQUENTIAL: in_parts,
     }
     return tuple(MemoryEstimate(mode, int(RUNTIME + amount)) for mode, amount in amounts.items())
+
+
+def memory_to_merge(parameters: Components[float]) -> int:
+    """Return the bytes that merging LoRAs takes: the largest layer and its change in float32.
+
+    The merged weights take the place of the others, of which no second copy is held.
+    """
+    return int(2 * FLOAT32_BYTES * LARGEST_LAYER_SHARE * parameters.transformer)
 
 
 def choose_offload_mode(

@@ -50,6 +50,8 @@ class Components(Generic[Location]):
     A place is a folder in diffusers' layout, or one .safetensors file in Lightricks' own names
     that may hold several of them. preview: latents to colours, filmlet's own. connectors: of LTX-2,
     between its text encoder and its transformer. audio_vae, vocoder: of models that make sound.
+    distilled_lora: a LoRA file that makes the transformer a distilled one, in the stages that
+    `ModelCard.distilled_lora_strengths` says.
     """
 
     transformer: Location
@@ -61,6 +63,7 @@ class Components(Generic[Location]):
     connectors: Location | None = None
     audio_vae: Location | None = None
     vocoder: Location | None = None
+    distilled_lora: Location | None = None
 
     @property
     def family(self) -> ModelFamily:
@@ -113,7 +116,9 @@ class ModelCard:
     guidance_scale: classifier-free guidance scale it is run with, 1 where that is trained in.
     guidance_rescale: how much of the prompt's own spread the guided values get back.
     stochastic_sampling: noise is drawn anew before each call.
-    refine_schedule: levels of a second, larger stage.
+    refine_schedule: levels of a second, larger stage. is_refine_guided: whether that has the
+    guidance of the first.
+    distilled_lora_strengths: of `sources.distilled_lora`, in the first and in the second stage.
     tone_map_compression_ratio: how far large latents are pulled in before decoding.
     max_prompt_tokens: a prompt is padded or cut to so many (`models.tokenizer.tokenize`); what is
     cut is a `Change`.
@@ -149,6 +154,8 @@ class ModelCard:
     guidance_rescale: float = 0.0
     stochastic_sampling: bool = False
     refine_schedule: FixedSigmas | LinearQuadraticSigmas | None = None
+    is_refine_guided: bool = True
+    distilled_lora_strengths: tuple[float, float] = (0.0, 1.0)
     tone_map_compression_ratio: float = 0.0
     max_prompt_tokens: int = 256
     max_steps: int = 100

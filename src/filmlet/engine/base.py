@@ -52,13 +52,15 @@ PROMPT_CACHE_SIZE = 64  # that are remembered
 PREVIEW_UPSCALE = 4  # a preview's sides against those of the latents
 CUBIC = -0.75  # of bicubic interpolation, as torch has it
 KILOBYTE = 1000
+NOT_MODULES = ("tokenizer", "preview", "distilled_lora")  # components that are read as data
 
 
 @dataclass(frozen=True)
 class DenoiseParams:
     """Parameters of one denoising stage. sigmas: noise level before each model call.
 
-    loras: that the transformer wears meanwhile. audio: whether sound is made, too.
+    loras: that the transformer wears meanwhile. audio: whether sound is made, too. is_guided:
+    whether with all guidance that the model's card has, else without any.
     """
 
     shape: VideoShape
@@ -67,6 +69,7 @@ class DenoiseParams:
     seed: int
     loras: tuple[LoraAdapter, ...] = ()
     audio: bool = False
+    is_guided: bool = True
 
     def first_stage(self) -> "DenoiseParams":
         """Return the first of two stages, whose second is this one's shape."""
@@ -180,7 +183,7 @@ class Engine(ABC):
     def core_components(self) -> tuple[str, ...]:
         """Names of what is read at once where there is room for all."""
         names = (name for name, _ in self.files.present())
-        return tuple(name for name in names if name not in ("tokenizer", "preview"))
+        return tuple(name for name in names if name not in NOT_MODULES)
 
     def upsample(self, latents: Latents, params: DenoiseParams) -> Latents:  # noqa: ARG002
         """The first stage's latents, its picture at twice the sides.

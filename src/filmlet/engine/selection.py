@@ -107,7 +107,7 @@ def torch_placement(
 def why_not_optimization(
     optimization: Optimization,
     placement: Placement,
-    loras: Sequence[LoraAdapter],
+    has_loras: bool,
     family: ModelFamily,
 ) -> str | None:
     """Return why an optimization is not used for a clip, None where it is."""
@@ -123,7 +123,7 @@ def why_not_optimization(
             return f"there is no C++ compiler, {', '.join(COMPILERS)}"
         case Optimization.CUDA_GRAPHS if not device.startswith("cuda"):
             return "CUDA graphs need a GPU"
-        case Optimization.FP8 if loras:
+        case Optimization.FP8 if has_loras:
             return "LoRAs are merged into weights of 16 bits"
         case Optimization.FP8:
             from filmlet.engine.torch.fp8 import why_not_fp8

@@ -76,8 +76,9 @@ class WorkloadSize:
         area = (shape.generated_width // grid.spatial_compression) * (
             shape.generated_height // grid.spatial_compression
         )
-        times = plan.predictions_per_step * len(plan.windows)
-        calls, refine_calls = times * len(plan.sigmas), times * len(plan.refine_sigmas)
+        calls = plan.predictions_per_step * len(plan.windows) * len(plan.sigmas)
+        refine_steps = len(plan.windows) * len(plan.refine_sigmas)
+        refine_calls = plan.predictions_per_refine_step * refine_steps
         pixels = shape.generated_width * shape.generated_height * shape.generated_frames
         tokens = plan.max_latent_frames_per_call * area
         first = tokens // grid.upscale_factor**2 if refine_calls else tokens

@@ -9,7 +9,7 @@ from filmlet.models.download import (
     download_repository,
     fetch_lora,
 )
-from filmlet.models.lora_files import inspect_lora, inspect_loras
+from filmlet.models.lora_files import inspect_lora, inspect_loras, inspect_model_lora
 from filmlet.models.prompt_check import MAX_UNKNOWN, PromptCheck, check_prompt, list_vocabulary
 from filmlet.models.registry import REGISTRY, get_card
 
@@ -29,6 +29,7 @@ __all__ = [
     "hub_cache",
     "inspect_lora",
     "inspect_loras",
+    "inspect_model_lora",
     "list_vocabulary",
     "local_files",
 ]  # fmt: skip

@@ -120,7 +120,7 @@ def count_parameters(files: ComponentFiles) -> Components[float]:
 
 
 def _count_values(family: ModelFamily, component: str, path: Path) -> float:
-    if component == "tokenizer":
+    if component in ("tokenizer", "distilled_lora"):  # a LoRA is merged, and adds no values
         return 0.0
     count = 0
     for file in (f for f in hub_cache.files(path) if f.suffix == ".safetensors"):

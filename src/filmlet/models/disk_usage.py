@@ -16,11 +16,12 @@ def disk_usage(card: ModelCard) -> int:
 def delete_model(card: ModelCard) -> int:
     """Delete a card's files from the Hub's cache, but those that another model here needs.
 
+    A model of the very same files goes with it: another recipe for them is no reason to keep them.
     Returns the bytes that this freed. Files that lie elsewhere are somebody's own, and stay.
     """
-    others = [other for other in REGISTRY.values() if other != card and local_files(other)]
-    needed = {source for other in others for _, source in other.sources.present()}
-    mine = {source for _, source in card.sources.present()} - needed
+    own = _sources(card)
+    others = (_sources(other) for other in REGISTRY.values() if local_files(other))
+    mine = own.difference(*(sources for sources in others if sources != own))
     places = [
         path for source in mine if _is_cached(source) and (path := hub_cache.local_path(source))
     ]
@@ -30,6 +31,10 @@ def delete_model(card: ModelCard) -> int:
         if path.exists()
         for file in hub_cache.files(path)
     )
+
+
+def _sources(card: ModelCard) -> frozenset[ComponentSource]:
+    return frozenset(source for _, source in card.sources.present())
 
 
 def _is_cached(source: ComponentSource) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import huggingface_hub  # imports its parts when they are used: few clips have L
 from filmlet.core.checkpoint_headers import TensorEntry, parse_object, read_header, read_json
 from filmlet.core.files import open_regular_file
 from filmlet.core.lora import SUFFIX, Lora, LoraAdapter, LoraLayer
+from filmlet.core.model_card import ComponentSource
 from filmlet.errors import (
     CheckpointCorrupt,
     InvalidRequest,
@@ -84,6 +85,7 @@ BASE_METADATA = (
 LTX2_BASE = re.compile(r"ltx[-_. ]?(?:video[-_. ]?)?v?[-_. ]?(2[._-][035])(?![0-9])", re.IGNORECASE)
 LTX2_FIRST = re.compile(r"ltx[-_. ]?2[-_. ]19b", re.IGNORECASE)
 LTX_VIDEO_BASE = re.compile(r"ltxv|ltx.?video.?(2b|13b|0[._]9)|ltx.?0[._]9", re.IGNORECASE)
+SHA256 = re.compile(r"[0-9a-f]{64}")  # the name of a large file's content in the Hub's cache
 REFERENCE = "reference_downscale_factor"  # in the metadata of IC-LoRAs
 TEXT = re.compile(r"(base_model\.model\.)?(text_encoder|lora_te|te\d?[._]|t5)")
 UNSUPPORTED_ADAPTERS = {  # what else can change a model, by the names of its tensors
@@ -122,6 +124,21 @@ def inspect_lora(lora: Lora, folder: Path | None = None) -> LoraAdapter:
         is_file = lora.source.lower().endswith(SUFFIX)
         name = lora.source if is_file else f"{lora.source}/{path.name}"
     return LoraAdapter(path, name, sha256, lora.strength, pairs, base)
+
+
+def inspect_model_lora(path: Path, source: ComponentSource) -> LoraAdapter:
+    """Return the LoRA of a model itself, at strength 1. path: where `source` lies.
+
+    What it says to the connectors is left out, as Lightricks' pipelines do, which give them none.
+    Its content is the one that the Hub's cache names; only a file that lies elsewhere is hashed.
+    Raises CheckpointCorrupt.
+    """
+    try:
+        sha256, layers, base = _inspect_file(path, file_stamp(path), is_models_own=True)
+    except (InvalidRequest, NotSupported) as error:
+        raise CheckpointCorrupt(f"{path} is not the LoRA of this model: {error}") from error
+    name = f"{source.repo}/{source.path}" if source.repo else path.name
+    return LoraAdapter(path, name, sha256, 1.0, layers, base or _declared_base(path.name))
 
 
 def locate_lora(source: str, folder: Path | None = None) -> Path:
@@ -174,8 +191,13 @@ def _next_step(source: str, repo: str, inside: list[str]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _inspect_file(path: Path, stamp: Stamp) -> tuple[str, tuple[LoraLayer, ...], str]:
-    """Return the SHA-256 of a file, what it changes, and of which model it says so."""
+def _inspect_file(
+    path: Path, stamp: Stamp, is_models_own: bool = False
+) -> tuple[str, tuple[LoraLayer, ...], str]:
+    """Return the SHA-256 of a file, what it changes, and of which model it says so.
+
+    is_models_own: as `inspect_model_lora` says.
+    """
     del stamp
     try:
         header = read_header(path)
@@ -186,9 +208,11 @@ def _inspect_file(path: Path, stamp: Stamp) -> tuple[str, tuple[LoraLayer, ...],
             )
         base = _declared_base(" ".join(header.metadata.get(key, "") for key in BASE_METADATA))
         scaling = _scaling(path, _peft_config(path, header.metadata))
-        named = _by_layer(path, header.tensors)
+        keys = [k for k in header.tensors if not (is_models_own and CONNECTORS.match(k))]
+        named = _by_layer(path, keys)
         pairs = [_build_layer(path, layer, named[layer], header.tensors) for layer in sorted(named)]
-        sha256 = hash_finite(path, header)
+        cached = path.resolve().name if is_models_own else ""
+        sha256 = cached if SHA256.fullmatch(cached) else hash_finite(path, header)
     except LoraCorrupt:
         raise
     except CheckpointCorrupt as error:
@@ -206,9 +230,9 @@ def _declared_base(text: str) -> str:
     return "LTX-Video" if LTX_VIDEO_BASE.search(text) else ""
 
 
-def _by_layer(path: Path, header: Tensors) -> dict[str, dict[str, str]]:
+def _by_layer(path: Path, keys: Collection[str]) -> dict[str, dict[str, str]]:
     """For each layer the names of its tensors: down, up, perhaps alpha."""
-    for key in header:
+    for key in keys:
         for pattern, kind in UNSUPPORTED_ADAPTERS.items():
             if re.search(pattern, key):
                 raise NotSupported(
@@ -225,7 +249,7 @@ def _by_layer(path: Path, header: Tensors) -> dict[str, dict[str, str]]:
                 param="loras",
             )
     named: dict[str, dict[str, str]] = {}
-    for key in header:
+    for key in keys:
         layer, part = _parse_key(path, key)
         if named.setdefault(layer, {}).setdefault(part, key) != key:
             raise CheckpointCorrupt(f"{path.name} changes {layer} twice: {key}.")

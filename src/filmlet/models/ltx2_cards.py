@@ -55,6 +55,18 @@ GRID = ShapeConstraints(
     max_seconds=20.0,  # that its places in time go up to
 )
 GEMMA_PARAMETERS = 11.77e9  # of the language model alone
+# Of rank 384, of 2.5 of rank 450.
+LTX_2_LORA = replace(
+    LTX_2, path="ltx-2-19b-distilled-lora-384.safetensors", size_bytes=7_670_000_000
+)
+LTX_2_3_LORA = replace(
+    LTX_2_3, path="ltx-2.3-22b-distilled-lora-384-1.1.safetensors", size_bytes=7_605_507_256
+)
+LTX_2_5_LORA = replace(
+    LTX_2_5,
+    path="loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors",
+    size_bytes=8_899_889_568,
+)
 
 
 def _one_file(source: ComponentSource, file: str, size: int, upscaler: str) -> ComponentSources:
@@ -146,21 +158,21 @@ LTX_2_5_DISTILLED = replace(
     image_crf=18,
     version="2.5",
 )
-# The full models: `LTX_2_3_PARAMS` and `LTX_2_PARAMS` of ltx_pipelines/utils/constants.py.
+# The full models: `LTX_2_3_PARAMS` and `LTX_2_PARAMS` of ltx_pipelines/utils/constants.py, in two
+# stages as ti2vid_two_stages.py: the second with the distilled LoRA, its levels and no guidance.
 LTX_2_3_DEV = replace(
     LTX_2_3_DISTILLED,
     name="ltx-2.3-22b-dev",
-    summary="22 billion parameters, picture and sound, not distilled: 30 steps of 4 calls",
+    summary="22 billion parameters, picture and sound, not distilled: 30 steps of 4 calls, then 3",
     sources=replace(
         _one_file(
             LTX_2_3, "ltx-2.3-22b-dev.safetensors", 46_149_344_974,
             "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
         ),
-        upsampler=None,
+        distilled_lora=LTX_2_3_LORA,
     ),
     schedule=StretchedSigmas(30),
-    refine_schedule=None,
-    grid=replace(GRID, upscale_factor=1),
+    is_refine_guided=False,
     distilled=False,
     guidance_scale=3.0,
     multimodal_guidance=MultimodalGuidance(
@@ -172,13 +184,13 @@ LTX_2_3_DEV = replace(
 LTX_2_DEV = replace(
     LTX_2_3_DEV,
     name="ltx-2-19b-dev",
-    summary="19 billion parameters, picture and sound, not distilled: 40 steps of 4 calls",
+    summary="19 billion parameters, picture and sound, not distilled: 40 steps of 4 calls, then 3",
     sources=replace(
         _one_file(
             LTX_2, "ltx-2-19b-dev.safetensors", 43_300_000_000,
             "ltx-2-spatial-upscaler-x2-1.0.safetensors",
         ),
-        upsampler=None,
+        distilled_lora=LTX_2_LORA,
     ),
     parameters=LTX_2_DISTILLED.parameters,
     schedule=StretchedSigmas(40),
@@ -193,12 +205,27 @@ LTX_2_DEV = replace(
 LTX_2_5_DEV = replace(
     LTX_2_3_DEV,
     name="ltx-2.5-22b-dev",
-    summary="22 billion parameters, picture and sound, not distilled: 30 steps of 4 calls; gated",
+    summary="22 billion parameters, picture and sound, not distilled: 30 steps of 4 calls, then 3; "
+    "gated",
     licence=LTX_2_5_DISTILLED.licence,
-    sources=replace(_split_files("dev"), upsampler=None),
+    sources=replace(_split_files("dev"), distilled_lora=LTX_2_5_LORA),
     image_crf=18,
     version="2.5",
 )
+
+
+def _run_distilled(full: ModelCard, distilled: ModelCard) -> ModelCard:
+    """Return the full model run as the distilled one, with the distilled LoRA in both stages."""
+    gated = "; gated" if distilled is LTX_2_5_DISTILLED else ""
+    return replace(
+        distilled,
+        name=f"{full.name}-distilled-lora",
+        summary=f"{full.name} with its distilled LoRA in both stages: 8 + 3 steps{gated}",
+        sources=full.sources,
+        distilled_lora_strengths=(1.0, 1.0),
+    )
+
+
 LTX2_CARDS = (
     LTX_2_3_DISTILLED,
     replace(
@@ -226,4 +253,7 @@ LTX2_CARDS = (
     LTX_2_3_DEV,
     LTX_2_5_DEV,
     LTX_2_DEV,
+    _run_distilled(LTX_2_3_DEV, LTX_2_3_DISTILLED),
+    _run_distilled(LTX_2_5_DEV, LTX_2_5_DISTILLED),
+    _run_distilled(LTX_2_DEV, LTX_2_DISTILLED),
 )  # fmt: skip

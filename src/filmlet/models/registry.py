@@ -45,6 +45,7 @@ BIG_GRID = ShapeConstraints(
 )
 TWO_STAGES = replace(BIG_GRID, upscale_factor=2)
 MAX_NAME_LENGTH = 200
+DISTILLED_LORA = "distilled_lora.safetensors"  # of a full model of one's own
 NAMES_OF_FULL_MODELS = re.compile(r"(^|[^a-z])dev([^a-z]|$)", re.IGNORECASE)
 MAX_SHIFT = 1000.0  # published ones are between 1 and 20
 LTX = ComponentSource(
@@ -332,12 +333,17 @@ def _read_ltx2_folder(
 ) -> ModelCard:
     """Return a card for somebody's own checkpoint of LTX-2.
 
-    One that shifts its schedule by the clip's size is a full model, the others are distilled.
+    One that shifts its schedule by the clip's size is a full model, the others are distilled. A
+    full model has a second stage where it has an upsampler and the distilled LoRA for it.
     """
     sources = _ltx2_folder_sources(folder, revision)
     version = version_of_config(read_json(folder / "transformer" / "config.json"))
     if scheduler.get("use_dynamic_shifting"):
-        sources, card = replace(sources, upsampler=None), LTX2_DEV_BY_VERSION[version]
+        card, lora = LTX2_DEV_BY_VERSION[version], None
+        if sources.upsampler and (folder / DISTILLED_LORA).is_file():
+            lora = ComponentSource(DISTILLED_LORA, revision=revision, root=folder)
+        upsampler = sources.upsampler if lora else None
+        sources = replace(sources, upsampler=upsampler, distilled_lora=lora)
     else:
         card = LTX2_DISTILLED_BY_VERSION[version]
     return replace(

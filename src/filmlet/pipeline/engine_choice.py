@@ -95,7 +95,7 @@ def _why_not_optimization(
 ) -> str | None:
     assert plan.files
     family = plan.files.family
-    return selection.why_not_optimization(optimization, placement, plan.found_loras, family)
+    return selection.why_not_optimization(optimization, placement, plan.has_loras, family)
 
 
 def _lost_optimizations(plan: Plan, settings: Settings, placement: Placement) -> Iterator[Change]:

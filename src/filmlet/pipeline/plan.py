@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from filmlet.core.events import Stage
 from filmlet.core.lora import Lora, LoraAdapter
-from filmlet.core.memory import MemoryEstimate, estimate_memory
+from filmlet.core.memory import MemoryEstimate, estimate_memory, memory_to_merge
 from filmlet.core.model_card import ComponentFiles, Components, ModelCard
 from filmlet.core.request import ClipRequest
 from filmlet.core.shape import Change, VideoShape, resolve_shape
@@ -67,6 +68,25 @@ class Plan:
         return count
 
     @property
+    def predictions_per_refine_step(self) -> int:
+        """How often it runs in a step of the second stage."""
+        return self.predictions_per_step if self.card.is_refine_guided else 1
+
+    @property
+    def distilled_lora_strengths(self) -> dict[Stage, float]:
+        """Of the model's own LoRA, by the stages of this clip that are computed with it."""
+        if not self.card.sources.distilled_lora:
+            return {}
+        stages = (Stage.DENOISE, Stage.REFINE) if self.refine_sigmas else (Stage.DENOISE,)
+        strengths = zip(stages, self.card.distilled_lora_strengths, strict=False)
+        return {stage: strength for stage, strength in strengths if strength}
+
+    @property
+    def has_loras(self) -> bool:
+        """Whether LoRAs are merged into the transformer, the request's or the model's own."""
+        return bool(self.request.loras or self.distilled_lora_strengths)
+
+    @property
     def media_inputs(self) -> tuple[MediaInput, ...]:
         """Every file that is needed."""
         return (*self.guides, self.source_clip) if self.source_clip else self.guides
@@ -96,7 +116,11 @@ class Plan:
         call = replace(
             self.shape, generated_frames=(self.max_latent_frames_per_call - 1) * time + 1
         )
-        return estimate_memory(self.parameters, call, card.grid, value_bytes, card.stored_bytes)
+        estimates = estimate_memory(
+            self.parameters, call, card.grid, value_bytes, card.stored_bytes
+        )
+        merging = memory_to_merge(self.parameters) if self.has_loras else 0
+        return tuple(replace(need, bytes=need.bytes + merging) for need in estimates)
 
     @property
     def max_latent_frames_per_call(self) -> int:
@@ -140,6 +164,9 @@ def make_plan(
     guides = resolve_guides(request, card, shape, folder, changes)
     sigmas = _resolve_sigmas(request, card, changes)
     guidance = _resolve_guidance(request, card)
+    if request.guidance is not None and refine_sigmas and not card.is_refine_guided:
+        reason = f"{card.name} refines with its distilled LoRA, which needs no guidance"
+        changes.append(Change("refine_guidance", guidance, 1.0, reason))
     if request.negative_prompt and guidance <= 1:
         reason = f"{card.name} runs without guidance, which a negative prompt needs"
         changes.append(Change("negative_prompt", request.negative_prompt, "", reason))

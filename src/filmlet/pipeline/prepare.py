@@ -1,19 +1,25 @@
 """A clip, ready to be made: its model is here, its prompts are tokenized, its engine is chosen."""
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 
 from filmlet.core.effective import EffectiveSettings
 from filmlet.core.events import Event, Progress, Stage, with_timing
-from filmlet.core.lora import LoraAdapter
+from filmlet.core.lora import LoraAdapter, StageLora
 from filmlet.core.model_card import ComponentFiles, ModelCard, ModelFamily
 from filmlet.core.shape import Change
 from filmlet.engine.base import KILOBYTE, DenoiseParams, to_kilobytes
 from filmlet.engine.configs import check_loras, check_vocabulary
 from filmlet.engine.placement import Placement
-from filmlet.errors import CheckpointCorrupt, ModelNotFetched
-from filmlet.models import download_model, fetch_lora, inspect_lora, local_files
+from filmlet.errors import CheckpointCorrupt, InvalidRequest, ModelNotFetched
+from filmlet.models import (
+    download_model,
+    fetch_lora,
+    inspect_lora,
+    inspect_model_lora,
+    local_files,
+)
 from filmlet.models.tokenizer import TokenizedPrompt, get_tokenizer, tokenize
 from filmlet.pipeline.engine_cache import EngineCache
 from filmlet.pipeline.engine_choice import EngineChoice, choose_engine
@@ -45,21 +51,37 @@ class PreparedClip:
     prompts: TokenizedPrompts
     placement: Placement
     effective: EffectiveSettings
+    stage_loras: Mapping[Stage, LoraAdapter] = field(default_factory=dict)  # of the model itself
 
     @property
     def denoise_params(self) -> DenoiseParams:
         """The clip's shape and its first stage's sigmas."""
         done = self.effective
-        makes_audio = self.plan.makes_audio
-        return DenoiseParams(
-            done.shape, done.sigmas, done.guidance, done.seed, self.loras, makes_audio
-        )
+        loras, makes_audio = self._loras_of(Stage.DENOISE), self.plan.makes_audio
+        return DenoiseParams(done.shape, done.sigmas, done.guidance, done.seed, loras, makes_audio)
 
     @property
     def first_stage_params(self) -> DenoiseParams:
         """Its first stage, which is all of it where there is no second."""
         params = self.denoise_params
         return params.first_stage() if self.effective.refine_sigmas else params
+
+    @property
+    def refine_params(self) -> DenoiseParams:
+        """Its second stage."""
+        params, is_guided = self.denoise_params, self.plan.card.is_refine_guided
+        return replace(
+            params,
+            sigmas=self.effective.refine_sigmas,
+            guidance=params.guidance if is_guided else 1.0,
+            loras=self._loras_of(Stage.REFINE),
+            is_guided=is_guided,
+        )
+
+    def _loras_of(self, stage: Stage) -> tuple[LoraAdapter, ...]:
+        """Return those of a stage: the request's, then the model's own."""
+        own = self.stage_loras.get(stage)
+        return (*self.loras, own) if own else self.loras
 
     @property
     def guide_inputs(self) -> tuple[MediaInput, ...]:
@@ -94,10 +116,37 @@ def prepare(
     assert plan.files
     if used := [adapter for adapter in plan.found_loras if adapter.strength]:
         check_loras(plan.files, used)
+    stage_loras = _inspect_stage_loras(plan)
     prompts = _tokenize_prompts(plan)
     choice = choose_engine(plan, settings, engines or EngineCache(), dtype, engine)
-    effective = _effective_settings(plan, prompts, choice)
-    return PreparedClip(plan, plan.files, plan.found_loras, prompts, choice.placement, effective)
+    effective = replace(
+        _effective_settings(plan, prompts, choice),
+        stage_loras=tuple(
+            StageLora(**asdict(adapter.to_applied()), stage=stage.value)
+            for stage, adapter in stage_loras.items()
+        ),
+    )
+    return PreparedClip(
+        plan, plan.files, plan.found_loras, prompts, choice.placement, effective, stage_loras
+    )
+
+
+def _inspect_stage_loras(plan: Plan) -> dict[Stage, LoraAdapter]:
+    """Return the model's own LoRA at the strength of each stage. Raises CheckpointCorrupt."""
+    strengths = plan.distilled_lora_strengths
+    if not strengths:
+        return {}
+    source, files = plan.card.sources.distilled_lora, plan.files
+    assert source
+    assert files
+    assert files.distilled_lora
+    path = files.distilled_lora
+    adapter = inspect_model_lora(path, source)
+    try:
+        check_loras(files, [adapter])
+    except InvalidRequest as error:
+        raise CheckpointCorrupt(f"{path} is not the LoRA of this model: {error}") from error
+    return {stage: replace(adapter, strength=strength) for stage, strength in strengths.items()}
 
 
 def _fetch_missing(plan: Plan, settings: Settings) -> Generator[Event, None, Plan]:

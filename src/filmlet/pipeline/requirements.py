@@ -39,9 +39,8 @@ def _why_torch(plan: Plan, settings: Settings) -> str | None:
     if settings.engine == Backend.TORCH:
         return "FILMLET_ENGINE chooses it"
     reason = selection.why_not_openvino_model(plan.card, plan.parameters)
-    has_loras = bool(plan.request.loras)
     device = best_device(settings.device)
-    return reason or selection.why_not_openvino_device(device, has_loras=has_loras)
+    return reason or selection.why_not_openvino_device(device, has_loras=plan.has_loras)
 
 
 def _check_memory(plan: Plan) -> None:

@@ -20,7 +20,7 @@ from filmlet.core.events import (
 )
 from filmlet.core.shape import VideoShape
 from filmlet.engine.arrays import Array
-from filmlet.engine.base import Engine, PromptEmbeds
+from filmlet.engine.base import DenoiseParams, Engine, PromptEmbeds
 from filmlet.engine.conditioning import GuideLatents
 from filmlet.engine.latents import Latents, latents_from_tensors
 from filmlet.engine.placement import release_memory
@@ -303,7 +303,7 @@ def _denoise_stage(
         engine,
         params,
         clip.effective.windows,
-        _prompt_embeds(encoded),
+        _prompt_embeds(encoded, params),
         _guide_latents(clip, encoded.guides, encoded.context_audio),
     )
     progress = Progress(task.stage, 0, task.total_steps)
@@ -318,13 +318,13 @@ def _refine_stage(
     encoded: EncodedInputs,
     upsampled: UpsampledInputs,
 ) -> StageGenerator:
-    windows = clip.effective.windows
+    windows, params = clip.effective.windows, clip.refine_params
     task = DenoisePass(
         Stage.REFINE,
         engine,
-        replace(clip.denoise_params, sigmas=clip.effective.refine_sigmas),
+        params,
         windows,
-        _prompt_embeds(encoded),
+        _prompt_embeds(encoded, params),
         _guide_latents(clip, upsampled.guides, encoded.context_audio),
         init_latents=upsampled.latents,
         first_preview_step=len(windows) * len(clip.effective.sigmas),
@@ -334,9 +334,10 @@ def _refine_stage(
     return (yield from run_denoise_pass(task, context.artifacts, context.cancelled))
 
 
-def _prompt_embeds(encoded: EncodedInputs) -> list[PromptEmbeds]:
-    """Return the embeddings of each prompt."""
-    return [PromptEmbeds(prompt, encoded.negative) for prompt in encoded.prompts]
+def _prompt_embeds(encoded: EncodedInputs, params: DenoiseParams) -> list[PromptEmbeds]:
+    """Return the embeddings of each prompt for a stage."""
+    negative = encoded.negative if params.is_guided else None
+    return [PromptEmbeds(prompt, negative) for prompt in encoded.prompts]
 
 
 def _guide_latents(

@@ -176,14 +176,14 @@ def test_optimizations_that_cannot_be_used_are_told_with_their_reason(
     reason: str | None,
 ) -> None:
     placement = Placement(device, "bfloat16", "a test")
-    found = selection.why_not_optimization(lever, placement, loras, family)
+    found = selection.why_not_optimization(lever, placement, bool(loras), family)
     assert found is None if reason is None else reason in found
 
 
 def test_openvino_has_none_of_torchs_optimizations() -> None:
     placement = Placement("cpu", "bfloat16", "a test", backend=Backend.OPENVINO)
     assert all(
-        "is for torch" in selection.why_not_optimization(lever, placement, (), LTX_VIDEO)
+        "is for torch" in selection.why_not_optimization(lever, placement, False, LTX_VIDEO)
         for lever in Optimization
     )
 

@@ -1,6 +1,6 @@
 """Weights that are where a model computes only while they are used: for models larger than that."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from filmlet.engine.placement import Placement, free_memory
 from filmlet.engine.torch.dtype import torch_dtype
 
+# What a layer's `weight_merge` makes of its weight in float32, in the dtype that is computed in.
+WeightMerge = Callable[[Tensor, torch.dtype], Tensor]
 RESIDENT_SHARE = 0.5  # of the memory that is free when a model begins to run
 
 
@@ -21,7 +23,8 @@ def offload_blocks(
 
     is_ahead: the next block's come meanwhile, so two are lent at once. Between its runs a block's
     are as they were: in the file's dtype, on the CPU they are pages of the file, which the system
-    may drop and read again. Those in 8 bits are multiplied by their layer's `weight_scale`.
+    may drop and read again. Those in 8 bits are multiplied by their layer's `weight_scale`, and
+    LoRAs are merged into them by its `weight_merge`.
     keeps_some: of a model that runs many times, as many blocks as half of the free memory holds
     keep theirs; a cache of the latest would hit none, for they run in a row.
     """
@@ -35,18 +38,26 @@ def offload_blocks(
 class OnloadedBlock:
     """The weights of one block, where it computes. source_weights: what they were made from.
 
-    ready: when they are there, of a GPU.
+    merges: of LoRAs into them. ready: when they are there, of a GPU.
     """
 
     number: int
     source_weights: list[Tensor]
     device_weights: list[Tensor]
+    merges: list[WeightMerge | None]
     ready: torch.cuda.Event | None = None
 
     @property
     def bytes(self) -> int:
         """Return what it takes where it computes."""
         return sum(weight.nbytes for weight in self.device_weights)
+
+    def is_from(self, block: nn.Module) -> bool:
+        """Return whether the block's weights and LoRAs are still those that these were made of."""
+        merges = zip(self.merges, _weight_merges(block), strict=True)
+        return _are_same(self.source_weights, _block_weights(block)) and all(
+            ours is theirs for ours, theirs in merges
+        )
 
 
 class BlockOffloader:
@@ -92,7 +103,7 @@ class BlockOffloader:
         """Return the prefetched weights; fetch them if another block came or they changed."""
         coming, self.coming = self.coming, None
         loan = self.resident.get(number) or (coming.result() if coming else self._onload(number))
-        if loan.number != number or not _are_same(loan.source_weights, _block_weights(block)):
+        if loan.number != number or not loan.is_from(block):
             self._release(number)
             loan = self._onload(number)
         elif number not in self.resident:
@@ -129,14 +140,19 @@ class BlockOffloader:
             self.room += stale.bytes
 
     def _onload(self, number: int) -> OnloadedBlock:
-        weights, dtype = _block_weights(self.blocks[number]), torch_dtype(self.placement)
+        block, dtype = self.blocks[number], torch_dtype(self.placement)
+        weights, merges = _block_weights(block), _weight_merges(block)
         with torch.inference_mode(False), torch.cuda.stream(self.stream):
             # As they are in the file, and cast there: it may be half the way.
             copies = (weight.to(self.placement.device, non_blocking=True) for weight in weights)
-            scales = _weight_scales(self.blocks[number])
-            lent = [widen(weight, dtype, s) for weight, s in zip(copies, scales, strict=True)]
+            lent = [
+                merge(widen(weight, torch.float32, scale), dtype)
+                if merge
+                else widen(weight, dtype, scale)
+                for weight, scale, merge in zip(copies, _weight_scales(block), merges, strict=True)
+            ]
             ready = self.stream.record_event() if self.stream else None
-        return OnloadedBlock(number, weights, lent, ready)
+        return OnloadedBlock(number, weights, lent, merges, ready)
 
 
 def _block_weights(block: nn.Module) -> list[Tensor]:
@@ -153,6 +169,15 @@ def _weight_scales(block: nn.Module) -> list[float]:
     """What each of a block's weights is to be multiplied by while it is in 8 bits."""
     return [
         getattr(layer, "weight_scale", 1.0) if name == "weight" else 1.0
+        for layer in block.modules()
+        for name, _ in layer.named_parameters(recurse=False)
+    ]
+
+
+def _weight_merges(block: nn.Module) -> list[WeightMerge | None]:
+    """What merges LoRAs into each of a block's weights, None for most."""
+    return [
+        getattr(layer, "weight_merge", None) if name == "weight" else None
         for layer in block.modules()
         for name, _ in layer.named_parameters(recurse=False)
     ]

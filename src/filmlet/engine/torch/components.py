@@ -16,7 +16,7 @@ from filmlet.engine.configs import blame_files
 from filmlet.engine.placement import Optimization, Placement
 from filmlet.engine.state_dict import CheckpointWeights
 from filmlet.engine.torch.dtype import torch_dtype
-from filmlet.engine.torch.loader import build_on_meta, load_weights
+from filmlet.engine.torch.loader import WeightReader, build_on_meta, load_weights
 from filmlet.engine.torch.lora import FusedLoras
 from filmlet.engine.torch.ltx2.modules import (
     FLOAT32_COMPONENTS,
@@ -112,16 +112,19 @@ class ModelComponents:
             placement = replace(placement, dtype="float32")
         with blame_files(weights.path):
             module = self._build(name, weights)
-        is_lent = name in self._offload_blocks
-        blocks = self._blocks(name, module) if is_lent else []
+        blocks = self._blocks(name, module) if name in self._offload_blocks else []
         yield from load_weights(module, weights, placement, blocks)
         if name == "transformer":
-            self._wrap_transformer(module, is_lent=is_lent)
+            self._wrap_transformer(module, weights, blocks)
         self.modules[name] = module
 
-    def _wrap_transformer(self, module: nn.Module, *, is_lent: bool) -> None:
+    def _wrap_transformer(
+        self, module: nn.Module, weights: CheckpointWeights, lent: list[nn.Module]
+    ) -> None:
+        """lent: blocks that are offloaded."""
         dtype = torch_dtype(self.placement)
-        self.fused_loras = FusedLoras(module, dtype)
+        layers = frozenset(layer for block in lent for layer in block.modules())
+        self.fused_loras = FusedLoras(module, dtype, WeightReader(weights).read, layers)
         if Optimization.FP8 in self.placement.optimizations:  # of torch's latest: others do without
             from filmlet.engine.torch.fp8 import quantize_linears
 
@@ -131,5 +134,5 @@ class ModelComponents:
             self.cached_transformer = Ltx2Transformer(module, dtype)
         else:
             self.cached_transformer = CachedTransformer(
-                module, dtype, self.placement.optimizations, is_lent=is_lent
+                module, dtype, self.placement.optimizations, is_lent=bool(lent)
             )

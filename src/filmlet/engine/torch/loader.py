@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Container, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -122,6 +124,32 @@ def iter_tensors(
                 with safe_open(file, "pt") as tensors:
                     for theirs, ours in names[first:][:at_once]:
                         yield ours, tensors.get_tensor(theirs), scales.get(ours, 1.0)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointCorrupt(f"{file} cannot be read: {error}.") from error
+
+
+class WeightReader:
+    """Single weights of a component, read off its files again. Raises CheckpointCorrupt."""
+
+    def __init__(self, weights: CheckpointWeights) -> None:
+        self.weights = weights
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, str, float]]:
+        """File, name there and scale, by the names of diffusers' module."""
+        places: dict[str, tuple[Path, str, float]] = {}
+        for file in self.weights.files:
+            scales = self.weights.scales(file)
+            names = self.weights.to_diffusers_keys(read_header(file).tensors)
+            places |= {o: (file, theirs, scales.get(o, 1.0)) for theirs, o in names.items()}
+        return places
+
+    def read(self, name: str) -> tuple[Tensor, float]:
+        """Return a weight as it is stored, pages of its file, and its scale, 1 for most."""
+        file, theirs, scale = self._places[name]
+        try:
+            with safe_open(file, "pt") as tensors:
+                return tensors.get_tensor(theirs), scale
         except (SafetensorError, OSError) as error:
             raise CheckpointCorrupt(f"{file} cannot be read: {error}.") from error
 

@@ -21,7 +21,7 @@ from filmlet.engine.torch.components import ModelComponents
 from filmlet.engine.torch.engine import TorchEngine, raise_when_cancelled
 from filmlet.engine.torch.ltx2 import audio as sounds
 from filmlet.engine.torch.ltx2 import prompts
-from filmlet.engine.torch.ltx2.guidance import guidance_for, predict_guided
+from filmlet.engine.torch.ltx2.guidance import UNGUIDED, guidance_for, predict_guided
 from filmlet.engine.torch.ltx2.scene import Scene, TokenGrid, build_scene
 from filmlet.engine.torch.ltx2.step_rules import CleanEstimateRule, GivenTokens
 from filmlet.engine.torch.ltx2.transformer import Ltx2Transformer, TransformerCall
@@ -121,12 +121,13 @@ class Ltx2Engine(TorchEngine):
             else CleanEstimateRule(scene.given.audio, noise.audio if noise else None),
         )  # fmt: skip
 
+        scales = guidance_for(self.card, params.guidance) if params.is_guided else UNGUIDED
+
         def predict(latents: Latents, sigma: float) -> Latents:
             levels = latents.map(
                 lambda tokens, given: token_sigmas(tokens, given, sigma), scene.given
             )
             call = TransformerCall(scene, latents, sigma, levels, embeddings.prompt, params.loras)
-            scales = guidance_for(self.card, params.guidance)
             return predict_guided(self._predict, call, embeddings.negative, scales)
 
         for step in denoise_steps(predict, latents, params.sigmas, rules, done):

@@ -15,6 +15,7 @@ from filmlet.engine.latents import Latents, Modalities
 from filmlet.engine.torch.ltx2.transformer import TransformerCall
 
 Predict = Callable[[TransformerCall], Latents]
+UNGUIDED = MultimodalGuidance(GuidanceScales(), GuidanceScales())
 
 
 def guidance_for(card: ModelCard, scale: float) -> MultimodalGuidance:
