@@ -19,6 +19,7 @@ TEXTS = {  # odd values of the settings that are text
     "offload": ["nan", "-1", "MODEL", "all", LONG],
     "engine": ["nan", "-1", "onnx", LONG],
     "metrics": ["nan", "1", "OPEN", LONG],
+    "enhancer": ["nan", "1", "MODEL", "endpoint", LONG],
     "model": [LONG],
     "database_url": [
         "foo", "nan", "-1", "postgres://h/d", "postgresql://h:port/d", "postgresql://h:99999/d",

@@ -269,7 +269,7 @@ class EnhancementFailed(FilmletError):
 
 
 class EnhancementUnavailable(EnhancementFailed):
-    """There is no endpoint that enhances prompts for this model, or it cannot be reached in time.
+    """Nothing enhances prompts for this model, or it cannot be reached in time, or run here.
 
     What to do: Set `FILMLET_ENHANCE_URL` and `FILMLET_ENHANCE_MODEL`; start the endpoint.
     """

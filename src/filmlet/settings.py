@@ -19,6 +19,7 @@ CHOICES = {  # that a setting can be
     "offload": ("none", "model", "layerwise_casting", "sequential"),
     "engine": ("auto", "torch", "openvino"),
     "metrics": ("open", "key", "off"),
+    "enhancer": ("auto", "model"),
 }
 MANY = 1e9
 FLAG = (0, 1)
@@ -145,6 +146,9 @@ class Settings:
     webhook_url: called when a job ends, unless its key has a webhook of its own.
     webhook_secret: signs these calls, `whsec_` and base64.
     webhook_private: 1 allows webhooks to private networks.
+    enhancer: what writes prompts anew for models without a small vocabulary: `auto`, the chat
+    endpoint below; `model`, the model's own text encoder where that is a language model (LTX-2.0,
+    2.3), which takes the memory of all of it, 25 GB in 16 bits.
     enhance_url: base URL of an OpenAI-compatible chat endpoint that enhances prompts (Ollama,
     llama.cpp, vLLM, OpenAI), such as `http://127.0.0.1:11434/v1`; not set, only prompts of models
     with a small vocabulary are enhanced.
@@ -178,6 +182,7 @@ class Settings:
     webhook_url: str | None = None
     webhook_secret: str | None = None
     webhook_private: int = 0
+    enhancer: str = "auto"
     enhance_url: str | None = None
     enhance_model: str | None = None
     enhance_key: str | None = None

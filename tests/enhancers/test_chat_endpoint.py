@@ -12,7 +12,8 @@ import pytest
 import filmlet
 from filmlet.enhancers import choose_enhancer, enhance_prompts
 from filmlet.enhancers.chat_answer import MAX_CHARS, clean_answer
-from filmlet.enhancers.chat_endpoint import MAX_TOKENS, WITH_SOUND, WITHOUT_SOUND
+from filmlet.enhancers.chat_endpoint import MAX_TOKENS
+from filmlet.enhancers.instructions import WITH_SOUND, WITHOUT_SOUND
 from filmlet.errors import EnhancementFailed, EnhancementUnavailable
 from filmlet.models import REGISTRY
 from filmlet.settings import Settings

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from filmlet.cli.options import Commands, add_model_option
+from filmlet.cli.options import Commands, add_enhancer_option, add_model_option
 from filmlet.cli.process import print_out, to_json
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def add_commands(commands: Commands) -> None:
     command.set_defaults(run=enhance)
     command.add_argument("prompt", help="what to show")
     add_model_option(command)
+    add_enhancer_option(command)
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -27,7 +28,7 @@ def enhance(options: argparse.Namespace) -> int:
     """Print the enhanced prompt alone."""
     from filmlet.enhancers import enhance_prompt
 
-    enhanced = enhance_prompt(options.prompt, options.model)
+    enhanced = enhance_prompt(options.prompt, options.model, enhancer=options.enhancer)
     table = {
         "prompt": enhanced.requested,
         "enhanced_prompt": enhanced.text,
@@ -38,16 +39,15 @@ def enhance(options: argparse.Namespace) -> int:
 
 
 def enhance_clip_request(request: "ClipRequest", options: argparse.Namespace) -> "ClipRequest":
-    """Return the request as `--enhance` wants it; tell on stderr what is used.
+    """Return the request as `--enhance` and `--enhancer` want it; tell on stderr what is used.
 
     Raises what `enhance_prompt` raises.
     """
-    if not options.enhance:
+    if not options.enhance and not options.enhancer:
         return request
-    from filmlet.enhancers import enhance_request
-    from filmlet.settings import Settings
+    from filmlet.enhancers import enhance_request, read_settings
 
-    request = enhance_request(request, Settings.from_environment())
+    request = enhance_request(request, read_settings(options.enhancer))
     for prompt in () if options.json else request.enhanced_prompts:
         print_out(_describe(prompt), sys.stderr)
     return request

@@ -55,7 +55,10 @@ def _hint(error: FilmletError) -> str:
         case ApiKeyRequired():
             return "Make one with `filmlet keys add NAME`, or serve without keys by --no-keys."
         case EnhancementUnavailable():
-            return "FILMLET_ENHANCE_URL and FILMLET_ENHANCE_MODEL say what enhances prompts."
+            return (
+                "FILMLET_ENHANCE_URL and FILMLET_ENHANCE_MODEL, or FILMLET_ENHANCER, say what "
+                "enhances prompts."
+            )
         case AddressUnusable():
             return "Try another --port."
     return ""

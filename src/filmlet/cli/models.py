@@ -80,7 +80,8 @@ def plan(options: argparse.Namespace) -> int:
         trouble = str(error)
         machine = in_float32(device_info(settings.device))
     forecast = replace(forecast, machine=machine)
-    table = _plan_dict(forecast) | {"trouble": trouble}
+    enhancer = options.enhancer or settings.enhancer
+    table = _plan_dict(forecast, enhancer) | {"trouble": trouble}
     if not has_worker and table["machine"]["device"] != "cpu":
         table["eta"] = None  # only a worker measures a GPU
     print(to_json(table) if options.json else _as_text(forecast, table))
@@ -254,10 +255,11 @@ def _wrap_words(words: list[str]) -> Iterator[str]:
     yield line
 
 
-def _plan_dict(forecast: "Forecast") -> dict[str, Any]:
-    """Return what a clip takes, as plain values."""
+def _plan_dict(forecast: "Forecast", enhancer: str) -> dict[str, Any]:
+    """Return what a clip takes, as plain values; enhancer: of its prompts."""
     import shutil
 
+    from filmlet.core.memory import memory_to_write
     from filmlet.models import hub_cache
 
     planned, machine, need = forecast.plan, forecast.machine, forecast.need
@@ -274,6 +276,9 @@ def _plan_dict(forecast: "Forecast") -> dict[str, Any]:
         "machine": asdict(machine),
         "memory_by_hold": needs,
         "offload": need.offload if need else None,
+        "enhancer_memory": memory_to_write(planned.parameters.text_encoder, machine.bytes_per_value)
+        if enhancer == "model" and planned.card.has_language_model
+        else None,
         "memory_missing": 0 if need else min(needs.values()) - machine.memory,
         "eta": asdict(forecast.eta),
         "ahead": forecast.ahead,
@@ -308,6 +313,9 @@ def _as_text(forecast: "Forecast", table: dict[str, Any]) -> str:
             "  offload  not enough memory: the smallest mode takes "
             f"{_format_gigabytes(least.bytes)}",
         )
+    if table["enhancer_memory"]:
+        memory = _format_gigabytes(table["enhancer_memory"])
+        lines.append(f"  enhancer {memory} of memory, to have a prompt written by the model itself")
     notes = [change.reason for change in planned.changes]
     if table["trouble"]:
         notes.append(table["trouble"])

@@ -116,6 +116,14 @@ def add_model_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_enhancer_option(command: argparse.ArgumentParser) -> None:
+    """Add `--enhancer`."""
+    command.add_argument(
+        "--enhancer", choices=("auto", "model"),
+        help="have them written anew by the chat endpoint, or by the model's own text encoder",
+    )  # fmt: skip
+
+
 def add_clip_options(command: argparse.ArgumentParser, *, is_made: bool = True) -> None:
     """Add the options of a clip; the prompt may be left out unless it is made."""
     prompt_help = 'what to show, such as "a cat moving left on white"; quotes may be left out'
@@ -130,6 +138,7 @@ def add_clip_options(command: argparse.ArgumentParser, *, is_made: bool = True) 
         "--enhance", action="store_true",
         help="write the prompts anew in words that the model understands best; both are printed",
     )  # fmt: skip
+    add_enhancer_option(command)
     add_model_option(command)
     command.add_argument("--seed", help="same seed and settings, same file (default: random)")
     command.add_argument("--seconds", help="length in seconds")

@@ -7,6 +7,7 @@ from filmlet.core.model_card import Components
 from filmlet.core.shape import ShapeConstraints, VideoShape
 
 RESERVED_FRACTION = 0.1  # of a device's memory, for what nobody counts
+WRITING = 1_000_000_000  # bytes of keys and values of 2,000 tokens, and of their first pass
 RUNTIME = 600_000_000  # bytes of the libraries themselves
 # Values in memory at once, per latent token and channel of the transformer, and per pixel of a
 # frame while it is decoded; of the large models' shapes, fitted to what diffusers' modules take.
@@ -144,6 +145,14 @@ def _estimate_ltx2(
         OffloadMode.SEQUENTIAL: in_parts,
     }
     return tuple(MemoryEstimate(mode, int(RUNTIME + amount)) for mode, amount in amounts.items())
+
+
+def memory_to_write(parameters: float, value_bytes: int) -> int:
+    """Return the bytes that writing a prompt takes: the whole language model and what it has read.
+
+    parameters: of the text encoder. value_bytes: of one of its values.
+    """
+    return int(RUNTIME + WRITING + parameters * value_bytes)
 
 
 def memory_to_merge(parameters: Components[float]) -> int:

@@ -136,6 +136,7 @@ class ModelCard:
     image_crf: pictures that are given are compressed as one frame of H.264 by this factor before
     they are encoded, for the model was trained on frames of videos; None: of models that take them
     as they are.
+    has_language_model: whether its text encoder follows instructions, and can write prompts.
     version: of an LTX-2 model, "2.0", "2.3" or "2.5", which its recipe depends on.
     licence_terms: what whoever uses the model or passes it on has to do, in a sentence or two,
     where the licence's name does not say it.
@@ -169,6 +170,7 @@ class ModelCard:
     multimodal_guidance: MultimodalGuidance | None = None
     ancestral_sampling: bool = False
     image_crf: int | None = None
+    has_language_model: bool = False
     version: str = ""
     licence_terms: str = ""
 

@@ -10,6 +10,7 @@ from filmlet.core.model_card import ModelCard
 from filmlet.core.plain_values import to_path
 from filmlet.core.request import ClipRequest, validate_text
 from filmlet.enhancers.chat_endpoint import ChatEnhancer
+from filmlet.enhancers.own_model import OwnModelEnhancer
 from filmlet.enhancers.vocabulary import VocabularyEnhancer
 from filmlet.errors import EnhancementUnavailable, InvalidRequest
 from filmlet.models import get_card, list_vocabulary
@@ -23,6 +24,7 @@ __all__ = [
     "enhance_prompt",
     "enhance_prompts",
     "enhance_request",
+    "read_settings",
 ]
 
 MAX_PROMPT_CHARS = 4000  # of a prompt that is enhanced; a longer one says all that a model reads
@@ -41,26 +43,39 @@ class Enhancer(Protocol):
 
 
 def choose_enhancer(card: ModelCard, settings: Settings, *, audio: bool = True) -> Enhancer:
-    """Return the enhancer for a model: by rule where the model has a vocabulary of words.
+    """Return the enhancer for a model: its own text encoder, if the settings ask for it and it can.
 
+    Else by rule where the model has a vocabulary of words, and by the endpoint for all others.
     audio: whether the clip has sound, if the model makes it. Raises EnhancementUnavailable.
     """
+    has_sound = card.makes_audio and audio
+    if settings.enhancer == "model" and card.has_language_model:
+        return OwnModelEnhancer(card, settings, has_sound)
     if vocabulary := list_vocabulary(card):
         return VocabularyEnhancer(card.name, frozenset(vocabulary))
     if settings.enhance_url and settings.enhance_model:
-        return ChatEnhancer(settings, has_sound=card.makes_audio and audio)
+        return ChatEnhancer(settings, has_sound)
     raise EnhancementUnavailable(f"Nothing enhances prompts for {card.name} here.")
 
 
-def enhance_prompt(prompt: str, model: str | PathLike[str] = "pocket") -> EnhancedPrompt:
+def enhance_prompt(
+    prompt: str, model: str | PathLike[str] = "pocket", *, enhancer: str | None = None
+) -> EnhancedPrompt:
     """Return the prompt in words that the model understands best.
 
     The chat endpoint is that of the settings (`FILMLET_ENHANCE_URL`); models with a small
-    vocabulary need none. `generate` and `stream` take the result as their prompt. Raises
-    InvalidRequest, UnknownModel, EnhancementFailed.
+    vocabulary need none. enhancer: "model" is the model's own text encoder, where that is a
+    language model, "auto" is not; None is as the settings say. `generate` and `stream` take the
+    result as their prompt. Raises InvalidRequest, UnknownModel, EnhancementFailed.
     """
     name = validate_text("model", to_path(model))
-    return enhance_prompts([prompt], name, Settings.from_environment())[0]
+    return enhance_prompts([prompt], name, read_settings(enhancer))[0]
+
+
+def read_settings(enhancer: str | None) -> Settings:
+    """Return the settings, with another enhancer if one is named. Raises InvalidSetting."""
+    settings = Settings.from_environment()
+    return replace(settings, enhancer=enhancer) if enhancer else settings
 
 
 def enhance_prompts(

@@ -132,6 +132,7 @@ LTX_2_3_DISTILLED = ModelCard(
     context_frames=25,
     image_crf=33,
     family=ModelFamily.LTX2,
+    has_language_model=True,  # Gemma 3 12B it
     version="2.3",
 )  # fmt: skip
 LTX_2_DISTILLED = replace(
@@ -155,6 +156,7 @@ LTX_2_5_DISTILLED = replace(
     licence="LTX-2.x Community License of 11 August 2026",
     sources=_split_files("distilled"),
     ancestral_sampling=True,
+    has_language_model=False,  # trained further for LTX; Lightricks has another one write
     image_crf=18,
     version="2.5",
 )
@@ -209,6 +211,7 @@ LTX_2_5_DEV = replace(
     "gated",
     licence=LTX_2_5_DISTILLED.licence,
     sources=replace(_split_files("dev"), distilled_lora=LTX_2_5_LORA),
+    has_language_model=False,
     image_crf=18,
     version="2.5",
 )
