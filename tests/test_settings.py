@@ -38,6 +38,11 @@ TEXTS = {  # odd values of the settings that are text
     "enhance_key": ["a b", "k\u00e9y", "a\nb", LONG],
     "webhook_secret": ["whsec_", "whsec_***", "no base64", LONG],
     "forwarded_allow_ips": ["nan", "localhost", "10.0.0.0/99", "10.0.0.1;10.0.0.2", ",", LONG],
+    "root_path": [
+        "films", "//evil.example", "/a//b", "/..", "/a/../b", "/./a", "/a b", "/a?b", "/a#b",
+        "/a%2f", "/a;b", "/a,/b", '/"', "/<b>", "/a\nb", "/\u00e9", "javascript:x", "\\films",
+        "http://h/films", "/v1", "/ui/films", "/gradio_api", f"/{LONG}",
+    ],
     "home": [LONG, f"/{'x' * 300}/home"],
     "cache": [LONG, f"/{'x' * 300}/cache"],
 }  # fmt: skip
@@ -52,6 +57,7 @@ GOOD = {
     "enhance_model": ["llama3.2:3b", "Qwen/Qwen3-4B-Instruct"],
     "enhance_key": ["sk-abc_DEF"],
     "forwarded_allow_ips": ["*", "127.0.0.1,::1", "10.0.0.0/8, 172.17.0.1"],
+    "root_path": ["/", "/films", "/films/", "/a/b.c_d~e-f", "/..a", "/v1a"],
     "webhook_secret": ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
     "lease_s": ["1", "60.5"],
     "keep_gb": ["0.00025", "1e3"],

@@ -37,6 +37,12 @@ SECRETS = (  # whose values no message shows
 MAX_CHARS = 4096
 MAX_WORKER_CHARS = 100  # it is part of a file's name
 MAX_MODEL_CHARS = 200  # of another server's model
+MAX_ROOT_PATH_CHARS = 200
+# First segments of the server's own paths: below one of them nobody could tell which is meant.
+OWN_SEGMENTS = {
+    "assets", "config", "docs", "favicon.ico", "gradio_api", "health", "metrics", "openapi.json",
+    "ready", "session", "static", "static-offline-docs", "theme.css", "ui", "v1",
+}  # fmt: skip
 
 
 def _is_database_url(url: str) -> bool:
@@ -92,6 +98,17 @@ def _are_networks(text: str) -> bool:
         return False
 
 
+def is_root_path(text: str) -> bool:
+    """Return whether a text is a path that a server can be below, written without escapes."""
+    segments = text.removesuffix("/").split("/")[1:]
+    are_names = all(re.fullmatch(r"(?!\.+$)[A-Za-z0-9._~-]+", segment) for segment in segments)
+    return text.startswith("/") and len(text) <= MAX_ROOT_PATH_CHARS and are_names
+
+
+def _is_own_root_path(text: str) -> bool:
+    return is_root_path(text) and text.split("/")[1] not in OWN_SEGMENTS
+
+
 FORMS: dict[str, tuple[Callable[[str], bool], str]] = {  # of texts: a check, and what it asks for
     "device": (
         lambda text: re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", text) is not None,
@@ -106,6 +123,11 @@ FORMS: dict[str, tuple[Callable[[str], bool], str]] = {  # of texts: a check, an
     "enhance_model": (_is_model_name, f"at most {MAX_MODEL_CHARS} printable characters"),
     "enhance_key": (_is_bearer, "printable ASCII characters without spaces"),
     "forwarded_allow_ips": (_are_networks, "addresses or networks with commas between them, or *"),
+    "root_path": (
+        _is_own_root_path,
+        "a path such as /films, of letters, digits and ._~- and not one of the server's own "
+        "such as /v1, or / for none",
+    ),
 }
 
 
@@ -157,6 +179,8 @@ class Settings:
     enhance_timeout_s: seconds until that endpoint must have answered.
     keep_days: days after which finished jobs are deleted.
     keep_gb: GB of clips above which the oldest finished jobs are deleted.
+    root_path: path below which a proxy shows the server, such as `/films`; `/` is none. Not set,
+    what a trusted proxy sends as X-Forwarded-Prefix, which is ignored otherwise.
     """
 
     device: str | None = None
@@ -193,6 +217,7 @@ class Settings:
     max_connections_per_address: int = 200
     forwarded_allow_ips: str = "127.0.0.1,::1"
     metrics: str = "open"
+    root_path: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidSetting."""

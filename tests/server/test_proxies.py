@@ -21,7 +21,7 @@ Proxy = Callable[..., str]
 
 def nginx_config(port: int, ports: list[int]) -> str:
     """The documentation's configuration, listening here, and without TLS."""
-    one, upstream = read_snippets("nginx")
+    one, _, upstream = read_snippets("nginx")
     text = one.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
     if len(ports) == 1:
         return text.replace("127.0.0.1:7860", f"127.0.0.1:{ports[0]}")
@@ -31,7 +31,7 @@ def nginx_config(port: int, ports: list[int]) -> str:
 
 
 def caddy_config(port: int, ports: list[int]) -> str:
-    one, two = read_snippets("caddy")
+    one, _, two = read_snippets("caddy")
     text = (one if len(ports) == 1 else two).replace(f"{HOST} {{", f"http://:{port} {{", 1)
     for old, new in zip((7860,) if len(ports) == 1 else (7861, 7862), ports, strict=True):
         text = text.replace(f":{old}", f":{new}")

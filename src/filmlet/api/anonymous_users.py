@@ -8,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from filmlet.api.root_path import cookie_path
 from filmlet.errors import UnknownKey
 
 VISITOR = "filmlet_visitor"
@@ -52,11 +53,12 @@ class VisitorCookieMiddleware:
         name = secrets.token_hex(16)
         others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
         cookie_header = f"{cookies}; {VISITOR}={name}" if cookies else f"{VISITOR}={name}"
+        path = cookie_path(scope)
         is_safe = headers.get("x-forwarded-proto", scope["scheme"]) == "https"
 
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).append("set-cookie", _cookie(name, is_safe))
+                MutableHeaders(scope=message).append("set-cookie", _cookie(name, path, is_safe))
             await send(message)
 
         own = [*others, (b"cookie", cookie_header.encode("latin-1"))]
@@ -89,7 +91,7 @@ def check_token(scope: Scope) -> None:
         raise UnknownKey(f"This request has no token; {TOKEN_HINT}")
 
 
-def _cookie(name: str, is_safe: bool) -> str:
+def _cookie(name: str, path: str, is_safe: bool) -> str:
     # A page in another site's frame gets its cookies back only if they are these three things.
     where = "SameSite=None; Secure; Partitioned" if is_safe else "SameSite=Lax"
-    return f"{VISITOR}={name}; Path=/; Max-Age={A_YEAR_S}; HttpOnly; {where}"
+    return f"{VISITOR}={name}; Path={path}; Max-Age={A_YEAR_S}; HttpOnly; {where}"

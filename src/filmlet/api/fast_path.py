@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from filmlet.api.dependencies import CALLER, AppState
-from filmlet.api.schemas import Video
-from filmlet.api.videos import poll_headers, video_page
+from filmlet.api.root_path import root_path, route_path
+from filmlet.api.serializer import VideoSerializer, poll_headers
 from filmlet.errors import FilmletError
 
 T = TypeVar("T")
@@ -39,15 +39,16 @@ class FastPathMiddleware:
         await (response or self.app)(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response | None:
-        shared, path, query = self.shared, scope["path"], scope["query_string"]
+        shared, path, query = self.shared, route_path(scope), scope["query_string"]
+        serializer = VideoSerializer(shared, root_path(scope))
         if (match := VIDEO_PATH.fullmatch(path)) and not query:
             who = scope[CALLER]
             job = await self._read(shared.queue.get_job, match[1], who.visible_owner)
-            text = Video.from_job(job, shared.settings.keep_days).model_dump_json()
+            text = serializer.serialize(job).model_dump_json()
             return Response(text, headers=poll_headers(job), media_type="application/json")
         if path == LIST_PATH and (limit := LIMIT.fullmatch(query)):
             who = scope[CALLER]
-            page = await self._read(video_page, shared, who, int(limit[1] or 20))
+            page = await self._read(serializer.list_page, who, int(limit[1] or 20))
             return Response(page.model_dump_json(), media_type="application/json")
         return None
 

@@ -8,6 +8,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from filmlet.api.error_handlers import error_response
+from filmlet.api.root_path import route_path
 from filmlet.api.schemas import ErrorBody
 
 
@@ -21,7 +22,7 @@ class MethodMiddleware:
         self.app, self.routes = app, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed = self._allowed_methods(scope["path"]) if scope["type"] == "http" else set()
+        allowed = self._allowed_methods(route_path(scope)) if scope["type"] == "http" else set()
         method = scope.get("method")
         if not allowed or (method in allowed and method != "HEAD"):
             await self.app(scope, receive, send)

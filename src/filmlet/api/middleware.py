@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from filmlet.api.anonymous_users import check_token
 from filmlet.api.dependencies import CALLER, AppState, identify
 from filmlet.api.error_handlers import answer_error, error_response
+from filmlet.api.root_path import route_path
 from filmlet.api.schemas import ErrorBody
 from filmlet.api.uploads import TEXT_BYTES, VIDEO_BYTES
 from filmlet.errors import FilmletError
@@ -60,7 +61,7 @@ class Identity:
         self.app, self.shared = app, shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and needs_identity(scope["path"]):
+        if scope["type"] == "http" and needs_identity(route_path(scope)):
             try:
                 if self.shared.visitors:
                     check_token(scope)
@@ -72,7 +73,7 @@ class Identity:
 
 
 def needs_identity(path: str) -> bool:
-    """Return whether nobody unknown gets an answer at a path."""
+    """Return whether nobody unknown gets an answer at a path below the root path."""
     return path == "/v1" or path.startswith("/v1/")
 
 
@@ -90,7 +91,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most, size = _body_limit(scope["path"]), 0
+        most, size = _body_limit(route_path(scope)), 0
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length[:20]) > most:
             error = ErrorBody(

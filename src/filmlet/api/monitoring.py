@@ -16,6 +16,7 @@ from filmlet.api.dependencies import AdminDep, AppStateDep, CallerDep, get_calle
 from filmlet.api.error_handlers import error_response
 from filmlet.api.openapi import refusals
 from filmlet.api.schemas import ErrorBody, Model, ModelList, Video
+from filmlet.api.serializer import SerializerDep
 from filmlet.api.submissions import check_model
 from filmlet.errors import FilmletError, UnknownModel
 from filmlet.jobs import JobReader, QueueStats
@@ -88,15 +89,15 @@ class QueueStatus(BaseModel):
 
 
 @router.get("/v1/queue", tags=["operations"], responses=refusals(401, 403, 413, 500, 503))
-def get_queue(shared: AppStateDep, who: AdminDep) -> QueueStatus:
+def get_queue(shared: AppStateDep, who: AdminDep, serializer: SerializerDep) -> QueueStatus:
     """List all unfinished jobs and the workers; admins only."""
     del who
     names = {key.id: key.name for key in shared.keys.list_keys()}
-    jobs, days = shared.queue.unfinished_jobs(), shared.settings.keep_days
+    jobs = shared.queue.unfinished_jobs()
     return QueueStatus(
         workers=[QueueWorker(**asdict(worker)) for worker in shared.queue.stats().workers],
         jobs=[
-            QueueJob(owner=names.get(job.owner, job.owner), video=Video.from_job(job, days))
+            QueueJob(owner=names.get(job.owner, job.owner), video=serializer.serialize(job))
             for job in jobs
         ],
     )

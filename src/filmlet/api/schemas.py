@@ -262,7 +262,7 @@ class Video(BaseModel):
     )
 
     @classmethod
-    def from_job(cls, job: Job, keep_days: float) -> "Video":
+    def from_job(cls, job: Job, keep_days: float, root_path: str) -> "Video":
         shape, failure = job.shape, job.failure
         error = VideoError(code=failure.code, message=failure.message) if failure else None
         if job.status == Status.CANCELLED:
@@ -289,7 +289,7 @@ class Video(BaseModel):
             stage=job.stage,
             step=job.done,
             steps=job.total,
-            preview_url=f"/v1/videos/{job.id}/preview" if has_preview else None,
+            preview_url=f"{root_path}/v1/videos/{job.id}/preview" if has_preview else None,
             requested=job.requested,
             effective=job.effective,
             draft=bool(job.requested.get("draft")),

@@ -5,6 +5,7 @@ from pydantic import BaseModel, Field
 
 from filmlet.api.dependencies import COOKIE, AppStateDep, Caller, get_caller
 from filmlet.api.openapi import refusals
+from filmlet.api.root_path import cookie_path
 from filmlet.api.schemas import RequestModel
 from filmlet.errors import UnknownKey
 
@@ -57,13 +58,14 @@ async def log_in(
         raise UnknownKey("This key is not known here; ask whoever runs the server for one.")
     response.set_cookie(
         COOKIE, sent.key.strip(), max_age=A_YEAR_S, httponly=True, samesite="strict",
-        secure=request.url.scheme == "https",
+        path=cookie_path(request.scope), secure=request.url.scheme == "https",
     )  # fmt: skip
     return Session(needs_key=False, uses_keys=True, name=key.name, admin=key.admin)
 
 
 @router.delete("")
-async def log_out(response: Response) -> Session:
+async def log_out(request: Request, response: Response) -> Session:
     """Sign out."""
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    path = cookie_path(request.scope)
+    response.delete_cookie(COOKIE, path=path, httponly=True, samesite="strict")
     return Session(needs_key=True, uses_keys=True, name=None, admin=False)

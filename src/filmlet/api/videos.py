@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -14,7 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
 from filmlet.api import video_responses
-from filmlet.api.dependencies import AdminDep, AppState, AppStateDep, Caller, CallerDep, Entered
+from filmlet.api.dependencies import AdminDep, AppState, AppStateDep, CallerDep, Entered
 from filmlet.api.job_watcher import revision_tag, while_allowed
 from filmlet.api.openapi import BYTES, describe_body, refusals
 from filmlet.api.prompts import enhance_body, enhance_texts
@@ -25,8 +25,8 @@ from filmlet.api.schemas import (
     VideoPlan,
     VideoPriority,
     VideoRemix,
-    poll_after_ms,
 )
+from filmlet.api.serializer import RespondDep, SerializerDep
 from filmlet.api.submissions import (
     extend_own,
     extend_upload,
@@ -71,7 +71,7 @@ JobDep = Annotated[Job, Depends(get_job)]
 @router.post("", response_model=Video, responses=BAD_GATEWAY, openapi_extra=CREATE_BODY)
 async def create(
     request: Request,
-    response: Response,
+    respond: RespondDep,
     shared: AppStateDep,
     who: CallerDep,
     key: IdempotencyKey = None,
@@ -87,22 +87,12 @@ async def create(
             job = await shared.run_expensive(who, submit_uploads, shared, body, options, images)
         else:
             job = await run_in_threadpool(submit, shared, body, options)
-    return _video_response(shared, job, response)
-
-
-def _video_response(shared: AppState, job: Job, response: Response) -> Video:
-    response.headers.update(poll_headers(job))
-    return Video.from_job(job, shared.settings.keep_days)
-
-
-def poll_headers(job: Job) -> dict[str, str]:
-    """The header that says when asking again is worth it."""
-    return {} if job.status.is_final else {"openai-poll-after-ms": str(poll_after_ms(job))}
+    return respond(job)
 
 
 @router.get("", response_model=VideoList)
 def list_videos(
-    shared: AppStateDep,
+    serializer: SerializerDep,
     who: CallerDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=0, le=100)] = 20,
@@ -114,16 +104,9 @@ def list_videos(
     search: what the prompts contain.
     """
     if after is not None:
-        find_job(after, shared, who)
-    return video_page(shared, who, limit, after=after, oldest_first=order == "asc", search=search)
-
-
-def video_page(shared: AppState, who: Caller, limit: int, **filters: Any) -> VideoList:
-    """A page of what somebody may see; filters: as `JobReader.list_jobs` takes it."""
-    jobs = shared.queue.list_jobs(who.visible_owner, limit=limit + 1, **filters)
-    data = [Video.from_job(job, shared.settings.keep_days) for job in jobs[:limit]]
-    first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)
+        find_job(after, serializer.shared, who)
+    oldest_first = order == "asc"
+    return serializer.list_page(who, limit, after=after, oldest_first=oldest_first, search=search)
 
 
 @router.post("/plan", response_model=VideoPlan, responses=BAD_GATEWAY, openapi_extra=CREATE_BODY)
@@ -151,7 +134,7 @@ async def edit(request: Request, shared: AppStateDep, who: CallerDep) -> Video:
 @router.post("/extensions", response_model=Video, responses=BAD_GATEWAY, openapi_extra=EXTEND_BODY)
 async def extend(
     request: Request,
-    response: Response,
+    respond: RespondDep,
     shared: AppStateDep,
     who: CallerDep,
     key: IdempotencyKey = None,
@@ -171,34 +154,34 @@ async def extend(
             source = await run_in_threadpool(find_job, str(video.id), shared, who)
             body = await enhance_body(shared, who, body, body.model or source.model)
             job = await shared.run_expensive(who, extend_own, shared, body, options, source)
-    return _video_response(shared, job, response)
+    return respond(job)
 
 
 @router.get("/{id}", response_model=Video)
-async def retrieve(job: JobDep, shared: AppStateDep, response: Response) -> Video:
+async def retrieve(job: JobDep, respond: RespondDep) -> Video:
     """Get a job; the header `openai-poll-after-ms` says when to poll again."""
-    return _video_response(shared, job, response)
+    return respond(job)
 
 
 @router.post("/{id}/cancel", response_model=Video)
-def cancel(job: JobDep, shared: AppStateDep, response: Response) -> Video:
+def cancel(job: JobDep, shared: AppStateDep, respond: RespondDep) -> Video:
     """Cancel a job and keep its results; `retry` continues from them."""
-    return _video_response(shared, shared.queue.cancel(job.id), response)
+    return respond(shared.queue.cancel(job.id))
 
 
 @router.post("/{id}/retry", response_model=Video)
-def retry(job: JobDep, shared: AppStateDep, response: Response) -> Video:
+def retry(job: JobDep, shared: AppStateDep, respond: RespondDep) -> Video:
     """Queue a failed or cancelled job again, from its last finished stage."""
-    return _video_response(shared, shared.queue.retry(job.id), response)
+    return respond(shared.queue.retry(job.id))
 
 
 @router.post("/{id}/priority", response_model=Video)
 def set_priority(
-    job: JobDep, body: VideoPriority, shared: AppStateDep, who: AdminDep, response: Response
+    job: JobDep, body: VideoPriority, shared: AppStateDep, who: AdminDep, respond: RespondDep
 ) -> Video:
     """Change the priority of a queued job; admins only."""
     del who
-    return _video_response(shared, shared.queue.set_priority(job.id, body.priority), response)
+    return respond(shared.queue.set_priority(job.id, body.priority))
 
 
 @router.delete("/{id}", response_model=VideoDeleted)
@@ -296,7 +279,7 @@ async def preview(job: JobDep, shared: AppStateDep) -> Response:
 
 @router.post("/{id}/remix", response_model=Video, responses=BAD_GATEWAY)
 async def remix(
-    job: JobDep, body: VideoRemix, shared: AppStateDep, who: CallerDep, response: Response,
+    job: JobDep, body: VideoRemix, shared: AppStateDep, who: CallerDep, respond: RespondDep,
     key: IdempotencyKey = None,
 ) -> Video:  # fmt: skip
     """Create a video with the same settings and seed and another prompt."""
@@ -306,16 +289,20 @@ async def remix(
         new = await run_in_threadpool(shared.queue.remix, job.id, enhanced, options)
     else:
         new = await run_in_threadpool(shared.queue.remix, job.id, prompt, options)
-    return _video_response(shared, new, response)
+    return respond(new)
 
 
 @router.post("/{id}/refine", response_model=Video)
 def refine(
-    job: JobDep, shared: AppStateDep, who: CallerDep, response: Response, key: IdempotencyKey = None
+    job: JobDep,
+    shared: AppStateDep,
+    who: CallerDep,
+    respond: RespondDep,
+    key: IdempotencyKey = None,
 ) -> Video:
     """Refine a finished draft, as a new job that starts from its latents."""
     options = who.submit_options(job.priority, key)
-    return _video_response(shared, shared.queue.refine(job.id, options), response)
+    return respond(shared.queue.refine(job.id, options))
 
 
 async def require_news(job: JobDep, last_event_id: Annotated[str | None, Header()] = None) -> None:
@@ -334,6 +321,7 @@ async def events(
     job: JobDep,
     shared: AppStateDep,
     access: Entered,
+    serializer: SerializerDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream changes of a job as server-sent events: `position`, `progress`, `preview`, `done`.
@@ -347,7 +335,7 @@ async def events(
             if revision_tag(now) == last_event_id and not now.status.is_final:
                 previous = now
                 continue
-            video = Video.from_job(now, shared.settings.keep_days)
+            video = serializer.serialize(now)
             yield ServerSentEvent(
                 data=video, event=_event_name(now, previous), id=revision_tag(now), retry=1000
             )

@@ -25,6 +25,7 @@ from filmlet.jobs.database import Database
 from filmlet.server.forwarded import ForwardedHeaders
 from filmlet.server.open_responses import OpenResponses
 from filmlet.server.protocol import Connections, make_protocol_class
+from filmlet.server.root_path import RootPathMiddleware
 from filmlet.settings import Settings
 
 log = logging.getLogger("filmlet.server")
@@ -99,7 +100,8 @@ def serve(settings: Settings, serving: ServerConfig) -> None:
         gc.freeze()  # objects of the start stay: collecting them took a sixth of the time
         log.info("filmlet listens on http://%s:%s", host, port)
         if serving.opens_browser:  # the socket listens: the page waits until it is answered
-            threading.Thread(target=_open_browser, args=(host, port), daemon=True).start()
+            shown = (host, port, settings.root_path or "")
+            threading.Thread(target=_open_browser, args=shown, daemon=True).start()
         try:
             WebServer(app, settings, worker).run(sockets=[listener])
         finally:
@@ -124,7 +126,8 @@ class WebServer(uvicorn.Server):
 
 
 def _configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    front = ForwardedHeaders(app, settings.forwarded_allow_ips)
+    inner = RootPathMiddleware(app, settings.root_path)
+    front = ForwardedHeaders(inner, settings.forwarded_allow_ips)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -137,10 +140,11 @@ def _configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     )  # fmt: skip
 
 
-def _open_browser(host: str, port: int) -> None:
-    """Open the page in this machine's browser."""
+def _open_browser(host: str, port: int, root_path: str) -> None:
+    """Open the page in this machine's browser, below its root path: cookies are valid there."""
     name = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    url += f"{root_path.rstrip('/')}/" if root_path else ""
     if not webbrowser.open(url):
         log.warning("no browser was found; the page is at %s", url)
 

@@ -49,5 +49,6 @@ def space_settings(settings: Settings, model: str, bucket: Path = BUCKET) -> Set
         max_active=min(settings.max_active, MOST_ACTIVE),
         # Only the platform's proxy reaches a Space, and strangers come through it.
         forwarded_allow_ips="*",
+        root_path="/",  # a Space has a name of its own
         metrics="off" if settings.metrics == usual.metrics else settings.metrics,
     )

@@ -19,6 +19,7 @@ from filmlet import api, ui
 from filmlet.api.anonymous_users import Visitors
 from filmlet.api.dependencies import AppState, get_caller
 from filmlet.api.error_handlers import error_response, public_text
+from filmlet.api.root_path import route_path
 from filmlet.api.schemas import ErrorBody
 from filmlet.api.submissions import find_job
 from filmlet.errors import FilmletError
@@ -36,6 +37,8 @@ SPEED = 5e13  # operations a second that a clip gets from such a GPU, until clip
 WAITING_EVENT_JS = (
     "document.addEventListener('film:waiting', (event) => trigger('select', event.detail));"
 )
+
+MAKING_PATH = re.compile("/v1/videos(/extensions|/[^/]+/remix)?")  # that a POST makes a clip by
 
 
 def serve(settings: Settings, hosting: SpaceEnvironment, visitors: Visitors) -> None:
@@ -97,8 +100,8 @@ class RequirePageMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        makes = re.fullmatch("/v1/videos(/extensions|/[^/]+/remix)?", scope.get("path", ""))
-        if scope["type"] != "http" or scope["method"] != "POST" or not makes:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        if not is_post or not MAKING_PATH.fullmatch(route_path(scope)):
             await self.app(scope, receive, send)
             return
         text = (

@@ -5,6 +5,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 import gradio as gr
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from filmlet.api.anonymous_users import INTRODUCED, visitor_token
 from filmlet.api.dependencies import AppState, get_caller
 from filmlet.api.methods import refuse_method
+from filmlet.api.root_path import root_path, route_path
 from filmlet.ui.bodies import limit_body, read_json_body, replay_body
 from filmlet.ui.callers import OWNER, Callers
 from filmlet.ui.files import ANONYMOUS, media_type_of
@@ -36,13 +38,16 @@ class GradioGate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
             return
-        found = find_route(scope["method"], scope["path"])
+        path = route_path(scope)
+        found = find_route(scope["method"], path)
         if found is None:
-            if allowed := find_methods(scope["path"]):
+            if allowed := find_methods(path):
                 await refuse_method(scope["method"], allowed)(scope, receive, send)
                 return
             raise HTTPException(404, f"There is nothing at {scope['path'][:100]}.")
         route, names = found
+        if root_path(scope):
+            scope = _adapt_to_root_path(scope)
         if route.access is RouteAccess.PUBLIC:
             await self.app(_drop_query(scope), receive, send)
             return
@@ -165,7 +170,23 @@ class GradioGate:
 
 def _drop_query(scope: Scope) -> Scope:
     """A query can ask for other content (`deep_link`, `page`): the page has one."""
-    return {**scope, "query_string": b""} if scope["path"] in ("/", "/config") else scope
+    is_page = route_path(scope) in ("/", "/config")
+    return {**scope, "query_string": b""} if is_page else scope
+
+
+def _adapt_to_root_path(scope: Scope) -> Scope:
+    """Return a scope for which Gradio finds the root path.
+
+    With an X-Forwarded-Host it makes its URLs without it. It redirects MCP's path without a slash
+    to a whole URL, to which proxies that remove the root path add it a second time.
+    """
+    if route_path(scope) == MCP:
+        scope = {**scope, "path": f"{scope['path']}/"}
+    host = Headers(scope=scope).get("x-forwarded-host", "").partition(",")[0].strip()
+    if not host:
+        return scope
+    kept = [pair for pair in scope["headers"] if pair[0] not in (b"host", b"x-forwarded-host")]
+    return {**scope, "headers": [*kept, (b"host", host.encode("latin-1"))]}
 
 
 def _with_json(scope: Scope) -> Scope:

@@ -29,15 +29,16 @@ from filmlet.ui.page import build_page
 from filmlet.ui.theme import build_theme
 
 STATIC = Path(__file__).parent / "static"
-# All modules at once, not one after the other.
+# All modules at once, not one after the other. Links are relative to the page: a proxy may show it
+# below a path of its own.
 PRELOADS = "".join(
-    f'<link rel="modulepreload" href="/ui/{file.name}">' for file in sorted(STATIC.glob("*.js"))
+    f'<link rel="modulepreload" href="./ui/{file.name}">' for file in sorted(STATIC.glob("*.js"))
 )
 HEAD = f"""
-<link rel="icon" href="/ui/icon.svg">
-<link rel="stylesheet" href="/ui/app.css">
+<link rel="icon" href="./ui/icon.svg">
+<link rel="stylesheet" href="./ui/app.css">
 {PRELOADS}
-<script type="module" src="/ui/app.js"></script>
+<script type="module" src="./ui/app.js"></script>
 """
 # Whatever a component would like to fetch, the browser asks this server only.
 POLICY = (

@@ -2,7 +2,10 @@
 
 export const hasEnded = (v) => v.status === "completed" || v.status === "failed";
 export const hasSound = (v) => Boolean(v.effective?.audio);
-export const contentUrl = (v, query = "") => `/v1/videos/${v.id}/content${query}`;
+// A proxy may show the server below a path of its own; this file is one folder below that path.
+const ROOT = new URL("..", import.meta.url).pathname.replace(/\/$/, "");
+export const serverUrl = (path) => ROOT + path;
+export const contentUrl = (v, query = "") => serverUrl(`/v1/videos/${v.id}/content${query}`);
 
 // Prompts are text of other people: escaped before they become HTML.
 export const escapeHtml = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
@@ -14,11 +17,12 @@ export class ApiError extends Error {
   constructor(error, status) { super(error.message); Object.assign(this, { code: error.code, status }); }
 }
 
+// path: as the API writes it, such as /v1/videos.
 export async function fetchJson(path, options = {}) {
   const body = options.json ? { body: JSON.stringify(options.json), headers: { "content-type": "application/json" } } : {};
   let response;
   try {
-    response = await fetch(path, { ...options, ...body });
+    response = await fetch(serverUrl(path), { ...options, ...body });
   } catch (error) {
     showConnectionLost(true);
     throw error;

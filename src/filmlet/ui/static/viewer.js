@@ -2,7 +2,7 @@
 
 import {
   hasEnded, hasSound, contentUrl, escapeHtml, formatGigabytes, formatEta, ApiError, fetchJson,
-  announce, showConnectionLost, showRefusal, getOpenClipId, openClip, notifyChanged, soundIcon,
+  announce, showConnectionLost, showRefusal, getOpenClipId, openClip, notifyChanged, serverUrl, soundIcon,
 } from "./api.js";
 import { deleteLater } from "./deletion.js";
 import { editForm, makeClip } from "./form.js";
@@ -107,7 +107,7 @@ export class ClipViewer extends HTMLElement {
     if (!id) return this.showPlaceholder();
     this.showMessage("");
     this.info.innerHTML = "";
-    const source = new EventSource(`/v1/videos/${id}/events`);
+    const source = new EventSource(serverUrl(`/v1/videos/${id}/events`));
     const update = (event) => { showConnectionLost(false); this.render(JSON.parse(event.data)); };
     for (const kind of ["position", "progress", "preview"]) source.addEventListener(kind, update);
     source.addEventListener("done", (event) => { source.close(); update(event); notifyChanged(); });
