@@ -100,9 +100,10 @@ def _are_networks(text: str) -> bool:
 
 def is_root_path(text: str) -> bool:
     """Return whether a text is a path that a server can be below, written without escapes."""
+    if not text.startswith("/") or len(text) > MAX_ROOT_PATH_CHARS:
+        return False
     segments = text.removesuffix("/").split("/")[1:]
-    are_names = all(re.fullmatch(r"(?!\.+$)[A-Za-z0-9._~-]+", segment) for segment in segments)
-    return text.startswith("/") and len(text) <= MAX_ROOT_PATH_CHARS and are_names
+    return all(re.fullmatch(r"(?!\.+$)[A-Za-z0-9._~-]+", segment) for segment in segments)
 
 
 def _is_own_root_path(text: str) -> bool:

@@ -9,8 +9,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
+from filmlet.api import create_app
+from filmlet.api.anonymous_users import Visitors
 from filmlet.api.root_path import cookie_path, root_path, route_path
 from filmlet.server.forwarded import ForwardedHeaders
 from filmlet.server.root_path import RootPathMiddleware
@@ -140,6 +143,16 @@ def test_paths_of_the_server_are_no_root_path(server: Running) -> None:
     own |= {path.split("/")[1] for path in httpx2.get(f"{server.url}/openapi.json").json()["paths"]}
     own |= {"ui", "docs", "static-offline-docs", "openapi.json"}
     assert own == OWN_SEGMENTS
+
+
+@pytest.mark.parametrize(("setting", "path"), [("/films", "/films"), (None, "/")])
+def test_cookie_of_a_visitor_is_for_the_path(
+    home: Settings, setting: str | None, path: str
+) -> None:
+    app = RootPathMiddleware(create_app(home, visitors=Visitors()), setting)
+    with TestClient(app) as client:
+        cookie = client.get("/films/health" if setting else "/health").headers["set-cookie"]
+    assert f"; Path={path};" in cookie
 
 
 @pytest.fixture(scope="module")

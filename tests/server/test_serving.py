@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -50,11 +51,15 @@ def test_ctrl_c_with_open_streams_ends_the_server_at_once(home: Settings, serve:
     assert seconds < 4, "two on an idle machine"
 
 
-def test_open_shows_the_page_in_the_browser(home: Settings, serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("root_path", "page"), [(None, ""), ("/films", "/films/")])
+def test_open_shows_the_page_in_the_browser(
+    home: Settings, serve: Serve, tmp_path: Path, root_path: str | None, page: str
+) -> None:
     shown, browser = tmp_path / "shown", tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {shown}\n')
     browser.chmod(0o700)
-    server = serve(home, "--no-worker", "--open", BROWSER=f"{browser} %s")
+    settings = replace(home, root_path=root_path)
+    server = serve(settings, "--no-worker", "--open", BROWSER=f"{browser} %s")
     wait_until(lambda: shown.exists() and bool(shown.read_text()), 30)
-    assert shown.read_text().strip() == server.url
+    assert shown.read_text().strip() == server.url + page
     assert server.client.get("/v1/videos").status_code == 200, "keys are as without the option"
