@@ -139,7 +139,7 @@ def test_public_names_are_these() -> None:
         "Audio", "Change", "Clip", "ClipRequest", "EffectiveSettings", "EnhancedPrompt",
         "FilmletError", "Frames", "Guide", "InvalidRequest", "Lora",
         "Preview", "Progress", "SettingsChanged", "Stage", "StageFinished", "__version__",
-        "enhance_prompt", "generate", "stream",
+        "convert_clip", "enhance_prompt", "generate", "stream",
     ]  # fmt: skip
     for name in filmlet.__all__:
         assert getattr(filmlet, name)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from filmlet.core.shape import Change
     from filmlet.enhancers import enhance_prompt
     from filmlet.errors import FilmletError, InvalidRequest
+    from filmlet.media import convert_clip
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _LAZY_IMPORTS = {
     "stream": "filmlet.clip",
     "ClipRequest": "filmlet.core.request",
     "EffectiveSettings": "filmlet.core.effective",
+    "convert_clip": "filmlet.media",
     "EnhancedPrompt": "filmlet.core.enhanced_prompt",
     "enhance_prompt": "filmlet.enhancers",
     "Change": "filmlet.core.shape",
@@ -57,6 +59,7 @@ __all__ = [
     "Stage",
     "StageFinished",
     "__version__",
+    "convert_clip",
     "enhance_prompt",
     "generate",
     "stream",

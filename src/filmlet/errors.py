@@ -226,6 +226,15 @@ class IdempotencyKeyReused(JobConflict):
     code = "idempotency_key_reused"
 
 
+class ConversionFailed(FilmletError):
+    """A finished clip cannot be converted, or not in the time and memory allowed for it.
+
+    What to do: Download the MP4, or choose another format.
+    """
+
+    code = "conversion_failed"
+
+
 class UnknownKey(FilmletError):
     """The API key is missing or wrong.
 

@@ -7,13 +7,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from filmlet.api import create_app
-from filmlet.jobs import Job, Queue
-from filmlet.jobs.worker import Worker
-from filmlet.pipeline import stages
 from filmlet.settings import Settings
-from tests.helpers.queues import ask
 from tests.helpers.servers import SMALL, refusal
-from tests.helpers.sounding_worker import generate_with_sound
+from tests.helpers.sounding_worker import finish_job
 from tests.helpers.sounds import audio_packets, look_at_audio
 
 
@@ -34,22 +30,10 @@ def web(settings: Settings) -> Iterator[TestClient]:
         yield client
 
 
-def make(settings: Settings, tiny: Path, *, with_sound: bool = True) -> Job:
-    """A finished job."""
-    queue = Queue(settings)
-    job = queue.submit(ask(tiny)).id
-    generate = generate_with_sound if with_sound else stages.generate_frames
-    Worker(settings, generate, queue).run_job(job)
-    made = queue.get_job(job)
-    queue.close()
-    assert made.clip, made.failure
-    return made
-
-
 def test_sound_alone_is_that_of_the_clip(
     settings: Settings, web: TestClient, tiny: Path, tmp_path: Path
 ) -> None:
-    job = make(settings, tiny)
+    job = finish_job(settings, tiny)
     content = f"/v1/videos/{job.id}/content"
     clip, alone = tmp_path / "clip.mp4", tmp_path / "alone.m4a"
     clip.write_bytes(web.get(content).content)
@@ -66,7 +50,7 @@ def test_sound_alone_is_that_of_the_clip(
 
 @pytest.mark.parametrize("settings", ["local"], indirect=True)
 def test_ranges_of_the_sound_alone(settings: Settings, web: TestClient, tiny: Path) -> None:
-    content = f"/v1/videos/{make(settings, tiny).id}/content?variant=audio"
+    content = f"/v1/videos/{finish_job(settings, tiny).id}/content?variant=audio"
     whole = web.get(content).content
     part = web.get(content, headers={"range": "bytes=100-199"})
     assert part.status_code == 206
@@ -81,7 +65,7 @@ def test_ranges_of_the_sound_alone(settings: Settings, web: TestClient, tiny: Pa
 def test_clip_without_sound_has_no_such_variant(
     settings: Settings, web: TestClient, tiny: Path
 ) -> None:
-    job = make(settings, tiny, with_sound=False)
+    job = finish_job(settings, tiny, with_sound=False)
     answer = web.get(f"/v1/videos/{job.id}/content", params={"variant": "audio"})
     assert answer.status_code == 404
     assert refusal(answer)["message"] == f"{job.id} has no sound."

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from filmlet.cli import main as cli
 from filmlet.cli.completion import SHELLS
@@ -13,6 +14,8 @@ from filmlet.core.request import build_request
 from filmlet.jobs import Queue
 from filmlet.jobs.claimed_job import ClaimedJob
 from filmlet.settings import Settings
+from tests.helpers.sounding_worker import finish_job
+from tests.helpers.sounds import look_at_audio
 
 
 def test_config_lists_every_setting_with_its_source_and_no_secret(
@@ -108,6 +111,30 @@ def test_save_copies_the_clip_of_a_finished_job(
     assert cli.main(["jobs", "save", job, "-o", "films/one.mp4", "--force"]) == 0
     assert cli.main(["jobs", "save", job, "-o", "films/one.gif"]) == 2
     assert [file.name for file in (tmp_path / "films").iterdir()] == ["one.mp4"]
+
+
+@pytest.mark.usefixtures("forked_decoders")
+def test_save_converts_the_clip_by_the_suffix_of_the_file(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FILMLET_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    job = finish_job(Settings(home=tmp_path / "home", worker="one"), tiny)
+    assert cli.main(["jobs", "save", job.id, "-o", "films/one.gif"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "films/one.gif", "  note: GIF holds no sound; MP4 and WebM do"
+    ]  # fmt: skip
+    with Image.open("films/one.gif") as image:
+        assert (image.n_frames, image.size) == (9, (64, 64))
+        assert json.loads(image.info["comment"])["seed"] == "3"
+    assert cli.main(["jobs", "save", job.id, "-o", "films/one.gif"]) == 1
+    assert "[output_exists]" in capsys.readouterr().err
+    assert cli.main(["jobs", "save", job.id, "-o", "films/one.webm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": "films/one.webm", "changes": []}
+    assert look_at_audio(Path("films/one.webm")).codec == "opus"
+    assert cli.main(["jobs", "save", job.id, "-o", "films/one.avi"]) == 2
+    assert "'one.avi' does not end in one of .mp4, .webm, .gif, .webp." in capsys.readouterr().err
+    assert sorted(file.name for file in Path("films").iterdir()) == ["one.gif", "one.webm"]
 
 
 @pytest.mark.server

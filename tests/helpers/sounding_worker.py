@@ -6,13 +6,16 @@
 import time
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 from filmlet.core.events import Event, Frames, SettingsChanged
+from filmlet.jobs import Job, Queue
 from filmlet.jobs.worker import Worker
 from filmlet.pipeline import stages
 from filmlet.pipeline.prepare import PreparedClip
 from filmlet.pipeline.run_context import RunContext
 from filmlet.settings import Settings
+from tests.helpers.queues import ask
 from tests.helpers.sounds import FlashClip
 
 PIECE_S = 0.15  # between two pieces of a clip's frames, so that it is seen to grow
@@ -29,6 +32,18 @@ def generate_with_sound(clip: PreparedClip, context: RunContext) -> Generator[Ev
             is_first = False
             yield sound
         yield event
+
+
+def finish_job(settings: Settings, model: Path, *, with_sound: bool = True) -> Job:
+    """A job that is made here, and its clip."""
+    queue = Queue(settings)
+    job = queue.submit(ask(model)).id
+    generate = generate_with_sound if with_sound else stages.generate_frames
+    Worker(settings, generate, queue).run_job(job)
+    made = queue.get_job(job)
+    queue.close()
+    assert made.clip, made.failure
+    return made
 
 
 def generate_slowly(clip: PreparedClip, context: RunContext) -> Generator[Event]:

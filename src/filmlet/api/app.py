@@ -47,6 +47,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
+        await app.state.filmlet.conversions.close()
         queue.close()
 
     app: FastAPI = FastAPIOffline(  # the pages of the description load nothing from other hosts

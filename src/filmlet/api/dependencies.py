@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.types import Scope
 
 from filmlet.api.anonymous_users import VISITOR, Visitors, bearer_of, visitor_token
+from filmlet.api.exports import Conversions
 from filmlet.api.job_watcher import JobWatcher
 from filmlet.errors import FilmletError, PermissionDenied, TooManyRequests, UnknownKey
 from filmlet.jobs import ApiKey, ApiKeyStore, Job, Limits, Priority, Queue, SubmitOptions
@@ -58,6 +59,7 @@ class AppState:
         default_factory=lambda: CapacityLimiter(ENHANCER_THREADS)
     )
     expensive_requests: dict[str, int] = field(default_factory=dict)  # in hand, by owner
+    conversions: Conversions = field(default_factory=Conversions)
 
     async def needs_key(self) -> bool:
         """Return whether a request needs a key."""
@@ -85,16 +87,17 @@ class AppState:
 
     async def run_expensive(self, who: "Caller", do: Callable[..., T], *given: object) -> T:
         """Run a function that computes for long, in a thread. Raises TooManyRequests."""
-        async with self._count_expensive(who.owner):
+        async with self.count_expensive(who.owner):
             return await to_thread.run_sync(do, *given, limiter=self.expensive_threads)
 
     async def run_enhancer(self, who: "Caller", do: Callable[..., T], *given: object) -> T:
         """Run a function that waits for the prompt enhancer. Raises TooManyRequests."""
-        async with self._count_expensive(who.owner):
+        async with self.count_expensive(who.owner):
             return await to_thread.run_sync(do, *given, limiter=self.enhancer_threads)
 
     @asynccontextmanager
-    async def _count_expensive(self, owner: str) -> AsyncIterator[None]:
+    async def count_expensive(self, owner: str) -> AsyncIterator[None]:
+        """While a request of a caller computes, or waits for it. Raises TooManyRequests."""
         count = self.expensive_requests.get(owner, 0)
         if count >= MAX_EXPENSIVE_REQUESTS:
             raise TooManyRequests(

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from filmlet.api.schemas import ErrorBody, ErrorResponse
 from filmlet.errors import (
+    ConversionFailed,
     DatabaseUnusable,
     DiskFull,
     EnhancementFailed,
@@ -41,9 +42,10 @@ STATUSES: tuple[tuple[type[FilmletError], int, str], ...] = (  # the first class
     (InvalidRequest, 400, "invalid_request_error"),
     # Not 409: OpenAI's clients would send the request again by themselves.
     (JobConflict, 400, "invalid_request_error"),
-    # Nor 5xx: another model or a smaller clip is what helps.
+    # Nor 5xx: another model, a smaller clip or another format is what helps.
     (MissingDependency, 400, "invalid_request_error"),
     (OutOfMemory, 400, "invalid_request_error"),
+    (ConversionFailed, 400, "invalid_request_error"),
     (StoredFileMissing, 404, "invalid_request_error"),
     (DatabaseUnusable, 503, "server_error"),
     (StorageUnusable, 503, "server_error"),

@@ -1,9 +1,10 @@
 """Responses with the bytes of a clip: complete, a range, or while it grows."""
 
+import json
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import BinaryIO
 from urllib.parse import quote
 
@@ -12,6 +13,8 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from filmlet.api.dependencies import AppState
+from filmlet.core.effective import format_changes
+from filmlet.core.shape import Change
 from filmlet.errors import StorageUnusable, UnknownKey
 from filmlet.jobs import Job
 from filmlet.jobs.storage import as_storage_error
@@ -19,17 +22,29 @@ from filmlet.jobs.storage import as_storage_error
 log = logging.getLogger("filmlet.api")
 
 CHUNK_BYTES = 256 * 1024
+MEDIA_TYPES = {
+    "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif", "webp": "image/webp",
+}  # fmt: skip
+CHANGES = "filmlet-changes"
+CHANGES_HEADER = {  # for the description
+    "description": "What of the clip this format does not hold: a JSON list of changes.",
+    "schema": {"type": "string"},
+}
 MAX_NAME_LENGTH = 60  # characters of the prompt in a file name
 
 
 @dataclass(frozen=True)
 class Content:
-    """An open file of a job, closed once it is sent. name: that it is saved under."""
+    """An open file of a job, closed once it is sent. name: that it is saved under.
+
+    changes: what of the clip it does not hold.
+    """
 
     file: BinaryIO
     size_bytes: int
     name: str
     media_type: str
+    changes: tuple[Change, ...] = ()
 
 
 def download_name(job: Job, extension: str) -> str:
@@ -37,6 +52,13 @@ def download_name(job: Job, extension: str) -> str:
     words = re.findall(r"\w+", job.requested["prompt"])
     name = "-".join(words)[:MAX_NAME_LENGTH].strip("-_") or "clip"
     return f"{name}-{job.seed}.{extension}"
+
+
+def clip_content(job: Job, form: str, file: BinaryIO, size_bytes: int) -> Content:
+    """Return a clip in a format as what is sent."""
+    has_audio = bool(job.effective and job.effective.get("audio"))
+    changes = tuple(format_changes(form, has_audio))
+    return Content(file, size_bytes, download_name(job, form), MEDIA_TYPES[form], changes)
 
 
 def _filename_parameter(name: str) -> str:
@@ -55,6 +77,8 @@ def range_response(shared: AppState, content: Content, range_header: str | None)
     """
     size, disposition = content.size_bytes, f"inline; {_filename_parameter(content.name)}"
     headers = {"accept-ranges": "bytes", "content-disposition": disposition}
+    if content.changes:
+        headers[CHANGES] = json.dumps([asdict(change) for change in content.changes])
     first, last = 0, size - 1
     status = 200
     match = re.fullmatch(r"bytes=([0-9]*)-([0-9]*)", (range_header or "").strip())

@@ -14,7 +14,16 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
 from filmlet.api import video_responses
-from filmlet.api.dependencies import AdminDep, AppState, AppStateDep, CallerDep, Entered
+from filmlet.api.dependencies import (
+    Access,
+    AdminDep,
+    AppState,
+    AppStateDep,
+    Caller,
+    CallerDep,
+    Entered,
+)
+from filmlet.api.exports import check_format, prepare_export
 from filmlet.api.job_watcher import revision_tag, while_allowed
 from filmlet.api.openapi import BYTES, describe_body, refusals
 from filmlet.api.prompts import enhance_body, enhance_texts
@@ -43,10 +52,11 @@ from filmlet.api.video_requests import (
     read_video_request,
 )
 from filmlet.errors import InvalidRequest, NotSupported, UnknownJob, UnknownKey
-from filmlet.jobs import PREVIEW, Job, Status
+from filmlet.jobs import CLIP_FORMAT, PREVIEW, Job, Status
 from filmlet.jobs.storage import as_storage_error
 from filmlet.media import extract_audio, spritesheet, thumbnail
 
+ClipFormat = Literal["mp4", "webm", "gif", "webp"]
 DELETE_TIMEOUT_S = 10.0  # how long a delete waits for the worker
 PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
 REFUSALS = refusals(400, 401, 403, 404, 413, 429, 500, 503)
@@ -207,10 +217,15 @@ async def delete(job: JobDep, shared: AppStateDep) -> VideoDeleted:
                 "image/webp": BYTES,
                 "image/jpeg": BYTES,
                 "audio/mp4": BYTES,
-            }
+                "video/webm": BYTES,
+                "image/gif": BYTES,
+            },
+            "headers": {video_responses.CHANGES: video_responses.CHANGES_HEADER},
         },
         206: {
-            "content": {"video/mp4": BYTES, "audio/mp4": BYTES},
+            "content": dict.fromkeys(
+                ("video/mp4", "audio/mp4", "video/webm", "image/gif", "image/webp"), BYTES
+            ),
             "description": "The range that was asked for.",
         },
         416: {"description": "The clip does not have this range."},
@@ -218,32 +233,42 @@ async def delete(job: JobDep, shared: AppStateDep) -> VideoDeleted:
 )
 async def download(
     job: JobDep,
-    shared: AppStateDep,
     access: Entered,
     variant: Literal["video", "thumbnail", "spritesheet", "audio"] = "video",
+    format: ClipFormat | None = None,
     stream: bool = False,
     range: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Download the clip (ranges); `stream=true` sends it while it is made.
 
-    `variant=audio` is its sound alone, 404 where it has none.
+    `format` converts it, once: `webm`, `gif` or `webp`, of at most 60 seconds; `mp4` is as it was
+    made. `variant=audio` is its sound alone, 404 where it has none.
     """
+    shared = access.shared
+    check_format(format, variant, stream)
     if stream and variant == "video" and not job.status.is_final:
         grown = while_allowed(video_responses.stream_growing_file(shared, job), access.is_current)
         return video_responses.ClipResponse(grown, media_type="video/mp4")
     if job.clip is None or job.status != Status.COMPLETED:
         raise UnknownJob(f"{job.id} is {job.status}; there is no clip to send.")
-    storage = shared.queue.storage
     if variant in PICTURES:
         return await shared.run_expensive(access.who, _picture, shared, job, *PICTURES[variant])
     if variant == "audio":
         content = await shared.run_expensive(access.who, _audio, shared, job)
     else:
-        file = await shared.run_at_storage(storage.open, job.id, job.clip)
-        size = await shared.run_at_storage(storage.length, job.id, job.clip)
-        name = video_responses.download_name(job, "mp4")
-        content = video_responses.Content(file, size, name, "video/mp4")
+        content = await _clip(access, job, format or CLIP_FORMAT)
     return video_responses.range_response(shared, content, range)
+
+
+async def _clip(access: Access, job: Job, form: str) -> video_responses.Content:
+    """The clip in a format. Raises what `prepare_export` raises."""
+    shared, file_name = access.shared, job.clip
+    if form != CLIP_FORMAT:
+        async with shared.count_expensive(access.who.owner):
+            file_name = await prepare_export(shared, job, form)
+    file = await shared.run_at_storage(shared.queue.storage.open, job.id, file_name)
+    size = await shared.run_at_storage(shared.queue.storage.length, job.id, file_name)
+    return video_responses.clip_content(job, form, file, size)
 
 
 def _audio(shared: AppState, job: Job) -> video_responses.Content:

@@ -1,7 +1,6 @@
 """`filmlet submit`, `jobs` and `worker`: the queue."""
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from filmlet.cli.options import (
     whole_number,
 )
 from filmlet.cli.process import print_out, to_json
-from filmlet.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from filmlet.jobs import Job, Queue
@@ -52,7 +50,11 @@ def add_queue_commands(commands: Commands) -> None:
         if name != "list":
             parser.add_argument("id", metavar="ID", help="the job's id")
     parsers["save"].add_argument(
-        "-o", "--output", type=Path, metavar="FILE.mp4", help="file to write (default: ID.mp4)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write: .mp4, .webm, .gif or .webp (default: ID.mp4)",
     )
     parsers["save"].add_argument("--force", action="store_true", help="overwrite the file")
 
@@ -182,30 +184,18 @@ def _delete_job(queue: "Queue", options: argparse.Namespace) -> None:
 
 
 def _save_clip(queue: "Queue", options: argparse.Namespace) -> None:
-    """Copy the clip of a finished job out of the storage. Raises JobConflict, OutputExists."""
-    from filmlet.errors import JobConflict
-    from filmlet.media.output_path import (
-        as_output_error,
-        check_output_path,
-        move_into_place,
-        partial_path,
-    )
+    """Save the clip of a finished job in the format of the file. Raises what `save_clip` raises."""
+    from filmlet.jobs.exports import save_clip
 
     job = queue.get_job(options.id)
-    if job.clip is None:
-        raise JobConflict(f"{job.id} is {job.status}; it has no clip.")
     path = options.output or Path(f"{job.id}.mp4")
-    if check_output_path(path, options.force) != "mp4":
-        raise InvalidRequest("The clip of a job is an MP4; name a file .mp4.", param="output")
-    part = partial_path(path)
-    try:
-        with queue.storage.open(job.id, job.clip) as clip, as_output_error(path):
-            with part.open("wb") as file:
-                shutil.copyfileobj(clip, file)
-            move_into_place(part, path, options.force)
-    finally:
-        part.unlink(missing_ok=True)
-    print(to_json({"path": str(path)}) if options.json else path)
+    changes = save_clip(queue, job, path, force=options.force)
+    if options.json:
+        print(to_json({"path": str(path), "changes": [asdict(change) for change in changes]}))
+        return
+    print(path)
+    for change in changes:
+        print(f"  note: {change.reason}")
 
 
 Action = Callable[["Queue", argparse.Namespace], None]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filmlet.jobs.api_keys import ApiKey, ApiKeyStore, CreatedApiKey
     from filmlet.jobs.job import (
+        CLIP_FORMAT,
+        EXPORT_FILES,
         PREVIEW,
         Estimate,
         Failure,
@@ -35,6 +37,8 @@ _LAZY_IMPORTS = {
 }
 
 __all__ = [
+    "CLIP_FORMAT",
+    "EXPORT_FILES",
     "PREVIEW",
     "ApiKey",
     "ApiKeyStore",

@@ -6,10 +6,13 @@ from typing import Any
 
 from filmlet.core.events import Stage
 from filmlet.core.memory import DeviceInfo, MemoryEstimate, choose_offload_mode
+from filmlet.core.request import FORMATS
 from filmlet.core.shape import VideoShape
 from filmlet.pipeline.plan import Plan
 
 PREVIEW = "preview.png"  # of a job's files, the latest rough picture
+CLIP_FORMAT = "mp4"  # that every job makes
+EXPORT_FILES = {form: f"export.{form}" for form in FORMATS if form != CLIP_FORMAT}
 
 
 class Status(StrEnum):

@@ -10,7 +10,7 @@ from filmlet.core.events import Stage
 from filmlet.errors import JobConflict, TooManyJobs, UnknownJob
 from filmlet.jobs.cost_model import LATEST
 from filmlet.jobs.database import Database, Row
-from filmlet.jobs.job import PREVIEW, Status
+from filmlet.jobs.job import EXPORT_FILES, PREVIEW, Status
 from filmlet.jobs.serialization import request_from_row
 from filmlet.jobs.storage import Storage
 from filmlet.pipeline.artifacts import result_file
@@ -30,11 +30,12 @@ DRAFT_FILES = (result_file(Stage.ENCODE), result_file(Stage.DENOISE))
 def files_to_keep(row: Row) -> set[str]:
     """Return the files of a completed job that are still needed.
 
-    Inputs are needed by its remixes; embeddings and latents of a draft by the job that refines it.
+    Inputs are needed by its remixes; embeddings and latents of a draft by the job that refines it;
+    exports by whoever downloads them again.
     """
     request = request_from_row(row)
     draft = DRAFT_FILES if request.draft else ()
-    return {result_file(Stage.MUX), PREVIEW, *request.files, *draft}
+    return {result_file(Stage.MUX), PREVIEW, *EXPORT_FILES.values(), *request.files, *draft}
 
 
 @dataclass(eq=False)

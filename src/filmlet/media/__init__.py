@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filmlet.media.audio_track import extract_audio
     from filmlet.media.conditioning_images import conditioning_image
+    from filmlet.media.conversion import convert_clip
     from filmlet.media.formats import InvalidMedia
     from filmlet.media.images import (
         is_picture,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "audio_track": ("extract_audio",),
     "conditioning_images": ("conditioning_image",),
+    "conversion": ("convert_clip",),
     "formats": ("InvalidMedia",),
     "images": ("is_picture", "poster", "save_image", "save_picture", "spritesheet", "thumbnail"),
     "metadata": ("metadata_tags",),
@@ -72,6 +74,7 @@ __all__ = [
     "MediaInfo",
     "check_output_path",
     "conditioning_image",
+    "convert_clip",
     "extract_audio",
     "is_picture",
     "iter_frames",

@@ -2,10 +2,13 @@
 
 import json
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from xml.sax.saxutils import quoteattr
 
 from filmlet.core.effective import EffectiveSettings
+from filmlet.core.shape import Change
 
 # A term of IPTC for what a model made that was trained on sampled content.
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -18,6 +21,9 @@ XMP = (
     " dc:description={description} Iptc4xmpExt:DigitalSourceType={source}/>"
     '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
+TAGS = (  # names of those that a clip can have
+    "license", "title", "comment", "provenance", "prompt", "seed", "model", "revision", "effective",
+)  # fmt: skip
 XMP_BOX = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes  # XMP specification, part 3
 GIF_XMP = b"\x21\xff\x0bXMP DataXMP"
 # Whoever skips blocks by their lengths lands on the end, wherever in the packet he begins.
@@ -42,6 +48,21 @@ def metadata_tags(effective: EffectiveSettings) -> dict[str, str]:
         "revision": effective.revision,
         "effective": json.dumps(table, ensure_ascii=False, sort_keys=True),
     }
+
+
+def tags_after_conversion(tags: dict[str, str], changes: Sequence[Change]) -> dict[str, str]:
+    """Return the tags of a clip for a file that holds less of it, which its settings say.
+
+    changes: what `format_changes` names.
+    """
+    with suppress(ValueError):  # settings of another program, or of none
+        table = json.loads(tags["effective"])
+        if changes and isinstance(table, dict):
+            table.pop("audio", None)
+            table["changes"] = [*table.get("changes", ()), *map(asdict, changes)]
+            text = json.dumps(table, ensure_ascii=False, sort_keys=True)
+            return tags | {"effective": text}
+    return tags
 
 
 def xmp_packet(description: str) -> str:

@@ -4,6 +4,7 @@ Every byte of them is decoded by another process (`sandbox`), whoever sends them
 """
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Generator, Iterator
@@ -30,6 +31,7 @@ from filmlet.media.formats import (
     InvalidMedia,
     detect_format,
 )
+from filmlet.media.metadata import TAGS
 from filmlet.media.notes import media_notes
 from filmlet.media.sandbox import Message, look_into, run_decoder
 
@@ -168,6 +170,20 @@ def read_audio(path: Path, sample_rate: int) -> Audio | None:
         return None
     samples = resample(audio, sample_rate).samples
     return Audio(fit_length(samples, round(seconds * sample_rate)), sample_rate)
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """Return the tags of a clip by their names, of another video those that it has of these.
+
+    Raises InvalidMedia, Cancelled, TooManyJobs.
+    """
+    file, form = _open(path)
+    if not form.is_video:
+        file.close()
+        return {}
+    with file, closing(run_decoder(file, form, {"task": "read_tags", "names": TAGS})) as answers:
+        _, text = next(answers)
+        return {name: str(value) for name, value in json.loads(bytes(text)).items()}
 
 
 def _collect_audio(answers: Iterator[Message]) -> Audio | None:

@@ -40,6 +40,7 @@ CPU_S = {
     ("read", False): 60,
     ("read", True): 900,
     ("read_audio", True): 60,
+    ("read_tags", True): 20,
 }
 MEMORY_BYTES = 2 * 2**30
 SILENCE_S = 60.0  # between two answers
@@ -87,9 +88,9 @@ def look_into(file: BinaryIO, form: Format) -> dict[str, Any]:
 def run_decoder(file: BinaryIO, form: Format, task: dict[str, Any]) -> Generator[Message]:
     """Yield the decoder's answers, each with the pixels that belong to it.
 
-    file: an open one of the operating system, not used by others meanwhile. task: "look", "read" or
-    "read_audio" with what a video is read by. Closing the generator kills the process. Raises
-    InvalidMedia, Cancelled, TooManyJobs.
+    file: an open one of the operating system, not used by others meanwhile. task: "look", "read",
+    "read_audio" or "read_tags" with what a video is read by. Closing the generator kills the
+    process. Raises InvalidMedia, Cancelled, TooManyJobs.
     """
     # What was looked at when it was submitted is not refused by a slower worker.
     patience = "read" if _stop.get() and task["task"] == "look" else task["task"]

@@ -13,6 +13,7 @@
 | `decoded.mp4` | the whole clip, its index at its end | after decode |
 | `clip.mp4.HEX.part` | the whole clip with its tags, its index first | while muxing |
 | `clip.mp4` | the clip | after mux |
+| `export.webm`, `.gif`, `.webp` | the clip in another format | once a server was asked for it |
 
 A file of another format has its suffix. Without a folder the clip grows beside its path.
 """

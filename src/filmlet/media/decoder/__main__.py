@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from filmlet.media.decoder.messages import Unfit
+from filmlet.media.process_limits import limit_process
 
 VIDEOS = ("mov", "matroska")
 HEIF_THREADS = 2
@@ -27,13 +28,14 @@ def import_tasks(is_video: bool) -> dict[str, Any]:
         import av.subtitles.stream
         import av.subtitles.subtitle
 
-        from filmlet.media.decoder import sounds, videos
+        from filmlet.media.decoder import sounds, tags, videos
 
         av.logging.set_level(None)
         return {
             "look": videos.look_at_video,
             "read": videos.read_video,
             "read_audio": sounds.read_audio,
+            "read_tags": tags.read_tags,
         }
     import PIL.AvifImagePlugin
     import PIL.JpegImagePlugin
@@ -52,19 +54,7 @@ def import_tasks(is_video: bool) -> dict[str, Any]:
 
 def limit_resources(cpu_s: int, memory_bytes: int) -> None:
     """Open no more files or sockets, write none, and end rather than take more than this."""
-    try:
-        import resource
-    except ImportError:  # Windows: time alone is limited, by the process that waits
-        return
-    for name, most in (
-        ("RLIMIT_CPU", cpu_s),
-        ("RLIMIT_AS", memory_bytes),
-        ("RLIMIT_FSIZE", 0),
-        ("RLIMIT_CORE", 0),
-        ("RLIMIT_NOFILE", 0),
-    ):
-        with suppress(ValueError, OSError):  # a system that does not know or keep one
-            resource.setrlimit(getattr(resource, name), (most, most))
+    limit_process(CPU=cpu_s, AS=memory_bytes, FSIZE=0, NOFILE=0)
 
 
 def send(line: dict[str, Any], pixels: Any = b"") -> None:
