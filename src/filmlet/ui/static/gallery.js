@@ -5,6 +5,7 @@ import {
   showViewer, soundIcon,
 } from "./api.js";
 import { isDeleted } from "./deletion.js";
+import { downloadMenuHtml } from "./downloads.js";
 
 // Of today the time, of other days the date.
 function formatDate(seconds) {
@@ -76,11 +77,12 @@ export class Gallery extends HTMLElement {
 
   render(videos, more) {
     const now = new Set(videos.map((v) => v.id));
-    for (const [id, card] of this.cards) if (!now.has(id)) { card.remove(); this.cards.delete(id); }
+    for (const [id, card] of this.cards) if (!now.has(id)) { card.parentElement.remove(); this.cards.delete(id); }
     for (const [i, video] of videos.entries()) {
       const card = this.cards.get(video.id) ?? this.createCard(video);
       this.updateCard(card, video);
-      if (this.grid.children[i] !== card) this.grid.insertBefore(card, this.grid.children[i] ?? null);
+      const cell = card.parentElement;
+      if (this.grid.children[i] !== cell) this.grid.insertBefore(cell, this.grid.children[i] ?? null);
     }
     const noResults = this.querySelector(".no-results");
     noResults.hidden = videos.length > 0;
@@ -95,6 +97,9 @@ export class Gallery extends HTMLElement {
     card.addEventListener("click", () => { openClip(video.id); showViewer(); });
     card.addEventListener("pointerenter", () => this.previewOnHover(card, true));
     card.addEventListener("pointerleave", () => this.previewOnHover(card, false));
+    const cell = document.createElement("div");
+    cell.className = "cell";
+    cell.append(card);
     this.cards.set(video.id, card);
     return card;
   }
@@ -108,6 +113,8 @@ export class Gallery extends HTMLElement {
       card.label = label;
       const mark = hasSound(video) ? `<span class="sound-mark" role="img" aria-label="With sound">${soundIcon(false)}</span>` : "";
       card.querySelector(".poster").innerHTML = label === "poster" ? `<img loading="lazy" alt="" src="${contentUrl(video, "?variant=thumbnail")}">${mark}` : escapeHtml(label);
+      card.parentElement.querySelector(".film-menu")?.remove();
+      if (label === "poster") card.insertAdjacentHTML("afterend", downloadMenuHtml(video, true));
     }
     card.querySelector(".small").textContent = `${formatDate(video.created_at)}; ${video.size}, ${Number(video.seconds).toFixed(1)} s${video.draft ? ", draft" : ""}`;
   }

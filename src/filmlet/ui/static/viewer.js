@@ -5,6 +5,7 @@ import {
   announce, showConnectionLost, showRefusal, getOpenClipId, openClip, notifyChanged, serverUrl, soundIcon,
 } from "./api.js";
 import { deleteLater } from "./deletion.js";
+import { downloadMenuHtml } from "./downloads.js";
 import { editForm, makeClip } from "./form.js";
 import { samplePrompts, surprisePrompt } from "./ideas.js";
 import { askToNotify, notifyButtonHtml, notifyDone, showInTitle } from "./notify.js";
@@ -304,6 +305,7 @@ export class ClipViewer extends HTMLElement {
     return `<div class="status-line"><span class="stage-label">Ready</span></div>
       <div class="film-row actions">
         <a class="film-button is-strong" href="${contentUrl(video)}" download>Download</a>
+        ${downloadMenuHtml(video)}
         <button class="film-button" data-action="reuse">Use settings</button>
         <button class="film-button" data-action="extend">Extend</button>
         ${video.draft ? `<button class="film-button" data-action="refine">Refine draft</button>` : ""}
