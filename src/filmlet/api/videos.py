@@ -14,6 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
 from filmlet.api import video_responses
+from filmlet.api.archives import ARCHIVE_NAME, MAX_CLIPS, find_entries, iter_archive
 from filmlet.api.dependencies import (
     Access,
     AdminDep,
@@ -165,6 +166,23 @@ async def extend(
             body = await enhance_body(shared, who, body, body.model or source.model)
             job = await shared.run_expensive(who, extend_own, shared, body, options, source)
     return respond(job)
+
+
+@router.get(
+    "/archive",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": BYTES}}},
+)
+async def download_archive(
+    access: Entered, ids: Annotated[list[str], Query(min_length=1, max_length=MAX_CLIPS)]
+) -> Response:
+    """Download several finished clips as one ZIP, as they were made; `ids` is repeated."""
+    shared = access.shared
+    async with shared.count_expensive(access.who.owner):
+        entries = await shared.run_at_storage(find_entries, shared, access.who, ids)
+    sent = while_allowed(iter_archive(shared, entries), access.is_current)
+    headers = {"content-disposition": f'attachment; filename="{ARCHIVE_NAME}"'}
+    return video_responses.ClipResponse(sent, headers=headers, media_type="application/zip")
 
 
 @router.get("/{id}", response_model=Video)

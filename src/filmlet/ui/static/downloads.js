@@ -24,10 +24,10 @@ export function startDownload(url) {
   link.remove();
 }
 
-// Asks for one byte, which comes when the clip is converted: an error can be shown then.
-async function convert(url) {
+// Asks for the first byte, which comes when all is ready: an error can be shown then.
+export async function prepareDownload(url) {
   const response = await fetch(url, { headers: { range: "bytes=0-0" } });
-  if (response.ok) return;
+  if (response.ok) return response.body?.cancel();
   const answer = await response.json().catch(() => null);
   throw new ApiError(answer?.error ?? { message: `The server answered ${response.status}.` }, response.status);
 }
@@ -38,7 +38,7 @@ async function downloadConverted(menu, link) {
   button.ariaBusy = "true";
   announce(`Converting the clip to ${FORMATS[link.dataset.format]}.`);
   try {
-    await convert(link.href);
+    await prepareDownload(link.href);
     startDownload(link.href);
     announce("The download starts.");
   } catch (error) {

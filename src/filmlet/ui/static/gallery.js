@@ -6,6 +6,7 @@ import {
 } from "./api.js";
 import { isDeleted } from "./deletion.js";
 import { downloadMenuHtml } from "./downloads.js";
+import { Selection, selectionHtml } from "./selection.js";
 
 // Of today the time, of other days the date.
 function formatDate(seconds) {
@@ -18,7 +19,7 @@ function formatDate(seconds) {
 
 export class Gallery extends HTMLElement {
   connectedCallback() {
-    this.innerHTML = `<section aria-label="Gallery"><div class="head"><h2>Your clips</h2>
+    this.innerHTML = `<section aria-label="Gallery"><div class="head"><h2>Your clips</h2>${selectionHtml}
       <input type="search" placeholder="Search prompts" aria-label="Search prompts"></div>
       <div class="grid"></div><p class="no-results" hidden></p>
       <button class="film-button show-more" hidden>Show more</button></section>`;
@@ -27,6 +28,7 @@ export class Gallery extends HTMLElement {
     this.isPersistent = true;
     getSession().then((session) => this.showStorageWarning(session)).catch(() => {});
     this.cards = new Map();
+    this.selection = new Selection(this);
     this.search = this.querySelector("input");
     this.search.addEventListener("input", () => { clearTimeout(this.searchTimer); this.searchTimer = setTimeout(() => this.poll(), 250); });
     this.querySelector(".show-more").addEventListener("click", () => { this.pages += 1; this.poll(); });
@@ -77,7 +79,7 @@ export class Gallery extends HTMLElement {
 
   render(videos, more) {
     const now = new Set(videos.map((v) => v.id));
-    for (const [id, card] of this.cards) if (!now.has(id)) { card.parentElement.remove(); this.cards.delete(id); }
+    for (const [id, card] of this.cards) if (!now.has(id)) { card.parentElement.remove(); this.cards.delete(id); this.selection.forget(card); }
     for (const [i, video] of videos.entries()) {
       const card = this.cards.get(video.id) ?? this.createCard(video);
       this.updateCard(card, video);
@@ -94,7 +96,8 @@ export class Gallery extends HTMLElement {
     const card = document.createElement("button");
     card.className = "card";
     card.innerHTML = `<div class="poster"></div><div class="name">${escapeHtml(video.prompt)}</div><div class="small"></div>`;
-    card.addEventListener("click", () => { openClip(video.id); showViewer(); });
+    card.addEventListener("click", () => this.onClick(card));
+    this.selection.updateCard(card);
     card.addEventListener("pointerenter", () => this.previewOnHover(card, true));
     card.addEventListener("pointerleave", () => this.previewOnHover(card, false));
     const cell = document.createElement("div");
@@ -102,6 +105,12 @@ export class Gallery extends HTMLElement {
     cell.append(card);
     this.cards.set(video.id, card);
     return card;
+  }
+
+  onClick(card) {
+    if (this.selection.isActive) return this.selection.toggle(card);
+    openClip(card.video.id);
+    showViewer();
   }
 
   updateCard(card, video) {

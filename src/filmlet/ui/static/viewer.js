@@ -340,7 +340,7 @@ export class ClipViewer extends HTMLElement {
     if (action === "close") return openClip(null);
     if (action === "reuse") return editForm(settingsOf(video));
     if (action === "extend") return editForm({ ...settingsOf(video), extend_id: video.id });
-    if (action === "delete") return deleteLater(video.id);
+    if (action === "delete") return deleteLater([video.id], true);
     if (action === "notify") return askToNotify(button);
     if (action === "link") return copyLink(button);
     button.disabled = true;
