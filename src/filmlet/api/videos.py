@@ -20,7 +20,6 @@ from filmlet.api.dependencies import (
     AdminDep,
     AppState,
     AppStateDep,
-    Caller,
     CallerDep,
     Entered,
 )
