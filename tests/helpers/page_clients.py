@@ -10,22 +10,10 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 from PIL import Image
 
-from filmlet.jobs import ApiKeyStore
-from filmlet.jobs.database import Database
-from filmlet.settings import Settings
-
 SENT: dict[str, Any] = {
     "prompt": "a red ball moving left on white", "height_ui": 64, "width_ui": 96,
     "duration_ui": 0.3, "seed_ui": 5, "randomize_seed": False,
 }  # fmt: skip
-
-
-def add_key(settings: Settings) -> str:
-    database = Database(settings)
-    try:
-        return ApiKeyStore(database, settings).add("ann", admin=True).secret
-    finally:
-        database.close()
 
 
 def use_page_functions(url: str, secret: str, folder: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from filmlet.api import create_app
+from filmlet.jobs import ApiKeyStore
+from filmlet.jobs.database import Database
 from filmlet.settings import Settings
 from tests.helpers.forked_processes import ForkedProcess
 from tests.helpers.queues import environment
@@ -128,6 +130,15 @@ def client(home: Settings) -> Iterator[TestClient]:
     """The app without a worker."""
     with TestClient(create_app(home), raise_server_exceptions=False) as client:
         yield client
+
+
+def add_key(settings: Settings) -> str:
+    """Make an admin's key in the database of these settings; returns its secret."""
+    database = Database(settings)
+    try:
+        return ApiKeyStore(database, settings).add("ann", admin=True).secret
+    finally:
+        database.close()
 
 
 def refusal(answer: httpx2.Response) -> dict[str, str]:

@@ -9,10 +9,10 @@ import httpx2
 import pytest
 
 from filmlet.settings import Settings
-from tests.helpers.page_clients import add_key, use_page_functions, use_tool
+from tests.helpers.page_clients import use_page_functions, use_tool
 from tests.helpers.proxies import LANGUAGES, read_snippets, run_proxies
 from tests.helpers.queues import Start
-from tests.helpers.servers import LONG, SMALL, Serve
+from tests.helpers.servers import LONG, SMALL, Serve, add_key
 
 HOST = "films.example.org"
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]  # of the clients' own

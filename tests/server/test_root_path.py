@@ -19,8 +19,7 @@ from filmlet.server.forwarded import ForwardedHeaders
 from filmlet.server.root_path import RootPathMiddleware
 from filmlet.settings import OWN_SEGMENTS, Settings
 from filmlet.ui.routes import ROUTES
-from tests.helpers.page_clients import add_key
-from tests.helpers.servers import Running, Serve, make_servers
+from tests.helpers.servers import Running, Serve, add_key, make_servers
 
 PROXY, STRANGER = "10.0.0.1", "192.0.2.1"
 # What a proxy must not send; each stays out of every answer.

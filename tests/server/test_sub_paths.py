@@ -13,9 +13,9 @@ from playwright.sync_api import Browser, expect
 
 from filmlet.settings import Settings
 from tests.helpers.browsers import Windows, browser, needs_chromium
-from tests.helpers.page_clients import add_key, use_page_functions, use_tool
+from tests.helpers.page_clients import use_page_functions, use_tool
 from tests.helpers.proxies import read_snippets, run_proxies
-from tests.helpers.servers import LONG, SMALL, Running, make_servers, wait_until
+from tests.helpers.servers import LONG, SMALL, Running, add_key, make_servers, wait_until
 
 __all__ = ["browser"]
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]  # of the clients' own
