@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from openai import OpenAI
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from filmlet.settings import Settings
 from tests.helpers.browsers import Windows, browser, needs_chromium
@@ -160,6 +160,19 @@ def test_clients_of_the_page_work_below_the_path(below: Below, tmp_path: Path) -
         assert (answer.status_code, answer.content) == (206, b"ftyp")
 
 
+def download_converted_and_archived(page: Page) -> None:
+    """Save the open clip as GIF, and the gallery's clips as one archive."""
+    page.locator("film-viewer .film-menu summary").click()
+    with page.expect_download() as started:
+        page.locator("film-viewer .film-menu a[data-format=gif]").click()
+    assert started.value.path().read_bytes().startswith(b"GIF89a")
+    page.click("film-gallery .select-clips")
+    page.locator("film-gallery .card").first.click()
+    with page.expect_download() as started:
+        page.click("film-gallery [data-action=archive]")
+    assert started.value.path().read_bytes().startswith(b"PK")
+
+
 @needs_chromium
 @pytest.mark.parametrize("below", IN_BROWSER, indirect=True)
 def test_page_makes_a_clip_and_plays_it(below: Below, browser: Browser) -> None:
@@ -186,6 +199,7 @@ def test_page_makes_a_clip_and_plays_it(below: Below, browser: Browser) -> None:
     assert link == f"{below.url}/films/?clip={id}"
     page.goto(link)
     window.wait_done()
+    download_converted_and_archived(page)
     assert [c["path"] for c in page.context.cookies()] == ["/films"]  # type: ignore[typeddict-item]
     strays = [url for url in asked if not urlsplit(url).path.startswith("/films/")]
     assert [url for url in strays if not url.startswith(("data:", "blob:"))] == []

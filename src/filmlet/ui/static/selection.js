@@ -1,6 +1,6 @@
 // Several clips of the gallery at once: downloaded as one file, or deleted.
 
-import { announce, getOpenClipId, showRefusal } from "./api.js";
+import { announce, getOpenClipId, serverUrl, showRefusal } from "./api.js";
 import { deleteLater } from "./deletion.js";
 import { prepareDownload, startDownload } from "./downloads.js";
 
@@ -73,7 +73,8 @@ export class Selection {
   }
 
   async downloadArchive() {
-    const url = `/v1/videos/archive?${new URLSearchParams(this.completedIds().map((id) => ["ids", id]))}`;
+    const ids = new URLSearchParams(this.completedIds().map((id) => ["ids", id]));
+    const url = serverUrl(`/v1/videos/archive?${ids}`);
     try {
       await prepareDownload(url);
       startDownload(url);
