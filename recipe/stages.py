@@ -11,7 +11,18 @@ import torch
 from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
-from recipe import distil, evaluate, export, fidelity, frames, teacher, transfer, vae, workers
+from recipe import (
+    decoder,
+    distil,
+    evaluate,
+    export,
+    fidelity,
+    frames,
+    teacher,
+    transfer,
+    vae,
+    workers,
+)
 from recipe.evaluate import Scores
 from recipe.prompts import Example
 from recipe.renderer import render
@@ -20,7 +31,7 @@ from recipe.teacher import SHAPES, LatentDataset, Shape, TextToVideoModel
 from recipe.trainer import TrainingRun, steps_done
 
 GUIDANCE = 2.5  # of the teacher; more spoils what a subject looks like
-STAGES = ("vae", "teacher", "student", "export", "evaluate")
+STAGES = ("vae", "teacher", "student", "decoder", "export", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Steps:
     stills: int = 800
     whole: int = 5200
     student: int = 1200
+    decoder: int = 600
 
     def scale(self, compute: float) -> "Steps":
         """Every length times `compute`, at least 1."""
@@ -94,9 +106,16 @@ class TrainingPipeline:
         distil.train(self.run("student"), pair, self.teacher, self.data, way, self.steps.student)
         return pair.eval()
 
+    @cached_property
+    def decoder(self) -> AutoencoderKLLTXVideo:
+        """The VAE with a decoder that knows the student; trains what is missing."""
+        model = copy.deepcopy(self.vae)
+        decoder.train(self.run("decoder"), model, self.student, self.data, self.steps.decoder)
+        return model.eval()
+
     def export(self) -> None:
         size = export.export(
-            self.target, copy.deepcopy(self.vae), copy.deepcopy(self.student), self.data
+            self.target, copy.deepcopy(self.decoder), copy.deepcopy(self.student), self.data
         )
         print(f"{self.target}: {size / 1e6:.1f} MB")
 
@@ -106,7 +125,7 @@ class TrainingPipeline:
         table = {
             "ground truth": evaluate.score_ground_truth(self.prompts),
             "vae, dB around the subject": fidelity.measure_psnr(
-                self.vae, max(1, self.prompts // 4)
+                self.decoder, max(1, self.prompts // 4)
             ),
             f"teacher, 30 steps, guidance {GUIDANCE:g}": self._score(
                 self._make_sampler(self.teacher, 30, GUIDANCE)
@@ -121,7 +140,7 @@ class TrainingPipeline:
         export.write_scores(self.folder / "results.json", table)
 
     def _make_sampler(self, pair: TextToVideoModel, steps: int, guidance: float) -> Sampler:
-        return Sampler(pair, self.vae, self.data.mean, self.data.std, steps, guidance)
+        return Sampler(pair, self.decoder, self.data.mean, self.data.std, steps, guidance)
 
     def _score(self, maker: Sampler, shape: Shape | None = None) -> Scores:
         count = max(1, self.prompts // 4) if shape else self.prompts

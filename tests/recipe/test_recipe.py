@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipe import contact_sheets, distil, fidelity, transfer, vae, workers
+from recipe import contact_sheets, decoder, distil, fidelity, transfer, vae, workers
 from recipe import trainer as runs
 from recipe.evaluate import evaluate, score_ground_truth
 from recipe.frames import decode_frames, encode_frames, repeat_frames
@@ -388,6 +388,37 @@ def test_transformer_of_other_latents_starts_far_ahead_of_an_untrained_one(
     pair.start_from(POCKET)
     transfer.fit_projections(pair, POCKET, data)
     assert error(pair) < 0.6 * untrained
+
+
+def test_clean_latents_of_a_student_without_errors_are_the_clean_ones(tiny: Path) -> None:
+    class Perfect(TextToVideoModel):
+        def velocity(self, latents: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+            del text
+            return (latents - clean) / sigma.view(-1, 1, 1, 1, 1)
+
+    clean = torch.randn(1, 16, 2, 2, 2)
+    plain = TextToVideoModel.from_pretrained(tiny)
+    student = Perfect(plain.tokenizer, plain.text, plain.transformer)
+    found = decoder.predict_clean(student, clean, 0.5, "a red ball")
+    assert torch.allclose(found, clean, atol=1e-6)
+    assert not torch.allclose(decoder.predict_clean(plain, clean, 0.5, "a red ball"), clean)
+
+
+@needs_font
+@pytest.mark.filterwarnings("ignore")
+def test_decoder_alone_is_trained_at_the_end(tmp_path: Path) -> None:
+    model = vae.load(ROOT / "recipe" / "milestone" / "vae")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(0)
+    data = LatentDataset(model, 1, tmp_path / "latents")
+    vars(data)["normal"] = torch.zeros(1, 128, 1, 1, 1), torch.ones(1, 128, 1, 1, 1)
+    student = TextToVideoModel.untrained(128, width=64, layers=1)
+    run = TrainingRun(tmp_path, "decoder", torch.device("cpu"))
+    decoder.train(run, model, student, data, steps=1)
+    changed = {
+        n.split(".")[0] for n, t in model.state_dict().items() if not torch.equal(t, before[n])
+    }
+    assert changed == {"decoder"}
 
 
 @needs_font
