@@ -22,10 +22,15 @@ LTX2_BLOCKS_SHARE = 2 * 386.7 / 18_990
 LTX2_TEXT_SHARE = (1_007 + 2 * 224) / 11_770
 LTX2_CONNECTORS_SHARE = 1_156 / 3_172
 LTX2_REST_SHARE = 1 - 48 * 386.7 / 18_990  # of the transformer, beside its blocks
-LTX2_TOKEN_VALUES = 64  # as TOKEN_VALUES: what diffusers' transformer takes, each token's own times
-LTX2_PROMPT_VALUES = (
-    5 * 1024 * 49 * 3840
-)  # copies of what the text encoder's layers say of a prompt
+# Of LTX-2, measured (bench/MEMORY.md): of a token and channel, as TOKEN_VALUES, and where pictures
+# are given, for each token has modulation of its own then; of a pixel of a frame that is decoded;
+# of a second of sound, in float32, of the published vocoder.
+LTX2_TOKEN_VALUES = 32
+LTX2_GIVEN_TOKEN_VALUES = 64
+LTX2_PIXEL_VALUES = 2_700
+LTX2_AUDIO_VALUES = 52_000_000
+LTX2_PROMPT_COPIES = 5  # of what the text encoder's layers say of each token
+LTX2_PROMPT_VALUES = LTX2_PROMPT_COPIES * 1024 * 49 * 3840
 FLOAT32_BYTES = 4  # of a value of the vocoder, which is never less; and of a LoRA that is merged
 LARGEST_LAYER_SHARE = 4 * 4096**2 / 18.99e9  # of the transformer's values: its feed-forward's
 TRANSFORMER_WIDTH = {
@@ -79,11 +84,12 @@ def estimate_memory(
     grid: ShapeConstraints,
     value_bytes: int,
     stored_bytes: int,
+    has_guides: bool = False,
 ) -> tuple[MemoryEstimate, ...]:
     """Return the bytes that each offload mode takes, from the quickest to the leanest.
 
     parameters: how many values each component has. value_bytes, stored_bytes: of one value in the
-    dtype that is computed in, and in the transformer's file.
+    dtype that is computed in, and in the transformer's file. has_guides: pictures or a clip.
     """
     weights = {name: count * value_bytes for name, count in parameters.present()}
     tokens = (shape.generated_width // grid.spatial_compression) * (
@@ -91,15 +97,22 @@ def estimate_memory(
     )
     tokens *= (shape.generated_frames - 1) // grid.temporal_compression + 1
     width = TRANSFORMER_WIDTH[parameters.transformer > 6e9] if parameters.transformer > 1e9 else 256
-    token_values = TOKEN_VALUES if parameters.connectors is None else LTX2_TOKEN_VALUES
-    thinking = tokens * width * token_values * value_bytes
+    thinking = tokens * width * _token_values(parameters, has_guides) * value_bytes
     pixels = shape.generated_width * shape.generated_height
-    decoding = int(pixels * PIXEL_VALUES * value_bytes * min(1.0, weights["vae"] / 1e9 + 0.1))
+    pixel_values = PIXEL_VALUES if parameters.connectors is None else LTX2_PIXEL_VALUES
+    decoding = int(pixels * pixel_values * value_bytes * min(1.0, weights["vae"] / 1e9 + 0.1))
     busy = max(thinking, decoding)
     decoder = weights["vae"] + weights.get("upsampler", 0)
     if parameters.connectors is not None:
         stored = parameters.transformer * stored_bytes
-        return _estimate_ltx2(parameters, value_bytes, stored, thinking, decoding)
+        seconds = shape.generated_frames / shape.fps
+        activations = Ltx2Activations(
+            prompt=LTX2_PROMPT_VALUES * value_bytes if parameters.transformer > 1e9 else 0,
+            denoise=thinking,
+            decode=decoding,
+            audio=seconds * LTX2_AUDIO_VALUES * FLOAT32_BYTES,
+        )
+        return _estimate_ltx2(parameters, value_bytes, stored, activations)
     text, transformer = weights["text_encoder"], weights["transformer"]
     layer = thinking + transformer / OFFLOADED_BLOCK_SHARE
     stored = parameters.transformer * stored_bytes
@@ -114,37 +127,65 @@ def estimate_memory(
     )
 
 
+def _token_values(parameters: Components[float], has_guides: bool) -> int:
+    if parameters.connectors is None:
+        return TOKEN_VALUES
+    return LTX2_GIVEN_TOKEN_VALUES if has_guides else LTX2_TOKEN_VALUES
+
+
+@dataclass(frozen=True)
+class Ltx2Activations:
+    """Bytes that LTX-2's stages take beside the weights."""
+
+    prompt: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    audio: float = 0.0
+
+
 def _estimate_ltx2(
-    parameters: Components[float], value_bytes: int, stored: float, thinking: int, decoding: int
+    parameters: Components[float], value_bytes: int, stored: float, busy: Ltx2Activations
 ) -> tuple[MemoryEstimate, ...]:
     """As `estimate_memory`. The text encoder is freed before the connectors are read, and so on.
 
-    stored: bytes of the transformer in its file; thinking, decoding: of what is computed.
+    stored: bytes of the transformer in its file.
     """
-    weights = {name: count * value_bytes for name, count in parameters.present()}
-    weights["vocoder"] = (parameters.vocoder or 0) * FLOAT32_BYTES
-    is_large = parameters.transformer > 1e9
-    prompt = LTX2_PROMPT_VALUES * value_bytes if is_large else 0
+    weights = _ltx2_weights(parameters, value_bytes)
     transformer, text, connectors = (
         weights[name] for name in ("transformer", "text_encoder", "connectors")
     )
-    last = max(
-        weights["vae"] + decoding,
-        weights.get("upsampler", 0) + thinking,
-        weights.get("audio_vae", 0) + weights["vocoder"] + thinking,
-    )
-    blocks = (LTX2_BLOCKS_SHARE + LTX2_REST_SHARE) * transformer + thinking
-    in_parts = max(
-        LTX2_TEXT_SHARE * text + prompt, LTX2_CONNECTORS_SHARE * connectors + prompt, blocks, last
-    )
-    first = max(text + prompt, connectors + prompt)
+    stages = ltx2_stage_memory(parameters, value_bytes, busy)
+    last = max(stages[name] for name in ("upsample", "decode", "audio"))
+    blocks = (LTX2_BLOCKS_SHARE + LTX2_REST_SHARE) * transformer + busy.denoise
+    text_part = max(LTX2_TEXT_SHARE * text, LTX2_CONNECTORS_SHARE * connectors) + busy.prompt
+    first = stages["prompt"]
     amounts = {
-        OffloadMode.NONE: sum(weights.values()) + max(prompt, thinking, decoding),
-        OffloadMode.MODEL: max(first, transformer + thinking, last),
+        OffloadMode.NONE: sum(weights.values()) + max(vars(busy).values()),
+        OffloadMode.MODEL: max(stages.values()),
         OffloadMode.LAYERWISE_CASTING: max(first, stored + blocks, last),
-        OffloadMode.SEQUENTIAL: in_parts,
+        OffloadMode.SEQUENTIAL: max(text_part, blocks, last),
     }
     return tuple(MemoryEstimate(mode, int(RUNTIME + amount)) for mode, amount in amounts.items())
+
+
+def ltx2_stage_memory(
+    parameters: Components[float], value_bytes: int, busy: Ltx2Activations
+) -> dict[str, float]:
+    """Return the bytes of each stage with its components alone in memory."""
+    weights = _ltx2_weights(parameters, value_bytes)
+    return {
+        "prompt": max(weights["text_encoder"], weights["connectors"]) + busy.prompt,
+        "denoise": weights["transformer"] + busy.denoise,
+        "upsample": weights.get("upsampler", 0) + busy.denoise,
+        "decode": weights["vae"] + busy.decode,
+        "audio": weights.get("audio_vae", 0) + weights["vocoder"] + busy.audio,
+    }
+
+
+def _ltx2_weights(parameters: Components[float], value_bytes: int) -> dict[str, float]:
+    """Return the bytes of each component; the vocoder's are float32 always."""
+    weights = {name: count * value_bytes for name, count in parameters.present()}
+    return weights | {"vocoder": (parameters.vocoder or 0) * FLOAT32_BYTES}
 
 
 def memory_to_write(parameters: float, value_bytes: int) -> int:

@@ -117,7 +117,12 @@ class Plan:
             self.shape, generated_frames=(self.max_latent_frames_per_call - 1) * time + 1
         )
         estimates = estimate_memory(
-            self.parameters, call, card.grid, value_bytes, card.stored_bytes
+            self.parameters,
+            call,
+            card.grid,
+            value_bytes,
+            card.stored_bytes,
+            has_guides=bool(self.media_inputs),
         )
         merging = memory_to_merge(self.parameters) if self.has_loras else 0
         return tuple(replace(need, bytes=need.bytes + merging) for need in estimates)
