@@ -8,14 +8,15 @@ from playwright.sync_api import Browser, Page, expect
 
 from filmlet.settings import Settings
 from tests.helpers.axe import find_violations
-from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium
+from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium, window
 from tests.helpers.servers import Running, make_servers
 
-__all__ = ["browser"]
+__all__ = ["browser", "window"]
 pytestmark = [pytest.mark.browser, needs_chromium]
 PROMPT = "a red circle moving left on a white background"
 LONG_PROMPT = "a yellow circle moving slowly to the right under the sea, " * 8 + "x" * 300
 MAX_SHIFT = 0.1
+MAX_LOAD_BYTES = 605_000
 WATCH_SHIFTS = """
 window.shift = 0;
 new PerformanceObserver(list => {
@@ -56,6 +57,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.wait_ready()
     yield running
     next(starts, None)
+
+
+def test_first_load_is_small(window: Window) -> None:
+    """Bytes on the wire, as the browser counts them."""
+    page = window.page
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    sizes: list[float] = []
+    network.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    window.open()
+    page.wait_for_selector("html.film-ready")
+    page.wait_for_load_state("networkidle")
+    assert 100_000 < sum(sizes) <= MAX_LOAD_BYTES
 
 
 def open_window(browser: Browser, server: Running, size: str, **options: object) -> Window:
