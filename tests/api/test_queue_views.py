@@ -15,7 +15,7 @@ from filmlet.api.dependencies import COOKIE
 from filmlet.core.memory import DeviceInfo
 from filmlet.core.request import build_request
 from filmlet.errors import JobConflict
-from filmlet.jobs import ApiKeyStore, Priority, Queue
+from filmlet.jobs import ApiKeyStore, Priority, Queue, SubmitOptions
 from filmlet.jobs.database import Database
 from filmlet.models import REGISTRY, check_prompt, list_vocabulary
 from filmlet.settings import Settings
@@ -39,6 +39,30 @@ def test_prompts_are_searched_in_any_case_and_for_what_they_contain(
     assert found("seed") == ["größer seed"], "the names of settings are no prompt"
     assert found("no such") == []
     assert len(found("")) == 4
+
+
+def test_jobs_are_listed_by_their_ids_and_only_ones_own(tiny: Path, queue: Queue) -> None:
+    jobs = [queue.submit(ask(tiny, prompt=f"a {i}")).id for i in range(3)]
+    theirs = queue.submit(ask(tiny), SubmitOptions(owner="bob")).id
+    chosen = [jobs[2], theirs, jobs[0]]
+    assert [job.id for job in queue.list_jobs(ids=chosen)] == [theirs, jobs[2], jobs[0]]
+    assert [job.id for job in queue.list_jobs("local", ids=chosen)] == [jobs[2], jobs[0]]
+    page = queue.list_jobs("local", ids=chosen, limit=1, oldest_first=True)
+    assert [job.id for job in page] == [jobs[0]]
+    assert queue.list_jobs(ids=["clip_" + "0" * 24, "' or 1 = 1 --"]) == []
+    assert queue.list_jobs(ids=[]) == []
+
+
+def test_list_by_ids_leaves_out_what_is_no_id(tmp_path: Path) -> None:
+    path = "/v1/videos"
+    with TestClient(create_app(Settings(home=tmp_path))) as client:
+        sent = [client.post(path, json=SMALL).json()["id"] for _ in range(2)]
+        for ids, found in (
+            (sent[:1], sent[:1]), ([sent[1], "x\0", "clip_", ""], sent[1:]), (["x"], []),
+        ):  # fmt: skip
+            answer = client.get(path, params={"ids": ids}).json()
+            assert [video["id"] for video in answer["data"]] == found
+        assert client.get(path, params={"ids": sent * 51}).status_code == 400
 
 
 @pytest.mark.parametrize("owner", [None, "local"])

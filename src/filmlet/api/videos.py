@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -37,6 +37,7 @@ from filmlet.api.schemas import (
 )
 from filmlet.api.serializer import RespondDep, SerializerDep
 from filmlet.api.submissions import (
+    VIDEO_ID,
     extend_own,
     extend_upload,
     find_job,
@@ -57,6 +58,7 @@ from filmlet.jobs.storage import as_storage_error
 from filmlet.media import extract_audio, spritesheet, thumbnail
 
 ClipFormat = Literal["mp4", "webm", "gif", "webp"]
+MAX_LISTED = 100  # jobs of one answer
 DELETE_TIMEOUT_S = 10.0  # how long a delete waits for the worker
 PICTURES = {"thumbnail": (thumbnail, "image/webp"), "spritesheet": (spritesheet, "image/jpeg")}
 REFUSALS = refusals(400, 401, 403, 404, 413, 429, 500, 503)
@@ -100,23 +102,37 @@ async def create(
     return respond(job)
 
 
+def read_filters(
+    search: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")] = "",
+    ids: Annotated[list[str] | None, Query(min_length=1, max_length=MAX_LISTED)] = None,
+) -> dict[str, Any]:
+    """Return which jobs are listed, as `JobReader.list_jobs` takes it.
+
+    search: what the prompts contain. ids: of the jobs to choose from; others are left out.
+    """
+    if ids is not None:
+        ids = [id for id in dict.fromkeys(ids) if VIDEO_ID.fullmatch(id)]
+    return {"search": search, "ids": ids}
+
+
 @router.get("", response_model=VideoList)
 def list_videos(
     serializer: SerializerDep,
     who: CallerDep,
+    filters: Annotated[dict[str, Any], Depends(read_filters)],
     after: str | None = None,
-    limit: Annotated[int, Query(ge=0, le=100)] = 20,
+    limit: Annotated[int, Query(ge=0, le=MAX_LISTED)] = 20,
     order: Literal["asc", "desc"] = "desc",
-    search: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")] = "",
 ) -> VideoList:
     """List jobs, newest first; `after` the last id comes the next page.
 
-    search: what the prompts contain.
+    search: what the prompts contain. ids: repeated, of the jobs to choose from; those that are not
+    there are left out.
     """
     if after is not None:
         find_job(after, serializer.shared, who)
     oldest_first = order == "asc"
-    return serializer.list_page(who, limit, after=after, oldest_first=oldest_first, search=search)
+    return serializer.list_page(who, limit, after=after, oldest_first=oldest_first, **filters)
 
 
 @router.post("/plan", response_model=VideoPlan, responses=BAD_GATEWAY, openapi_extra=CREATE_BODY)

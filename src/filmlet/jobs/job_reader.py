@@ -46,17 +46,22 @@ class JobReader:
         after: str | None = None,
         oldest_first: bool = False,
         search: str = "",
+        ids: Sequence[str] | None = None,
     ) -> list[Job]:
         """Return a page of jobs, newest first; `after` is the last id of the page before.
 
-        search: text that the prompt contains, in any case. Raises UnknownJob, InvalidRequest.
+        search: text that the prompt contains, in any case. ids: of the jobs to choose from.
+        Raises UnknownJob, InvalidRequest.
         """
         validate_text("search", search)
+        names = {f"id_{i}": id for i, id in enumerate(ids or ())}
+        id_list = ", ".join(f":{name}" for name in names) or "null"
         beyond, order = (">", "asc") if oldest_first else ("<", "desc")
         conditions = {
             "owner = :owner": owner,
             f"(created, id) {beyond} (:since, :after)": after,
             "lower({prompt}) like :like escape '!'": search.strip() or None,
+            f"id in ({id_list})": ids,
         }
         # Only what is asked for is in the statement: an index then gives the page by itself.
         condition = " and ".join(
@@ -72,6 +77,7 @@ class JobReader:
                 since=since or 0.0,
                 limit=limit,
                 like=_like_pattern(search),
+                **names,
             )
             return self.jobs_from_rows(t, rows)
 
