@@ -13,6 +13,7 @@ import av
 import pytest
 
 from filmlet.cli import main as cli
+from filmlet.core.request import MAX_SEED
 from tests.helpers.forked_processes import run_filmlet
 from tests.helpers.servers import wait_until
 
@@ -61,6 +62,31 @@ def test_prompt_becomes_an_mp4_with_a_report_in_json(tiny: Path, tmp_path: Path)
         frames = list(file.decode(video=0))
     assert (len(frames), frames[0].width, frames[0].height) == (10, 70, 64)
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.server
+def test_variations_have_seeds_in_a_row_and_load_the_model_once(tiny: Path, tmp_path: Path) -> None:
+    command = ("generate", "a castle", "--model", tiny, *QUICK[:-2])
+    run = run_filmlet(
+        *command, "--variations", 3, "--seed", MAX_SEED - 1, "-o", "new/a.mp4", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    reports = [json.loads(line) for line in run.stdout.splitlines()]
+    seeds = [MAX_SEED - 1, MAX_SEED, 0]
+    assert [report["seed"] for report in reports] == seeds
+    assert [report["path"] for report in reports] == [f"new/a-{seed}.mp4" for seed in seeds]
+    first, *others = [report["timings"]["load"] for report in reports]
+    assert max(others) < first / 5
+    alone = run_filmlet(*command, "--seed", 0, "-o", "alone.mp4", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    third = (tmp_path / "new" / "a-0.mp4").read_bytes()
+    assert third == (tmp_path / "alone.mp4").read_bytes()
+    assert third != (tmp_path / "new" / f"a-{MAX_SEED}.mp4").read_bytes()
+    run = run_filmlet(*command, "--variations", 2, "-q", cwd=tmp_path)
+    paths = run.stdout.splitlines()
+    assert len(set(paths)) == 2
+    assert all((tmp_path / path).is_file() for path in paths)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +164,7 @@ def test_preview_keeps_a_picture_beside_the_clip(tmp_path: Path) -> None:
         (["a ball", "--steps", "0"], "invalid_steps", "above 0"),
         (["a ball", "--steps", "5000"], "invalid_steps", "between"),
         (["a ball", "--seed", "-1"], "invalid_seed", "0 to"),
+        (["a ball", "--variations", "0"], "invalid_variations", "1 to 1000"),
         (["a ball", "--guidance", "3"], "invalid_guidance", "--force-guidance"),
         (["a ball", "--model", "pockt"], "unknown_model", "did you mean pocket"),
         (["a ball", "--model", ""], "unknown_model", "model is empty; there are pocket, "),

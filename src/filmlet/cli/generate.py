@@ -1,7 +1,8 @@
-"""`filmlet generate`: one clip, made in this process."""
+"""`filmlet generate`: a clip, or variations of it, made in this process."""
 
 import argparse
 import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -19,18 +20,21 @@ from filmlet.cli.options import (
     add_download_option,
     add_quiet_option,
     build_clip_request,
+    whole_number,
 )
 from filmlet.cli.process import show_file, to_json
-from filmlet.core.request import FORMATS, ClipRequest
+from filmlet.core.request import FORMATS, MAX_SEED, ClipRequest, next_seeds
 from filmlet.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from filmlet.core.effective import EffectiveSettings
     from filmlet.core.events import Event
+    from filmlet.pipeline.engine_cache import EngineCache
     from filmlet.pipeline.plan import Plan
     from filmlet.pipeline.prepare import PreparedClip
 
 CLIPS = Path("clips")
+MAX_VARIATIONS = 1000
 
 
 def add_commands(commands: Commands) -> None:
@@ -38,6 +42,10 @@ def add_commands(commands: Commands) -> None:
     command = commands.add_parser("generate", help="make one clip", description="Make one clip.")
     command.set_defaults(run=generate)
     add_clip_options(command)
+    command.add_argument(
+        "--variations", metavar="N", type=whole_number, default=1,
+        help="make N clips with seeds in a row, each in a file with its seed in the name",
+    )  # fmt: skip
     add_download_option(command)
     command.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
     add_quiet_option(command, "no progress bar; print the path only")
@@ -50,20 +58,46 @@ def add_commands(commands: Commands) -> None:
 
 
 def generate(options: argparse.Namespace) -> int:
-    """Make a clip and print its path."""
+    """Make a clip, or variations of it, and print their paths as they are finished."""
+    from filmlet.pipeline.engine_cache import EngineCache
     from filmlet.pipeline.plan import make_plan
 
     started = time.perf_counter()
     suffix = _output_suffix(options)
     request = enhance_clip_request(build_clip_request(options), options)
-    planned = fit_to_format(make_plan(request), suffix.removeprefix("."))
-    with _cleanup_new_folders(options.output or CLIPS / "clip"):
-        report = replace(_generate(options, planned, suffix, started), request=request)
-    text = str(report.path) if options.quiet else report.as_text()
-    print(report.as_json() if options.json else text)
+    engines = EngineCache()  # which all variations share
+    for variation in _split_by_seed(request, options.variations):
+        planned = fit_to_format(make_plan(variation), suffix.removeprefix("."))
+        output = options.output
+        if output and options.variations > 1:
+            output = output.with_stem(f"{output.stem}-{variation.seed}")
+        with _cleanup_new_folders(output or CLIPS / "clip"):
+            report = _generate(options, planned, output, engines, started)
+        _print_report(options, replace(report, request=variation))
+        started = time.perf_counter()
+    return 0
+
+
+def _split_by_seed(request: ClipRequest, count: int) -> list[ClipRequest]:
+    """Return `count` requests with seeds in a row, a random first one. Raises InvalidRequest."""
+    if not 1 <= count <= MAX_VARIATIONS:
+        raise InvalidRequest(
+            f"variations must be 1 to {MAX_VARIATIONS}, got {count}.", param="variations"
+        )
+    if count == 1:
+        return [request]
+    first = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    return [replace(request, seed=seed) for seed in next_seeds(first, count)]
+
+
+def _print_report(options: argparse.Namespace, report: "Report") -> None:
+    """Print what was made; of several clips in JSON one a line."""
+    if options.json:
+        print(report.as_json(indent=2 if options.variations == 1 else None))
+    else:
+        print(str(report.path) if options.quiet else report.as_text(), flush=True)
     if options.show:
         show_file(report.path)
-    return 0
 
 
 def fit_to_format(planned: "Plan", form: str) -> "Plan":
@@ -78,12 +112,17 @@ def fit_to_format(planned: "Plan", form: str) -> "Plan":
 
 
 def _generate(
-    options: argparse.Namespace, planned: "Plan", suffix: str, started: float
+    options: argparse.Namespace,
+    planned: "Plan",
+    output: Path | None,
+    engines: "EngineCache",
+    started: float,
 ) -> "Report":
+    """Make one clip. output: None for a name in clips/."""
     from filmlet.media import check_output_path, reserve_path
 
-    if options.output:
-        check_output_path(options.output, options.force)
+    if output:
+        check_output_path(output, options.force)
     from filmlet.core.events import SettingsChanged, StageFinished
     from filmlet.pipeline import stages
     from filmlet.pipeline.prepare import prepare
@@ -94,14 +133,15 @@ def _generate(
     confirm_download(planned, settings, agreed=options.yes)
     timings: dict[str, float] = {}
     with _progress_bar(quiet=options.json or options.quiet) as bar:
-        clip = _drain_with_progress(prepare(planned, settings), bar.update)
+        clip = _drain_with_progress(prepare(planned, settings, engines=engines), bar.update)
         effective = clip.effective
-        paths = [options.output] if options.output else _default_paths(planned, effective, suffix)
-        force = options.force and options.output is not None
+        suffix = _output_suffix(options)
+        paths = [output] if output else _default_paths(planned, effective, suffix)
+        force = options.force and output is not None
         with (
             reserve_path(paths, force) as path,
             _save_previews(path if options.preview else None) as preview,
-            closing(stages.generate_clip(clip, RunContext(), path, force)) as events,
+            closing(stages.generate_clip(clip, RunContext(engines), path, force)) as events,
         ):
             for event in events:
                 if isinstance(event, StageFinished):
@@ -161,7 +201,7 @@ class Report:
         lines += [f"  note: {change.reason}" for change in done.changes]
         return "\n".join(lines)
 
-    def as_json(self) -> str:
+    def as_json(self, *, indent: int | None = 2) -> str:
         table = {
             "path": str(self.path),
             "seed": self.effective.seed,
@@ -170,7 +210,7 @@ class Report:
             "seconds_taken": round(self.seconds, 3),
             "timings": self.timings,
         }
-        return to_json(table)
+        return to_json(table, indent=indent)
 
 
 def _output_suffix(options: argparse.Namespace) -> str:

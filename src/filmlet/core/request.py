@@ -190,6 +190,11 @@ def parse_enhanced_prompts(value: object, asked: tuple[str, ...]) -> tuple[Enhan
     return tuple(prompts)
 
 
+def next_seeds(seed: int, count: int) -> list[int]:
+    """Return a seed and those after it; the largest is followed by 0."""
+    return [(seed + number) % (MAX_SEED + 1) for number in range(count)]
+
+
 def _check_number(name: str, given: object, kind: type[int] | type[float]) -> int | float | None:
     """None, or a number above 0 of the kind, within bounds; a seed may be 0."""
     if given is None:
