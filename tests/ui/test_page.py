@@ -95,9 +95,9 @@ def test_growing_clip_that_comes_late_leaves_the_whole_one(window: Window) -> No
     page.evaluate(
         """url => {
           const stage = document.querySelector('film-viewer');
-          stage.showMessage('');
-          stage.showVideo(url, 'growing');
-          stage.showVideo(url, 'complete');
+          stage.picture.showMessage('');
+          stage.picture.showVideo(url, 'growing');
+          stage.picture.showVideo(url, 'complete');
         }""",
         f"/v1/videos/{clip}/content",
     )

@@ -15,6 +15,7 @@ from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.models import REGISTRY, local_files
 from filmlet.ui.messages import model_html
 from filmlet.ui.prompt_buttons import PRIVATE_EVENT, PromptButtons, add_prompt_buttons
+from filmlet.ui.variations import VARIATIONS
 
 ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
 CUSTOM = "custom"
@@ -111,6 +112,7 @@ class FormOutputs:
     model_note: gr.HTML
     plan: gr.HTML
     make: gr.Button
+    variations: gr.Button
     clear: gr.Button
 
 
@@ -119,7 +121,11 @@ def add_form(card: ModelCard) -> tuple[Form, FormOutputs]:
     inputs = _add_inputs(card)
     prompt_buttons = add_prompt_buttons()
     token_count = gr.HTML(elem_id="token-count", apply_default_css=False)
-    make = gr.Button("Make clip", variant="primary", elem_id="make")
+    with gr.Row(elem_id="make-row"):
+        make = gr.Button("Make clip", variant="primary", elem_id="make", scale=3, min_width=120)
+        variations = gr.Button(
+            f"{VARIATIONS} variations", elem_id="variations", scale=1, min_width=120
+        )
     plan = gr.HTML(elem_id="plan", apply_default_css=False)
     gr.HTML("<film-ideas></film-ideas>", apply_default_css=False)
     model = gr.Dropdown(
@@ -139,7 +145,8 @@ def add_form(card: ModelCard) -> tuple[Form, FormOutputs]:
     changed = [form.aspect, form.width, form.height, form.seconds, form.fps, form.last_image]
     changed += [form.negative_prompt, form.draft, form.audio, model_note]
     model.input(fit_to_model, model, changed, **PRIVATE_EVENT)
-    return form, FormOutputs(prompt_buttons, token_count, model_note, plan, make, clear)
+    outputs = FormOutputs(prompt_buttons, token_count, model_note, plan, make, variations, clear)
+    return form, outputs
 
 
 def _add_inputs(card: ModelCard) -> dict[str, Any]:

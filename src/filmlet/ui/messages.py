@@ -10,6 +10,7 @@ from filmlet.api.schemas import VideoPlan
 from filmlet.core.model_card import ModelCard
 from filmlet.errors import FilmletError, InvalidRequest
 from filmlet.models import PromptCheck
+from filmlet.ui.variations import Submission
 
 
 def model_html(card: ModelCard) -> str:
@@ -72,6 +73,14 @@ def plan_html(plan: VideoPlan) -> str:
         reasons = "".join(f"<li>{escape(change.reason)}</li>" for change in plan.changes)
         lines.append(f"<ul>{reasons}</ul>")
     return "".join(lines)
+
+
+def submission_html(submission: Submission) -> str:
+    """Return why fewer clips were queued than requested, "" if all were."""
+    if submission.refusal is None:
+        return ""
+    count = f"{len(submission.jobs)} of {submission.requested} variations were queued."
+    return f'<p class="notice">{count} {escape(public_text(submission.refusal))}</p>'
 
 
 def time_text(seconds: float) -> str:

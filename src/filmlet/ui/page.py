@@ -37,9 +37,11 @@ from filmlet.ui.messages import (
     model_html,
     paragraph,
     plan_html,
+    submission_html,
     token_count_html,
 )
 from filmlet.ui.prompt_buttons import PRIVATE_EVENT, connect_prompt_buttons
+from filmlet.ui.variations import VARIATIONS, Submission, submit_variations
 
 NO_CLIP = "Choose a clip to extend, or upload a video."
 # gr.HTML calls this with its `trigger`; the page's script fills the form through it.
@@ -94,25 +96,29 @@ def _add_web_component(name: str) -> None:
 
 def _connect_form(page: gr.Blocks, shared: AppState, form: Form, outputs: FormOutputs) -> None:
     """Add the events of the form: preview the plan, submit."""
-    created_id = gr.Textbox(elem_id="created-id")
+    created_ids = gr.Textbox(elem_id="created-ids")  # with a space between
 
     async def preview_plan(values: Values, request: gr.Request) -> tuple[str, str]:
         return await _preview_plan(shared, form, values, request)
 
-    async def submit_form(values: Values, request: gr.Request) -> tuple[str, str]:
+    async def submit_one(values: Values, request: gr.Request) -> tuple[str, str]:
         return await _submit(shared, form, values, request)
+
+    async def submit_several(values: Values, request: gr.Request) -> tuple[str, str]:
+        return await _submit(shared, form, values, request, VARIATIONS)
 
     gr.on(
         [page.load, *(component.change for component in form.components)],
         preview_plan, set(form.components), [outputs.token_count, outputs.plan],
         trigger_mode="always_last", **PRIVATE_EVENT,
     )  # fmt: skip
-    submitted = outputs.make.click(
-        submit_form, set(form.components), [created_id, outputs.plan], **PRIVATE_EVENT
-    )
-    submitted.success(
-        None, created_id, None, js="(id) => window.filmlet.onSubmitted(id)", **PRIVATE_EVENT
-    )
+    for button, submit_form in ((outputs.make, submit_one), (outputs.variations, submit_several)):
+        submitted = button.click(
+            submit_form, set(form.components), [created_ids, outputs.plan], **PRIVATE_EVENT
+        )
+        submitted.success(
+            None, created_ids, None, js="(ids) => window.filmlet.onSubmitted(ids)", **PRIVATE_EVENT
+        )
     connect_prompt_buttons(shared, outputs.prompt_buttons, (form.prompt, form.model, form.audio))
 
 
@@ -173,13 +179,21 @@ async def _preview_plan(
 
 
 async def _submit(
-    shared: AppState, form: Form, values: Values, request: gr.Request
+    shared: AppState, form: Form, values: Values, request: gr.Request, count: int = 1
 ) -> tuple[str, str]:
-    """Queue the clip; return its id, or "" and why not."""
+    """Queue the clip, or `count` variations of it; return their ids, or "" and why not."""
+
+    def submit_all(who: Caller) -> Submission:
+        def submit_seed(seed: str) -> Job:
+            return _submit_job(shared, form, values | {form.seed: seed}, who)
+
+        return submit_variations(submit_seed, values[form.seed] or "", count)
+
     try:
         who = await _get_caller(shared, request)
-        job = await shared.run_expensive(who, _submit_job, shared, form, values, who)
-        return job.id, await _plan_html(shared, form, values, who)
+        submission = await shared.run_expensive(who, submit_all, who)
+        ids = " ".join(job.id for job in submission.jobs)
+        return ids, await _plan_html(shared, form, values, who) + submission_html(submission)
     except (FilmletError, ValidationError) as error:
         return "", error_html(error)
 

@@ -74,15 +74,27 @@ export function showRefusal(text) {
   setTimeout(() => note.remove(), 8000);
 }
 
-// The open clip is part of the URL: a reload or another device shows the same.
-export const getOpenClipId = () => new URLSearchParams(location.search).get("clip");
-export function openClip(id) {
+// The open clip, and the variations that it is chosen from, are part of the URL: a reload or another
+// device shows the same.
+const MAX_VARIATIONS = 4;
+const query = () => new URLSearchParams(location.search);
+const VIDEO_ID = /^clip_[0-9a-f]{24}$/;
+export const getOpenClipId = () => query().get("clip");
+export const getVariationIds = () => [...new Set(query().getAll("variation").filter((id) => VIDEO_ID.test(id)))].slice(0, MAX_VARIATIONS);
+// variationIds: with no clip they are what is shown.
+function show(clipId, variationIds) {
   const url = new URL(location.href);
-  if (id) url.searchParams.set("clip", id); else url.searchParams.delete("clip");
-  if (id === getOpenClipId()) return document.dispatchEvent(new CustomEvent("film:open", { detail: id }));
-  history.pushState(null, "", url);
-  document.dispatchEvent(new CustomEvent("film:open", { detail: id }));
+  url.searchParams.delete("variation");
+  for (const id of variationIds) url.searchParams.append("variation", id);
+  if (clipId) url.searchParams.set("clip", clipId); else url.searchParams.delete("clip");
+  if (url.href !== location.href) history.pushState(null, "", url);
+  document.dispatchEvent(new CustomEvent("film:open", { detail: clipId }));
 }
+export function openClip(id) {
+  const ids = getVariationIds();
+  show(id, ids.includes(id) ? ids : []);
+}
+export const openVariations = (ids) => show(null, ids);
 window.addEventListener("popstate", () => document.dispatchEvent(new CustomEvent("film:open", { detail: getOpenClipId() })));
 // Scrolls to the open clip where it is not in sight.
 export function showViewer() {

@@ -58,9 +58,9 @@ customElements.define("film-gallery", Gallery);
 customElements.define("film-queue", QueuePanel);
 customElements.define("film-ideas", IdeasPanel);
 
-// Ctrl+Enter in the form submits it.
+// Ctrl+Enter in the form submits it, with Shift for several variations.
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#form")) submitForm();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#form")) submitForm(event.shiftKey);
 });
 document.documentElement.classList.toggle("is-mac", navigator.platform.startsWith("Mac"));
 window.filmlet = { openClip, ...formEvents };

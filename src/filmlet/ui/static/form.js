@@ -1,7 +1,7 @@
 // What the page's script does around Gradio's form: fills it, submits it, remembers it, and shows
 // refusals beside the field that they are about.
 
-import { alertUser, announce, notifyChanged, openClip, showViewer } from "./api.js";
+import { alertUser, announce, notifyChanged, openClip, openVariations, showRefusal, showViewer } from "./api.js";
 
 const FORM_KEY = "film:form";
 // Parameters of refusals whose field has another name.
@@ -55,10 +55,10 @@ function onFilled() {
 
 // Gradio mounts the form piece by piece: a press before the button exists takes effect when it does.
 let isSubmitting = false;
-export async function submitForm() {
+export async function submitForm(hasVariations = false) {
   if (isSubmitting) return;
   isSubmitting = true;
-  (await waitForElement("#make")).click();
+  (await waitForElement(hasVariations ? "#variations" : "#make")).click();
   isSubmitting = false;
 }
 
@@ -76,11 +76,14 @@ export function waitForElement(selector) {
   });
 }
 
-// After a press: shows the clip, or says why there is none.
-function onSubmitted(id) {
-  if (id) {
-    openClip(id);
+// After a press: shows the clip or its variations, or says why there is none. created: ids.
+function onSubmitted(created) {
+  const ids = created ? created.split(" ") : [];
+  if (ids.length) {
+    if (ids.length > 1) openVariations(ids); else openClip(ids[0]);
     notifyChanged();
+    const notice = document.querySelector("#plan .notice");
+    if (notice) showRefusal(notice.textContent);
     return showViewer();
   }
   const error = document.querySelector("#plan .error");

@@ -16,10 +16,11 @@ export async function askToNotify(button) {
   if (permission !== "default") button.remove();
 }
 
-export function notifyDone(video) {
+// title: of the notification.
+export function notifyDone(video, title = video.status === "completed" ? "Your clip is ready" : "Your clip failed") {
   if (!document.hidden || window.Notification?.permission !== "granted") return;
   try {
-    const note = new Notification(video.status === "completed" ? "Your clip is ready" : "Your clip failed", { body: video.prompt, tag: video.id });
+    const note = new Notification(title, { body: video.prompt, tag: video.id });
     note.onclick = () => { window.focus(); note.close(); };
   } catch { /* Android shows them only from a service worker */ }
 }

@@ -1,7 +1,7 @@
 // The queue, for admins and the local user.
 
 import {
-  escapeHtml, formatEta, fetchJson, getOpenClipId, notifyChanged, getSession,
+  escapeHtml, formatEta, fetchJson, getOpenClipId, getVariationIds, notifyChanged, getSession,
 } from "./api.js";
 
 export class QueuePanel extends HTMLElement {
@@ -21,8 +21,9 @@ export class QueuePanel extends HTMLElement {
   render(queue) {
     const workers = queue.workers.map((w) => `${escapeHtml(w.id)}${w.model ? ` with ${escapeHtml(w.model)}` : ""}, at most ${(w.peak_bytes / 1e9).toFixed(1)} GB so far`);
     document.dispatchEvent(new CustomEvent("film:queue", { detail: queue }));
-    // The viewer shows the open clip itself; the queue is for those besides it.
-    const others = queue.jobs.filter((j) => j.video.id !== getOpenClipId());
+    // The viewer shows these itself; the queue is for those besides them.
+    const shownIds = [getOpenClipId(), ...getVariationIds()];
+    const others = queue.jobs.filter((j) => !shownIds.includes(j.video.id));
     this.hidden = !others.length && queue.workers.length > 0;
     if (this.hidden) return this.replaceChildren();
     this.innerHTML = `<section aria-label="Queue"><div class="head"><h2>Queue</h2>

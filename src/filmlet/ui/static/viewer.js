@@ -1,26 +1,18 @@
 // The clip that is open: its states, its player and its buttons.
 
 import {
-  hasEnded, hasSound, contentUrl, escapeHtml, formatGigabytes, formatEta, ApiError, fetchJson,
-  announce, showConnectionLost, showRefusal, getOpenClipId, openClip, notifyChanged, serverUrl, soundIcon,
+  hasEnded, hasSound, contentUrl, escapeHtml, formatEta, ApiError, fetchJson, announce, openVariations,
+  showConnectionLost, showRefusal, getOpenClipId, getVariationIds, openClip, notifyChanged, serverUrl, soundIcon,
 } from "./api.js";
 import { deleteLater } from "./deletion.js";
 import { downloadMenuHtml } from "./downloads.js";
 import { editForm, makeClip } from "./form.js";
 import { samplePrompts, surprisePrompt } from "./ideas.js";
 import { askToNotify, notifyButtonHtml, notifyDone, showInTitle } from "./notify.js";
+import { ClipScreen } from "./screen.js";
+import { isCancelled, stageText } from "./states.js";
+import { deleteOthers, VariationGrid, variationButtonsHtml } from "./variations.js";
 
-const STAGE_LABELS = {
-  fetch: (v) => `Downloading the weights, ${formatGigabytes(v.step)} of ${formatGigabytes(v.steps)} GB`,
-  load: () => "Loading the model",
-  encode: () => "Encoding the prompt",
-  denoise: (v) => `Denoising, step ${v.step} of ${v.steps}`,
-  upsample: () => "Upsampling",
-  refine: (v) => `Refining, step ${v.step} of ${v.steps}`,
-  decode_audio: () => "Decoding the sound",
-  decode: (v) => `Decoding frames, ${v.step} of ${v.steps}`,
-  mux: () => "Writing the file",
-};
 const ERROR_HINTS = {
   disk_full: "Free some space on the server's disk, then press Continue.",
   hub_unreachable: "When the network is back, press Continue: complete files are kept.",
@@ -36,7 +28,6 @@ const ERROR_HINTS = {
   gpu_lost: "Press Continue: it starts from the last saved step.",
   internal: "Press Continue to try once more; the server's log says more.",
 };
-const isCancelled = (v) => v.error?.code === "cancelled";
 // The listener's choice, for every clip and the next visit; a browser without storage forgets it.
 const SOUND_KEY = "film:sound";
 
@@ -52,31 +43,25 @@ function saveSoundChoice({ muted, volume }) {
   try { localStorage.setItem(SOUND_KEY, JSON.stringify({ muted, volume })); } catch { /* no storage */ }
 }
 
-// Browsers start sound only after a gesture on the page: without one the clip starts muted.
-async function startPlayer(player) {
-  try {
-    await player.play();
-  } catch (error) {
-    if (player.muted || error.name !== "NotAllowedError") return;
-    player.isMutedByBrowser = true;
-    player.muted = true;
-    player.play().catch(() => {});
-  }
-}
-
 export class ClipViewer extends HTMLElement {
   connectedCallback() {
-    this.innerHTML = `<section aria-label="Clip"><div class="frame"><div class="screen"></div>
+    this.innerHTML = `<section aria-label="Clip" tabindex="-1"><div class="frame"><div class="screen"></div>
       <button class="film-button sound" hidden></button></div>
       <div class="info"></div></section>`;
     this.screen = this.querySelector(".screen");
     this.soundButton = this.querySelector(".sound");
     this.soundButton.addEventListener("click", () => this.toggleSound());
     this.info = this.querySelector(".info");
+    this.picture = new ClipScreen(this.screen, {
+      messageHtml: (text) => `<div class="message"><h2>${text}</h2></div>`,
+      setUpPlayer: (player, mode) => this.setUpPlayer(player, mode),
+    });
     this.onOpen = (event) => this.follow(event.detail);
     document.addEventListener("film:open", this.onOpen);
     this.onModel = () => this.showSamples();
     document.addEventListener("film:model", this.onModel);
+    this.onChange = () => this.updateVariationButtons();
+    document.addEventListener("film:changed", this.onChange);
     this.addEventListener("click", (event) => this.runAction(event.target.closest("[data-action]")));
     this.countdown = setInterval(() => this.updateCountdown(), 1000);
     this.follow(getOpenClipId());
@@ -85,6 +70,7 @@ export class ClipViewer extends HTMLElement {
   disconnectedCallback() {
     document.removeEventListener("film:open", this.onOpen);
     document.removeEventListener("film:model", this.onModel);
+    document.removeEventListener("film:changed", this.onChange);
     clearInterval(this.countdown);
     this.unsubscribe();
   }
@@ -93,19 +79,24 @@ export class ClipViewer extends HTMLElement {
     this.source?.close();
     clearTimeout(this.retryTimer);
     this.source = null;
+    this.grid?.close();
+    this.grid = null;
   }
 
   follow(id) {
+    const hadFocus = this.grid && this.contains(document.activeElement);
     this.unsubscribe();
     this.video = null;
-    this.mode = null;
+    this.picture.mode = null;
     this.isRunning = false;
     this.clipId = id;
     this.isAnnounced = false;
     this.wasSeenRunning = false;
     this.state = null;
     showInTitle("");
+    if (!id && getVariationIds().length) return this.showGrid();
     if (!id) return this.showPlaceholder();
+    if (hadFocus) this.firstElementChild.focus({ preventScroll: true }); // the tile is gone
     this.showMessage("");
     this.info.innerHTML = "";
     const source = new EventSource(serverUrl(`/v1/videos/${id}/events`));
@@ -131,6 +122,11 @@ export class ClipViewer extends HTMLElement {
     }
   }
 
+  showGrid() {
+    this.soundButton.hidden = true;
+    this.grid = new VariationGrid(this.screen, this.info, getVariationIds());
+  }
+
   showPlaceholder() {
     this.soundButton.hidden = true;
     this.screen.innerHTML = `<div class="message"><h2>No clip yet</h2><p>Enter a prompt and press Make clip.</p></div>`;
@@ -138,7 +134,7 @@ export class ClipViewer extends HTMLElement {
   }
 
   showSamples() {
-    if (this.clipId) return;
+    if (this.clipId || this.grid) return;
     this.info.innerHTML = `<p class="small">Or make one of these:</p>
       <div class="film-row samples">${samplePrompts().map((s) => `<button class="film-button" data-action="sample" data-text="${escapeHtml(s)}">${escapeHtml(s)}</button>`).join("")}
       <button class="film-button" data-action="surprise">Surprise me</button></div>`;
@@ -156,7 +152,7 @@ export class ClipViewer extends HTMLElement {
     if (video.id !== this.clipId) return;
     this.video = video;
     this.updatedAt = performance.now();
-    this.updateScreen(video);
+    this.picture.update(video);
     this.tellState(video);
     if (hasEnded(video)) {
       this.info.innerHTML = this.finishedHtml(video);
@@ -177,7 +173,7 @@ export class ClipViewer extends HTMLElement {
 
   // Says each stage once: the time that is left changes every second.
   tellState(video) {
-    const state = video.status === "completed" ? "The clip is ready." : isCancelled(video) ? "Stopped." : video.status === "failed" ? `Failed. ${video.error.message}` : video.status === "queued" ? "Waiting in the queue." : `${(STAGE_LABELS[video.stage] ?? (() => "Starting"))(video)}`.split(",")[0];
+    const state = video.status === "completed" ? "The clip is ready." : isCancelled(video) ? "Stopped." : video.status === "failed" ? `Failed. ${video.error.message}` : video.status === "queued" ? "Waiting in the queue." : stageText(video).split(",")[0];
     const hasRun = this.wasSeenRunning;
     this.wasSeenRunning ||= !hasEnded(video);
     showInTitle(hasEnded(video) ? (hasRun ? (video.status === "completed" ? "Ready" : "Failed") : "") : `${video.progress} %`);
@@ -187,55 +183,18 @@ export class ClipViewer extends HTMLElement {
     if (hasRun && hasEnded(video) && !isCancelled(video)) notifyDone(video);
   }
 
-  // Shows the clip, the growing clip, a preview, or a message.
-  updateScreen(video) {
-    if (video.status === "completed") return this.showVideo(contentUrl(video), "complete");
-    if (video.status === "failed") return this.showMessage(isCancelled(video) ? "Stopped" : "Failed");
-    if (video.stage === "decode" && video.step > 0) return this.showVideo(contentUrl(video, "?stream=true"), "growing");
-    if (video.preview_url) return this.showPreview(`${video.preview_url}?${video.stage}${video.step}`);
-    if (this.mode !== "growing") this.showMessage(video.status === "queued" ? "Waiting" : "Starting");
-  }
+  showMessage(text) { this.picture.showMessage(text); }
 
-  showMessage(text) {
-    this.mode = "message";
-    this.soundButton.hidden = true;
-    this.screen.innerHTML = `<div class="message"><h2>${text}</h2></div>`;
-  }
-
-  // One at a time: a preview that is loading is not replaced by the next one.
-  showPreview(url) {
-    if (this.mode === "growing") return;
-    this.soundButton.hidden = true;
-    if (this.mode !== "preview") this.screen.innerHTML = `<img class="is-preview" alt="Preview of the clip">`;
-    this.mode = "preview";
-    const picture = this.screen.querySelector("img");
-    picture.onload = picture.onerror = (event) => {
-      picture.style.opacity = event.type === "load" ? 1 : 0;
-      if (picture.getAttribute("src") !== url) picture.src = url;
-    };
-    if (picture.complete) picture.src = url;
-  }
-
-  showVideo(url, mode) {
-    if (this.mode === mode) return;
-    const before = this.screen.querySelector("video");
-    const player = document.createElement("video");
+  // player: null where no video is shown.
+  setUpPlayer(player, mode) {
+    if (!player) {
+      this.soundButton.hidden = true;
+      return;
+    }
     const { muted, volume } = hasSound(this.video) ? loadSoundChoice() : { muted: true, volume: 1 };
-    Object.assign(player, { src: url, muted, volume, autoplay: true, playsInline: true, loop: mode === "complete", controls: mode === "complete" });
-    if (hasSound(this.video)) player.addEventListener("volumechange", () => this.onVolumeChange(player));
+    Object.assign(player, { muted, volume, controls: mode === "complete" });
     player.setAttribute("aria-label", this.video.prompt);
-    if (mode === "growing") player.addEventListener("error", () => player.remove(), { once: true });
-    if (before && this.mode === "growing") player.currentTime = before.currentTime;
-    // The previous picture stays until the first frame is loaded.
-    player.className = "is-loading";
-    player.addEventListener("loadeddata", () => {
-      player.className = "";
-      startPlayer(player); // browsers start only visible videos by themselves
-      // Only older ones: the growing clip may load after the complete one was added.
-      while (player.previousElementSibling) player.previousElementSibling.remove();
-    }, { once: true });
-    this.screen.append(player);
-    this.mode = mode;
+    if (hasSound(this.video)) player.addEventListener("volumechange", () => this.onVolumeChange(player));
     this.showSoundButton(player);
   }
 
@@ -266,7 +225,7 @@ export class ClipViewer extends HTMLElement {
     return `<div class="status-line"><span class="status-text"><span class="stage-label"></span> <span class="eta"></span></span>
       <button class="film-button" data-action="stop">Stop</button></div>
       <progress max="100" aria-label="Progress"></progress>
-      ${this.promptHtml(video)}<p class="small"></p>${notifyButtonHtml()}`;
+      ${this.promptHtml(video)}<p class="small"></p>${this.variationsHtml(video)}${notifyButtonHtml()}`;
   }
 
   promptHtml(video) {
@@ -276,7 +235,7 @@ export class ClipViewer extends HTMLElement {
   }
 
   positionText(video) {
-    if (video.status !== "queued") return (STAGE_LABELS[video.stage] ?? (() => "Starting"))(video);
+    if (video.status !== "queued") return stageText(video);
     return video.position > 1 ? `Position ${video.position} in the queue` : "Next in the queue";
   }
 
@@ -311,7 +270,7 @@ export class ClipViewer extends HTMLElement {
         ${video.draft ? `<button class="film-button" data-action="refine">Refine draft</button>` : ""}
         <button class="film-button" data-action="link">Copy link</button>
         <button class="film-button" data-action="delete">Delete</button></div>
-      ${this.promptHtml(video)}
+      ${this.variationsHtml(video)}${this.promptHtml(video)}
       <p class="small">${this.settingsHtml(video)}, computed in ${computedSeconds.toFixed(1)} s</p>${this.changesHtml(video)}`;
   }
 
@@ -321,8 +280,22 @@ export class ClipViewer extends HTMLElement {
       <div class="film-row actions"><button class="film-button is-strong" data-action="retry">Continue</button>
         <button class="film-button" data-action="reuse">Use settings</button>
         <button class="film-button" data-action="delete">Delete</button></div>
-      ${isCancelled(video) ? "" : `<p class="error">${escapeHtml(video.error.message)} ${escapeHtml(hint)}</p>`}
+      ${this.variationsHtml(video)}${isCancelled(video) ? "" : `<p class="error">${escapeHtml(video.error.message)} ${escapeHtml(hint)}</p>`}
       ${this.promptHtml(video)}<p class="small">${this.settingsHtml(video)}</p>`;
+  }
+
+  // Of a clip that was chosen from several: the way back to them.
+  variationsHtml(video) {
+    const buttons = variationButtonsHtml(video.id);
+    return `<div class="film-row variations" ${buttons ? "" : "hidden"}>${buttons}</div>`;
+  }
+
+  updateVariationButtons() {
+    const row = this.querySelector(".variations");
+    const buttons = this.video ? variationButtonsHtml(this.video.id) : "";
+    if (!row || row.hidden === !buttons) return;
+    row.hidden = !buttons;
+    row.innerHTML = buttons;
   }
 
   changesHtml(video) {
@@ -333,6 +306,7 @@ export class ClipViewer extends HTMLElement {
 
   async runAction(button) {
     if (!button || button.tagName === "A") return;
+    if (this.grid) return this.grid.runAction(button);
     const video = this.video;
     const action = button.dataset.action;
     if (action === "sample") return makeClip({ prompt: button.dataset.text });
@@ -342,6 +316,8 @@ export class ClipViewer extends HTMLElement {
     if (action === "extend") return editForm({ ...settingsOf(video), extend_id: video.id });
     if (action === "delete") return deleteLater([video.id], true);
     if (action === "notify") return askToNotify(button);
+    if (action === "delete-others") return deleteOthers(video.id);
+    if (action === "variations") return this.returnToGrid(video.id);
     if (action === "link") return copyLink(button);
     button.disabled = true;
     try {
@@ -351,6 +327,11 @@ export class ClipViewer extends HTMLElement {
       showRefusal(error.message);
     }
     notifyChanged();
+  }
+
+  returnToGrid(id) {
+    openVariations(getVariationIds());
+    this.grid?.focusTile(id);
   }
 
   async changeJob(action, id) {
