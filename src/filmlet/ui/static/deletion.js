@@ -2,6 +2,7 @@
 // time to undo is over or the page is left.
 
 import { announce, fetchJson, notifyChanged, openClip, showRefusal } from "./api.js";
+import { forgetFavourite } from "./favourites.js";
 
 const UNDO_MS = 10_000;
 const deletedIds = new Set();
@@ -40,6 +41,7 @@ async function deleteClip(id) {
   try {
     // keepalive: the request outlives the page.
     await fetchJson(`/v1/videos/${id}`, { method: "DELETE", keepalive: true });
+    forgetFavourite(id);
   } catch (error) {
     if (error.status === 404) return null;
     deletedIds.delete(id);

@@ -6,6 +6,8 @@ import {
 } from "./api.js";
 import { isDeleted } from "./deletion.js";
 import { downloadMenuHtml } from "./downloads.js";
+import { createStar, favouriteIds, updateStar } from "./favourites.js";
+import { filterHtml, GalleryFilter } from "./gallery_filter.js";
 import { Selection, selectionHtml } from "./selection.js";
 
 // Of today the time, of other days the date.
@@ -19,7 +21,7 @@ function formatDate(seconds) {
 
 export class Gallery extends HTMLElement {
   connectedCallback() {
-    this.innerHTML = `<section aria-label="Gallery"><div class="head"><h2>Your clips</h2>${selectionHtml}
+    this.innerHTML = `<section aria-label="Gallery"><div class="head"><h2>Your clips</h2>${selectionHtml}${filterHtml}
       <input type="search" placeholder="Search prompts" aria-label="Search prompts"></div>
       <div class="grid"></div><p class="no-results" hidden></p>
       <button class="film-button show-more" hidden>Show more</button></section>`;
@@ -29,6 +31,7 @@ export class Gallery extends HTMLElement {
     getSession().then((session) => this.showStorageWarning(session)).catch(() => {});
     this.cards = new Map();
     this.selection = new Selection(this);
+    this.filter = new GalleryFilter(this, () => { this.pages = 1; this.poll(); });
     this.search = this.querySelector("input");
     this.search.addEventListener("input", () => { clearTimeout(this.searchTimer); this.searchTimer = setTimeout(() => this.poll(), 250); });
     this.querySelector(".show-more").addEventListener("click", () => { this.pages += 1; this.poll(); });
@@ -63,10 +66,12 @@ export class Gallery extends HTMLElement {
 
   async fetchPages() {
     const videos = [];
+    const filter = this.filter.query();
     let more = false;
     let last = null;
+    if (!filter) return [videos, more];
     for (let page = 0; page < this.pages; page += 1) {
-      const query = new URLSearchParams({ limit: 24, search: this.search.value });
+      const query = new URLSearchParams([["limit", 24], ["search", this.search.value], ...filter]);
       if (last) query.set("after", last);
       const result = await fetchJson(`/v1/videos?${query}`);
       videos.push(...result.data.filter((v) => !isDeleted(v.id)));
@@ -79,16 +84,18 @@ export class Gallery extends HTMLElement {
 
   render(videos, more) {
     const now = new Set(videos.map((v) => v.id));
+    const favourites = favouriteIds();
     for (const [id, card] of this.cards) if (!now.has(id)) { card.parentElement.remove(); this.cards.delete(id); this.selection.forget(card); }
     for (const [i, video] of videos.entries()) {
       const card = this.cards.get(video.id) ?? this.createCard(video);
       this.updateCard(card, video);
+      updateStar(card.star, video.id, favourites);
       const cell = card.parentElement;
       if (this.grid.children[i] !== cell) this.grid.insertBefore(cell, this.grid.children[i] ?? null);
     }
     const noResults = this.querySelector(".no-results");
     noResults.hidden = videos.length > 0;
-    noResults.textContent = this.search.value ? "No prompt contains this text." : `No clips yet.${this.isPersistent ? " Clips are kept over restarts of the server." : ""}`;
+    noResults.textContent = this.search.value ? "No prompt contains this text." : this.filter.onlyFavourites ? "No favourites: press the star of a clip." : `No clips yet.${this.isPersistent ? " Clips are kept over restarts of the server." : ""}`;
     this.querySelector(".show-more").hidden = !more;
   }
 
@@ -102,7 +109,8 @@ export class Gallery extends HTMLElement {
     card.addEventListener("pointerleave", () => this.previewOnHover(card, false));
     const cell = document.createElement("div");
     cell.className = "cell";
-    cell.append(card);
+    card.star = createStar(video);
+    cell.append(card, card.star);
     this.cards.set(video.id, card);
     return card;
   }
@@ -123,7 +131,7 @@ export class Gallery extends HTMLElement {
       const mark = hasSound(video) ? `<span class="sound-mark" role="img" aria-label="With sound">${soundIcon(false)}</span>` : "";
       card.querySelector(".poster").innerHTML = label === "poster" ? `<img loading="lazy" alt="" src="${contentUrl(video, "?variant=thumbnail")}">${mark}` : escapeHtml(label);
       card.parentElement.querySelector(".film-menu")?.remove();
-      if (label === "poster") card.insertAdjacentHTML("afterend", downloadMenuHtml(video, true));
+      if (label === "poster") card.star.insertAdjacentHTML("afterend", downloadMenuHtml(video, true));
     }
     card.querySelector(".small").textContent = `${formatDate(video.created_at)}; ${video.size}, ${Number(video.seconds).toFixed(1)} s${video.draft ? ", draft" : ""}`;
   }
