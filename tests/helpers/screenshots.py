@@ -34,7 +34,7 @@ class Album:
 
 
 def states(windows: Windows, server: Running, album: Album) -> None:
-    """Empty, refused, waiting, drawing, developing, done, stopped, failed; dark, on a phone."""
+    """Empty, refused, waiting, drawing, done, variations, stopped, no server; dark, on a phone."""
     window = windows.window(**WIDE).open()
     album.take(window, "empty")
     window.write("a candle moving lefft on white")
@@ -64,6 +64,7 @@ def states(windows: Windows, server: Running, album: Album) -> None:
     dark.wait_done()
     dark.page.wait_for_timeout(1500)
     album.take(dark, "dark", whole=True)
+    take_variations(window, album)
     window.write(SUBJECTS[0], seconds="8")
     window.make()
     window.page.wait_for_selector("film-viewer img.is-preview")
@@ -73,6 +74,15 @@ def states(windows: Windows, server: Running, album: Album) -> None:
     server.close()
     window.page.wait_for_selector("#film-offline")
     album.take(window, "no-server")
+
+
+def take_variations(window: Window, album: Album) -> None:
+    """Four seeds, while the third is denoised."""
+    window.write(SUBJECTS[0], seconds="2")
+    window.page.click("#variations")
+    window.page.wait_for_selector("film-viewer .tile:nth-child(3) img.is-preview")
+    album.take(window, "variations")
+    window.page.wait_for_selector("film-viewer [data-action=stop]", state="hidden")
 
 
 def main(folder: Path) -> None:

@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from filmlet.core.request import MAX_SEED
+from filmlet.jobs import Queue
 from filmlet.settings import Settings
 from filmlet.ui.variations import variation_seeds
 from tests.helpers.axe import find_violations
 from tests.helpers.browsers import PHONE, Window, Windows, browser, needs_chromium, window
+from tests.helpers.queues import ask
 from tests.helpers.servers import Running, Serve, make_servers, serve, wait_until
 
 __all__ = ["browser", "serve", "window"]
@@ -196,6 +199,24 @@ def test_where_fewer_are_allowed_the_page_says_so(
     window.page.click("#variations")
     expect(window.page.locator("#plan .error")).to_contain_text("You have 2 unfinished jobs")
     assert shown_ids(window) == ids
+
+
+@needs_chromium
+def test_chosen_draft_is_refined(window: Window, server: Running, tiny_two: Path) -> None:
+    page = window.page
+    with closing(Queue(Settings(home=server.home))) as queue:
+        drafts = [queue.submit(ask(tiny_two, seed=seed, draft=True)).id for seed in range(4)]
+    window.open("/?" + "&".join(f"variation={draft}" for draft in drafts))
+    wait_ready(page)
+    tiles(page).nth(1).click()
+    window.wait_done()
+    assert "seed 1, draft" in window.facts()
+    window.act("refine")
+    page.wait_for_function("id => !location.search.includes(id)", arg=drafts[1])
+    window.wait_done()
+    refined = server.video(str(window.clip))
+    assert (refined["seed"], refined["draft"]) == (1, False)
+    assert refined["remixed_from_video_id"] == drafts[1]
 
 
 @needs_chromium
