@@ -1,5 +1,6 @@
 """`submit`, `jobs` and `watch` as a person reads them."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -46,6 +47,24 @@ def test_without_a_worker_nothing_is_promised(
     said = capsys.readouterr()
     assert "done in" in said.out
     assert said.err == ""
+
+
+def test_variations_are_queued_with_seeds_in_a_row_up_to_the_limit(
+    own_queue: Queue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["submit", "a red circle", "--variations", "3", "--seed", "7"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count(NO_WORKER) == 1
+    assert [own_queue.get_job(job).seed for job in said.out.split()] == [7, 8, 9]
+    monkeypatch.setenv("FILMLET_MAX_ACTIVE", "5")
+    assert cli.main(["submit", "a red circle", "--variations", "4", "--json"]) == 1
+    said = capsys.readouterr()
+    *lines, refusal = said.out.strip().split("\n", 2)
+    assert len({json.loads(line)["seed"] for line in lines}) == 2
+    assert json.loads(refusal)["error"]["code"] == "too_many_jobs"
+    assert cli.main(["submit", "a red circle", "--variations", "2", "--key", "a"]) == 2
+    assert "--key is for one job" in capsys.readouterr().err
+    assert len(own_queue.list_jobs()) == 5
 
 
 def test_watch_says_once_that_no_worker_is_running(

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import secrets
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -19,11 +18,12 @@ from filmlet.cli.options import (
     add_clip_options,
     add_download_option,
     add_quiet_option,
+    add_variations_option,
     build_clip_request,
-    whole_number,
+    split_by_seed,
 )
 from filmlet.cli.process import show_file, to_json
-from filmlet.core.request import FORMATS, MAX_SEED, ClipRequest, next_seeds
+from filmlet.core.request import FORMATS, ClipRequest
 from filmlet.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from filmlet.pipeline.prepare import PreparedClip
 
 CLIPS = Path("clips")
-MAX_VARIATIONS = 1000
 
 
 def add_commands(commands: Commands) -> None:
@@ -42,10 +41,7 @@ def add_commands(commands: Commands) -> None:
     command = commands.add_parser("generate", help="make one clip", description="Make one clip.")
     command.set_defaults(run=generate)
     add_clip_options(command)
-    command.add_argument(
-        "--variations", metavar="N", type=whole_number, default=1,
-        help="make N clips with seeds in a row, each in a file with its seed in the name",
-    )  # fmt: skip
+    add_variations_option(command)
     add_download_option(command)
     command.add_argument("-o", "--output", type=Path, help="file to write (default: in clips/)")
     add_quiet_option(command, "no progress bar; print the path only")
@@ -66,7 +62,7 @@ def generate(options: argparse.Namespace) -> int:
     suffix = _output_suffix(options)
     request = enhance_clip_request(build_clip_request(options), options)
     engines = EngineCache()  # which all variations share
-    for variation in _split_by_seed(request, options.variations):
+    for variation in split_by_seed(request, options.variations):
         planned = fit_to_format(make_plan(variation), suffix.removeprefix("."))
         output = options.output
         if output and options.variations > 1:
@@ -76,18 +72,6 @@ def generate(options: argparse.Namespace) -> int:
         _print_report(options, replace(report, request=variation))
         started = time.perf_counter()
     return 0
-
-
-def _split_by_seed(request: ClipRequest, count: int) -> list[ClipRequest]:
-    """Return `count` requests with seeds in a row, a random first one. Raises InvalidRequest."""
-    if not 1 <= count <= MAX_VARIATIONS:
-        raise InvalidRequest(
-            f"variations must be 1 to {MAX_VARIATIONS}, got {count}.", param="variations"
-        )
-    if count == 1:
-        return [request]
-    first = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
-    return [replace(request, seed=seed) for seed in next_seeds(first, count)]
 
 
 def _print_report(options: argparse.Namespace, report: "Report") -> None:

@@ -19,10 +19,13 @@ from filmlet.cli.options import (
     add_download_option,
     add_log_option,
     add_quiet_option,
+    add_variations_option,
     build_clip_request,
+    split_by_seed,
     whole_number,
 )
 from filmlet.cli.process import print_out, to_json
+from filmlet.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from filmlet.jobs import Job, Queue
@@ -37,6 +40,7 @@ def add_queue_commands(commands: Commands) -> None:
     command = commands.add_parser("submit", help="put a clip into the queue, print its id")
     command.set_defaults(run=submit, needs_server=True)
     add_clip_options(command)
+    add_variations_option(command)
     add_download_option(command)
     command.add_argument("--priority", choices=("high", "normal", "low"), default="normal")
     command.add_argument("--key", help="idempotency key: two submissions with one key make one job")
@@ -78,18 +82,26 @@ def add_worker_command(commands: Commands) -> None:
 
 
 def submit(options: argparse.Namespace) -> int:
-    """Queue a clip and print its id."""
+    """Queue a clip, or variations of it, and print their ids."""
     from filmlet.jobs import Priority, SubmitOptions
     from filmlet.pipeline.plan import make_plan
 
+    if options.key and options.variations > 1:
+        raise InvalidRequest("--key is for one job: leave it out with --variations.", param="key")
     request = enhance_clip_request(build_clip_request(options), options)
+    indent = 2 if options.variations == 1 else None  # of several one is a line
     with _open_queue() as queue:
         if queue.is_local:  # else another machine fetches
             confirm_download(make_plan(request), queue.settings, agreed=options.yes)
         priority = Priority(options.priority)
-        job = queue.submit(request, SubmitOptions(priority=priority, idempotency_key=options.key))
-        job = _without_promise(queue, [job])[0]
-    print(to_json(asdict(job)) if options.json else job.id)
+        own_options = SubmitOptions(priority=priority, idempotency_key=options.key)
+        jobs = []
+        try:
+            for variation in split_by_seed(request, options.variations):
+                jobs.append(queue.submit(variation, own_options))
+        finally:  # those before a refusal are queued
+            for job in _without_promise(queue, jobs):
+                print(to_json(asdict(job), indent=indent) if options.json else job.id)
     return 0
 
 

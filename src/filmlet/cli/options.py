@@ -1,19 +1,25 @@
 """Options that several commands share, and the request that they make."""
 
 import argparse
+import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 from filmlet.core.guide import parse_keyframe
 from filmlet.core.request import (
     FOREIGN_NAMES,
+    MAX_SEED,
     ClipRequest,
     build_request,
+    next_seeds,
     parse_float,
     parse_int,
 )
+from filmlet.errors import InvalidRequest
 
 MAX_SECONDS = 1e9
+MAX_VARIATIONS = 1000
 PROMPT_OF_PLAN = "a clip"  # which takes as long as any other
 
 
@@ -189,6 +195,26 @@ def add_download_option(command: argparse.ArgumentParser) -> None:
 def add_quiet_option(command: argparse.ArgumentParser, help: str) -> None:
     """Add `--quiet`."""
     command.add_argument("-q", "--quiet", action="store_true", help=help)
+
+
+def add_variations_option(command: argparse.ArgumentParser) -> None:
+    """Add `--variations`."""
+    command.add_argument(
+        "--variations", metavar="N", type=whole_number, default=1,
+        help="make N clips with seeds in a row; a file has its seed in the name",
+    )  # fmt: skip
+
+
+def split_by_seed(request: ClipRequest, count: int) -> list[ClipRequest]:
+    """Return `count` requests with seeds in a row, a random first one. Raises InvalidRequest."""
+    if not 1 <= count <= MAX_VARIATIONS:
+        raise InvalidRequest(
+            f"variations must be 1 to {MAX_VARIATIONS}, got {count}.", param="variations"
+        )
+    if count == 1:
+        return [request]
+    first = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    return [replace(request, seed=seed) for seed in next_seeds(first, count)]
 
 
 def build_clip_request(options: argparse.Namespace) -> ClipRequest:
