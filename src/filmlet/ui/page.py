@@ -1,6 +1,7 @@
 """The page: a form in Gradio over the API's functions, beside web components that show jobs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -192,10 +193,12 @@ async def _submit(
     try:
         who = await _get_caller(shared, request)
         submission = await shared.run_expensive(who, submit_all, who)
-        ids = " ".join(job.id for job in submission.jobs)
-        return ids, await _plan_html(shared, form, values, who) + submission_html(submission)
     except (FilmletError, ValidationError) as error:
         return "", error_html(error)
+    plan = ""
+    with suppress(FilmletError):  # the clips are queued all the same
+        plan = await _plan_html(shared, form, values, who)
+    return " ".join(job.id for job in submission.jobs), plan + submission_html(submission)
 
 
 async def _plan_html(shared: AppState, form: Form, values: Values, who: Caller) -> str:

@@ -56,7 +56,7 @@ export class VariationGrid {
     grid.append(...this.tiles.map((tile) => tile.element));
     screen.replaceChildren(grid);
     info.innerHTML = `<div class="status-line"><span class="status-text"><span class="stage-label"></span> <span class="eta"></span></span>
-      <button class="film-button" data-action="stop" hidden>Stop all</button></div>
+      <button class="film-button" data-action="stop" aria-keyshortcuts="Escape" hidden>Stop all</button></div>
       <progress max="100" value="0" aria-label="Progress of all"></progress>
       <p class="prompt"></p><p class="small">Choose one to open it; the others stay in the gallery.</p>
       <div class="film-row actions"><button class="film-button" data-action="pause"></button>
