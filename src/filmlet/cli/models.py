@@ -62,7 +62,12 @@ def manage_models(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Print what a clip would take on this machine."""
-    from filmlet.engine.selection import device_info, in_float32, why_not_openvino_model
+    from filmlet.engine.selection import (
+        device_info,
+        in_float32,
+        machine_for_model,
+        why_not_openvino_model,
+    )
     from filmlet.settings import Settings
 
     request = enhance_clip_request(build_clip_request(options), options)
@@ -70,12 +75,14 @@ def plan(options: argparse.Namespace) -> int:
     forecast = _forecast(request, settings)
     planned = forecast.plan
     is_torchs = settings.engine == "torch" or bool(
-        why_not_openvino_model(planned.card, planned.parameters)
+        why_not_openvino_model(planned.card, planned.parameters, settings)
     )
     has_worker = forecast.machine is not None
     trouble = None
     try:
         machine = device_info(settings.device, is_torchs)
+        if not is_torchs:
+            machine = machine_for_model(machine, planned.card, planned.parameters, settings)
     except MissingDependency as error:
         trouble = str(error)
         machine = in_float32(device_info(settings.device))

@@ -31,6 +31,10 @@ LTX2_PIXEL_VALUES = 2_700
 LTX2_AUDIO_VALUES = 52_000_000
 LTX2_PROMPT_COPIES = 5  # of what the text encoder's layers say of each token
 LTX2_PROMPT_VALUES = LTX2_PROMPT_COPIES * 1024 * 49 * 3840
+INT8_BYTES = 1  # of a value of a transformer that OpenVINO compiles block by block
+BLOCKWISE_SHARE = 3 / 28  # of such a transformer's values, in float32 while a block is compiled
+DECODER_SHARE = 0.45  # of the VAE's values
+DECODER_COPIES = 2.5  # in float32 at once while a large decoder is compiled
 FLOAT32_BYTES = 4  # of a value of the vocoder, which is never less; and of a LoRA that is merged
 LARGEST_LAYER_SHARE = 4 * 4096**2 / 18.99e9  # of the transformer's values: its feed-forward's
 TRANSFORMER_WIDTH = {
@@ -91,11 +95,11 @@ def estimate_memory(
     parameters: how many values each component has. value_bytes, stored_bytes: of one value in the
     dtype that is computed in, and in the transformer's file. has_guides: pictures or a clip.
     """
+    if value_bytes == INT8_BYTES:
+        lean = estimate_memory(parameters, shape, grid, FLOAT32_BYTES, stored_bytes)
+        return _estimate_blockwise(parameters, shape, grid, lean)
     weights = {name: count * value_bytes for name, count in parameters.present()}
-    tokens = (shape.generated_width // grid.spatial_compression) * (
-        shape.generated_height // grid.spatial_compression
-    )
-    tokens *= (shape.generated_frames - 1) // grid.temporal_compression + 1
+    tokens = _count_tokens(shape, grid)
     width = TRANSFORMER_WIDTH[parameters.transformer > 6e9] if parameters.transformer > 1e9 else 256
     thinking = tokens * width * _token_values(parameters, has_guides) * value_bytes
     pixels = shape.generated_width * shape.generated_height
@@ -125,6 +129,42 @@ def estimate_memory(
             (OffloadMode.SEQUENTIAL, max(text / OFFLOADED_BLOCK_SHARE, layer, decoder + decoding)),
         )
     )
+
+
+def _count_tokens(shape: VideoShape, grid: ShapeConstraints) -> int:
+    """Return the tokens of one call of the transformer."""
+    columns = shape.generated_width // grid.spatial_compression
+    rows = shape.generated_height // grid.spatial_compression
+    return columns * rows * ((shape.generated_frames - 1) // grid.temporal_compression + 1)
+
+
+def _estimate_blockwise(
+    parameters: Components[float],
+    shape: VideoShape,
+    grid: ShapeConstraints,
+    others: tuple[MemoryEstimate, ...],
+) -> tuple[MemoryEstimate, ...]:
+    """As `estimate_memory`, of a model that OpenVINO computes block by block.
+
+    others: of torch in float32, which has the leaner modes.
+    """
+    width = TRANSFORMER_WIDTH[parameters.transformer > 6e9] if parameters.transformer > 1e9 else 256
+    thinking = _count_tokens(shape, grid) * width * TOKEN_VALUES * FLOAT32_BYTES
+    pixels = shape.generated_width * shape.generated_height
+    decoding = pixels * PIXEL_VALUES * FLOAT32_BYTES * min(1.0, parameters.vae * 4 / 1e9 + 0.1)
+    compiling = BLOCKWISE_SHARE * parameters.transformer * FLOAT32_BYTES
+    text = parameters.text_encoder * FLOAT32_BYTES / OFFLOADED_BLOCK_SHARE
+    transformer = parameters.transformer * INT8_BYTES
+    decoder = DECODER_SHARE * parameters.vae * FLOAT32_BYTES
+    making = DECODER_COPIES * decoder
+    amounts = {
+        OffloadMode.NONE: transformer + max(text, compiling + thinking, making, decoder + decoding),
+        OffloadMode.MODEL: max(
+            text, transformer + compiling + thinking, making, decoder + decoding
+        ),
+    }
+    ours = [MemoryEstimate(mode, int(RUNTIME + amount)) for mode, amount in amounts.items()]
+    return (*ours, *(need for need in others if need.offload not in amounts))
 
 
 def _token_values(parameters: Components[float], has_guides: bool) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from filmlet.core.memory import OffloadMode
+from filmlet.core.memory import INT8_BYTES, OffloadMode
 from filmlet.errors import InvalidRequest
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -27,7 +27,7 @@ class Optimization(StrEnum):
     COMPILE = "compile"  # the transformer's blocks are compiled
     FP8 = "fp8"  # its products are in 8 bits
     CUDA_GRAPHS = "cuda_graphs"  # a step of a short clip is one graph
-    INT8 = "int8"  # OpenVINO's decoder multiplies in 8 bits
+    INT8 = "int8"  # OpenVINO's decoder, or a large model's transformer, multiplies in 8 bits
 
 
 TORCH_OPTIMIZATIONS = (Optimization.COMPILE, Optimization.FP8, Optimization.CUDA_GRAPHS)
@@ -45,6 +45,8 @@ class Placement:
     """Device, dtype and offload of a model; `reason` says why these. cache: of compiled graphs.
 
     optimizations: that are in use. is_plain: OpenVINO's graphs have none of their faster forms.
+    is_blockwise: OpenVINO computes a model too large to be compiled at once, block by block, its
+    transformer in 8 bits.
     """
 
     device: str
@@ -55,6 +57,7 @@ class Placement:
     cache: Path | None = None
     optimizations: frozenset[Optimization] = frozenset()
     is_plain: bool = False
+    is_blockwise: bool = False
 
     @property
     def is_full_precision(self) -> bool:
@@ -63,7 +66,9 @@ class Placement:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one weight in memory: OpenVINO is given float32."""
+        """Bytes of one weight in memory: OpenVINO is given float32, or a transformer in 8 bits."""
+        if self.is_blockwise:
+            return INT8_BYTES
         return BYTES_PER_VALUE["float32" if self.backend is Backend.OPENVINO else self.dtype]
 
 

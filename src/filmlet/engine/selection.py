@@ -6,9 +6,10 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from filmlet.core import cpu
 from filmlet.core.events import Progress, Stage
 from filmlet.core.lora import LoraAdapter
-from filmlet.core.memory import DeviceInfo, OffloadMode
+from filmlet.core.memory import INT8_BYTES, DeviceInfo, OffloadMode
 from filmlet.core.model_card import ComponentFiles, Components, ModelCard, ModelFamily
 from filmlet.engine.base import KILOBYTE, Engine, to_kilobytes
 from filmlet.engine.configs import check_components
@@ -29,9 +30,9 @@ from filmlet.settings import Settings
 TORCH_ONLY_BELOW_BYTES = (
     4_000_000  # bytes of a transformer that torch computes sooner than it is compiled
 )
-OPENVINO_MAX_BYTES = (
-    1_000_000_000  # bytes of all in float32: to compile it takes up to four times as many
-)
+OPENVINO_MAX_BYTES = 1_000_000_000  # bytes of all in float32 of a model that is compiled at once:
+# that takes up to four times as many. Others are compiled block by block.
+BLOCKWISE_MAX_PARAMETERS = 4e9  # of a transformer in 8 bits whose graphs are all in the cache
 OPENVINO_OFFLOAD_MODES = (
     OffloadMode.NONE,
     OffloadMode.MODEL,
@@ -41,31 +42,61 @@ SEQUENTIAL_NEEDS_TORCH = "sequential offload needs the torch backend"
 
 
 def openvino_placement(
-    card: ModelCard, files: ComponentFiles, settings: Settings, dtype: str | None = None
+    card: ModelCard,
+    files: ComponentFiles,
+    parameters: Components[float],
+    settings: Settings,
+    dtype: str | None = None,
 ) -> Placement | str:
     """OpenVINO's placement of a checkpoint on the CPU, or why it cannot compute it.
 
     dtype: of an earlier attempt.
     """
-    from filmlet.engine.openvino.engine import choose_placement
+    from filmlet.engine.openvino.engine import choose_blockwise_placement, choose_placement
 
+    if is_blockwise(parameters):
+        return choose_blockwise_placement(card, files, settings)
     return choose_placement(card, files, settings, dtype)
 
 
-def why_not_openvino_model(card: ModelCard, parameters: Components[float]) -> str | None:
-    """Why a model is torch's on every CPU, whether or not its files are here."""
+def is_blockwise(parameters: Components[float]) -> bool:
+    """Return whether a model is too large for OpenVINO to compile it at once."""
+    values = sum(count for _, count in parameters.present())
+    return values * BYTES_PER_VALUE["float32"] > OPENVINO_MAX_BYTES
+
+
+def why_not_openvino_model(
+    card: ModelCard, parameters: Components[float], settings: Settings
+) -> str | None:
+    """Why a model is torch's on this CPU, whether or not its files are here."""
     if card.family is ModelFamily.LTX2:
         return "OpenVINO computes LTX-Video alone here"
     if (
         card.refine_schedule
     ):  # its drafts, too: what finishes one goes on with the engine that began it
         return "the second stage's upsampler needs torch"
-    if (
-        sum(count for _, count in parameters.present()) * BYTES_PER_VALUE["float32"]
-        > OPENVINO_MAX_BYTES
-    ):
+    return _why_not_blockwise(parameters, settings) if is_blockwise(parameters) else None
+
+
+def _why_not_blockwise(parameters: Components[float], settings: Settings) -> str | None:
+    if parameters.transformer > BLOCKWISE_MAX_PARAMETERS:
         return "a model this large takes too much memory to be compiled"
+    if not settings.int8:
+        return "a model this large is compiled in 8 bits, and FILMLET_INT8 forbids them"
+    if "avx2" not in cpu.cpu_flags():
+        return "a model this large is compiled in 8 bits, and this CPU has no AVX2"
     return None
+
+
+def machine_for_model(
+    machine: DeviceInfo, card: ModelCard, parameters: Components[float], settings: Settings
+) -> DeviceInfo:
+    """Return a machine, as `device_info` describes it, as it computes a model."""
+    if machine.device != "cpu":
+        return machine
+    if settings.engine == Backend.TORCH or why_not_openvino_model(card, parameters, settings):
+        return in_float32(machine)
+    return replace(machine, bytes_per_value=INT8_BYTES) if is_blockwise(parameters) else machine
 
 
 def why_not_openvino_device(device: str, *, has_loras: bool) -> str | None:
@@ -147,6 +178,19 @@ def with_more_offload(placement: Placement) -> Placement | None:
     return replace(torch_placement(placement.device, cache=placement.cache), offload=hold)
 
 
+def in_full_precision(placement: Placement, reason: str) -> Placement:
+    """Return the placement with nothing rounded more than float32 does. Raises MissingDependency.
+
+    A model that OpenVINO computes in 8 bits alone goes to torch, which takes no more memory in the
+    leanest offload mode.
+    """
+    if placement.is_blockwise:
+        torchs = torch_placement(placement.device, "float32", reason, placement.cache)
+        return replace(torchs, offload=OffloadMode.SEQUENTIAL, reason=reason)
+    exact = placement.optimizations - {Optimization.INT8}
+    return replace(placement, dtype="float32", optimizations=exact, reason=reason)
+
+
 def load_engine(
     card: ModelCard, files: ComponentFiles, placement: Placement
 ) -> Generator[Progress, None, Engine]:
@@ -173,10 +217,10 @@ def export(
 
     What is there already is not compiled again. Raises NotSupported where it is torch's.
     """
-    reason = why_not_openvino_model(card, parameters) or why_not_openvino_clip(
+    reason = why_not_openvino_model(card, parameters, settings) or why_not_openvino_clip(
         files, "cpu", (), is_forced=True
     )
-    placement = reason or openvino_placement(card, files, settings)
+    placement = reason or openvino_placement(card, files, parameters, settings)
     if isinstance(placement, str):
         raise NotSupported(f"{card.name} is not exported: {placement}.", param="model")
     check_components(files)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from filmlet.core.events import Stage
 from filmlet.core.request import ClipRequest, validate_text
-from filmlet.engine.selection import in_float32, why_not_openvino_model
+from filmlet.engine.selection import machine_for_model
 from filmlet.errors import UnknownJob
 from filmlet.jobs.cost_model import WorkloadSize
 from filmlet.jobs.database import Database, Reader, Row
@@ -115,8 +115,8 @@ class JobReader:
             eta = queue_eta.eta_if_submitted(t, planned.card.name, workload_size(planned))
         fetch = missing_bytes(planned)
         machine = queue_eta.machine
-        if machine and why_not_openvino_model(planned.card, planned.parameters):
-            machine = in_float32(machine)
+        if machine:
+            machine = machine_for_model(machine, planned.card, planned.parameters, self.settings)
         return Forecast(planned, eta, len(queue_eta.etas), fetch, machine)
 
     def estimate_cost(self, planned: Plan, stages: Sequence[Stage]) -> Estimate:

@@ -57,13 +57,15 @@ def _openvino_placement(
     """Return OpenVINO's placement, or why it does not compute this clip."""
     assert plan.files
     device = best_device(settings.device)
-    reason = selection.why_not_openvino_model(plan.card, plan.parameters)
+    reason = selection.why_not_openvino_model(plan.card, plan.parameters, settings)
     reason = reason or selection.why_not_openvino_clip(
         plan.files, device, plan.found_loras, is_forced
     )
     if reason:
         return reason
-    placement = selection.openvino_placement(plan.card, plan.files, settings, dtype)
+    placement = selection.openvino_placement(
+        plan.card, plan.files, plan.parameters, settings, dtype
+    )
     if not isinstance(placement, Placement):
         return placement
     offload = _choose_offload(plan, placement, settings, engines)

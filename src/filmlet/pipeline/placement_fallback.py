@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from filmlet.core.shape import Change
 from filmlet.engine import selection
-from filmlet.engine.placement import Optimization, Placement, is_out_of_memory
+from filmlet.engine.placement import Placement, is_out_of_memory
 from filmlet.errors import NonFiniteValues, OutOfMemory
 from filmlet.pipeline.prepare import PreparedClip
 
@@ -24,8 +24,7 @@ def fall_back_to_float32(clip: PreparedClip, error: NonFiniteValues, emitted: in
             f"{error} {clip.plan.card.name}{with_loras} is damaged or its settings are too far "
             f"off; it was run in {clip.placement.dtype} and no clip was written."
         ) from error
-    exact = clip.placement.optimizations - {Optimization.INT8}
-    placement = replace(clip.placement, dtype="float32", optimizations=exact, reason=str(error))
+    placement = selection.in_full_precision(clip.placement, str(error))
     return _with_placement(clip, placement, str(error))
 
 

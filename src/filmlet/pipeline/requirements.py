@@ -38,7 +38,7 @@ def _why_torch(plan: Plan, settings: Settings) -> str | None:
     """Return why OpenVINO cannot make the clip."""
     if settings.engine == Backend.TORCH:
         return "FILMLET_ENGINE chooses it"
-    reason = selection.why_not_openvino_model(plan.card, plan.parameters)
+    reason = selection.why_not_openvino_model(plan.card, plan.parameters, settings)
     device = best_device(settings.device)
     return reason or selection.why_not_openvino_device(device, has_loras=plan.has_loras)
 

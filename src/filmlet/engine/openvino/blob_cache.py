@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from filmlet.core.files import open_regular_file
 
-MAX_CACHE_BYTES = 4_000_000_000  # bytes that all of them may take
+MAX_CACHE_BYTES = 8_000_000_000  # bytes that all of them may take
 STALE_S = 3600.0
 FINGERPRINT_BYTES = (
     2**16

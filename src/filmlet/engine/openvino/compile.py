@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import openvino as ov
@@ -24,7 +24,7 @@ from filmlet.errors import NonFiniteValues
 
 FORMAT = 16  # of the graphs; another number makes them anew
 REFERENCE_DTYPE = "float32"
-COMPONENT_OF = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among
+COMPONENT_OF = {"encoder": "vae", "decoder": "vae"}  # whose weights they are among, by this prefix
 CompiledGraphs = Sequence[CompiledGraph]
 
 
@@ -41,11 +41,24 @@ class ComponentGraphs(Protocol):
         """Return how far low precision is from plain graphs in float32, if it is too far."""
 
 
+class GraphPart(Protocol):
+    """One graph of a component that is compiled part by part. names: of the weights in it."""
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+    def build_part(self, weights: ModuleWeights, options: GraphOptions) -> ov.Model:
+        """Return the graph."""
+
+    def find_part_fault(self, graph: CompiledGraph, exact: CompiledGraph) -> str | None:
+        """Return how far it is from a plain graph in float32, if it is too far."""
+
+
 @dataclass(frozen=True)
 class ComponentBuild:
     """One component of a checkpoint: `text_encoder`, `encoder`, `transformer` or `decoder`.
 
-    is_int8: its convolutions are in 8 bits, the rest in the dtype.
+    is_int8: its convolutions, or its blocks' linear layers, are in 8 bits, the rest in the dtype.
     """
 
     name: str
@@ -88,12 +101,36 @@ class ComponentBuild:
         cached = self._load_cached(graphs.count)
         if cached:
             return cached
+        weights = yield from self._read(self._names)
+        with blame_files(self.weights.path):
+            return self._compile(weights, graphs)
+
+    def load_or_compile_parts(
+        self, parts: Sequence[GraphPart]
+    ) -> Generator[int, None, CompiledGraphs]:
+        """As `load_or_compile`, with the weights of one part in memory at a time."""
+        graphs = []
+        for i, part in enumerate(parts):
+            graph = self._load_cached_graph(i)
+            if graph is None:
+                weights = yield from self._read(part.names)
+                with blame_files(self.weights.path):
+                    graph = self._compile_part(i, part, weights)
+            graphs.append(graph)
+            yield 0
+        return graphs
+
+    @property
+    def _names(self) -> frozenset[str]:
+        prefix = f"{self.name}." if self.name in COMPONENT_OF else ""
+        return frozenset(name for name in self.weights.shapes if name.startswith(prefix))
+
+    def _read(self, names: frozenset[str]) -> Generator[int, None, ModuleWeights]:
         table = {}
-        for name, array in self.weights.arrays():
+        for name, array in self.weights.arrays(names):
             table[name] = array
             yield array.nbytes
-        with blame_files(self.weights.path):
-            return self._compile(ModuleWeights(table), graphs)
+        return ModuleWeights(table)
 
     def _compile(self, weights: ModuleWeights, graphs: ComponentGraphs) -> CompiledGraphs:
         """Its graphs, compiled, compared with exact ones, and kept."""
@@ -108,12 +145,24 @@ class ComponentBuild:
             self.store.save(f"{self.cache_key}-{i}", blob.tobytes())
         return runs
 
+    def _compile_part(self, i: int, part: GraphPart, weights: ModuleWeights) -> CompiledGraph:
+        """One graph as `_compile`: read back from the file, whose pages cost no memory."""
+        blob = _export_blob(_compile_graph(part.build_part(weights, self.options), self.dtype))
+        graph = self._import_blob(blob)
+        exact = _compile_graph(part.build_part(weights, GraphOptions()), REFERENCE_DTYPE)
+        if fault := part.find_part_fault(graph, CompiledGraph.from_model(exact)):
+            self._reject(fault)
+        self.store.save(f"{self.cache_key}-{i}", blob.tobytes())
+        return self._load_cached_graph(i) or graph
+
     def _check(self, runs: CompiledGraphs, weights: ModuleWeights, graphs: ComponentGraphs) -> None:
         """Raises NonFiniteValues, once the verdict is kept."""
         exact = compile_all(graphs.build(weights, GraphOptions()), REFERENCE_DTYPE)
         fault = graphs.find_fault(runs, [CompiledGraph.from_model(model) for model in exact])
-        if not fault:
-            return
+        if fault:
+            self._reject(fault)
+
+    def _reject(self, fault: str) -> NoReturn:
         verdict = f"{'int8' if self.is_int8 else self.dtype} is {fault} of OpenVINO here."
         self.store.save(f"{self.cache_key}-off", verdict.encode())
         raise NonFiniteValues(verdict)
@@ -128,6 +177,18 @@ class ComponentBuild:
         except RuntimeError:  # of another build of OpenVINO
             return []
 
+    def _load_cached_graph(self, i: int) -> CompiledGraph | None:
+        """Return one graph, if it is there and can be read; its weights are pages of the file."""
+        blob = self.store.load(f"{self.cache_key}-{i}")
+        if blob is None:
+            return None
+        try:
+            graph = self._import_blob(blob.blob, blob.release_pages)
+        except RuntimeError:  # of another build of OpenVINO
+            return None
+        blob.release_pages()  # that the checksum has read
+        return graph
+
     def _import_blob(self, blob: Blob, put_away: Callable[[], None] | None = None) -> CompiledGraph:
         """Also what was just compiled, so that every process runs the very same."""
         tensor = ov.Tensor(blob, shared_memory=True)  # the graph's weights stay there
@@ -136,7 +197,11 @@ class ComponentBuild:
 
 
 def compile_all(graphs: Iterable[ov.Model], dtype: str) -> Iterable[ov.CompiledModel]:
-    return (get_core().compile_model(graph, "CPU", compile_options(dtype)) for graph in graphs)
+    return (_compile_graph(graph, dtype) for graph in graphs)
+
+
+def _compile_graph(graph: ov.Model, dtype: str) -> ov.CompiledModel:
+    return get_core().compile_model(graph, "CPU", compile_options(dtype))
 
 
 def _export_blob(model: ov.CompiledModel) -> Blob:

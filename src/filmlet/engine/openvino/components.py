@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from filmlet.core.events import Pixels, PixelValues
 from filmlet.core.model_card import ModelCard
+from filmlet.engine.configs import blame_files
 from filmlet.engine.openvino import text_encoder as text_graphs
 from filmlet.engine.openvino import transformer as transformer_graphs
 from filmlet.engine.openvino import vae_decoder as decoder_graphs
 from filmlet.engine.openvino import vae_encoder as encoder_graphs
+from filmlet.engine.openvino.blockwise import BlockwiseGraph
 from filmlet.engine.openvino.compile import (
     REFERENCE_DTYPE,
     CompiledGraphs,
@@ -82,6 +84,45 @@ class TextEncoder:
         return self.run({"ids": ids, "bias": self.biases[count]})["states"]
 
 
+@dataclass(eq=False)
+class StreamedTextEncoder:
+    """A large text encoder, of which one block is in memory at a time; in float32.
+
+    Each call reads all of its files, once for a prompt.
+    """
+
+    weights: CheckpointWeights
+
+    @classmethod
+    def load(cls, build: ComponentBuild) -> Generator[int, None, "StreamedTextEncoder"]:
+        """Yields no bytes: nothing is read yet."""
+        yield 0
+        return cls(build.weights)
+
+    def __call__(self, ids: NDArray[np.int64]) -> Floats:
+        """(1, tokens) -> (1, tokens, channels). Raises CheckpointCorrupt."""
+        config, names = self.weights.config, self.weights.shapes
+        table = self.weights.array(text_graphs.BIAS)
+        bias = text_graphs.relative_position_bias(table, config, ids.shape[1])
+        states = self.weights.array(text_graphs.embeddings_key(names))[ids]
+        count = len(list(ModuleWeights(names).modulelist(text_graphs.BLOCKS)))
+        for number in range(count):
+            wanted: tuple[str, ...] = (f"{text_graphs.BLOCKS}.{number}.",)
+            if number == count - 1:
+                wanted += (f"{text_graphs.LAST_NORM}.",)
+            states = self._run_block(number, wanted, {"x": states, "bias": bias})
+        return states
+
+    def _run_block(self, number: int, prefixes: tuple[str, ...], inputs: Arrays) -> Floats:
+        """Read a block, run it once and let it go."""
+        names = {name for name in self.weights.shapes if name.startswith(prefixes)}
+        weights = ModuleWeights(dict(self.weights.arrays(names)))
+        with blame_files(self.weights.path):
+            graph = text_graphs.build_block_graph(weights, number, self.weights.config)
+            (model,) = compile_all([graph], REFERENCE_DTYPE)
+        return CompiledGraph.from_model(model)(inputs)["states"]
+
+
 @dataclass(frozen=True)
 class TransformerGraphs:
     """The graph of a transformer. kernels: that it is built with where it is not the exact one."""
@@ -107,15 +148,18 @@ class Transformer:
     one.
     """
 
-    run: CompiledGraph
+    run: CompiledGraph | BlockwiseGraph
     config: transformer_graphs.TransformerConfig
     kernels: Kernels
     rotary_cache: tuple[Floats, tuple[Floats, Floats]] | None = None
 
     @classmethod
     def load(cls, build: ComponentBuild) -> Generator[int, None, "Transformer"]:
-        """Yields bytes. Raises NonFiniteValues where bfloat16 is too far from float32."""
+        """Yields bytes. Raises NonFiniteValues where it is too far from float32."""
         config = transformer_graphs.TransformerConfig.from_config(build.weights.config)
+        if build.is_int8:
+            blocks = yield from BlockwiseGraph.load(build, config)
+            return cls(blocks, config, build.kernels)
         (run,) = yield from build.load_or_compile(TransformerGraphs(config, build.kernels))
         return cls(run, config, build.kernels)
 

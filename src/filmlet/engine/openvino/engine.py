@@ -17,7 +17,13 @@ from filmlet.engine.base import DenoiseParams, Engine, LatentStats, TransformerI
 from filmlet.engine.conditioning import NoiseFn
 from filmlet.engine.latents import Latents
 from filmlet.engine.openvino.compile import REFERENCE_DTYPE, ComponentBuild
-from filmlet.engine.openvino.components import TextEncoder, Transformer, VaeDecoder, VaeEncoder
+from filmlet.engine.openvino.components import (
+    StreamedTextEncoder,
+    TextEncoder,
+    Transformer,
+    VaeDecoder,
+    VaeEncoder,
+)
 from filmlet.engine.openvino.noise import TorchNoise
 from filmlet.engine.openvino.ops import Floats, Kernels, choose_kernels
 from filmlet.engine.openvino.runner import has_bfloat16, prefers_int8
@@ -56,7 +62,7 @@ class OpenVINOEngine(Engine):
 
     def bytes_to_load(self, *names: str) -> int:
         builds = (self._build(name) for name in names if name not in self.components)
-        return sum(build.weights.bytes for build in builds)
+        return sum(build.weights.bytes for build in builds if build.name != self._streamed)
 
     def load_components(self, *names: str) -> Iterator[int]:
         if self.placement.offload is not OffloadMode.NONE:
@@ -64,7 +70,8 @@ class OpenVINOEngine(Engine):
                 del self.components[other]
         for name in names:
             if name not in self.components:
-                self.components[name] = yield from KINDS[name].load(self._build(name))
+                kind = StreamedTextEncoder if name == self._streamed else KINDS[name]
+                self.components[name] = yield from kind.load(self._build(name))
 
     def noise_source(self, seed: int) -> NoiseFn:
         return TorchNoise(seed).randn
@@ -102,6 +109,11 @@ class OpenVINOEngine(Engine):
             call.latents, call.prompt_embeds, call.timesteps, call.video_coords
         )
 
+    @property
+    def _streamed(self) -> str | None:
+        """The component that is read while it runs, if there is one."""
+        return "text_encoder" if self.placement.is_blockwise else None
+
     def _get(self, name: str) -> Any:
         """Return a component, read now if another clip has had it put away meanwhile."""
         if name not in self.components:
@@ -112,7 +124,8 @@ class OpenVINOEngine(Engine):
     def _build(self, name: str) -> ComponentBuild:
         assert self.placement.cache
         dtype = self.placement.dtype if name in LOW_PRECISION_COMPONENTS else REFERENCE_DTYPE
-        is_int8 = name == INT8_COMPONENT and Optimization.INT8 in self.placement.optimizations
+        rounded = "transformer" if self.placement.is_blockwise else INT8_COMPONENT
+        is_int8 = name == rounded and Optimization.INT8 in self.placement.optimizations
         kernels = choose_kernels(self.placement.is_plain)
         cache = self.placement.cache
         return ComponentBuild(name, self.card, self.files, dtype, cache, is_int8, kernels)
@@ -127,16 +140,8 @@ def choose_placement(
     card: ModelCard, files: ComponentFiles, settings: Settings, dtype: str | None
 ) -> Placement | str:
     """Return how OpenVINO computes a checkpoint here, or why it cannot. dtype: it was begun in."""
-    text, transformer, vae = (
-        CheckpointWeights(name, getattr(files, name))
-        for name in ("text_encoder", "transformer", "vae")
-    )
-    if any(vae.config.get("decoder_inject_noise", ())):
-        return "the decoder adds noise, which is not compiled"
-    if vae.config.get("patch_size_t", 1) != 1:
-        return "the decoder has patches in time, which are not compiled"
-    if any(weights.has_8bit_weights for weights in (text, transformer, vae)):
-        return "weights in eight bits are torch's"
+    if reason := _why_not_files(files):
+        return reason
     kernels = choose_kernels(settings.openvino_plain > 0)
     best, reason = _choose_dtype(card, files, settings.cache, kernels)
     if dtype == REFERENCE_DTYPE and best != REFERENCE_DTYPE:
@@ -153,6 +158,46 @@ def choose_placement(
         optimizations=used,
         is_plain=settings.openvino_plain > 0,
     )
+
+
+def choose_blockwise_placement(
+    card: ModelCard, files: ComponentFiles, settings: Settings
+) -> Placement | str:
+    """Return how OpenVINO computes a checkpoint too large to be compiled at once, or why not.
+
+    What is not in 8 bits is in float32.
+    """
+    kernels = choose_kernels(settings.openvino_plain > 0)
+    build = ComponentBuild(
+        "transformer", card, files, REFERENCE_DTYPE, settings.cache, True, kernels
+    )
+    if reason := _why_not_files(files) or build.rejection():
+        return reason
+    return Placement(
+        "cpu",
+        REFERENCE_DTYPE,
+        "float32 beside 8 bits",
+        backend=Backend.OPENVINO,
+        cache=settings.cache,
+        optimizations=frozenset({Optimization.INT8}),
+        is_plain=settings.openvino_plain > 0,
+        is_blockwise=True,
+    )
+
+
+def _why_not_files(files: ComponentFiles) -> str | None:
+    """Return what a checkpoint has that is not compiled."""
+    text, transformer, vae = (
+        CheckpointWeights(name, getattr(files, name))
+        for name in ("text_encoder", "transformer", "vae")
+    )
+    if any(vae.config.get("decoder_inject_noise", ())):
+        return "the decoder adds noise, which is not compiled"
+    if vae.config.get("patch_size_t", 1) != 1:
+        return "the decoder has patches in time, which are not compiled"
+    if any(weights.has_8bit_weights for weights in (text, transformer, vae)):
+        return "weights in eight bits are torch's"
+    return None
 
 
 def _choose_dtype(

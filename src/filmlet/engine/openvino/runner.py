@@ -215,6 +215,13 @@ class CompiledGraph:
             self._is_fresh = False
             return dict(zip(self.output_names, request.outputs, strict=True))
 
+    def release_memory(self) -> None:
+        """Give the memory back that calls compute in; the next call takes it anew."""
+        with self.lock:
+            if self._model and not self.cancelled_request:
+                self._request = None
+                self._model.release_memory()
+
     def _recover_after_cancel(self) -> None:
         """A call that was given up leaves shapes of its own in the graph, and the next fails."""
         if self.cancelled_request:

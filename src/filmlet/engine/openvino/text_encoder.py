@@ -1,7 +1,7 @@
 """T5's encoder as an OpenVINO graph, with text of any length."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from filmlet.engine.openvino.ops import (
     split_heads,
 )
 
+BLOCKS, LAST_NORM = "encoder.block", "encoder.final_layer_norm"
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 ACTIVATIONS = {
     "relu": ops.relu,
@@ -40,16 +41,36 @@ def build_graph(weights: ModuleWeights, config: Mapping[str, Any]) -> ov.Model:
     graph = GraphBuilder("text encoder")
     ids = graph.add_input("ids", (1, -1), ov.Type.i64)
     near = graph.add_input("bias", (1, config["num_heads"], -1, -1))
-    shared_key = "shared.weight"
-    token_embeddings = weights[
-        shared_key if shared_key in weights else "encoder.embed_tokens.weight"
-    ]
-    x = ops.gather(constant(token_embeddings), ids, int_constant(0))
-    for block in weights.modulelist("encoder.block"):
-        x = ops.add(x, _attention(block.submodule("layer.0"), config, x, near))
-        x = ops.add(x, _feed_forward(block.submodule("layer.1"), config, x))
-    graph.outputs["states"] = _norm(weights.submodule("encoder.final_layer_norm"), config, x)
+    x = ops.gather(constant(weights[embeddings_key(weights.table)]), ids, int_constant(0))
+    for block in weights.modulelist(BLOCKS):
+        x = _block(block, config, x, near)
+    graph.outputs["states"] = _norm(weights.submodule(LAST_NORM), config, x)
     return graph.build()
+
+
+def build_block_graph(weights: ModuleWeights, number: int, config: Mapping[str, Any]) -> ov.Model:
+    """Return one block of float32 weights, and the last norm where they have it.
+
+    Inputs: x (1, tokens, channels), bias as `build_graph`. Output: states.
+    """
+    graph = GraphBuilder("text encoder block")
+    x = graph.add_input("x", (1, -1, config["d_model"]))
+    near = graph.add_input("bias", (1, config["num_heads"], -1, -1))
+    x = _block(weights.submodule(f"{BLOCKS}.{number}"), config, x, near)
+    if weights.has_submodule(LAST_NORM):
+        x = _norm(weights.submodule(LAST_NORM), config, x)
+    graph.outputs["states"] = x
+    return graph.build()
+
+
+def embeddings_key(names: Container[str]) -> str:
+    """Return the name of the embeddings of tokens."""
+    return "shared.weight" if "shared.weight" in names else "encoder.embed_tokens.weight"
+
+
+def _block(block: ModuleWeights, config: Mapping[str, Any], x: Node, near: Node) -> Node:
+    x = ops.add(x, _attention(block.submodule("layer.0"), config, x, near))
+    return ops.add(x, _feed_forward(block.submodule("layer.1"), config, x))
 
 
 def _norm(norm: ModuleWeights, config: Mapping[str, Any], x: Node) -> Node:
