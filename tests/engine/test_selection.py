@@ -70,6 +70,12 @@ def test_what_it_cannot_do_is_left_to_torch_with_the_reason(
     assert chosen == "torch"
     assert "patches in time" in told
     monkeypatch.setattr(selection, "OPENVINO_MAX_BYTES", 10_000)
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    assert engine(tiny, engine="openvino") == ("openvino", "")  # block by block
+    chosen, told = engine(tiny, engine="openvino", int8=0)
+    assert chosen == "torch"
+    assert "FILMLET_INT8 forbids" in told
+    monkeypatch.setattr(selection, "BLOCKWISE_MAX_PARAMETERS", 10_000)
     chosen, told = engine(tiny, engine="openvino")
     assert chosen == "torch"
     assert "too much memory" in told

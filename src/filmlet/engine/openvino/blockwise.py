@@ -17,6 +17,7 @@ from filmlet.engine.openvino.noise import TorchNoise
 from filmlet.engine.openvino.ops import Floats, GraphOptions, ModuleWeights
 from filmlet.engine.openvino.runner import Arrays, Ask, CompiledGraph
 from filmlet.engine.openvino.timestep_embedding import SINES
+from filmlet.engine.placement import trim_heap
 
 MAX_INT8_ERROR = 0.1  # relative error that 8 bits may add to what one block changes
 BLOCKS = "transformer_blocks"
@@ -127,6 +128,7 @@ class BlockwiseGraph:
             return {name.removesuffix(graphs.NEXT): array for name, array in outputs.items()}
         finally:
             part.release_memory()
+            trim_heap()  # else the heap of each of OpenVINO's threads keeps a share of it
 
 
 def list_parts(

@@ -112,12 +112,8 @@ class ComponentBuild:
         graphs = []
         for i, part in enumerate(parts):
             graph = self._load_cached_graph(i)
-            if graph is None:
-                weights = yield from self._read(part.names)
-                with blame_files(self.weights.path):
-                    graph = self._compile_part(i, part, weights)
-            graphs.append(graph)
-            yield 0
+            graphs.append(graph or (yield from self._compile_part(i, part)))
+            yield 0  # whoever waits may stop here
         return graphs
 
     @property
@@ -145,13 +141,15 @@ class ComponentBuild:
             self.store.save(f"{self.cache_key}-{i}", blob.tobytes())
         return runs
 
-    def _compile_part(self, i: int, part: GraphPart, weights: ModuleWeights) -> CompiledGraph:
+    def _compile_part(self, i: int, part: GraphPart) -> Generator[int, None, CompiledGraph]:
         """One graph as `_compile`: read back from the file, whose pages cost no memory."""
-        blob = _export_blob(_compile_graph(part.build_part(weights, self.options), self.dtype))
-        graph = self._import_blob(blob)
-        exact = _compile_graph(part.build_part(weights, GraphOptions()), REFERENCE_DTYPE)
-        if fault := part.find_part_fault(graph, CompiledGraph.from_model(exact)):
-            self._reject(fault)
+        weights = yield from self._read(part.names)
+        with blame_files(self.weights.path):
+            blob = _export_blob(_compile_graph(part.build_part(weights, self.options), self.dtype))
+            graph = self._import_blob(blob)
+            exact = _compile_graph(part.build_part(weights, GraphOptions()), REFERENCE_DTYPE)
+            if fault := part.find_part_fault(graph, CompiledGraph.from_model(exact)):
+                self._reject(fault)
         self.store.save(f"{self.cache_key}-{i}", blob.tobytes())
         return self._load_cached_graph(i) or graph
 
