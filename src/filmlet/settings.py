@@ -152,7 +152,8 @@ class Settings:
     compile: 1 compiles the transformer's blocks with torch.compile.
     fp8: 1 uses 8-bit matrix multiplication on a GPU; changes clips a little.
     cuda_graphs: 1 replays the steps of short clips as CUDA graphs.
-    int8: 0 switches int8 matrix multiplication in OpenVINO's decoder off.
+    int8: 0 switches int8 matrix multiplication in OpenVINO off: decoders are then in the dtype, and
+    models of billions of parameters, which OpenVINO computes in 8 bits alone, run on torch.
     openvino_plain: 1 builds OpenVINO's graphs without the forms of layers that are faster on some
     CPUs, to find out whether one of them is at fault; slower, other last bits.
     allow_download: 0 forbids downloads from the Hub.

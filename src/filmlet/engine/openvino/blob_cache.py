@@ -80,7 +80,7 @@ class BlobCache:
             file.touch() if is_whole else file.unlink()
         return CachedBlob(content[DIGEST:], pages) if is_whole else None
 
-    def save(self, name: str, blob: bytes) -> None:
+    def save(self, name: str, blob: bytes | memoryview) -> None:
         """Keep it, and let those go that were not used for longest; a full disk keeps nothing."""
         file = self._blob_path(name)
         part = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")  # of this process alone
@@ -88,7 +88,8 @@ class BlobCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as opened:
-                opened.write(hashlib.sha256(blob).digest() + blob)
+                opened.write(hashlib.sha256(blob).digest())
+                opened.write(blob)
             part.replace(file)
         except OSError:
             with suppress(OSError):

@@ -130,16 +130,12 @@ class ComponentBuild:
 
     def _compile(self, weights: ModuleWeights, graphs: ComponentGraphs) -> CompiledGraphs:
         """Its graphs, compiled, compared with exact ones, and kept."""
-        blobs = [
-            _export_blob(model)
-            for model in compile_all(graphs.build(weights, self.options), self.dtype)
-        ]
-        runs = [self._import_blob(blob) for blob in blobs]
-        if self.is_int8 or self.dtype != REFERENCE_DTYPE:
-            self._check(runs, weights, graphs)
-        for i, blob in enumerate(blobs):
-            self.store.save(f"{self.cache_key}-{i}", blob.tobytes())
-        return runs
+        models = compile_all(graphs.build(weights, self.options), self.dtype)
+        if not self.is_int8 and self.dtype == REFERENCE_DTYPE:
+            return [self._keep(i, _export_blob(model)) for i, model in enumerate(models)]
+        blobs = [_export_blob(model) for model in models]
+        self._check([self._import_blob(blob) for blob in blobs], weights, graphs)
+        return [self._keep(i, blob) for i, blob in enumerate(blobs)]
 
     def _compile_part(self, i: int, part: GraphPart) -> Generator[int, None, CompiledGraph]:
         """One graph as `_compile`: read back from the file, whose pages cost no memory."""
@@ -150,8 +146,12 @@ class ComponentBuild:
             exact = _compile_graph(part.build_part(weights, GraphOptions()), REFERENCE_DTYPE)
             if fault := part.find_part_fault(graph, CompiledGraph.from_model(exact)):
                 self._reject(fault)
-        self.store.save(f"{self.cache_key}-{i}", blob.tobytes())
-        return self._load_cached_graph(i) or graph
+        return self._keep(i, blob)
+
+    def _keep(self, i: int, blob: Blob) -> CompiledGraph:
+        """One graph, saved and read back: its weights are then pages of the file."""
+        self.store.save(f"{self.cache_key}-{i}", blob.data)
+        return self._load_cached_graph(i) or self._import_blob(blob)
 
     def _check(self, runs: CompiledGraphs, weights: ModuleWeights, graphs: ComponentGraphs) -> None:
         """Raises NonFiniteValues, once the verdict is kept."""
