@@ -32,7 +32,9 @@ LTX2_AUDIO_VALUES = 52_000_000
 LTX2_PROMPT_COPIES = 5  # of what the text encoder's layers say of each token
 LTX2_PROMPT_VALUES = LTX2_PROMPT_COPIES * 1024 * 49 * 3840
 INT8_BYTES = 1  # of a value of a transformer that OpenVINO compiles block by block
-BLOCKWISE_SHARE = 4 / 28  # of such a transformer's values, in float32 while a block is compiled
+# Of such a transformer (bench/RESULTS-2B.md): bytes of a value with its block's plans, and the share
+# of its values that are in float32 at once while a block is compiled.
+BLOCKWISE_BYTES, BLOCKWISE_SHARE = 1.4, 4 / 28
 DECODER_SHARE = 0.45  # of the VAE's values
 DECODER_COPIES = 2.5  # in float32 at once while a large decoder is compiled
 FLOAT32_BYTES = 4  # of a value of the vocoder, which is never less; and of a LoRA that is merged
@@ -154,14 +156,13 @@ def _estimate_blockwise(
     decoding = pixels * PIXEL_VALUES * FLOAT32_BYTES * min(1.0, parameters.vae * 4 / 1e9 + 0.1)
     compiling = BLOCKWISE_SHARE * parameters.transformer * FLOAT32_BYTES
     text = parameters.text_encoder * FLOAT32_BYTES / OFFLOADED_BLOCK_SHARE
-    transformer = parameters.transformer * INT8_BYTES
+    transformer = parameters.transformer * BLOCKWISE_BYTES
     decoder = DECODER_SHARE * parameters.vae * FLOAT32_BYTES
     making = DECODER_COPIES * decoder
+    last = max(making, decoder + decoding)
     amounts = {
-        OffloadMode.NONE: transformer + max(text, compiling + thinking, making, decoder + decoding),
-        OffloadMode.MODEL: max(
-            text, transformer + compiling + thinking, making, decoder + decoding
-        ),
+        OffloadMode.NONE: transformer + max(text, thinking, last),
+        OffloadMode.MODEL: max(text, compiling, transformer + thinking, last),
     }
     ours = [MemoryEstimate(mode, int(RUNTIME + amount)) for mode, amount in amounts.items()]
     return (*ours, *(need for need in others if need.offload not in amounts))
