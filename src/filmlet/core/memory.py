@@ -32,7 +32,7 @@ LTX2_AUDIO_VALUES = 52_000_000
 LTX2_PROMPT_COPIES = 5  # of what the text encoder's layers say of each token
 LTX2_PROMPT_VALUES = LTX2_PROMPT_COPIES * 1024 * 49 * 3840
 INT8_BYTES = 1  # of a value of a transformer that OpenVINO compiles block by block
-# Of such a transformer (bench/RESULTS-2B.md): bytes of a value with its block's plans, and the share
+# Of such a transformer (bench/RESULTS-2B.md): bytes of a value with its block's plans; the share
 # of its values that are in float32 at once while a block is compiled.
 BLOCKWISE_BYTES, BLOCKWISE_SHARE = 1.4, 4 / 28
 DECODER_SHARE = 0.45  # of the VAE's values
