@@ -211,7 +211,7 @@ def load_filmlet(part: str, folder: Path, sizes: Sizes, backend: str) -> Call:
     tokens = draw(1, sizes.channels, *sizes.latent).reshape(1, sizes.channels, -1)
     own = engine.to_device({"tokens": np.ascontiguousarray(tokens.swapaxes(1, 2))})["tokens"]
     params = _denoise_params(card, sizes)
-    return lambda: np.concatenate(list(engine.decode(Modalities(own), params)))  # type: ignore[arg-type]
+    return lambda: np.concatenate(list(engine.decode(Modalities(own), params)))
 
 
 def pocket_psnr(cache: Path) -> Iterator[float]:
@@ -227,6 +227,7 @@ def pocket_psnr(cache: Path) -> Iterator[float]:
 
     card = get_card("pocket")
     files = local_files(card)
+    assert files  # it is bundled
     exact = Placement("cpu", "float32", "a measurement", backend=Backend.OPENVINO, cache=cache)
     rounded = replace(exact, is_blockwise=True, optimizations=frozenset({Optimization.INT8}))
     engines = [drain(selection.load_engine(card, files, one)) for one in (exact, rounded)]
@@ -239,7 +240,7 @@ def pocket_psnr(cache: Path) -> Iterator[float]:
             told = engine.encode_prompt(tokenize(tokenizer, prompt, card.max_prompt_tokens))
             *_, step = engine.denoise(PromptEmbeds(told), params)
             parts = [*engines[0].decode(step.latents, params)]
-            pixels.append(np.concatenate(parts).astype(float))  # type: ignore[arg-type]
+            pixels.append(np.concatenate(parts).astype(float))
         noise = np.mean((pixels[0] - pixels[1]) ** 2)
         yield float(10 * np.log10(255**2 / max(noise, 1e-9)))
 

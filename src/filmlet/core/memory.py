@@ -36,7 +36,8 @@ INT8_BYTES = 1  # of a value of a transformer that OpenVINO compiles block by bl
 # of its values that are in float32 at once while a block is compiled.
 BLOCKWISE_BYTES, BLOCKWISE_SHARE = 1.4, 4 / 28
 DECODER_SHARE = 0.45  # of the VAE's values
-DECODER_COPIES = 2.5  # in float32 at once while a large decoder is compiled
+DECODER_COPIES = 2.2  # in float32 at once while a large decoder is compiled
+BLOCKWISE_PIXEL_VALUES = 2_800  # as PIXEL_VALUES, in a large decoder of OpenVINO
 FLOAT32_BYTES = 4  # of a value of the vocoder, which is never less; and of a LoRA that is merged
 LARGEST_LAYER_SHARE = 4 * 4096**2 / 18.99e9  # of the transformer's values: its feed-forward's
 TRANSFORMER_WIDTH = {
@@ -153,7 +154,7 @@ def _estimate_blockwise(
     width = TRANSFORMER_WIDTH[parameters.transformer > 6e9] if parameters.transformer > 1e9 else 256
     thinking = _count_tokens(shape, grid) * width * TOKEN_VALUES * FLOAT32_BYTES
     pixels = shape.generated_width * shape.generated_height
-    decoding = pixels * PIXEL_VALUES * FLOAT32_BYTES * min(1.0, parameters.vae * 4 / 1e9 + 0.1)
+    decoding = pixels * BLOCKWISE_PIXEL_VALUES * FLOAT32_BYTES
     compiling = BLOCKWISE_SHARE * parameters.transformer * FLOAT32_BYTES
     text = parameters.text_encoder * FLOAT32_BYTES / OFFLOADED_BLOCK_SHARE
     transformer = parameters.transformer * BLOCKWISE_BYTES
