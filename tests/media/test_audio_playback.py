@@ -15,6 +15,9 @@ __all__ = ["browser"]
 pytestmark = [pytest.mark.browser, needs_chromium]
 FRAMES, FLASH = 49, 24
 # What WebAudio decodes, and how bright the picture is in the middle of two frames.
+# Chromium 156 leaves out 24 samples of Opus more than libopus, which decodes the same file to the
+# sample: as if the delay of 6.5 ms (312 samples) in the file were rounded up to 7.
+OPUS_SAMPLES = 24
 PLAY = """async ({ data, type, times }) => {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
   const audio = new OfflineAudioContext(2, 48000, 48000);
@@ -72,10 +75,11 @@ def test_click_is_heard_when_the_flash_is_seen(
     else:
         clip.write(path)
     found = play(page, path, clip)
-    assert found["click"] == pytest.approx(float(FLASH * clip.tick * 48_000), abs=2)
+    early = OPUS_SAMPLES if kind.endswith("webm") else 0
+    assert found["click"] == pytest.approx(float(FLASH * clip.tick * 48_000), abs=early + 2)
     before, at = found["brightness"]
     assert before < BRIGHT < at
-    assert found["samples"] == pytest.approx(float(FRAMES * clip.tick * 48_000), abs=1)
+    assert found["samples"] == pytest.approx(float(FRAMES * clip.tick * 48_000), abs=early + 1)
     assert found["duration"] == pytest.approx(float(FRAMES * clip.tick), abs=1024 / 48_000 + 1e-3)
 
 

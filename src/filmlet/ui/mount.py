@@ -209,8 +209,12 @@ class CompressedPage:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope) if scope["type"] == "http" else ""
-        is_page = path == "/" or path.startswith(f"{FILES_PATH}/")
-        await (self.compressed if is_page else self.app)(scope, receive, send)
+        if path != "/" and not path.startswith(f"{FILES_PATH}/"):
+            await self.app(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":  # its head is GET's; uvicorn sends no body
+            scope = {**scope, "method": "GET"}
+        await self.compressed(scope, receive, send)
 
 
 class ContentPolicy:
