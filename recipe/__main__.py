@@ -4,8 +4,8 @@
 use the cores as well, less time is lost in waiting than with two threads.
 `--compute 2` trains twice as long everywhere; `--only evaluate` runs one stage on what is there;
 `--start src/filmlet/pocket` goes on from a checkpoint; what it knows is not learned again.
-`--start recipe/milestone` goes on from a VAE in the middle of its training, see its README;
-`--transformer src/filmlet/pocket` lets the bundled transformer learn the latents of that VAE.
+`--start recipe/milestone` goes on from a teacher in the middle of its training, see its README;
+`--transformer src/filmlet/pocket` lets the bundled transformer learn the latents of another VAE.
 """
 
 import argparse
